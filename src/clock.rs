@@ -1,0 +1,49 @@
+//! The one place that reads clocks.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chrono::Utc;
+
+use crate::model::Moment;
+
+/// Tells the time to the actors: the machine's, or a test's own.
+///
+/// Each actor reads it once per message. A clone reads the same clock.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Moment + Send + Sync>);
+
+impl Clock {
+    /// The machine's clocks.
+    #[must_use]
+    pub fn system() -> Self {
+        let start = Instant::now();
+        Self::from_fn(move || Moment::new(start.elapsed(), Utc::now()))
+    }
+
+    /// A clock that asks a function. Its monotonic part should never step back.
+    #[must_use]
+    pub fn from_fn(now: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        (self.0)()
+    }
+
+    /// The monotonic time since the clock's start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        Duration::from_micros(self.now().monotonic)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({:?})", self.now())
+    }
+}

@@ -1,0 +1,4 @@
+pub mod clock;
+pub mod model;
+
+pub use model::*;

@@ -1,0 +1,143 @@
+//! What an app attaches to a presence.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{
+    Map, Value,
+    value::{RawValue, to_raw_value},
+};
+
+/// The largest info, in bytes of compact JSON.
+pub const MAX_INFO_BYTES: usize = 4096;
+
+/// Why a JSON value is no [`Info`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidInfo {
+    /// The value is not a JSON object.
+    #[error("info is a JSON object")]
+    NotAnObject,
+    /// The object is larger than [`MAX_INFO_BYTES`].
+    #[error("info has at most {MAX_INFO_BYTES} bytes as JSON, this one has {bytes}")]
+    TooLarge {
+        /// Its size as compact JSON.
+        bytes: usize,
+    },
+}
+
+/// What the app attaches to a presence: a JSON object of at most 4 KiB.
+///
+/// Kept as compact text, encoded once; a clone shares it, and the empty object costs nothing.
+///
+/// ```
+/// use actix_presence::Info;
+/// use serde_json::json;
+///
+/// let info = Info::new(json!({"name": "Ada"}))?;
+/// assert_eq!(info.as_json(), r#"{"name":"Ada"}"#);
+/// assert_eq!(info.to_value()["name"], "Ada");
+/// # Ok::<(), actix_presence::InvalidInfo>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Info(Option<Arc<RawValue>>);
+
+impl Info {
+    /// The empty object.
+    pub const EMPTY: Self = Self(None);
+
+    /// Takes a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInfo`] if the value is not an object, or is too large.
+    pub fn new(value: Value) -> Result<Self, InvalidInfo> {
+        match value {
+            Value::Object(map) => Self::from_map(&map),
+            _ => Err(InvalidInfo::NotAnObject),
+        }
+    }
+
+    /// Takes the members of a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInfo::TooLarge`].
+    pub fn from_map(map: &Map<String, Value>) -> Result<Self, InvalidInfo> {
+        if map.is_empty() {
+            return Ok(Self::EMPTY);
+        }
+        // A map with text keys always has a JSON form.
+        let raw = to_raw_value(map).map_err(|_| InvalidInfo::NotAnObject)?;
+        match raw.get().len() {
+            bytes if bytes > MAX_INFO_BYTES => Err(InvalidInfo::TooLarge { bytes }),
+            _ => Ok(Self(Some(raw.into()))),
+        }
+    }
+
+    /// The object as compact JSON.
+    #[must_use]
+    pub fn as_json(&self) -> &str {
+        self.0.as_deref().map_or("{}", RawValue::get)
+    }
+
+    /// The object as a value.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        serde_json::from_str(self.as_json()).unwrap_or_default()
+    }
+
+    /// Whether the object has no members.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl fmt::Debug for Info {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_json())
+    }
+}
+
+impl PartialEq for Info {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_json() == other.as_json()
+    }
+}
+
+impl Eq for Info {}
+
+impl Serialize for Info {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(raw) => raw.serialize(serializer),
+            None => serializer.serialize_map(Some(0))?.end(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_an_object_within_the_limit_is_info() {
+        assert_eq!(Info::new(json!([1])), Err(InvalidInfo::NotAnObject));
+        assert_eq!(Info::new(Value::Null), Err(InvalidInfo::NotAnObject));
+        // {"k":"…"} has 8 bytes around the text.
+        assert!(Info::new(json!({"k": "x".repeat(MAX_INFO_BYTES - 8)})).is_ok());
+        let bytes = MAX_INFO_BYTES + 1;
+        let large = Info::new(json!({"k": "x".repeat(MAX_INFO_BYTES - 7)}));
+        assert_eq!(large, Err(InvalidInfo::TooLarge { bytes }));
+    }
+
+    #[test]
+    fn info_goes_into_json_as_it_is() {
+        let info = Info::new(json!({"a": {"b": [1, null]}})).unwrap();
+        assert_eq!(serde_json::to_string(&[&info]).unwrap(), r#"[{"a":{"b":[1,null]}}]"#);
+        assert_eq!(Info::new(json!({})).unwrap(), Info::EMPTY);
+    }
+}

@@ -1,0 +1,16 @@
+//! Rooms and presences as plain values.
+//!
+//! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
+//! value, and returns what happened.
+
+mod ids;
+mod info;
+mod presence;
+mod time;
+
+pub use ids::{
+    ConnectionId, Epoch, InvalidConnectionId, InvalidName, MAX_NAME_CHARS, RoomName, UserId,
+};
+pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
+pub use presence::{Cause, Member, Occupancy, Presence, RoomSummary, SeenPresence};
+pub use time::Moment;
