@@ -285,7 +285,8 @@ mod tests {
         let id = ConnectionId::new();
         let text = id.to_string();
         assert_eq!(text.parse(), Ok(id));
-        for bad in [text.to_uppercase(), format!("{{{text}}}"), text[1..].to_owned(), String::new()] {
+        for bad in [text.to_uppercase(), format!("{{{text}}}"), text[1..].to_owned(), String::new()]
+        {
             assert_eq!(bad.parse::<ConnectionId>(), Err(InvalidConnectionId), "{bad}");
         }
     }

@@ -3,14 +3,21 @@
 //! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
 //! value, and returns what happened.
 
+mod diff;
 mod ids;
 mod info;
 mod presence;
+mod queries;
+mod rooms;
+mod snapshot;
 mod time;
 
+pub use diff::{Diff, Leave, Offline, Update};
 pub use ids::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidName, MAX_NAME_CHARS, RoomName, UserId,
 };
 pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
 pub use presence::{Cause, Member, Occupancy, Presence, RoomSummary, SeenPresence};
+pub use rooms::{LimitReached, Limits, Rooms};
+pub use snapshot::Snapshot;
 pub use time::Moment;

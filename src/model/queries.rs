@@ -1,0 +1,133 @@
+//! What can be asked of the rooms; nothing here changes them.
+
+use std::ops::Bound;
+
+use super::{
+    ConnectionId, Epoch, Occupancy, Presence, RoomName, RoomSummary, Rooms, SeenPresence, Snapshot,
+    UserId, snapshot::Place,
+};
+
+impl Rooms {
+    /// The incarnation in which the versions count.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The room with everybody in it, if anybody is; O(1).
+    #[must_use]
+    pub fn room(&self, room: &RoomName) -> Option<&Snapshot> {
+        self.rooms.get(room)
+    }
+
+    /// The room as it is now, be it empty; O(1).
+    #[must_use]
+    pub fn snapshot(&self, room: &RoomName) -> Snapshot {
+        match self.rooms.get(room) {
+            Some(state) => state.clone(),
+            None => Snapshot::empty(room.clone(), self.epoch, self.floor),
+        }
+    }
+
+    /// How many are in the room; O(1).
+    #[must_use]
+    pub fn occupancy(&self, room: &RoomName) -> Occupancy {
+        self.rooms.get(room).map_or_else(Occupancy::default, Snapshot::occupancy)
+    }
+
+    /// At most `limit` rooms in the order of their names, after the one named.
+    #[must_use]
+    pub fn list(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomSummary> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.rooms
+            .range::<RoomName, _>((start, Bound::Unbounded))
+            .take(limit)
+            .map(|(room, state)| RoomSummary {
+                room: room.clone(),
+                occupancy: state.occupancy(),
+                version: state.version(),
+            })
+            .collect()
+    }
+
+    /// The rooms the user is in, by name, with the number of connections in each.
+    #[must_use]
+    pub fn where_is(&self, user: &UserId) -> Vec<(RoomName, usize)> {
+        let rooms = self.whereabouts.get(user).into_iter().flatten();
+        rooms
+            .filter_map(|room| Some((room.clone(), self.room(room)?.user(user)?.connections)))
+            .collect()
+    }
+
+    /// The connections that are somewhere as this user, each once.
+    #[must_use]
+    pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
+        let rooms = self.whereabouts.get(user).into_iter().flatten();
+        let mut all: Vec<_> = rooms
+            .filter_map(|room| self.room(room))
+            .flat_map(|state| state.connections_of(user))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// At most `limit` presences of the room in the order of [`Snapshot::presences`], after the one
+    /// given.
+    #[must_use]
+    pub fn presences(
+        &self,
+        room: &RoomName,
+        after: Option<&Presence>,
+        limit: usize,
+    ) -> Vec<SeenPresence> {
+        let Some(state) = self.room(room) else { return Vec::new() };
+        let seen = |presence: Presence| SeenPresence {
+            last_seen: self
+                .connections
+                .get(&presence.connection)
+                .map_or(presence.joined_at, |known| known.last_seen.utc()),
+            presence,
+        };
+        match after {
+            Some(after) => {
+                state.presences_after(&Place::from(after)).take(limit).map(seen).collect()
+            }
+            None => state.presences().take(limit).map(seen).collect(),
+        }
+    }
+
+    /// The presence of the connection in the room.
+    #[must_use]
+    pub fn presence(&self, room: &RoomName, connection: ConnectionId) -> Option<SeenPresence> {
+        let known = self.connections.get(&connection)?;
+        let place = known.stay(room)?.place(connection);
+        let info = self.room(room)?.info(&place)?.clone();
+        let Place { user, joined_at, .. } = place;
+        let presence = Presence { connection, user, info, joined_at };
+        Some(SeenPresence { presence, last_seen: known.last_seen.utc() })
+    }
+
+    /// The rooms that the connection is in, in no order.
+    pub fn rooms_of(&self, connection: ConnectionId) -> impl Iterator<Item = &RoomName> {
+        let stays = self.connections.get(&connection).map(|known| &known.stays);
+        stays.into_iter().flatten().map(|stay| &stay.room)
+    }
+
+    /// Every connection, the longest silent first.
+    pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.connections.keys().copied()
+    }
+
+    /// How many rooms have somebody in them; O(1).
+    #[must_use]
+    pub fn room_count(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// How many connections are in some room; O(1).
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+}

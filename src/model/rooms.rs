@@ -1,0 +1,374 @@
+//! All rooms of a registry, and the operations on them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use ahash::RandomState;
+use chrono::{DateTime, Utc};
+use hashlink::LinkedHashMap;
+use smallvec::SmallVec;
+
+use super::{
+    Cause, ConnectionId, Diff, Epoch, Info, Leave, Moment, Offline, Presence, RoomName, Snapshot,
+    Update, UserId, snapshot::Place,
+};
+
+/// How many of each a [`Rooms`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rooms that one connection may be in. Default 128.
+    pub rooms_per_connection: usize,
+    /// Connections that one room may hold. Default none.
+    pub room_size: Option<usize>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rooms_per_connection: 128, room_size: None }
+    }
+}
+
+/// A join that a limit forbids; nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LimitReached {
+    /// The room holds `limit` connections already. Retrying helps only after someone leaves.
+    #[error("the room is full ({limit} connections)")]
+    RoomFull {
+        /// The limit.
+        limit: usize,
+    },
+    /// The connection is in `limit` rooms already. It has to leave one first.
+    #[error("the connection is in {limit} rooms already")]
+    TooManyRooms {
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A connection's place in one room, as the connection remembers it.
+#[derive(Clone, Debug)]
+pub(super) struct Stay {
+    pub(super) room: RoomName,
+    user: Option<UserId>,
+    joined_at: DateTime<Utc>,
+}
+
+impl Stay {
+    pub(super) fn place(&self, connection: ConnectionId) -> Place {
+        Place { user: self.user.clone(), joined_at: self.joined_at, connection }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) last_seen: Moment,
+    pub(super) stays: SmallVec<[Stay; 1]>,
+}
+
+/// Rooms and who is in them: a plain value.
+///
+/// Every operation changes the value and returns what happened: the [`Diff`] of each room that
+/// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
+/// versions go on above the old ones.
+///
+/// A presence takes about half a KiB besides its names and info (`cargo bench -- memory` measures
+/// it): names are shared, no map repeats a text.
+///
+/// ```
+/// use actix_presence::{Cause, ConnectionId, Info, Moment, RoomName, Rooms, UserId};
+///
+/// let (lobby, ada) = (RoomName::new("lobby")?, UserId::new("ada")?);
+/// let (now, tab) = (Moment { monotonic: 0, wall: 0 }, ConnectionId::new());
+/// let mut rooms = Rooms::default();
+///
+/// let joined = rooms.join(&lobby, tab, Some(ada.clone()), Info::EMPTY, now)?.unwrap();
+/// assert_eq!((joined.version, joined.online), (1, vec![ada]));
+///
+/// let left = rooms.leave(&lobby, tab, Cause::Left).unwrap();
+/// assert_eq!(left.leaves[0].cause, Cause::Left);
+/// assert!(rooms.leave(&lobby, tab, Cause::Left).is_none()); // the second time nothing happens
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Rooms {
+    pub(super) epoch: Epoch,
+    limits: Limits,
+    pub(super) rooms: BTreeMap<RoomName, Snapshot>,
+    /// By age: every touch moves to the back, so the silent are in front.
+    pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
+    /// The rooms each user is in, sorted.
+    pub(super) whereabouts: HashMap<UserId, SmallVec<[RoomName; 1]>, RandomState>,
+    /// No room that went away had a higher version.
+    pub(super) floor: u64,
+    /// A clock that steps back is held here.
+    latest: Moment,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self::new(Limits::default())
+    }
+}
+
+impl Rooms {
+    /// No rooms, in an epoch of their own.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            epoch: Epoch::new(),
+            limits,
+            rooms: BTreeMap::new(),
+            connections: LinkedHashMap::with_hasher(RandomState::new()),
+            whereabouts: HashMap::default(),
+            floor: 0,
+            latest: Moment { monotonic: 0, wall: 0 },
+        }
+    }
+
+    /// The connection enters the room; a sign of life.
+    ///
+    /// One that is in the room already stays what it is if user and info are the same, else its
+    /// presence changes in one step.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitReached`]; then nothing has changed.
+    pub fn join(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        user: Option<UserId>,
+        info: Info,
+        now: Moment,
+    ) -> Result<Option<Diff>, LimitReached> {
+        let stay = self.connections.get(&connection).and_then(|c| c.stay(room)).cloned();
+        if let Some(stay) = stay {
+            self.touch(connection, now);
+            return Ok(self.change(connection, &stay, user, info));
+        }
+        self.check_limits(room, connection)?;
+
+        let now = self.hold(now);
+        let joined_at = now.utc();
+        let stay = Stay { room: room.clone(), user: user.clone(), joined_at };
+        match self.connections.to_back(&connection) {
+            Some(known) => {
+                known.last_seen = now;
+                known.stays.push(stay);
+            }
+            None => {
+                let stays = SmallVec::from_buf([stay]);
+                self.connections.insert(connection, Connection { last_seen: now, stays });
+            }
+        }
+        let (epoch, floor) = (self.epoch, self.floor);
+        let state = self
+            .rooms
+            .entry(room.clone())
+            .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
+
+        let place = Place { user: user.clone(), joined_at, connection };
+        let online = state.insert(place, info.clone());
+        let mut diff = Diff::new(room.clone(), state.next_version());
+        if let Some(user) = user.as_ref().filter(|_| online) {
+            self.came_online(room, user);
+            diff.online.push(user.clone());
+        }
+        diff.joins.push(Presence { connection, user, info, joined_at });
+        Ok(Some(diff))
+    }
+
+    /// The connection goes out of the room.
+    pub fn leave(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        cause: Cause,
+    ) -> Option<Diff> {
+        let stay = self.take_stay(room, connection)?;
+        let mut diff = None;
+        self.end(connection, stay, cause, &mut diff);
+        diff
+    }
+
+    /// The connection goes out of all its rooms: one change for each.
+    pub fn leave_all(&mut self, connection: ConnectionId, cause: Cause) -> Vec<Diff> {
+        let Some(known) = self.connections.remove(&connection) else { return Vec::new() };
+        let mut diffs = Vec::with_capacity(known.stays.len());
+        for stay in known.stays {
+            let mut diff = None;
+            self.end(connection, stay, cause, &mut diff);
+            diffs.extend(diff);
+        }
+        diffs
+    }
+
+    /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none: a touch
+    /// never brings anybody back.
+    pub fn touch(&mut self, connection: ConnectionId, now: Moment) -> bool {
+        let now = self.hold(now);
+        match self.connections.to_back(&connection) {
+            Some(known) => {
+                known.last_seen = now;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Replaces the info of the connection in the room.
+    pub fn update_info(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        info: Info,
+    ) -> Option<Diff> {
+        let stay = self.connections.get(&connection)?.stay(room)?.clone();
+        let user = stay.user.clone();
+        self.change(connection, &stay, user, info)
+    }
+
+    /// Everybody who was silent for longer than `age` goes: one change per room, which names all;
+    /// O(those who go).
+    pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
+        let now = self.hold(now);
+        let mut diffs: BTreeMap<RoomName, Option<Diff>> = BTreeMap::new();
+        while let Some((_, oldest)) = self.connections.front() {
+            if now.since(oldest.last_seen) <= age {
+                break;
+            }
+            let Some((connection, silent)) = self.connections.pop_front() else { break };
+            for stay in silent.stays {
+                let diff = diffs.entry(stay.room.clone()).or_default();
+                self.end(connection, stay, Cause::Expired, diff);
+            }
+        }
+        diffs.into_values().flatten().collect()
+    }
+
+    /// Everybody in the room goes.
+    pub fn close_room(&mut self, room: &RoomName, cause: Cause) -> Option<Diff> {
+        let connections: Vec<_> = self.rooms.get(room)?.connections().collect();
+        let mut diff = None;
+        for connection in connections {
+            if let Some(stay) = self.take_stay(room, connection) {
+                self.end(connection, stay, cause, &mut diff);
+            }
+        }
+        diff
+    }
+
+    /// Whether a connection that is not in the room may join it.
+    fn check_limits(&self, room: &RoomName, connection: ConnectionId) -> Result<(), LimitReached> {
+        let limit = self.limits.rooms_per_connection;
+        if self.connections.get(&connection).is_some_and(|known| known.stays.len() >= limit) {
+            return Err(LimitReached::TooManyRooms { limit });
+        }
+        match self.limits.room_size {
+            Some(limit) if self.occupancy(room).connections >= limit => {
+                Err(LimitReached::RoomFull { limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a presence another user or info, keeping its place in time.
+    fn change(
+        &mut self,
+        connection: ConnectionId,
+        stay: &Stay,
+        user: Option<UserId>,
+        info: Info,
+    ) -> Option<Diff> {
+        let place = stay.place(connection);
+        let state = self.rooms.get_mut(&stay.room)?;
+        let old = state.info(&place)?.clone();
+        if stay.user == user && old == info {
+            return None;
+        }
+        let mut diff = Diff::new(stay.room.clone(), state.next_version());
+        let (joined_at, room) = (stay.joined_at, &stay.room);
+        diff.updates.push(Update {
+            before: Presence { connection, user: stay.user.clone(), info: old, joined_at },
+            after: Presence { connection, user: user.clone(), info: info.clone(), joined_at },
+        });
+        if stay.user == user {
+            state.set_info(place, info);
+            return Some(diff);
+        }
+        let offline = state.remove(&place);
+        let online = state.insert(Place { user: user.clone(), ..place }, info);
+        if let Some(user) = user.as_ref().filter(|_| online) {
+            self.came_online(room, user);
+            diff.online.push(user.clone());
+        }
+        if let Some(user) = stay.user.clone().filter(|_| offline) {
+            self.went_offline(room, &user);
+            diff.offline.push(Offline { user, cause: Cause::Left });
+        }
+        let known = self.connections.get_mut(&connection)?;
+        known.stays.iter_mut().find(|s| s.room == *room)?.user = user;
+        Some(diff)
+    }
+
+    fn take_stay(&mut self, room: &RoomName, connection: ConnectionId) -> Option<Stay> {
+        let known = self.connections.get_mut(&connection)?;
+        let index = known.stays.iter().position(|stay| stay.room == *room)?;
+        let stay = known.stays.swap_remove(index);
+        if known.stays.is_empty() {
+            self.connections.remove(&connection);
+        }
+        Some(stay)
+    }
+
+    /// Ends a stay that its connection has forgotten already, adding to the change of its room.
+    fn end(&mut self, connection: ConnectionId, stay: Stay, cause: Cause, diff: &mut Option<Diff>) {
+        let place = stay.place(connection);
+        let Stay { room, user, joined_at } = stay;
+        let Some(state) = self.rooms.get_mut(&room) else { return };
+        let Some(info) = state.info(&place).cloned() else { return };
+        let offline = state.remove(&place);
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        if state.is_empty() {
+            self.floor = self.floor.max(state.version());
+            self.rooms.remove(&room);
+        }
+        if let Some(user) = user.clone().filter(|_| offline) {
+            self.went_offline(&room, &user);
+            diff.offline.push(Offline { user, cause });
+        }
+        let presence = Presence { connection, user, info, joined_at };
+        diff.leaves.push(Leave { presence, cause });
+    }
+
+    fn came_online(&mut self, room: &RoomName, user: &UserId) {
+        let rooms = self.whereabouts.entry(user.clone()).or_default();
+        if let Err(index) = rooms.binary_search(room) {
+            rooms.insert(index, room.clone());
+        }
+    }
+
+    fn went_offline(&mut self, room: &RoomName, user: &UserId) {
+        let Some(rooms) = self.whereabouts.get_mut(user) else { return };
+        if let Ok(index) = rooms.binary_search(room) {
+            rooms.remove(index);
+        }
+        if rooms.is_empty() {
+            self.whereabouts.remove(user);
+        }
+    }
+
+    fn hold(&mut self, now: Moment) -> Moment {
+        self.latest = self.latest.max(now);
+        self.latest
+    }
+}
+
+impl Connection {
+    pub(super) fn stay(&self, room: &RoomName) -> Option<&Stay> {
+        self.stays.iter().find(|stay| stay.room == *room)
+    }
+}

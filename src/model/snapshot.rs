@@ -1,0 +1,233 @@
+//! One room at one version.
+
+use std::ops::Bound;
+
+use chrono::{DateTime, Utc};
+use rpds::RedBlackTreeMapSync;
+
+use super::{ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId};
+
+/// Where a presence stands in its room: by user, then by when it joined.
+///
+/// All presences of a user are neighbours, the newest last, and the anonymous come first; so one
+/// ordered map answers who is online, with how many connections, and whose info counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub user: Option<UserId>,
+    pub joined_at: DateTime<Utc>,
+    pub connection: ConnectionId,
+}
+
+impl Place {
+    fn first(user: Option<UserId>) -> Self {
+        let (joined_at, connection) = (DateTime::<Utc>::MIN_UTC, ConnectionId::from_u128(0));
+        Self { user, joined_at, connection }
+    }
+
+    fn last(user: Option<UserId>) -> Self {
+        let (joined_at, connection) =
+            (DateTime::<Utc>::MAX_UTC, ConnectionId::from_u128(u128::MAX));
+        Self { user, joined_at, connection }
+    }
+}
+
+impl From<&Presence> for Place {
+    fn from(presence: &Presence) -> Self {
+        let Presence { connection, user, joined_at, .. } = presence;
+        Self { user: user.clone(), joined_at: *joined_at, connection: *connection }
+    }
+}
+
+/// A room at one version: who is in it, and how many.
+///
+/// Taking or cloning one costs a few pointers whatever the room's size, because the members are kept
+/// in a persistent map; a snapshot never changes under its owner.
+///
+/// A snapshot and the diffs after it leave no gap: see [`apply`](Self::apply).
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    room: RoomName,
+    epoch: Epoch,
+    version: u64,
+    users: usize,
+    anonymous: usize,
+    members: RedBlackTreeMapSync<Place, Info>,
+}
+
+impl Snapshot {
+    /// The room when nobody is in it.
+    #[must_use]
+    pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
+        let members = RedBlackTreeMapSync::new_sync();
+        Self { room, epoch, version, users: 0, anonymous: 0, members }
+    }
+
+    /// Which room.
+    #[must_use]
+    pub fn room(&self) -> &RoomName {
+        &self.room
+    }
+
+    /// The incarnation of the registry in which [`version`](Self::version) counts.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Rises by one with every change of the room.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many are in the room; O(1).
+    #[must_use]
+    pub fn occupancy(&self) -> Occupancy {
+        let connections = self.members.size();
+        Occupancy { connections, users: self.users, anonymous: self.anonymous }
+    }
+
+    /// How many connections without a user are in the room; O(1).
+    #[must_use]
+    pub fn anonymous_count(&self) -> usize {
+        self.anonymous
+    }
+
+    /// Whether nobody is in the room.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The distinct users in the room, by id.
+    pub fn users(&self) -> impl Iterator<Item = Member> + '_ {
+        let known = (Bound::Excluded(Place::last(None)), Bound::Unbounded);
+        let mut places = self.members.range::<Place, _>(known).peekable();
+        std::iter::from_fn(move || {
+            let (place, mut info) = places.next()?;
+            let mut connections = 1;
+            while let Some((_, newer)) = places.next_if(|(next, _)| next.user == place.user) {
+                info = newer;
+                connections += 1;
+            }
+            Some(Member { id: place.user.clone()?, info: info.clone(), connections })
+        })
+    }
+
+    /// The user's entry, if the user is in the room; O(connections of the user).
+    #[must_use]
+    pub fn user(&self, user: &UserId) -> Option<Member> {
+        let mut places = self.of(Some(user.clone()));
+        let (_, info) = places.next_back()?;
+        Some(Member { id: user.clone(), info: info.clone(), connections: 1 + places.count() })
+    }
+
+    /// Every presence in the room: the anonymous first, then by user, each in order of joining.
+    pub fn presences(&self) -> impl Iterator<Item = Presence> + '_ {
+        self.members.iter().map(presence)
+    }
+
+    pub(crate) fn presences_after(&self, after: &Place) -> impl Iterator<Item = Presence> + '_ {
+        let after = (Bound::Excluded(after.clone()), Bound::Unbounded);
+        self.members.range::<Place, _>(after).map(presence)
+    }
+
+    /// The connections in the room, in the order of [`presences`](Self::presences).
+    pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        self.members.keys().map(|place| place.connection)
+    }
+
+    /// Brings the snapshot to the version of the diff. Diffs are applied in the order of their
+    /// versions; one that the snapshot already holds changes nothing.
+    pub fn apply(&mut self, diff: &Diff) {
+        if diff.version <= self.version {
+            return;
+        }
+        for leave in &diff.leaves {
+            self.remove(&Place::from(&leave.presence));
+        }
+        for update in &diff.updates {
+            self.remove(&Place::from(&update.before));
+            self.insert(Place::from(&update.after), update.after.info.clone());
+        }
+        for join in &diff.joins {
+            self.insert(Place::from(join), join.info.clone());
+        }
+        self.version = diff.version;
+    }
+
+    pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = ConnectionId> {
+        self.of(Some(user.clone())).map(|(place, _)| place.connection)
+    }
+
+    pub(super) fn is_online(&self, user: &UserId) -> bool {
+        self.of(Some(user.clone())).next().is_some()
+    }
+
+    pub(super) fn info(&self, place: &Place) -> Option<&Info> {
+        self.members.get(place)
+    }
+
+    pub(super) fn next_version(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    /// Puts a presence in, and says whether its user was not in the room before.
+    pub(super) fn insert(&mut self, place: Place, info: Info) -> bool {
+        let online = match &place.user {
+            Some(user) => !self.is_online(user),
+            None => false,
+        };
+        match &place.user {
+            Some(_) => self.users += usize::from(online),
+            None => self.anonymous += 1,
+        }
+        self.members.insert_mut(place, info);
+        online
+    }
+
+    /// Replaces the info of a presence that is in the room.
+    pub(super) fn set_info(&mut self, place: Place, info: Info) {
+        self.members.insert_mut(place, info);
+    }
+
+    /// Takes a presence out, and says whether its user has no other in the room.
+    pub(super) fn remove(&mut self, place: &Place) -> bool {
+        if !self.members.remove_mut(place) {
+            return false;
+        }
+        let Some(user) = &place.user else {
+            self.anonymous -= 1;
+            return false;
+        };
+        let offline = !self.is_online(user);
+        self.users -= usize::from(offline);
+        offline
+    }
+
+    fn of(&self, user: Option<UserId>) -> impl DoubleEndedIterator<Item = (&Place, &Info)> {
+        self.members.range::<Place, _>(Place::first(user.clone())..=Place::last(user))
+    }
+}
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.room == other.room
+            && self.epoch == other.epoch
+            && self.version == other.version
+            && self.occupancy() == other.occupancy()
+            && self.members == other.members
+    }
+}
+
+impl Eq for Snapshot {}
+
+fn presence((place, info): (&Place, &Info)) -> Presence {
+    Presence {
+        connection: place.connection,
+        user: place.user.clone(),
+        info: info.clone(),
+        joined_at: place.joined_at,
+    }
+}
