@@ -1,10 +1,6 @@
 //! The one place that reads clocks.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use chrono::Utc;
 
@@ -34,11 +30,6 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Moment {
         (self.0)()
-    }
-
-    /// The monotonic time since the clock's start.
-    pub(crate) fn elapsed(&self) -> Duration {
-        Duration::from_micros(self.now().monotonic)
     }
 }
 

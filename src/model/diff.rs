@@ -16,7 +16,7 @@ pub struct Diff {
     /// Presences that began.
     pub joins: Vec<Presence>,
     /// Presences that ended, each with its cause.
-    pub leaves: Vec<Leave>,
+    pub leaves: Vec<Left>,
     /// Presences that go on with another user or info.
     pub updates: Vec<Update>,
     /// Users whose first connection in the room this is.
@@ -27,7 +27,7 @@ pub struct Diff {
 
 /// A presence that ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leave {
+pub struct Left {
     /// The presence as it was.
     pub presence: Presence,
     /// Why it ended.
@@ -65,22 +65,27 @@ impl Diff {
         }
     }
 
-    /// The presence that joined, if the change is just one join.
+    /// Whether the change is one of many presences at once: a prune, or the end of a room, a node or
+    /// the registry, also when only one presence was left to go.
     #[must_use]
-    pub fn added(&self) -> Option<&Presence> {
-        match (&*self.joins, &*self.leaves) {
-            ([one], []) => Some(one),
-            _ => None,
-        }
+    pub fn is_bulk(&self) -> bool {
+        let at_once = |cause| {
+            matches!(cause, Cause::Expired | Cause::RoomClosed | Cause::NodeLost | Cause::Shutdown)
+        };
+        self.joins.len() + self.leaves.len() + self.updates.len() > 1
+            || self.leaves.iter().any(|leave| at_once(leave.cause))
     }
 
-    /// The presence that left, if the change is just one leave.
+    /// The presence that joined; `None` in a bulk change.
+    #[must_use]
+    pub fn added(&self) -> Option<&Presence> {
+        self.joins.first().filter(|_| !self.is_bulk())
+    }
+
+    /// The presence that left; `None` in a bulk change.
     #[must_use]
     pub fn removed(&self) -> Option<&Presence> {
-        match (&*self.joins, &*self.leaves) {
-            ([], [one]) => Some(&one.presence),
-            _ => None,
-        }
+        self.leaves.first().map(|leave| &leave.presence).filter(|_| !self.is_bulk())
     }
 
     /// Every connection that the change is about.

@@ -12,7 +12,7 @@ mod rooms;
 mod snapshot;
 mod time;
 
-pub use diff::{Diff, Leave, Offline, Update};
+pub use diff::{Diff, Left, Offline, Update};
 pub use ids::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidName, MAX_NAME_CHARS, RoomName, UserId,
 };

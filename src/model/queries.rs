@@ -2,6 +2,8 @@
 
 use std::ops::Bound;
 
+use chrono::{DateTime, Utc};
+
 use super::{
     ConnectionId, Epoch, Occupancy, Presence, RoomName, RoomSummary, Rooms, SeenPresence, Snapshot,
     UserId, snapshot::Place,
@@ -106,6 +108,12 @@ impl Rooms {
         let Place { user, joined_at, .. } = place;
         let presence = Presence { connection, user, info, joined_at };
         Some(SeenPresence { presence, last_seen: known.last_seen.utc() })
+    }
+
+    /// When the connection was last heard of, if it is in some room.
+    #[must_use]
+    pub fn last_seen(&self, connection: ConnectionId) -> Option<DateTime<Utc>> {
+        self.connections.get(&connection).map(|known| known.last_seen.utc())
     }
 
     /// The rooms that the connection is in, in no order.

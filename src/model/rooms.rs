@@ -11,7 +11,7 @@ use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Epoch, Info, Leave, Moment, Offline, Presence, RoomName, Snapshot,
+    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Offline, Presence, RoomName, Snapshot,
     Update, UserId, snapshot::Place,
 };
 
@@ -267,6 +267,15 @@ impl Rooms {
         if self.connections.get(&connection).is_some_and(|known| known.stays.len() >= limit) {
             return Err(LimitReached::TooManyRooms { limit });
         }
+        self.has_place(room)
+    }
+
+    /// Whether the room takes another connection.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitReached::RoomFull`].
+    pub fn has_place(&self, room: &RoomName) -> Result<(), LimitReached> {
         match self.limits.room_size {
             Some(limit) if self.occupancy(room).connections >= limit => {
                 Err(LimitReached::RoomFull { limit })
@@ -341,7 +350,7 @@ impl Rooms {
             diff.offline.push(Offline { user, cause });
         }
         let presence = Presence { connection, user, info, joined_at };
-        diff.leaves.push(Leave { presence, cause });
+        diff.leaves.push(Left { presence, cause });
     }
 
     fn came_online(&mut self, room: &RoomName, user: &UserId) {

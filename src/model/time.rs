@@ -22,6 +22,12 @@ impl Moment {
         Self { monotonic: micros(monotonic), wall: wall.timestamp_micros() }
     }
 
+    /// The monotonic time since the clock's start.
+    #[must_use]
+    pub fn monotonic(self) -> Duration {
+        Duration::from_micros(self.monotonic)
+    }
+
     /// The wall time.
     #[must_use]
     pub fn utc(self) -> DateTime<Utc> {

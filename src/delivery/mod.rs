@@ -1,0 +1,184 @@
+//! Who gets what: the one part that knows the recipients of sessions and observers.
+//!
+//! Frames are encoded once per dialect and shared. Nothing here waits: a recipient that does not take
+//! its frame is reported to the registry, which decides.
+
+mod audience;
+mod observers;
+
+use std::collections::{BTreeSet, HashMap};
+
+use actix::prelude::*;
+use ahash::RandomState;
+use bytestring::ByteString;
+
+use self::audience::Audience;
+pub(crate) use self::observers::Observers;
+use crate::{
+    clock::Clock,
+    messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, close_code},
+    model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
+    wire::json,
+};
+
+/// How to reach one connection.
+struct Outlet {
+    /// This very recipient and no clone of it: each clone has a free slot in a full mailbox.
+    forward: Recipient<ForwardMessage>,
+    disconnect: Option<Recipient<Disconnect>>,
+    dialect: Dialect,
+}
+
+impl Outlet {
+    fn feed(&self) -> Feed {
+        match self.dialect {
+            Dialect::Raw => Feed::None,
+            Dialect::Json(feed) => feed,
+        }
+    }
+}
+
+/// Connections that did not take what they were sent.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Their mailbox is full.
+    pub slow: Vec<ConnectionId>,
+    /// Their actor has stopped.
+    pub gone: Vec<ConnectionId>,
+}
+
+/// The recipients of all connections, and what their rooms owe them.
+#[derive(Default)]
+pub(crate) struct Delivery {
+    outlets: HashMap<ConnectionId, Outlet, RandomState>,
+    /// Rooms of which somebody wants to hear who is there.
+    audiences: HashMap<RoomName, Audience, RandomState>,
+    /// When the next member list of a room may go out, for rooms that wait for it.
+    due: BTreeSet<(u64, RoomName)>,
+}
+
+impl Delivery {
+    /// Remembers how to reach a connection.
+    pub fn connect(
+        &mut self,
+        connection: ConnectionId,
+        forward: Recipient<ForwardMessage>,
+        disconnect: Option<Recipient<Disconnect>>,
+        dialect: Dialect,
+    ) {
+        match self.outlets.get_mut(&connection) {
+            Some(known) if known.forward == forward => known.dialect = dialect,
+            _ => {
+                self.outlets.insert(connection, Outlet { forward, disconnect, dialect });
+            }
+        }
+    }
+
+    /// Forgets a connection that is out of its last room, telling it to close if it does not know.
+    pub fn disconnect(&mut self, connection: ConnectionId, cause: Cause) {
+        let Some(outlet) = self.outlets.remove(&connection) else { return };
+        if let (Some(code), Some(disconnect)) = (close_code(cause), outlet.disconnect) {
+            disconnect.do_send(Disconnect { code, cause });
+        }
+    }
+
+    /// Sends to everybody in the room but `except`; says how many took it.
+    pub fn publish(
+        &mut self,
+        room: &Snapshot,
+        content: &Content,
+        from: Option<&json::Sender>,
+        except: Option<ConnectionId>,
+    ) -> (usize, Refused) {
+        let (mut plain, mut framed): (Option<ByteString>, Option<ByteString>) = (None, None);
+        let (mut taken, mut refused) = (0, Refused::default());
+        for connection in room.connections().filter(|one| Some(*one) != except) {
+            let Some(outlet) = self.outlets.get(&connection) else { continue };
+            let payload = match (content, outlet.dialect) {
+                (Content::Text(text), _) => text.clone(),
+                (Content::Json(value), Dialect::Raw) => {
+                    plain.get_or_insert_with(|| value.get().into()).clone()
+                }
+                (Content::Json(value), Dialect::Json(_)) => {
+                    framed.get_or_insert_with(|| json::message(value, from)).clone()
+                }
+            };
+            match outlet.forward.try_send(ForwardMessage { room: room.room().clone(), payload }) {
+                Ok(()) => taken += 1,
+                Err(SendError::Full(_)) => refused.slow.push(connection),
+                Err(SendError::Closed(_)) => refused.gone.push(connection),
+            }
+        }
+        (taken, refused)
+    }
+
+    /// The connection has joined the room and is owed its state, if it wants to hear of it.
+    pub fn listen(&mut self, room: &Snapshot, connection: ConnectionId, now: u64) {
+        let feed = self.outlets.get(&connection).map_or(Feed::None, Outlet::feed);
+        let name = room.room();
+        if feed == Feed::None {
+            return self.unlisten(name, connection);
+        }
+        self.audiences
+            .entry(name.clone())
+            .or_insert_with(|| Audience::new(room.clone()))
+            .admit(connection);
+        self.schedule(name, now);
+    }
+
+    /// Notes a change of a room for those who hear of it.
+    pub fn changed(&mut self, diff: &Diff, now: u64) {
+        let Some(audience) = self.audiences.get_mut(&diff.room) else { return };
+        audience.note(diff);
+        for left in &diff.leaves {
+            self.unlisten(&diff.room, left.presence.connection);
+        }
+        self.schedule(&diff.room, now);
+    }
+
+    fn unlisten(&mut self, room: &RoomName, connection: ConnectionId) {
+        let Some(audience) = self.audiences.get_mut(room) else { return };
+        if audience.forget(connection) {
+            let due = self.audiences.remove(room).and_then(|audience| audience.due);
+            due.map(|due| self.due.remove(&(due, room.clone())));
+        }
+    }
+
+    fn schedule(&mut self, room: &RoomName, now: u64) {
+        let Some(audience) = self.audiences.get_mut(room) else { return };
+        if audience.due.is_none() {
+            let due = audience.not_before.max(now);
+            audience.due = Some(due);
+            self.due.insert((due, room.clone()));
+        }
+    }
+
+    /// When the next room is due, in microseconds of the monotonic clock.
+    pub fn next_due(&self) -> Option<u64> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Takes a room whose member list may go out now.
+    pub fn take_due(&mut self, now: u64) -> Option<RoomName> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let (_, room) = self.due.pop_first()?;
+        if let Some(audience) = self.audiences.get_mut(&room) {
+            audience.due = None;
+        }
+        Some(room)
+    }
+
+    /// Sends the room's listeners what they do not know yet.
+    pub fn flush(&mut self, room: &Snapshot, clock: &Clock) -> Refused {
+        let Some(audience) = self.audiences.get_mut(room.room()) else { return Refused::default() };
+        let outlets = &self.outlets;
+        let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.feed()));
+        let refused = audience.flush(room, clock, outlet);
+        if audience.owes() {
+            self.schedule(room.room(), clock.now().monotonic);
+        }
+        refused
+    }
+}

@@ -1,0 +1,173 @@
+//! Telling observers of every change, without ever waiting for one.
+//!
+//! Each observer has a bounded queue and a task of its own that hands over one event at a time. When
+//! the queue is full, the further changes of a room are conflated into its latest state.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use actix::prelude::*;
+use ahash::RandomState;
+use tokio::sync::Notify;
+
+use crate::{
+    messages::{Change, PresenceChanged, RoomFilter, SubscriptionId},
+    model::{RoomName, Snapshot},
+};
+
+/// An observer that lags behind in more rooms than this has stopped taking anything.
+const MAX_CONFLATED_ROOMS: usize = 65_536;
+
+/// All observers.
+pub(crate) struct Observers {
+    observers: Vec<Observer>,
+    next_id: u64,
+    capacity: usize,
+}
+
+struct Observer {
+    id: SubscriptionId,
+    filter: RoomFilter,
+    line: Rc<Line>,
+}
+
+/// The queue between the registry and one observer's task.
+#[derive(Default)]
+struct Line {
+    queue: RefCell<Queue>,
+    wake: Notify,
+}
+
+impl Observers {
+    pub fn new(capacity: usize) -> Self {
+        Self { observers: Vec::new(), next_id: 0, capacity }
+    }
+
+    /// Whether anybody would hear of a change of the room.
+    pub fn any(&self) -> bool {
+        !self.observers.is_empty()
+    }
+
+    pub fn subscribe(
+        &mut self,
+        filter: RoomFilter,
+        observer: Recipient<PresenceChanged>,
+    ) -> SubscriptionId {
+        self.next_id += 1;
+        let id = SubscriptionId(self.next_id);
+        let line = Rc::new(Line::default());
+        actix::spawn(hand_over(observer, line.clone()));
+        self.observers.push(Observer { id, filter, line });
+        id
+    }
+
+    pub fn unsubscribe(&mut self, id: SubscriptionId) -> bool {
+        let before = self.observers.len();
+        self.observers.retain(|observer| {
+            if observer.id == id {
+                observer.line.close();
+            }
+            observer.id != id
+        });
+        self.observers.len() != before
+    }
+
+    /// Queues the event for everybody who wants to hear of its room.
+    pub fn tell(&mut self, event: &PresenceChanged, room: &Snapshot) {
+        let capacity = self.capacity;
+        self.observers.retain(|observer| {
+            if !observer.filter.admits(&event.room) {
+                return !observer.line.queue.borrow().closed;
+            }
+            let open = observer.line.queue.borrow_mut().push(event, room, capacity);
+            observer.line.wake.notify_one();
+            if !open {
+                tracing::warn!(id = observer.id.0, "an observer is gone or takes nothing: dropped");
+            }
+            open
+        });
+    }
+}
+
+impl Drop for Observers {
+    fn drop(&mut self) {
+        for observer in &self.observers {
+            observer.line.close();
+        }
+    }
+}
+
+impl Line {
+    fn close(&self) {
+        self.queue.borrow_mut().closed = true;
+        self.wake.notify_one();
+    }
+
+    async fn next(&self) -> Option<PresenceChanged> {
+        loop {
+            let event = {
+                let mut queue = self.queue.borrow_mut();
+                if queue.closed {
+                    return None;
+                }
+                queue.pop()
+            };
+            match event {
+                Some(event) => return Some(event),
+                None => self.wake.notified().await,
+            }
+        }
+    }
+}
+
+async fn hand_over(observer: Recipient<PresenceChanged>, line: Rc<Line>) {
+    while let Some(event) = line.next().await {
+        if observer.send(event).await.is_err() {
+            line.close();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<PresenceChanged>,
+    /// The rooms whose single changes had no place, in the order in which that began.
+    conflated: VecDeque<RoomName>,
+    latest: HashMap<RoomName, Snapshot, RandomState>,
+    closed: bool,
+}
+
+impl Queue {
+    /// Takes an event, or what the room is now; `false` if the line is closed.
+    fn push(&mut self, event: &PresenceChanged, room: &Snapshot, capacity: usize) -> bool {
+        if let Some(latest) = self.latest.get_mut(&event.room) {
+            *latest = room.clone();
+        } else if self.events.len() < capacity {
+            self.events.push_back(event.clone());
+        } else if self.conflated.len() < MAX_CONFLATED_ROOMS {
+            metrics::counter!("presence_observer_conflations_total").increment(1);
+            self.conflated.push_back(event.room.clone());
+            self.latest.insert(event.room.clone(), room.clone());
+        } else {
+            self.closed = true;
+        }
+        !self.closed
+    }
+
+    fn pop(&mut self) -> Option<PresenceChanged> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        let state = self.latest.remove(&self.conflated.pop_front()?)?;
+        Some(PresenceChanged {
+            room: state.room().clone(),
+            epoch: state.epoch(),
+            version: state.version(),
+            occupancy: state.occupancy(),
+            change: Change::Resync(state),
+        })
+    }
+}

@@ -1,0 +1,103 @@
+//! Messages to the members of a room.
+
+use actix::prelude::*;
+use bytestring::ByteString;
+use serde_json::value::RawValue;
+
+use crate::model::{Cause, ConnectionId, RoomName};
+
+/// Sends something to every member of a room: to exactly those who are in it when the registry reads
+/// this. Answers how many took it.
+///
+/// A member whose mailbox is full loses its place ([`Cause::SlowConsumer`]); the others never wait.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<usize, NotAMember>")]
+pub struct Publish {
+    /// To which room.
+    pub room: RoomName,
+    /// What.
+    pub content: Content,
+    /// Who says it. A sender has to be in the room, and sending is a sign of life.
+    pub from: Option<ConnectionId>,
+    /// A member that shall not get it, usually the sender.
+    pub except: Option<ConnectionId>,
+}
+
+impl Publish {
+    /// A text that every member gets as it is.
+    #[must_use]
+    pub fn new(room: RoomName, text: impl Into<ByteString>) -> Self {
+        Self { room, content: Content::Text(text.into()), from: None, except: None }
+    }
+
+    /// A JSON value, which every member gets as a message of its dialect.
+    #[must_use]
+    pub fn json(room: RoomName, payload: Box<RawValue>) -> Self {
+        Self { room, content: Content::Json(payload), from: None, except: None }
+    }
+
+    /// Names the sender.
+    #[must_use]
+    pub fn from(self, connection: ConnectionId) -> Self {
+        Self { from: Some(connection), ..self }
+    }
+
+    /// Leaves one member out.
+    #[must_use]
+    pub fn except(self, connection: ConnectionId) -> Self {
+        Self { except: Some(connection), ..self }
+    }
+}
+
+/// What is published.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Content {
+    /// Text as it is, for every dialect.
+    Text(ByteString),
+    /// A JSON value, wrapped as each dialect has it; as it is for [`Dialect::Raw`](super::Dialect).
+    Json(Box<RawValue>),
+}
+
+/// The sender of a [`Publish`] is not in the room; nobody got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the sender is not in the room")]
+pub struct NotAMember;
+
+/// Something for a member's client, encoded once and shared by all who get it.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct ForwardMessage {
+    /// From which room.
+    pub room: RoomName,
+    /// The text of the frame.
+    pub payload: ByteString,
+}
+
+/// The order to close: the connection is out of its last room and gets nothing more.
+///
+/// Sent at most once per stay, and never refused by a full mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct Disconnect {
+    /// The WebSocket close code that tells the client what to do next: see [`close_code`].
+    pub code: u16,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// The WebSocket close code for a cause, if the registry closes connections for it.
+///
+/// After 4001, 4002 and 4004 a client should not come back by itself.
+#[must_use]
+pub fn close_code(cause: Cause) -> Option<u16> {
+    match cause {
+        Cause::Left | Cause::Disconnected | Cause::NodeLost => None,
+        Cause::Expired => Some(4000),
+        Cause::Kicked => Some(4001),
+        Cause::Replaced => Some(4002),
+        Cause::SlowConsumer => Some(4003),
+        Cause::RoomClosed => Some(4004),
+        Cause::Shutdown => Some(1001),
+    }
+}

@@ -1,0 +1,285 @@
+//! Coming, staying and going.
+
+use std::{borrow::Cow, time::Duration};
+
+use actix::prelude::*;
+
+use super::{Disconnect, ForwardMessage};
+use crate::model::{Cause, ConnectionId, Info, LimitReached, Presence, RoomName, Snapshot, UserId};
+
+/// How a connection wants to hear of its rooms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Dialect {
+    /// Published text as it is, and no member lists: for apps with a protocol of their own.
+    #[default]
+    Raw,
+    /// The JSON frames of the server, with this much about who is there.
+    Json(Feed),
+}
+
+/// How much a JSON connection hears about who is in its room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Feed {
+    /// The whole member list after changes: the frame of the original's documentation.
+    #[default]
+    Full,
+    /// The whole list once, then what changed; for large rooms.
+    Diff,
+    /// Only how many; for very large rooms.
+    Count,
+    /// Nothing.
+    None,
+}
+
+/// "I enter this room." Sent by a session before it reads anything from its client.
+///
+/// Makes the room if need be, and is idempotent: the same connection joining again with the same user
+/// and info changes nothing, with others it changes its presence in one step. Every join is a sign of
+/// life of the connection in all its rooms.
+///
+/// The registry keeps `forward` and sends to it without waiting: a session needs a mailbox with room
+/// for a burst (`ctx.set_mailbox_capacity(256)`), and one that is still full then loses its place
+/// with [`Cause::SlowConsumer`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Joined, JoinError>")]
+pub struct Join {
+    /// The room to enter.
+    pub room: RoomName,
+    /// Who enters; the same in every message of this session.
+    pub connection: ConnectionId,
+    /// Whose connection it is; `None` is anonymous.
+    pub user: Option<UserId>,
+    /// What to attach to the presence.
+    pub info: Info,
+    /// How it wants to hear of its rooms; the latest join of a connection counts for all of them.
+    pub dialect: Dialect,
+    /// Takes what is published to the room.
+    pub forward: Recipient<ForwardMessage>,
+    /// Takes the order to close, once, when the registry puts the connection out of its last room.
+    pub disconnect: Option<Recipient<Disconnect>>,
+}
+
+impl Join {
+    /// A join without a user.
+    #[must_use]
+    pub fn anonymous(
+        room: RoomName,
+        connection: ConnectionId,
+        forward: Recipient<ForwardMessage>,
+    ) -> Self {
+        let (user, info, dialect, disconnect) = (None, Info::EMPTY, Dialect::Raw, None);
+        Self { room, connection, user, info, dialect, forward, disconnect }
+    }
+
+    /// A join of a user.
+    #[must_use]
+    pub fn user(
+        room: RoomName,
+        connection: ConnectionId,
+        user: UserId,
+        forward: Recipient<ForwardMessage>,
+    ) -> Self {
+        Self { user: Some(user), ..Self::anonymous(room, connection, forward) }
+    }
+
+    /// Attaches info to the presence.
+    #[must_use]
+    pub fn info(self, info: Info) -> Self {
+        Self { info, ..self }
+    }
+
+    /// Chooses how to hear of the room.
+    #[must_use]
+    pub fn dialect(self, dialect: Dialect) -> Self {
+        Self { dialect, ..self }
+    }
+
+    /// Takes the order to close.
+    #[must_use]
+    pub fn disconnect(self, disconnect: Recipient<Disconnect>) -> Self {
+        Self { disconnect: Some(disconnect), ..self }
+    }
+}
+
+/// The answer to a [`Join`].
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// The room with the newcomer in it.
+    pub snapshot: Snapshot,
+    /// Whether the join changed anything.
+    pub changed: bool,
+}
+
+/// Why a [`Join`] was refused; nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// A limit forbids it; somebody has to leave first.
+    #[error(transparent)]
+    Limit(#[from] LimitReached),
+    /// The app's `authorize` hook said no; asking again will not help.
+    #[error("not allowed: {reason}")]
+    Denied {
+        /// What the hook gave as its reason.
+        reason: Cow<'static, str>,
+    },
+    /// The registry is shutting down; another node may take it.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// "Could this user join now?" Sent before a handshake is answered, so that a refusal still has an
+/// HTTP status. The [`Join`] itself may yet be refused when others are quicker.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<(), JoinError>")]
+pub struct Admit {
+    /// The room to enter.
+    pub room: RoomName,
+    /// Who asks; `None` is anonymous.
+    pub user: Option<UserId>,
+    /// What would be attached.
+    pub info: Info,
+}
+
+/// "I go out of this room." Answers whether the connection was in it; else nothing happens.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "bool")]
+pub struct Leave {
+    /// The room to leave.
+    pub room: RoomName,
+    /// Who leaves.
+    pub connection: ConnectionId,
+    /// Why; default [`Cause::Left`].
+    pub cause: Cause,
+}
+
+impl Leave {
+    /// A goodbye.
+    #[must_use]
+    pub fn new(room: RoomName, connection: ConnectionId) -> Self {
+        Self { room, connection, cause: Cause::Left }
+    }
+}
+
+/// "I go out of all my rooms": one change for each. Answers how many; an unknown connection is in
+/// none.
+///
+/// Sent with `do_send` when a session ends, because it must not be lost.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "usize")]
+pub struct LeaveAll {
+    /// Who leaves.
+    pub connection: ConnectionId,
+    /// Why; default [`Cause::Left`].
+    pub cause: Cause,
+}
+
+impl LeaveAll {
+    /// A goodbye.
+    #[must_use]
+    pub fn new(connection: ConnectionId) -> Self {
+        Self { connection, cause: Cause::Left }
+    }
+
+    /// The end of a session for a cause of its own.
+    #[must_use]
+    pub fn because(connection: ConnectionId, cause: Cause) -> Self {
+        Self { connection, cause }
+    }
+}
+
+/// "I am still here." Sent by a session on any traffic; at least every third of `max_age`.
+///
+/// Moves `last_seen` of every presence of the connection, in memory; the rows follow in bulk.
+/// Unknown connections are ignored: a late touch never brings anybody back. A touch may be lost, the
+/// next one repairs it.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Touch {
+    /// Who is alive.
+    pub connection: ConnectionId,
+}
+
+impl Touch {
+    /// A sign of life.
+    #[must_use]
+    pub fn new(connection: ConnectionId) -> Self {
+        Self { connection }
+    }
+}
+
+/// Replaces the info of a presence. Answers whether that changed anything.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "bool")]
+pub struct UpdateInfo {
+    /// In which room.
+    pub room: RoomName,
+    /// Whose.
+    pub connection: ConnectionId,
+    /// The new info.
+    pub info: Info,
+}
+
+/// Puts out a connection, or all connections of a user, with [`Cause::Kicked`]. Answers how many
+/// connections went.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "usize")]
+pub enum Kick {
+    /// This connection, out of all its rooms.
+    Connection(ConnectionId),
+    /// Every connection that is in some room as this user, out of all its rooms.
+    User(UserId),
+}
+
+/// Puts everybody out of a room with [`Cause::RoomClosed`], in one change. Answers how many went.
+/// Anybody may join it again.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "usize")]
+pub struct CloseRoom {
+    /// Which room.
+    pub room: RoomName,
+}
+
+/// Removes every presence that was silent for longer than the age. Sent by the
+/// [`Pruner`](crate::Pruner), or by anybody who does not want to wait for it.
+///
+/// Costs as much as there are to remove.
+#[derive(Clone, Copy, Debug, Default, Message)]
+#[rtype(result = "PruneReport")]
+pub struct PrunePresences {
+    /// Strictly older than this goes; `None` is `max_age`.
+    pub age: Option<Duration>,
+}
+
+/// Who was pruned.
+#[derive(Clone, Debug, Default, PartialEq, Eq, MessageResponse)]
+pub struct PruneReport {
+    /// The rooms that changed, by name.
+    pub rooms: Vec<Pruned>,
+}
+
+impl PruneReport {
+    /// How many presences were removed in all.
+    #[must_use]
+    pub fn removed(&self) -> usize {
+        self.rooms.iter().map(|room| room.presences.len()).sum()
+    }
+}
+
+/// Who was pruned from one room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pruned {
+    /// Which room.
+    pub room: RoomName,
+    /// Who went.
+    pub presences: Vec<Presence>,
+}
+
+/// Removes the rows of rooms in which nobody is. Answers how many rows went.
+///
+/// In memory an empty room is gone at once; only its row stays for a while.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<usize, super::FlushError>")]
+pub struct PruneRooms;

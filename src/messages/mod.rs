@@ -1,0 +1,22 @@
+//! The messages of the actors: what one may send to [`RoomRegistry`](crate::RoomRegistry), and what
+//! it sends to sessions and observers.
+//!
+//! A session sends [`Join`], then [`Touch`] on any traffic, and [`LeaveAll`] when it ends; it gets
+//! [`ForwardMessage`]s, and at most one [`Disconnect`]. An observer sends [`Subscribe`] and gets
+//! [`PresenceChanged`].
+
+mod delivered;
+mod membership;
+mod observing;
+mod queries;
+
+pub use delivered::{Content, Disconnect, ForwardMessage, NotAMember, Publish, close_code};
+pub use membership::{
+    Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+    PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
+};
+pub use observing::{Change, PresenceChanged, RoomFilter, Subscribe, SubscriptionId, Unsubscribe};
+pub use queries::{
+    Flush, FlushError, GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Shutdown,
+    Status, WhereIs,
+};

@@ -1,0 +1,113 @@
+//! Questions, and the registry's own state.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use crate::model::{Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot, UserId};
+
+/// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's
+/// size.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Snapshot>")]
+pub struct GetSnapshot {
+    /// Which room.
+    pub room: RoomName,
+}
+
+/// Asks how many are in a room; O(1).
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Occupancy")]
+pub struct GetOccupancy {
+    /// Which room.
+    pub room: RoomName,
+}
+
+impl<A, M> actix::dev::MessageResponse<A, M> for Occupancy
+where
+    A: Actor,
+    M: Message<Result = Self>,
+{
+    fn handle(self, _: &mut A::Context, tx: Option<actix::dev::OneshotSender<Self>>) {
+        if let Some(tx) = tx {
+            // The asker may have gone.
+            let _ = tx.send(self);
+        }
+    }
+}
+
+/// Asks which rooms a user is in, by name, with the number of connections in each.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Vec<(RoomName, usize)>")]
+pub struct WhereIs {
+    /// Which user.
+    pub user: UserId,
+}
+
+/// Asks for a page of the rooms in the order of their names.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Vec<RoomSummary>")]
+pub struct ListRooms {
+    /// The last room of the page before.
+    pub after: Option<RoomName>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Asks for a page of the presences of a room in the order of [`Snapshot::presences`]. `None` if
+/// nobody is in the room.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Vec<SeenPresence>>")]
+pub struct ListPresences {
+    /// Which room.
+    pub room: RoomName,
+    /// The last presence of the page before; it need not be there any more.
+    pub after: Option<Presence>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Asks to be told when everything that was answered before is committed to the database.
+///
+/// Bounded: it answers as soon as a write has failed, and the rows follow when the database is back.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), FlushError>")]
+pub struct Flush;
+
+/// The database did not take the rows; presence goes on, and they are tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the database does not take rows now: {reason}")]
+pub struct FlushError {
+    /// In one word, such as `locked`, `full`, `read_only`, `gone`.
+    pub reason: &'static str,
+}
+
+/// Asks how the registry is.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Status")]
+pub struct GetStatus;
+
+/// How the registry is.
+#[derive(Clone, Debug, PartialEq, Eq, MessageResponse)]
+#[non_exhaustive]
+pub struct Status {
+    /// Rooms with somebody in them.
+    pub rooms: usize,
+    /// Connections that are in some room.
+    pub connections: usize,
+    /// Presences whose row is not yet what memory says.
+    pub unwritten: usize,
+    /// Why the database does not take rows, if so: see [`FlushError::reason`].
+    pub database: Option<&'static str>,
+    /// For how long it has not taken any.
+    pub lag: Duration,
+    /// Whether a [`Shutdown`] is under way.
+    pub closing: bool,
+}
+
+/// Ends everything in order: no more joins, everybody leaves with
+/// [`Cause::Shutdown`](crate::Cause::Shutdown) and is told to close, then the rows are written.
+/// Answers when they are, or why they cannot be.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), FlushError>")]
+pub struct Shutdown;

@@ -1,0 +1,143 @@
+//! What the database does not know yet.
+//!
+//! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
+//! between two batches are nothing, and a batch that failed is simply put back.
+
+use ahash::RandomState;
+use hashlink::LinkedHashMap;
+
+use super::store::{Batch, Row};
+use crate::model::{ConnectionId, Diff, RoomName, Rooms, SeenPresence};
+
+pub(super) type Key = (RoomName, ConnectionId);
+
+/// A presence whose row may not be what memory says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    /// When it was first marked, counted in marks.
+    at: u64,
+    /// Whether the database may have a row of it: if not, a leave needs no delete.
+    stored: bool,
+}
+
+/// The presences and signs of life to be written, oldest mark first.
+#[derive(Debug, Default)]
+pub(super) struct Dirty {
+    presences: LinkedHashMap<Key, Mark, RandomState>,
+    /// Connections heard of since the last round of [`sweep`](Self::sweep).
+    heard: LinkedHashMap<ConnectionId, (), RandomState>,
+    /// Those of the rounds before whose rows are still to be written.
+    seen: LinkedHashMap<ConnectionId, u64, RandomState>,
+    marks: u64,
+}
+
+/// What was taken for a batch, to be put back if it fails.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub presences: Vec<(Key, Mark)>,
+    seen: Vec<(ConnectionId, u64)>,
+}
+
+impl Dirty {
+    /// Marks what a change touched.
+    pub fn mark(&mut self, diff: &Diff) {
+        self.marks += 1;
+        let at = self.marks;
+        for join in &diff.joins {
+            let key = (diff.room.clone(), join.connection);
+            self.presences.entry(key).or_insert(Mark { at, stored: false });
+        }
+        for update in &diff.updates {
+            let key = (diff.room.clone(), update.after.connection);
+            self.presences.entry(key).or_insert(Mark { at, stored: true });
+        }
+        for left in &diff.leaves {
+            let key = (diff.room.clone(), left.presence.connection);
+            if self.presences.get(&key).is_some_and(|mark| !mark.stored) {
+                self.presences.remove(&key);
+            } else {
+                self.presences.entry(key).or_insert(Mark { at, stored: true });
+            }
+        }
+    }
+
+    /// Marks everything there is: the database has lost its rows.
+    pub fn mark_all(&mut self, rooms: &Rooms) {
+        self.marks += 1;
+        let at = self.marks;
+        for connection in rooms.connections() {
+            for room in rooms.rooms_of(connection) {
+                let key = (room.clone(), connection);
+                self.presences.entry(key).or_insert(Mark { at, stored: true });
+            }
+        }
+    }
+
+    /// Notes a sign of life; its row follows with the next [`sweep`](Self::sweep).
+    pub fn heard(&mut self, connection: ConnectionId) {
+        self.heard.entry(connection).or_insert(());
+    }
+
+    /// Everything heard of so far is to be written.
+    pub fn sweep(&mut self) {
+        self.marks += 1;
+        while let Some((connection, ())) = self.heard.pop_front() {
+            self.seen.entry(connection).or_insert(self.marks);
+        }
+    }
+
+    /// The newest mark there is.
+    pub fn newest(&self) -> u64 {
+        self.marks
+    }
+
+    /// Whether everything marked up to `mark` has been taken.
+    pub fn is_clean(&self, mark: u64) -> bool {
+        self.presences.front().is_none_or(|(_, front)| front.at > mark)
+            && self.seen.front().is_none_or(|(_, at)| *at > mark)
+    }
+
+    /// How many presences are marked.
+    pub fn len(&self) -> usize {
+        self.presences.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.presences.is_empty() && self.seen.is_empty()
+    }
+
+    /// Takes at most `limit` of the oldest, with what memory says of them now.
+    pub fn take(&mut self, rooms: &Rooms, limit: usize) -> (Batch, Taken) {
+        let (mut batch, mut taken) = (Batch::default(), Taken::default());
+        while taken.presences.len() < limit {
+            let Some((key, mark)) = self.presences.pop_front() else { break };
+            match rooms.presence(&key.0, key.1) {
+                Some(SeenPresence { presence, last_seen }) => {
+                    batch.upserts.push(Row { room: key.0.clone(), presence, last_seen });
+                }
+                None => batch.deletes.push(key.clone()),
+            }
+            taken.presences.push((key, mark));
+        }
+        while taken.presences.len() + taken.seen.len() < limit {
+            let Some((connection, at)) = self.seen.pop_front() else { break };
+            if let Some(last_seen) = rooms.last_seen(connection) {
+                batch.seen.push((connection, last_seen));
+                taken.seen.push((connection, at));
+            }
+        }
+        (batch, taken)
+    }
+
+    /// Puts back what a failed batch had taken, in front. Whether its rows are in the database is
+    /// not known any more.
+    pub fn put_back(&mut self, taken: Taken) {
+        for (key, mut mark) in taken.presences.into_iter().rev() {
+            mark.stored = true;
+            self.presences.insert_front(key, mark);
+        }
+        for (connection, at) in taken.seen.into_iter().rev() {
+            self.seen.insert_front(connection, at);
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The model mirrored into SQL, for restarts and for people who ask with SQL.
+//!
+//! Memory is the truth; a database that is away costs freshness, never presence. Changes mark
+//! presences dirty, the writer's thread takes them in batches, one at a time, and what fails is put
+//! back and tried again.
+
+mod dirty;
+pub mod store;
+mod writer;
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use actix::{MailboxError, prelude::*};
+use ahash::RandomState;
+use tokio::sync::oneshot;
+
+pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
+use self::{
+    dirty::{Dirty, Key, Taken},
+    store::{Applied, Change, Renewal, StoreError},
+};
+use crate::{
+    messages::FlushError,
+    model::{ConnectionId, Diff, Moment, Rooms},
+};
+
+/// Presences in one transaction at most: enough to be quick, few enough to be short.
+const BATCH: usize = 4096;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// What waits for a [`Flush`](crate::Flush).
+struct Waiter {
+    mark: u64,
+    reply: oneshot::Sender<Result<(), FlushError>>,
+}
+
+/// Why the database takes nothing, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trouble {
+    pub reason: &'static str,
+    pub since: Moment,
+}
+
+/// The registry's side of the mirror: what is to be written, and how it goes.
+pub(crate) struct Mirror {
+    dirty: Dirty,
+    writer: Addr<Writer>,
+    /// What the writer is writing.
+    in_flight: Option<Taken>,
+    waiters: Vec<Waiter>,
+    trouble: Option<Trouble>,
+    failures: u32,
+    waiting: bool,
+    /// Presences whose row the database refuses as it is.
+    refused: HashSet<Key, RandomState>,
+}
+
+/// What to do after an answer of the writer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Ask for the next batch.
+    Go,
+    /// Wait so long before that.
+    Retry(Duration),
+}
+
+impl Mirror {
+    pub fn new(writer: Addr<Writer>) -> Self {
+        Self {
+            dirty: Dirty::default(),
+            writer,
+            in_flight: None,
+            waiters: Vec::new(),
+            trouble: None,
+            failures: 0,
+            waiting: false,
+            refused: HashSet::default(),
+        }
+    }
+
+    pub fn writer(&self) -> &Addr<Writer> {
+        &self.writer
+    }
+
+    /// Marks what a change touched.
+    pub fn mark(&mut self, diff: &Diff) {
+        self.dirty.mark(diff);
+    }
+
+    /// Notes a sign of life.
+    pub fn heard(&mut self, connection: ConnectionId) {
+        self.dirty.heard(connection);
+    }
+
+    /// Has the signs of life noted so far written.
+    pub fn sweep(&mut self) {
+        self.dirty.sweep();
+    }
+
+    /// Presences whose row is not yet what memory says.
+    pub fn unwritten(&self) -> usize {
+        let in_flight = self.in_flight.as_ref().map_or(0, |taken| taken.presences.len());
+        self.dirty.len() + in_flight + self.refused.len()
+    }
+
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.trouble
+    }
+
+    /// The next batch to write, if there is one and the writer is free.
+    pub fn next(&mut self, rooms: &Rooms, now: Moment) -> Option<Request<Writer, Write>> {
+        if self.in_flight.is_some() || self.waiting || self.dirty.is_empty() {
+            return None;
+        }
+        let (batch, taken) = self.dirty.take(rooms, BATCH);
+        for (key, _) in &taken.presences {
+            self.refused.remove(key);
+        }
+        self.in_flight = Some(taken);
+        Some(self.writer.send(Write { batch: Arc::new(batch), now: now.utc() }))
+    }
+
+    /// Takes the writer's answer to the batch.
+    pub fn written(
+        &mut self,
+        answer: Result<Result<Applied, StoreError>, MailboxError>,
+        rooms: &Rooms,
+        now: Moment,
+    ) -> Next {
+        let taken = self.in_flight.take().unwrap_or_default();
+        match answer {
+            Ok(Ok(applied)) => {
+                metrics::counter!("presence_rows_written_total")
+                    .increment(taken.presences.len() as u64);
+                self.set_aside(applied);
+                self.succeeded(now);
+                self.answer_waiters();
+                Next::Go
+            }
+            Ok(Err(error)) => {
+                self.dirty.put_back(taken);
+                self.failed(&error, rooms, now)
+            }
+            // The writer's thread has ended with the system.
+            Err(_) => {
+                self.dirty.put_back(taken);
+                self.failed(&StoreError::Closed, rooms, now)
+            }
+        }
+    }
+
+    /// Takes the writer's answer to a renewal of the lease.
+    pub fn renewed(
+        &mut self,
+        answer: Result<Renewal, StoreError>,
+        rooms: &Rooms,
+        now: Moment,
+    ) -> Next {
+        match answer {
+            Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
+            Ok(Renewal::Held) => {}
+            Ok(Renewal::Lapsed) => {
+                tracing::warn!("the lease of this node had run out: every row is written again");
+                self.dirty.mark_all(rooms);
+            }
+            Err(error) => return self.failed(&error, rooms, now),
+        }
+        Next::Go
+    }
+
+    /// Waits until everything marked so far is committed. Tries at once, also after a failure.
+    pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
+        let (reply, receiver) = oneshot::channel();
+        self.dirty.sweep();
+        self.waiting = false;
+        self.waiters.push(Waiter { mark: self.dirty.newest(), reply });
+        self.answer_waiters();
+        receiver
+    }
+
+    /// The time to wait after a failure is over.
+    pub fn retry(&mut self) {
+        self.waiting = false;
+    }
+
+    fn set_aside(&mut self, applied: Applied) {
+        for aside in applied.set_aside {
+            tracing::error!(reason = aside.reason, "the database refuses a row: set aside");
+            metrics::counter!("presence_rows_refused_total").increment(1);
+            if let Change::Upsert(room, connection) | Change::Delete(room, connection) =
+                aside.change
+            {
+                self.refused.insert((room, connection));
+            }
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let refused = !self.refused.is_empty();
+        let done = |waiter: &mut Waiter| self.dirty.is_clean(waiter.mark);
+        for waiter in self.waiters.extract_if(.., done) {
+            let answer = match refused {
+                true => Err(FlushError { reason: "rows_refused" }),
+                false => Ok(()),
+            };
+            // Who asked may have gone.
+            let _ = waiter.reply.send(answer);
+        }
+    }
+
+    fn succeeded(&mut self, now: Moment) {
+        self.failures = 0;
+        if let Some(trouble) = self.trouble.take() {
+            let after = now.since(trouble.since);
+            tracing::info!(?after, "the database takes rows again");
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError, rooms: &Rooms, now: Moment) -> Next {
+        let reason = error.as_str();
+        metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
+        let since = self.trouble.map_or(now, |trouble| trouble.since);
+        if self.trouble.is_none_or(|trouble| trouble.reason != reason) {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(error, "rows cannot be written; presence goes on");
+        }
+        self.trouble = Some(Trouble { reason, since });
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.reply.send(Err(FlushError { reason }));
+        }
+        if matches!(error, StoreError::Gone) {
+            // Another database is open already, with nothing in it.
+            self.dirty.mark_all(rooms);
+            return Next::Go;
+        }
+        self.waiting = true;
+        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LAST_RETRY);
+        self.failures += 1;
+        Next::Retry(wait)
+    }
+}

@@ -1,0 +1,177 @@
+//! Joins, leaves, touches, prunes and messages.
+
+use actix::prelude::*;
+
+use super::{RoomRegistry, count_leaves};
+use crate::{
+    messages::{
+        Admit, CloseRoom, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
+        PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
+    },
+    model::{Cause, Diff},
+    wire::json::Sender,
+};
+
+impl Handler<Admit> for RoomRegistry {
+    type Result = Result<(), JoinError>;
+
+    fn handle(&mut self, msg: Admit, _: &mut Context<Self>) -> Self::Result {
+        self.admit(&msg.room, msg.user.as_ref(), &msg.info)?;
+        Ok(self.rooms.has_place(&msg.room)?)
+    }
+}
+
+impl Handler<Join> for RoomRegistry {
+    type Result = Result<Joined, JoinError>;
+
+    fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
+        let now = self.clock.now();
+        let Join { room, connection, user, info, dialect, forward, disconnect } = msg;
+        self.admit(&room, user.as_ref(), &info)?;
+        let diff = self.rooms.join(&room, connection, user, info, now)?;
+
+        self.delivery.connect(connection, forward, disconnect, dialect);
+        let changed = diff.is_some();
+        match diff {
+            Some(diff) => {
+                metrics::counter!("presence_joins_total").increment(diff.joins.len() as u64);
+                self.announce(diff, now);
+            }
+            None => self.mirror.heard(connection),
+        }
+        let snapshot = self.rooms.snapshot(&room);
+        self.delivery.listen(&snapshot, connection, now.monotonic);
+        self.settle(ctx, now);
+        Ok(Joined { snapshot, changed })
+    }
+}
+
+impl Handler<Leave> for RoomRegistry {
+    type Result = bool;
+
+    fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
+        let now = self.clock.now();
+        let diff = self.rooms.leave(&msg.room, msg.connection, msg.cause);
+        let left = diff.is_some();
+        if let Some(diff) = diff {
+            count_leaves(msg.cause, diff.leaves.len());
+            self.announce(diff, now);
+            self.settle(ctx, now);
+        }
+        left
+    }
+}
+
+impl Handler<LeaveAll> for RoomRegistry {
+    type Result = usize;
+
+    fn handle(&mut self, msg: LeaveAll, ctx: &mut Context<Self>) -> usize {
+        let now = self.clock.now();
+        let rooms = self.leave_all(msg.connection, msg.cause, now);
+        self.settle(ctx, now);
+        rooms
+    }
+}
+
+impl Handler<Touch> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: Touch, _: &mut Context<Self>) {
+        let now = self.clock.now();
+        if self.rooms.touch(msg.connection, now) {
+            self.mirror.heard(msg.connection);
+        }
+    }
+}
+
+impl Handler<UpdateInfo> for RoomRegistry {
+    type Result = bool;
+
+    fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
+        let now = self.clock.now();
+        let diff = self.rooms.update_info(&msg.room, msg.connection, msg.info);
+        let changed = diff.is_some();
+        if let Some(diff) = diff {
+            self.announce(diff, now);
+            self.settle(ctx, now);
+        }
+        changed
+    }
+}
+
+impl Handler<Publish> for RoomRegistry {
+    type Result = Result<usize, NotAMember>;
+
+    fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
+        let now = self.clock.now();
+        let from = match msg.from {
+            Some(connection) => {
+                let sender = self.rooms.presence(&msg.room, connection).ok_or(NotAMember)?;
+                self.rooms.touch(connection, now);
+                self.mirror.heard(connection);
+                Some(Sender { id: sender.presence.user, connection })
+            }
+            None => None,
+        };
+        let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
+        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), msg.except);
+        metrics::counter!("presence_messages_total").increment(1);
+        metrics::counter!("presence_deliveries_total").increment(taken as u64);
+        self.put_out(&refused, now);
+        self.settle(ctx, now);
+        Ok(taken)
+    }
+}
+
+impl Handler<Kick> for RoomRegistry {
+    type Result = usize;
+
+    fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> usize {
+        let now = self.clock.now();
+        let connections = match msg {
+            Kick::Connection(connection) => vec![connection],
+            Kick::User(user) => self.rooms.connections_of(&user),
+        };
+        let kicked = connections
+            .into_iter()
+            .filter(|connection| self.leave_all(*connection, Cause::Kicked, now) > 0)
+            .count();
+        self.settle(ctx, now);
+        kicked
+    }
+}
+
+impl Handler<CloseRoom> for RoomRegistry {
+    type Result = usize;
+
+    fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> usize {
+        let now = self.clock.now();
+        let Some(diff) = self.rooms.close_room(&msg.room, Cause::RoomClosed) else { return 0 };
+        let closed = diff.leaves.len();
+        count_leaves(Cause::RoomClosed, closed);
+        self.announce(diff, now);
+        self.settle(ctx, now);
+        closed
+    }
+}
+
+impl Handler<PrunePresences> for RoomRegistry {
+    type Result = PruneReport;
+
+    fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
+        let now = self.clock.now();
+        let diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
+        let pruned = |diff: &Diff| Pruned {
+            room: diff.room.clone(),
+            presences: diff.leaves.iter().map(|left| left.presence.clone()).collect(),
+        };
+        let report = PruneReport { rooms: diffs.iter().map(pruned).collect() };
+        for diff in diffs {
+            tracing::info!(room = %diff.room, removed = diff.leaves.len(), "pruned silent presences");
+            count_leaves(Cause::Expired, diff.leaves.len());
+            self.announce(diff, now);
+        }
+        self.settle(ctx, now);
+        report
+    }
+}

@@ -1,0 +1,186 @@
+//! [`RoomRegistry`]: the actor that owns all rooms.
+//!
+//! It decides nothing. The model says what happened, and the registry makes it known: to the members,
+//! the observers and the mirror. One short handler per message, one reading of the clock in each.
+
+mod membership;
+mod mirroring;
+mod observing;
+mod queries;
+
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use actix::prelude::*;
+
+use crate::{
+    clock::Clock,
+    config::Decision,
+    delivery::{Delivery, Observers, Refused},
+    messages::{Change, JoinError, PresenceChanged},
+    mirror::Mirror,
+    model::{Cause, ConnectionId, Diff, Info, Moment, RoomName, Rooms, UserId},
+};
+
+/// Messages that may wait for the registry before a sender that minds is refused.
+const MAILBOX: usize = 4096;
+
+pub(crate) type Authorize =
+    Arc<dyn Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync>;
+
+/// What a registry needs to start.
+pub(crate) struct Parts {
+    pub rooms: Rooms,
+    pub clock: Clock,
+    pub mirror: Mirror,
+    pub authorize: Option<Authorize>,
+    pub max_age: Duration,
+    pub lease: Duration,
+    pub observer_queue: usize,
+}
+
+/// The actor that owns all rooms: who is where, right now.
+///
+/// Started by [`PresenceConfig::start`](crate::PresenceConfig::start); its messages are in
+/// [`messages`](crate::messages). It never waits for a database, a session or an observer.
+pub struct RoomRegistry {
+    rooms: Rooms,
+    clock: Clock,
+    delivery: Delivery,
+    observers: Observers,
+    mirror: Mirror,
+    authorize: Option<Authorize>,
+    max_age: Duration,
+    lease: Duration,
+    closing: bool,
+    /// The one timer for member lists that wait, and when it fires.
+    timer: Option<(u64, SpawnHandle)>,
+}
+
+impl RoomRegistry {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            rooms: parts.rooms,
+            clock: parts.clock,
+            delivery: Delivery::default(),
+            observers: Observers::new(parts.observer_queue),
+            mirror: parts.mirror,
+            authorize: parts.authorize,
+            max_age: parts.max_age,
+            lease: parts.lease,
+            closing: false,
+            timer: None,
+        }
+    }
+
+    /// Whether the app lets the user in.
+    fn admit(&self, room: &RoomName, user: Option<&UserId>, info: &Info) -> Result<(), JoinError> {
+        if self.closing {
+            return Err(JoinError::ShuttingDown);
+        }
+        let Some(authorize) = &self.authorize else { return Ok(()) };
+        // The hook is the app's; its panic must not end everybody's presence.
+        let decision = std::panic::catch_unwind(AssertUnwindSafe(|| authorize(room, user, info)));
+        match decision {
+            Ok(Decision::Allow) => Ok(()),
+            Ok(Decision::Deny(reason)) => Err(JoinError::Denied { reason }),
+            Err(_) => {
+                tracing::error!(%room, "the authorize hook panicked: join denied");
+                Err(JoinError::Denied { reason: "authorization failed".into() })
+            }
+        }
+    }
+
+    /// Makes a change known.
+    fn announce(&mut self, diff: Diff, now: Moment) {
+        self.mirror.mark(&diff);
+        self.delivery.changed(&diff, now.monotonic);
+        for left in &diff.leaves {
+            let connection = left.presence.connection;
+            if self.rooms.last_seen(connection).is_none() {
+                self.delivery.disconnect(connection, left.cause);
+            }
+        }
+        if self.observers.any() {
+            let room = self.rooms.snapshot(&diff.room);
+            let event = PresenceChanged {
+                room: diff.room.clone(),
+                epoch: room.epoch(),
+                version: diff.version,
+                occupancy: room.occupancy(),
+                change: Change::Diff(Arc::new(diff)),
+            };
+            self.observers.tell(&event, &room);
+        }
+    }
+
+    /// Sends the member lists that are due, has the next batch written, and sets the timer: the end
+    /// of every handler that changed something.
+    fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        while let Some(room) = self.delivery.take_due(now.monotonic) {
+            let room = self.rooms.snapshot(&room);
+            let refused = self.delivery.flush(&room, &self.clock);
+            self.put_out(&refused, now);
+        }
+        self.arm(ctx, now);
+        self.write(ctx, now);
+    }
+
+    /// Members that do not take their frames leave.
+    fn put_out(&mut self, refused: &Refused, now: Moment) {
+        let slow = refused.slow.iter().map(|connection| (*connection, Cause::SlowConsumer));
+        let gone = refused.gone.iter().map(|connection| (*connection, Cause::Disconnected));
+        for (connection, cause) in slow.chain(gone) {
+            self.leave_all(connection, cause, now);
+        }
+    }
+
+    fn leave_all(&mut self, connection: ConnectionId, cause: Cause, now: Moment) -> usize {
+        let diffs = self.rooms.leave_all(connection, cause);
+        let rooms = diffs.len();
+        for diff in diffs {
+            count_leaves(cause, diff.leaves.len());
+            self.announce(diff, now);
+        }
+        rooms
+    }
+
+    fn arm(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        let Some(due) = self.delivery.next_due() else { return };
+        if let Some((at, timer)) = self.timer {
+            if at <= due {
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let wait = Duration::from_micros(due.saturating_sub(now.monotonic));
+        let timer = ctx.run_later(wait, |registry, ctx| {
+            registry.timer = None;
+            let now = registry.clock.now();
+            registry.settle(ctx, now);
+        });
+        self.timer = Some((due, timer));
+    }
+}
+
+fn count_leaves(cause: Cause, leaves: usize) {
+    metrics::counter!("presence_leaves_total", "cause" => cause.as_str()).increment(leaves as u64);
+}
+
+impl Actor for RoomRegistry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        self.keep_mirror(ctx);
+    }
+}
+
+impl fmt::Debug for RoomRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RoomRegistry")
+            .field("rooms", &self.rooms.room_count())
+            .field("connections", &self.rooms.connection_count())
+            .field("closing", &self.closing)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,67 @@
+//! Questions.
+
+use actix::prelude::*;
+
+use super::RoomRegistry;
+use crate::{
+    messages::{GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Status, WhereIs},
+    model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
+};
+
+impl Handler<GetSnapshot> for RoomRegistry {
+    type Result = Option<Snapshot>;
+
+    fn handle(&mut self, msg: GetSnapshot, _: &mut Context<Self>) -> Self::Result {
+        self.rooms.room(&msg.room).cloned()
+    }
+}
+
+impl Handler<GetOccupancy> for RoomRegistry {
+    type Result = Occupancy;
+
+    fn handle(&mut self, msg: GetOccupancy, _: &mut Context<Self>) -> Occupancy {
+        self.rooms.occupancy(&msg.room)
+    }
+}
+
+impl Handler<WhereIs> for RoomRegistry {
+    type Result = Vec<(RoomName, usize)>;
+
+    fn handle(&mut self, msg: WhereIs, _: &mut Context<Self>) -> Self::Result {
+        self.rooms.where_is(&msg.user)
+    }
+}
+
+impl Handler<ListRooms> for RoomRegistry {
+    type Result = Vec<RoomSummary>;
+
+    fn handle(&mut self, msg: ListRooms, _: &mut Context<Self>) -> Self::Result {
+        self.rooms.list(msg.after.as_ref(), msg.limit)
+    }
+}
+
+impl Handler<ListPresences> for RoomRegistry {
+    type Result = Option<Vec<SeenPresence>>;
+
+    fn handle(&mut self, msg: ListPresences, _: &mut Context<Self>) -> Self::Result {
+        self.rooms.room(&msg.room)?;
+        Some(self.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit))
+    }
+}
+
+impl Handler<GetStatus> for RoomRegistry {
+    type Result = Status;
+
+    fn handle(&mut self, _: GetStatus, _: &mut Context<Self>) -> Status {
+        let now = self.clock.now();
+        let trouble = self.mirror.trouble();
+        Status {
+            rooms: self.rooms.room_count(),
+            connections: self.rooms.connection_count(),
+            unwritten: self.mirror.unwritten(),
+            database: trouble.map(|trouble| trouble.reason),
+            lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
+            closing: self.closing,
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The session's side: what connects one client to its rooms.
+//!
+//! [`Connection`] is the helper that any session actor can own, whatever carries its frames.
+//! [`WsSession`] is the ready-made session built from it, on actix-web-actors.
+
+mod guard;
+mod rate;
+mod socket;
+mod ws;
+
+use std::fmt;
+
+use actix::{dev::ToEnvelope, prelude::*};
+
+pub use self::{
+    socket::limit_silence,
+    ws::{WsSession, WsSessionError},
+};
+use crate::{
+    messages::{Disconnect, ForwardMessage, Join, LeaveAll, Touch},
+    model::{Cause, ConnectionId, RoomName},
+    registry::RoomRegistry,
+    wire::json::HEARTBEAT,
+};
+
+/// One connection's stay: its id, its signs of life, and its leaving, which no end of a session
+/// misses.
+///
+/// Dropping it leaves every room, once. A session actor that owns one therefore leaves when it
+/// stops, when its response is dropped, and when it panics.
+///
+/// ```
+/// # use actix::prelude::*;
+/// # use actix_presence::{Connection, Disconnect, ForwardMessage, RoomName};
+/// struct Chatter {
+///     me: Connection,
+///     room: RoomName,
+/// }
+///
+/// impl Actor for Chatter {
+///     type Context = Context<Self>;
+///
+///     fn started(&mut self, ctx: &mut Self::Context) {
+///         let join = self.me.join(self.room.clone(), ctx.address());
+///         let joining = self.me.registry().send(join).into_actor(self);
+///         ctx.wait(joining.map(|answer, _, ctx| match answer {
+///             Ok(Ok(joined)) => println!("{} are here", joined.snapshot.occupancy().connections),
+///             Ok(Err(_)) | Err(_) => ctx.stop(),
+///         }));
+///     }
+/// }
+///
+/// impl Handler<ForwardMessage> for Chatter {
+///     type Result = ();
+///     fn handle(&mut self, msg: ForwardMessage, _: &mut Self::Context) {
+///         println!("{}", msg.payload);
+///     }
+/// }
+///
+/// impl Handler<Disconnect> for Chatter {
+///     type Result = ();
+///     fn handle(&mut self, _: Disconnect, ctx: &mut Self::Context) {
+///         ctx.stop();
+///     }
+/// }
+/// ```
+pub struct Connection {
+    registry: Addr<RoomRegistry>,
+    id: ConnectionId,
+    /// Why it leaves when it is dropped.
+    cause: Cause,
+}
+
+impl Connection {
+    /// A new connection, in no room yet.
+    #[must_use]
+    pub fn new(registry: Addr<RoomRegistry>) -> Self {
+        Self { registry, id: ConnectionId::new(), cause: Cause::Disconnected }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// The registry that it is known to.
+    #[must_use]
+    pub fn registry(&self) -> &Addr<RoomRegistry> {
+        &self.registry
+    }
+
+    /// The message with which the session enters a room; add user, info and dialect, and send it to
+    /// the [registry](Self::registry).
+    #[must_use]
+    pub fn join<A>(&self, room: RoomName, session: Addr<A>) -> Join
+    where
+        A: Actor + Handler<ForwardMessage> + Handler<Disconnect>,
+        A::Context: ToEnvelope<A, ForwardMessage> + ToEnvelope<A, Disconnect>,
+    {
+        Join::anonymous(room, self.id, session.clone().recipient()).disconnect(session.recipient())
+    }
+
+    /// A sign of life: to be called for every frame, also for pings and pongs.
+    pub fn touch(&self) {
+        // One that meets a full mailbox is lost; the next one repairs it.
+        let _ = self.registry.try_send(Touch::new(self.id));
+    }
+
+    /// The hook for text frames: a sign of life, and all of it if the text is the literal
+    /// `"heartbeat"` (JSON, with its quotes). Any other text is given back to be handled.
+    #[must_use]
+    pub fn text<'a>(&self, text: &'a str) -> Option<&'a str> {
+        self.touch();
+        (text != HEARTBEAT).then_some(text)
+    }
+
+    /// The client has said goodbye: what drops now has [left](Cause::Left), and is not just
+    /// disconnected.
+    pub fn goodbye(&mut self) {
+        self.cause = Cause::Left;
+    }
+
+    /// Leaves every room now, for a cause of its own.
+    pub fn leave(&self, cause: Cause) {
+        // Sent unbounded, because it must not be lost; at most twice per connection.
+        self.registry.do_send(LeaveAll::because(self.id, cause));
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.leave(self.cause);
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id).field("cause", &self.cause).finish()
+    }
+}

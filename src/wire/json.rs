@@ -1,0 +1,304 @@
+//! The JSON dialect: frames of `/ws/{room}`.
+//!
+//! The shape of `presence` is that of the documentation of django-channels-presence.
+
+use bytestring::ByteString;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::model::{Cause, ConnectionId, Epoch, Info, Member, RoomName, Snapshot, UserId};
+
+/// A frame: `{"type":…,"payload":…}`.
+#[derive(Serialize)]
+struct Frame<'a, P> {
+    r#type: &'a str,
+    payload: P,
+}
+
+fn frame(r#type: &str, payload: impl Serialize) -> ByteString {
+    encode(&Frame { r#type, payload })
+}
+
+fn encode(value: &impl Serialize) -> ByteString {
+    // Maps with text keys, numbers and text always have a JSON form.
+    serde_json::to_string(value).unwrap_or_default().into()
+}
+
+#[derive(Serialize)]
+struct Members<'a> {
+    channel_name: &'a RoomName,
+    members: Vec<Member>,
+    lurkers: usize,
+    version: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<Epoch>,
+}
+
+fn members(snapshot: &Snapshot, epoch: Option<Epoch>) -> Members<'_> {
+    Members {
+        channel_name: snapshot.room(),
+        members: snapshot.users().collect(),
+        lurkers: snapshot.anonymous_count(),
+        version: snapshot.version(),
+        epoch,
+    }
+}
+
+impl Snapshot {
+    /// The member list as the `presence` frame of the JSON dialect.
+    #[must_use]
+    pub fn to_json(&self) -> ByteString {
+        frame("presence", members(self, None))
+    }
+}
+
+/// The frame `presence_state`: the list from which diffs go on.
+#[must_use]
+pub fn presence_state(snapshot: &Snapshot) -> ByteString {
+    frame("presence_state", members(snapshot, Some(snapshot.epoch())))
+}
+
+/// The frame `presence_count`.
+#[must_use]
+pub fn presence_count(snapshot: &Snapshot) -> ByteString {
+    #[derive(Serialize)]
+    struct Count<'a> {
+        channel_name: &'a RoomName,
+        users: usize,
+        lurkers: usize,
+        version: u64,
+    }
+    let occupancy = snapshot.occupancy();
+    frame(
+        "presence_count",
+        Count {
+            channel_name: snapshot.room(),
+            users: occupancy.users,
+            lurkers: occupancy.anonymous,
+            version: snapshot.version(),
+        },
+    )
+}
+
+/// The frame `presence_diff`: what became of the given users between two snapshots of a room.
+///
+/// `changed` names at least every user whose entry differs, with the cause of the last leave. A user
+/// who left and came back the same is in neither list.
+#[must_use]
+pub fn presence_diff<'a>(
+    before: &Snapshot,
+    after: &Snapshot,
+    changed: impl IntoIterator<Item = (&'a UserId, Cause)>,
+) -> ByteString {
+    #[derive(Serialize)]
+    struct Gone {
+        id: UserId,
+        info: Info,
+        cause: Cause,
+    }
+    #[derive(Serialize)]
+    struct Diff<'a> {
+        channel_name: &'a RoomName,
+        since: u64,
+        version: u64,
+        joins: Vec<Member>,
+        leaves: Vec<Gone>,
+        lurkers: usize,
+    }
+    let (mut joins, mut leaves) = (Vec::new(), Vec::new());
+    for (user, cause) in changed {
+        match (before.user(user), after.user(user)) {
+            (was, Some(is)) if was.as_ref() != Some(&is) => joins.push(is),
+            (Some(was), None) => leaves.push(Gone { id: was.id, info: was.info, cause }),
+            _ => {}
+        }
+    }
+    frame(
+        "presence_diff",
+        Diff {
+            channel_name: after.room(),
+            since: before.version(),
+            version: after.version(),
+            joins,
+            leaves,
+            lurkers: after.anonymous_count(),
+        },
+    )
+}
+
+/// Who sent a message.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sender {
+    /// The user; `None` is anonymous.
+    pub id: Option<UserId>,
+    /// The connection.
+    pub connection: ConnectionId,
+}
+
+/// The frame `message`.
+#[must_use]
+pub fn message(payload: &RawValue, from: Option<&Sender>) -> ByteString {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        r#type: &'a str,
+        payload: &'a RawValue,
+        from: Option<&'a Sender>,
+    }
+    encode(&Message { r#type: "message", payload, from })
+}
+
+/// The frame `error`.
+#[must_use]
+pub fn error(code: &str, message: &str) -> ByteString {
+    #[derive(Serialize)]
+    struct Error<'a> {
+        code: &'a str,
+        message: &'a str,
+    }
+    frame("error", Error { code, message })
+}
+
+/// What a client says.
+#[derive(Debug)]
+pub enum ClientFrame {
+    /// "I am still here", and nothing else.
+    Heartbeat,
+    /// A message for the room.
+    Message(Box<RawValue>),
+    /// New info for the sender's presence.
+    Update(Map<String, Value>),
+}
+
+/// Why a client's frame is none; it gets this as an `error` frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadFrame {
+    /// Not JSON at all.
+    #[error("the frame is not JSON: {0}")]
+    NotJson(String),
+    /// JSON, but no object with a `type`.
+    #[error("a frame is \"heartbeat\" or an object with a \"type\"")]
+    NoType,
+    /// A type that no client sends.
+    #[error("there is no frame of this type; \"message\" and \"update\" there are")]
+    UnknownType,
+    /// A `message` without `payload`.
+    #[error("a message needs a \"payload\"")]
+    NoPayload,
+    /// An `update` whose `info` is not an object.
+    #[error("an update needs \"info\", a JSON object")]
+    NoInfo,
+}
+
+impl BadFrame {
+    /// The code in the `error` frame.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotJson(_) => "not_json",
+            Self::NoType | Self::NoPayload | Self::NoInfo => "bad_frame",
+            Self::UnknownType => "unknown_type",
+        }
+    }
+}
+
+/// The text frame of a client that is only a sign of life, to the letter.
+pub const HEARTBEAT: &str = "\"heartbeat\"";
+
+/// Reads a text frame of a client.
+///
+/// # Errors
+///
+/// [`BadFrame`], for the client to read.
+pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
+    #[derive(Deserialize)]
+    struct Any {
+        r#type: Option<Value>,
+        #[serde(default, deserialize_with = "given")]
+        payload: Option<Box<RawValue>>,
+        info: Option<Value>,
+    }
+    // `null` is a payload as good as any other.
+    fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Box<RawValue>>, D::Error> {
+        Box::deserialize(value).map(Some)
+    }
+    if text == HEARTBEAT {
+        return Ok(ClientFrame::Heartbeat);
+    }
+    let any: Any = match serde_json::from_str(text) {
+        Ok(any) => any,
+        Err(error) if error.is_data() => return Err(BadFrame::NoType),
+        Err(error) => return Err(BadFrame::NotJson(error.to_string())),
+    };
+    match (any.r#type.as_ref().and_then(Value::as_str), any.info) {
+        (Some("message"), _) => any.payload.map(ClientFrame::Message).ok_or(BadFrame::NoPayload),
+        (Some("update"), Some(Value::Object(info))) => Ok(ClientFrame::Update(info)),
+        (Some("update"), _) => Err(BadFrame::NoInfo),
+        (Some(_), _) => Err(BadFrame::UnknownType),
+        (None, _) => Err(BadFrame::NoType),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Moment, Rooms};
+
+    fn value(frame: &ByteString) -> Value {
+        serde_json::from_str(frame).unwrap()
+    }
+
+    #[test]
+    fn a_diff_between_snapshots_lists_what_is_new_changed_or_gone_and_nothing_else() {
+        let room = RoomName::new("r").unwrap();
+        let [ada, bob, cyd, dan] = ["ada", "bob", "cyd", "dan"].map(|id| UserId::new(id).unwrap());
+        let id = ConnectionId::from_u128;
+        let now = Moment { monotonic: 0, wall: 0 };
+        let mut rooms = Rooms::default();
+        let mut join = |rooms: &mut Rooms, connection, user: &UserId| {
+            rooms.join(&room, id(connection), Some(user.clone()), Info::EMPTY, now).unwrap();
+        };
+        join(&mut rooms, 1, &ada);
+        join(&mut rooms, 2, &bob);
+        join(&mut rooms, 3, &cyd);
+        let before = rooms.snapshot(&room);
+
+        join(&mut rooms, 4, &ada); // a second connection: a changed entry
+        rooms.leave(&room, id(2), Cause::Expired); // gone
+        rooms.leave(&room, id(3), Cause::Left); // gone and back: nothing
+        join(&mut rooms, 5, &cyd);
+        join(&mut rooms, 6, &dan); // came and went: nothing
+        rooms.leave(&room, id(6), Cause::Left);
+        let after = rooms.snapshot(&room);
+
+        let changed = [&ada, &bob, &cyd, &dan].map(|user| (user, Cause::Expired));
+        assert_eq!(
+            value(&presence_diff(&before, &after, changed)),
+            json!({"type": "presence_diff", "payload": {
+                "channel_name": "r", "since": 3, "version": 9, "lurkers": 0,
+                "joins": [{"id": "ada", "info": {}, "connections": 2}],
+                "leaves": [{"id": "bob", "info": {}, "cause": "expired"}],
+            }})
+        );
+    }
+
+    #[test]
+    fn a_frame_that_is_none_is_told_apart() {
+        let bad = |text| read(text).unwrap_err().code();
+        assert_eq!(bad("{"), "not_json");
+        assert_eq!(bad(""), "not_json");
+        assert_eq!(bad("[]"), "bad_frame");
+        assert_eq!(bad(" \"heartbeat\""), "bad_frame");
+        assert_eq!(bad("{}"), "bad_frame");
+        assert_eq!(bad(r#"{"type":7}"#), "bad_frame");
+        assert_eq!(bad(r#"{"type":"presence","payload":{}}"#), "unknown_type");
+        assert_eq!(bad(r#"{"type":"message"}"#), "bad_frame");
+        assert_eq!(bad(r#"{"type":"update","info":[]}"#), "bad_frame");
+        assert!(matches!(read("\"heartbeat\""), Ok(ClientFrame::Heartbeat)));
+        assert!(matches!(
+            read(r#"{"type":"message","payload":null}"#),
+            Ok(ClientFrame::Message(_))
+        ));
+    }
+}

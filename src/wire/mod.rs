@@ -1,0 +1,3 @@
+//! What goes over a socket: values to bytes and back, and nothing else.
+
+pub mod json;

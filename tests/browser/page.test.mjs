@@ -1,0 +1,111 @@
+// Two browsers on the page of a running server.
+//   PRESENCE_URL=http://127.0.0.1:8080 CHROMIUM=/usr/bin/chromium npm test
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { after, before, test } from "node:test";
+import { chromium } from "playwright-core";
+
+const BASE = (process.env.PRESENCE_URL ?? "http://127.0.0.1:8080").replace(/\/$/, "");
+const WAIT = 10_000;
+// A tab whose farewell got lost fades for the server's --grace (10 s) first.
+const GONE = 30_000;
+
+let browser;
+
+before(async () => {
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+      "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  });
+});
+after(() => browser?.close());
+
+/** A new person: own storage, own tab; anything the page complains about is kept. */
+async function person(t, room, name) {
+  const context = await browser.newContext();
+  context.setDefaultTimeout(WAIT);
+  t.after(() => context.close());
+  const page = await context.newPage();
+  const complaints = [];
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  page.on("console", (line) => line.type() === "error" && complaints.push(line.text()));
+  await page.goto(`${BASE}/#${encodeURIComponent(room)}`);
+  assert.equal(await page.getByLabel("Room", { exact: true }).inputValue(), room, "the link carries the room");
+  await page.getByLabel("Your name").fill(name);
+  await page.getByRole("button", { name: "Join #" }).click();
+  const pane = page.locator(".pane.room");
+  await pane.locator(".pill[data-state=open]").waitFor();
+  return {
+    page, pane, complaints,
+    member: (id) => pane.locator(`.roster [data-id=${JSON.stringify(id)}]`),
+    said: (text) => pane.locator(".log .msg .body").filter({ hasText: text }),
+    noted: (text) => pane.locator(".log .sys").filter({ hasText: text }),
+    async say(text) {
+      await pane.getByLabel("Message", { exact: true }).fill(text);
+      await pane.getByRole("button", { name: "Send" }).click();
+    },
+  };
+}
+
+const someRoom = () => `page test é/${randomUUID()}`;
+
+test("two people meet, talk, change status and part", async (t) => {
+  const room = someRoom();
+  const ada = await person(t, room, "ada");
+  await ada.member("ada").getByText("you", { exact: true }).waitFor();
+  const bob = await person(t, room, "bob & co");
+
+  await ada.member("bob & co").waitFor();
+  await bob.member("ada").waitFor();
+  await ada.noted("bob & co joined").waitFor();
+
+  await ada.say("hello bob");
+  await bob.said("hello bob").waitFor();
+  await ada.said("hello bob").waitFor();
+  const markup = "<img src=x onerror=alert(1)>";
+  await bob.say(markup);
+  await ada.said(markup).waitFor();
+  assert.equal(await ada.pane.locator(".log img").count(), 0, "what people write is text");
+
+  await bob.pane.getByLabel("Status").selectOption("busy");
+  await ada.member("bob & co").getByText("Busy").waitFor();
+  await ada.member("bob & co").locator(".avatar[data-status=busy]").waitFor();
+
+  await bob.page.close();
+  await ada.member("bob & co").waitFor({ state: "detached", timeout: GONE });
+  assert.equal(await ada.pane.locator(".roster [data-id]").count(), 1);
+  assert.deepEqual([...ada.complaints, ...bob.complaints], []);
+});
+
+test("a second tab counts, a lurker is only a number, leaving is seen", async (t) => {
+  const room = someRoom();
+  const ada = await person(t, room, "ada");
+  const again = await person(t, room, "ada");
+  await ada.member("ada").getByText("2 tabs").waitFor();
+  await again.pane.getByLabel("Note").fill("on the phone");
+  await again.pane.getByLabel("Note").press("Enter");
+  await ada.member("ada").getByText("on the phone").waitFor();
+  const lurker = await person(t, room, "");
+  await ada.pane.locator(".lurkers").getByText("1 lurker").waitFor();
+  await lurker.say("psst");
+  await ada.said("psst").waitFor();
+
+  await again.pane.getByRole("button", { name: "Leave" }).click();
+  await ada.member("ada").getByText("2 tabs").waitFor({ state: "detached" });
+  await lurker.pane.getByRole("button", { name: "Leave" }).click();
+  await ada.pane.locator(".lurkers:empty").waitFor({ state: "attached" });
+  assert.deepEqual([...ada.complaints, ...again.complaints, ...lurker.complaints], []);
+});
+
+test("what is sent over HTTP is shown as the server's", async (t) => {
+  const room = someRoom();
+  const ada = await person(t, room, "ada");
+  const answer = await fetch(`${BASE}/api/rooms/${encodeURIComponent(room)}/messages`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ n: [1, 2] }),
+  });
+  if ([401, 403].includes(answer.status)) return t.skip("this server's API needs a key");
+  assert.deepEqual(await answer.json(), { recipients: 1 });
+  const message = ada.pane.locator(".log .msg").filter({ hasText: '"n"' });
+  await message.getByText("server", { exact: true }).waitFor();
+});
