@@ -310,7 +310,8 @@ async fn an_observer_that_fails_for_the_second_of_three_rooms_stops_none_of_them
 
 #[test]
 fn a_name_is_refused_before_anything_happens_and_blanks_and_signs_are_fine() {
-    for good in ["x".repeat(99), "x".repeat(255), " ".into(), "a/b:c!".into(), "日本 ☕".into()] {
+    for good in ["x".repeat(99), "x".repeat(255), " ".into(), "a/b:c!".into(), "日本 ☕".into()]
+    {
         assert!(RoomName::new(good).is_ok());
     }
     for bad in [String::new(), "x".repeat(256), "a\0b".into(), "trailing\n".into()] {

@@ -11,7 +11,7 @@ use bytestring::ByteString;
 
 use super::Refused;
 use crate::{
-    clock::Clock,
+    clock::Stopwatch,
     messages::{Feed, ForwardMessage},
     model::{Cause, ConnectionId, Diff, Snapshot, UserId},
     wire::json,
@@ -83,10 +83,10 @@ impl Audience {
     pub fn flush<'a>(
         &mut self,
         room: &Snapshot,
-        clock: &Clock,
+        now: u64,
         outlet: impl Fn(ConnectionId) -> Option<(&'a Recipient<ForwardMessage>, Feed)>,
     ) -> Refused {
-        let start = clock.now();
+        let work = Stopwatch::start();
         let moved = room.version() != self.flushed.version();
         let mut frames = Frames::new(&self.flushed, room, &self.touched);
         let mut refused = Refused::default();
@@ -112,17 +112,16 @@ impl Audience {
                     continue;
                 }
                 Err(SendError::Full(_)) => {
-                    let since = since.unwrap_or(start.monotonic);
-                    if start.monotonic.saturating_sub(since) >= micros(PATIENCE) {
+                    let since = since.unwrap_or(now);
+                    if now.saturating_sub(since) >= micros(PATIENCE) {
                         refused.slow.push(connection);
                     }
                     Listener::Owed { refused: Some(since) }
                 }
             };
         }
-        let now = clock.now();
-        let busy = micros(now.since(start));
-        self.not_before = now.monotonic + (busy * (DUTY - 1)).max(micros(WINDOW));
+        let busy = micros(work.elapsed());
+        self.not_before = now + (busy * DUTY).max(micros(WINDOW));
         self.flushed = room.clone();
         self.touched.clear();
         metrics::counter!("presence_lists_sent_total").increment(1);

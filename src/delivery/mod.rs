@@ -15,7 +15,6 @@ use bytestring::ByteString;
 use self::audience::Audience;
 pub(crate) use self::observers::Observers;
 use crate::{
-    clock::Clock,
     messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, close_code},
     model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
     wire::json,
@@ -171,13 +170,13 @@ impl Delivery {
     }
 
     /// Sends the room's listeners what they do not know yet.
-    pub fn flush(&mut self, room: &Snapshot, clock: &Clock) -> Refused {
+    pub fn flush(&mut self, room: &Snapshot, now: u64) -> Refused {
         let Some(audience) = self.audiences.get_mut(room.room()) else { return Refused::default() };
         let outlets = &self.outlets;
         let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.feed()));
-        let refused = audience.flush(room, clock, outlet);
+        let refused = audience.flush(room, now, outlet);
         if audience.owes() {
-            self.schedule(room.room(), clock.now().monotonic);
+            self.schedule(room.room(), now);
         }
         refused
     }

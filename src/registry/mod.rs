@@ -118,7 +118,7 @@ impl RoomRegistry {
     fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
         while let Some(room) = self.delivery.take_due(now.monotonic) {
             let room = self.rooms.snapshot(&room);
-            let refused = self.delivery.flush(&room, &self.clock);
+            let refused = self.delivery.flush(&room, now.monotonic);
             self.put_out(&refused, now);
         }
         self.arm(ctx, now);
