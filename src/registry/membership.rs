@@ -28,16 +28,17 @@ impl Handler<Join> for RoomRegistry {
         let now = self.clock.now();
         let Join { room, connection, user, info, dialect, forward, disconnect } = msg;
         self.admit(&room, user.as_ref(), &info)?;
+        let known = self.rooms.last_seen(connection).is_some();
         let diff = self.rooms.join(&room, connection, user, info, now)?;
 
         self.delivery.connect(connection, forward, disconnect, dialect);
         let changed = diff.is_some();
-        match diff {
-            Some(diff) => {
-                metrics::counter!("presence_joins_total").increment(diff.joins.len() as u64);
-                self.announce(diff, now);
-            }
-            None => self.mirror.heard(connection),
+        if known {
+            self.mirror.heard(connection);
+        }
+        if let Some(diff) = diff {
+            metrics::counter!("presence_joins_total").increment(diff.joins.len() as u64);
+            self.announce(diff, now);
         }
         let snapshot = self.rooms.snapshot(&room);
         self.delivery.listen(&snapshot, connection, now.monotonic);

@@ -42,9 +42,13 @@ const DELETE: &str = "
         CROSS JOIN presences
             ON presences.room_id = rooms.id AND presences.channel_name = row.value ->> 1)";
 
+/// The rows are found first: joined to the table as it is, SQLite may walk the JSON for each of them.
 const SEEN: &str = "
-    UPDATE presences SET last_seen = row.value ->> 1 FROM json_each(?1) AS row
-    WHERE presences.channel_name = row.value ->> 0 AND presences.node_id = ?2";
+    WITH found AS MATERIALIZED (
+        SELECT presences.id, row.value ->> 1 AS at FROM json_each(?1) AS row
+        CROSS JOIN presences ON presences.channel_name = row.value ->> 0
+        WHERE +presences.node_id = ?2)
+    UPDATE presences SET last_seen = found.at FROM found WHERE presences.id = found.id";
 
 /// Writes a batch, in the transaction that is open.
 pub(super) fn apply(
@@ -136,4 +140,36 @@ fn each_chunk<T>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::{Connection, QueryableByName};
+    use diesel_migrations::MigrationHarness;
+
+    use super::*;
+    use crate::mirror::store::migrate::MIGRATIONS;
+
+    #[test]
+    fn no_statement_walks_the_table_or_the_batch_for_each_row() {
+        #[derive(QueryableByName)]
+        struct Step {
+            #[diesel(sql_type = Text)]
+            detail: String,
+        }
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        conn.run_pending_migrations(MIGRATIONS).unwrap();
+        for statement in [UPSERT_ROOMS, UPSERT_PRESENCES, DELETE, SEEN] {
+            let plan = sql_query(format!("EXPLAIN QUERY PLAN {statement}"));
+            let steps: Vec<Step> = plan.load(&mut conn).unwrap();
+            let steps: Vec<_> = steps.into_iter().map(|step| step.detail).collect();
+            for step in &steps {
+                let lists = ["SCAN row ", "SCAN found"];
+                let list = lists.iter().any(|list| step.starts_with(list));
+                assert!(list || !step.starts_with("SCAN"), "{steps:#?}");
+                // All rows of a node, each compared with the whole batch.
+                assert!(!step.contains("presences_node_id"), "{steps:#?}");
+            }
+        }
+    }
 }

@@ -363,38 +363,3 @@ fn migrations_go_up_down_and_up_and_make_what_the_code_expects() {
     assert_eq!(lines(&mut conn, objects), made);
     assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
 }
-
-#[test]
-fn zz_speed() {
-    let mut bench = InFile::new();
-    for size in [2_000, 20_000u128] {
-        let rounds = 40_000 / size;
-        for phase in ["insert", "again", "seen", "delete"] {
-            let t = std::time::Instant::now();
-            for r in 0..rounds {
-                let rows = (0..size).map(|n| {
-                    let mut x = row(
-                        &format!("room {}", (n * 7919) % 500),
-                        (0x0190_u128 << 112) | ((r * size + n) << 80) | ((r * size + n) * 7919),
-                        Some("ada lovelace"),
-                    );
-                    x.presence.info = crate::Info::new(serde_json::json!({"name":"Ada"})).unwrap();
-                    x
-                });
-                let batch = match phase {
-                    "insert" | "again" => upserts(rows),
-                    "seen" => super::Batch {
-                        seen: rows.map(|r| (r.presence.connection, at(9))).collect(),
-                        ..Default::default()
-                    },
-                    _ => super::Batch {
-                        deletes: rows.map(|r| (r.room, r.presence.connection)).collect(),
-                        ..Default::default()
-                    },
-                };
-                write(&mut bench.store, &batch);
-            }
-            println!("{size} {phase}: {:.0}/s", 40_000.0 / t.elapsed().as_secs_f64());
-        }
-    }
-}
