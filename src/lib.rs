@@ -1,4 +1,17 @@
-pub mod clock;
+#![doc = include_str!("../README.md")]
+//!
+//! # Map of the crate
+//!
+//! - [`model`]: rooms and presences as plain values
+//! - [`messages`]: what one sends to the actors, and gets from them
+//! - [`RoomRegistry`], [`Pruner`]: the actors; [`PresenceConfig`] starts them
+//! - [`session`]: the side of the sockets
+//! - [`mirror`]: the database that follows
+//! - [`wire`]: frames
+//! - [`testing`]: a manual clock and actors that listen
+#![deny(missing_docs)]
+
+mod clock;
 mod config;
 mod delivery;
 pub mod messages;
