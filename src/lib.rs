@@ -1,4 +1,5 @@
 pub mod clock;
+pub mod mirror;
 pub mod model;
 
 pub use model::*;

@@ -1,0 +1,4 @@
+DROP TRIGGER rooms_take_their_presences;
+DROP TABLE presences;
+DROP TABLE rooms;
+DROP TABLE nodes;

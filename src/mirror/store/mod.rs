@@ -1,0 +1,214 @@
+//! The database: the only place that knows SQL.
+//!
+//! [`Store`] says what is asked of a database, [`SqliteStore`] does it with SQLite. A store is slow
+//! and may fail; it belongs on a thread of its own, or in a command.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::{ConnectionId, Presence, RoomName};
+
+mod bulk;
+#[cfg(test)]
+mod contract;
+mod error;
+mod migrate;
+mod node;
+mod owner;
+pub mod schema;
+mod sqlite;
+#[cfg(test)]
+mod sqlite_tests;
+mod stamp;
+mod transact;
+mod url;
+
+pub use error::{Source, StoreError};
+pub use migrate::migrate;
+pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
+pub use owner::{OwnerError, OwnerLock};
+pub use sqlite::{SqliteOptions, SqliteStore};
+pub use url::{DatabaseUrl, InvalidDatabaseUrl, SqlitePath};
+
+/// A presence as it is to stand in the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where it is.
+    pub room: RoomName,
+    /// Who it is.
+    pub presence: Presence,
+    /// When its connection was last heard of.
+    pub last_seen: DateTime<Utc>,
+}
+
+/// Changes to write in one transaction: deletes, then upserts, then signs of life.
+///
+/// A presence (a connection in a room) is in `upserts` or in `deletes`, at most once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Presences as they are now, new or changed.
+    pub upserts: Vec<Row>,
+    /// Presences that are no more.
+    pub deletes: Vec<(RoomName, ConnectionId)>,
+    /// When connections were last heard of, for all their presences of this node.
+    pub seen: Vec<(ConnectionId, DateTime<Utc>)>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.deletes.is_empty() && self.seen.is_empty()
+    }
+}
+
+/// What became of a batch: everything is committed but the changes set aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Applied {
+    /// Changes the database refuses; they fail again if they are sent again as they are.
+    pub set_aside: Vec<SetAside>,
+}
+
+/// A change that cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Which one.
+    pub change: Change,
+    /// Why, in the words of the database.
+    pub reason: String,
+}
+
+/// One change of a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Of [`Batch::upserts`].
+    Upsert(RoomName, ConnectionId),
+    /// Of [`Batch::deletes`].
+    Delete(RoomName, ConnectionId),
+    /// Of [`Batch::seen`].
+    Seen(ConnectionId),
+}
+
+/// A node that is no more, with what it left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadNode {
+    /// Its name as it stands in the rows, which anybody may have written.
+    pub node: String,
+    /// How many presences it left, now removed.
+    pub presences: usize,
+}
+
+/// What a renewal found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Renewal {
+    /// The lease had not run out.
+    Held,
+    /// The lease had run out or was gone. Others may have removed this node's rows meanwhile: write
+    /// every row again.
+    Lapsed,
+}
+
+/// A room with how many are in it, as the database knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RoomCounts {
+    /// Its name as it stands in the row, which anybody may have written.
+    pub channel_name: String,
+    /// Connections, known and anonymous.
+    pub connections: usize,
+    /// Distinct users.
+    pub users: usize,
+    /// Connections without a user.
+    pub anonymous: usize,
+}
+
+/// A database that mirrors presences: what the mirror and the commands ask of it.
+///
+/// Duties of every implementation, which `contract.rs` checks:
+///
+/// - A call is one transaction: all of it is committed when it answers, or nothing is.
+/// - Everything can be asked again: a second time changes nothing.
+/// - Rows are found by name, never by a remembered number, so rows and rooms that somebody deleted
+///   come back with the next upsert.
+/// - Statements are per batch, not per row.
+/// - A row the database refuses does not keep others out: it is set aside. A database that fails as
+///   a whole fails the call.
+/// - A lease has run out when it is *later* than its end; a presence is stale when it is *older*
+///   than the age. Equal stays.
+/// - The time is an argument; microseconds are kept.
+pub trait Store: Send {
+    /// Writes a batch as `node`; rooms that have no row get one made at `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; the batch can be given again as it is.
+    fn apply(
+        &mut self,
+        node: &NodeName,
+        batch: &Batch,
+        now: DateTime<Utc>,
+    ) -> Result<Applied, StoreError>;
+
+    /// Removes what dead nodes left, an earlier life of `node` included, and writes the row of
+    /// `node` with a lease until `now + lease`. Answers every dead node, ordered by name.
+    ///
+    /// With SQLite every node is dead: whoever starts there holds the [`OwnerLock`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn start(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Vec<DeadNode>, StoreError>;
+
+    /// Extends the lease of `node` to `now + lease`; makes its row if it is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn renew(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Renewal, StoreError>;
+
+    /// Removes the presences and the lease of `node`. Answers how many presences.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError>;
+
+    /// Removes presences last seen before `now - max_age` whose node has no lease that still runs.
+    /// Answers how many.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn prune_presences(
+        &mut self,
+        now: DateTime<Utc>,
+        max_age: Duration,
+    ) -> Result<usize, StoreError>;
+
+    /// Removes rooms without presences, in one statement. Answers how many.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn prune_rooms(&mut self) -> Result<usize, StoreError>;
+
+    /// All rooms with their counts, also the empty ones, ordered by name.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError>;
+}

@@ -1,0 +1,365 @@
+//! The contract on SQLite, and what only a file can meet.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Barrier},
+    thread,
+    time::Duration,
+};
+
+use diesel::{
+    Connection, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection,
+    sql_query, sql_types::Text,
+};
+use diesel_migrations::MigrationHarness;
+use tempfile::TempDir;
+
+use super::{
+    DatabaseUrl, Renewal, SqliteOptions, SqlitePath, SqliteStore, Store, StoreError,
+    contract::{Bench, LEASE, at, node, row, store_contract, upserts, write},
+    migrate,
+    migrate::MIGRATIONS,
+    sqlite::Access,
+};
+use crate::ConnectionId;
+
+store_contract!(in_memory, super::Memory);
+store_contract!(in_a_file, super::InFile);
+
+const IMPATIENT: SqliteOptions = SqliteOptions {
+    busy_timeout: Duration::from_millis(20),
+    open_timeout: Duration::from_secs(30),
+};
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+fn lines(conn: &mut SqliteConnection, sql: &str) -> Vec<String> {
+    let lines: Vec<Line> = sql_query(sql).load(conn).unwrap();
+    lines.into_iter().map(|line| line.line).collect()
+}
+
+const ROWS: &str = "SELECT rooms.channel_name || ' ' || presences.channel_name || ' ' ||
+    coalesce(user_id, '-') || ' ' || info || ' ' || joined_at || ' ' || last_seen || ' ' || node_id
+    AS line FROM presences LEFT JOIN rooms ON rooms.id = room_id ORDER BY line";
+
+fn refusal(what: &str, connection: ConnectionId) -> String {
+    let row = if what == "INSERT" { "NEW" } else { "OLD" };
+    format!(
+        "CREATE TRIGGER refuse_{what}_{connection} BEFORE {what} ON presences
+         WHEN {row}.channel_name = '{connection}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    )
+}
+
+struct Memory(SqliteStore);
+
+impl Bench for Memory {
+    type Store = SqliteStore;
+
+    fn new() -> Self {
+        Self(SqliteStore::open(&DatabaseUrl::SqliteMemory).unwrap())
+    }
+
+    fn store(&mut self) -> &mut SqliteStore {
+        &mut self.0
+    }
+
+    fn by_hand(&mut self, sql: &str) {
+        self.0.connection(Access::Write).unwrap().batch_execute(sql).unwrap();
+    }
+
+    fn rows(&mut self) -> Vec<String> {
+        lines(&mut self.0.connection(Access::Read).unwrap(), ROWS)
+    }
+
+    fn refuse(&mut self, what: &str, connection: ConnectionId) {
+        self.by_hand(&refusal(what, connection));
+    }
+}
+
+struct InFile {
+    store: SqliteStore,
+    path: SqlitePath,
+    directory: TempDir,
+}
+
+impl InFile {
+    fn named(name: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = SqlitePath::new(directory.path().join(name).to_str().unwrap()).unwrap();
+        let url = DatabaseUrl::SqliteFile(path.clone());
+        let store = SqliteStore::open_with(&url, IMPATIENT).unwrap();
+        Self { store, path, directory }
+    }
+
+    fn file(&self) -> &Path {
+        self.path.as_path()
+    }
+
+    /// A connection as a shell makes it: foreign keys off.
+    fn shell(&self) -> SqliteConnection {
+        let mut shell = SqliteConnection::establish(&self.path.for_sqlite()).unwrap();
+        shell.batch_execute("PRAGMA foreign_keys = OFF; PRAGMA busy_timeout = 5000").unwrap();
+        shell
+    }
+
+    fn writable(&self, writable: bool) {
+        let mut permissions = fs::metadata(self.file()).unwrap().permissions();
+        #[cfg(unix)]
+        std::os::unix::fs::PermissionsExt::set_mode(
+            &mut permissions,
+            if writable { 0o644 } else { 0o444 },
+        );
+        #[cfg(not(unix))]
+        permissions.set_readonly(!writable);
+        fs::set_permissions(self.file(), permissions).unwrap();
+    }
+}
+
+impl Bench for InFile {
+    type Store = SqliteStore;
+
+    fn new() -> Self {
+        Self::named("presence.db")
+    }
+
+    fn store(&mut self) -> &mut SqliteStore {
+        &mut self.store
+    }
+
+    fn by_hand(&mut self, sql: &str) {
+        self.shell().batch_execute(sql).unwrap();
+    }
+
+    fn rows(&mut self) -> Vec<String> {
+        lines(&mut self.shell(), ROWS)
+    }
+
+    fn refuse(&mut self, what: &str, connection: ConnectionId) {
+        self.by_hand(&refusal(what, connection));
+    }
+}
+
+/// A store whose database holds one row, and a batch that would add another.
+fn with_a_row() -> (InFile, super::Batch) {
+    let mut bench = InFile::new();
+    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    (bench, upserts([row("b", 2, None)]))
+}
+
+fn fails(bench: &mut InFile, batch: &super::Batch) -> StoreError {
+    bench.store.apply(&node("n"), batch, at(0)).unwrap_err()
+}
+
+#[test]
+fn a_database_that_another_process_holds_is_locked_and_then_written() {
+    let (mut bench, batch) = with_a_row();
+    let mut other = bench.shell();
+    other.batch_execute("BEGIN EXCLUSIVE").unwrap();
+    assert!(matches!(fails(&mut bench, &batch), StoreError::Locked));
+    assert!(matches!(bench.store.prune_rooms(), Err(StoreError::Locked)));
+    other.batch_execute("COMMIT").unwrap();
+    write(&mut bench.store, &batch);
+    assert_eq!(bench.rows().len(), 2);
+}
+
+#[test]
+fn a_full_database_fails_as_a_whole_and_is_written_when_there_is_room() {
+    let (mut bench, _) = with_a_row();
+    let large = upserts((0..5000).map(|n| row("a room with a name", n, Some("a user"))));
+    let limit = |bench: &mut InFile, pages| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        bench.store.connection(Access::Write).unwrap().batch_execute(&sql).unwrap();
+    };
+    limit(&mut bench, 1);
+    let full = fails(&mut bench, &large);
+    assert!(matches!(full, StoreError::Full), "{full:?}");
+    assert_eq!(bench.rows().len(), 1);
+    limit(&mut bench, 1_000_000);
+    write(&mut bench.store, &large);
+    assert_eq!(bench.rows().len(), 5001);
+}
+
+#[test]
+fn a_row_that_is_left_out_without_an_error_is_set_aside() {
+    let (mut bench, batch) = with_a_row();
+    bench.by_hand(
+        "CREATE TRIGGER no_b BEFORE INSERT ON rooms WHEN NEW.channel_name = 'b'
+         BEGIN SELECT RAISE(IGNORE); END",
+    );
+    let applied = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    assert_eq!(applied.set_aside.len(), 1);
+}
+
+#[test]
+fn a_file_without_write_permission_is_read_only_until_it_has_it_again() {
+    let (mut bench, batch) = with_a_row();
+    bench.writable(false);
+    assert!(matches!(fails(&mut bench, &batch), StoreError::ReadOnly));
+    assert!(matches!(bench.store.stop(&node("n")), Err(StoreError::ReadOnly)));
+    assert_eq!(bench.store.rooms().unwrap().len(), 1, "reading goes on");
+    bench.writable(true);
+    write(&mut bench.store, &batch);
+    assert_eq!(bench.rows().len(), 2);
+}
+
+#[test]
+fn a_deleted_file_is_made_again_and_told_once() {
+    let (mut bench, batch) = with_a_row();
+    fs::remove_file(bench.file()).unwrap();
+    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
+    write(&mut bench.store, &batch);
+    let rows = bench.rows();
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].starts_with("b "), "only what was written since: {rows:?}");
+    assert_eq!(bench.store.renew(&node("n"), at(0), LEASE).unwrap(), Renewal::Lapsed);
+}
+
+#[test]
+fn a_deleted_directory_is_unavailable_until_it_is_there_again() {
+    let (mut bench, batch) = with_a_row();
+    fs::remove_dir_all(bench.directory.path()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(fails(&mut bench, &batch), StoreError::Unavailable { .. }));
+    }
+    fs::create_dir(bench.directory.path()).unwrap();
+    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
+    write(&mut bench.store, &batch);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn another_file_in_its_place_is_noticed() {
+    let (mut bench, batch) = with_a_row();
+    let mut backup = InFile::new();
+    write(&mut backup.store, &upserts([row("old", 7, None)]));
+    backup.shell().batch_execute("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let copy = bench.directory.path().join("copy");
+    fs::copy(backup.file(), &copy).unwrap();
+    fs::rename(&copy, bench.file()).unwrap();
+    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
+    let dead = bench.store.start(&node("n"), at(0), LEASE).unwrap();
+    assert_eq!(dead.len(), 1, "what the backup held is cleared by starting");
+    write(&mut bench.store, &batch);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_told_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notes.txt");
+    let text = "not a database, ".repeat(100);
+    fs::write(&path, &text).unwrap();
+    let url: DatabaseUrl = format!("sqlite://{}", path.display()).parse().unwrap();
+    let refused = SqliteStore::open_with(&url, IMPATIENT).err().unwrap();
+    assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused:?}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn a_directory_or_a_missing_one_cannot_be_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["", "none/presence.db"] {
+        let path = directory.path().join(name);
+        let url: DatabaseUrl = format!("sqlite://{}", path.display()).parse().unwrap();
+        let refused = SqliteStore::open_with(&url, IMPATIENT).err().unwrap();
+        assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_path_is_only_a_path() {
+    for name in ["a?mode=memory", "a#b", "%41.db", "a b", "ü ☃", ":memory:", "file:x", "sqlite:y"]
+    {
+        let mut bench = InFile::named(name);
+        write(&mut bench.store, &upserts([row("a", 1, None)]));
+        let made = fs::read_dir(bench.directory.path()).unwrap();
+        let made: Vec<_> = made.map(|file| file.unwrap().file_name()).collect();
+        assert!(made.iter().any(|file| file == name), "{name}: {made:?}");
+        assert!(made.iter().all(|file| file.to_str().unwrap().starts_with(name)), "{made:?}");
+    }
+}
+
+#[test]
+fn many_may_open_and_migrate_a_new_file_at_once() {
+    const THREADS: usize = 8;
+    let directory = tempfile::tempdir().unwrap();
+    let url: DatabaseUrl =
+        format!("sqlite://{}", directory.path().join("new.db").display()).parse().unwrap();
+    let barrier = Arc::new(Barrier::new(THREADS));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let (url, barrier) = (url.clone(), Arc::clone(&barrier));
+            thread::spawn(move || {
+                barrier.wait();
+                migrate(&url).unwrap()
+            })
+        })
+        .collect();
+    let applied: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(applied.iter().sum::<usize>(), 1, "{applied:?}");
+    assert_eq!(migrate(&url).unwrap(), 0);
+}
+
+#[test]
+fn the_file_is_written_ahead_and_keeps_its_keys() {
+    let mut bench = InFile::new();
+    let mut conn = bench.store.connection(Access::Read).unwrap();
+    assert_eq!(lines(&mut conn, "SELECT journal_mode AS line FROM pragma_journal_mode"), ["wal"]);
+    for (pragma, value) in [("synchronous", "1"), ("foreign_keys", "1"), ("busy_timeout", "20")] {
+        let column = if pragma == "busy_timeout" { "timeout" } else { pragma };
+        let sql = format!("SELECT CAST({column} AS TEXT) AS line FROM pragma_{pragma}");
+        assert_eq!(lines(&mut conn, &sql), [value], "{pragma}");
+    }
+}
+
+/// The columns of all tables as `table.column type`.
+fn columns(conn: &mut SqliteConnection) -> Vec<String> {
+    lines(
+        conn,
+        "SELECT tables.name || '.' || columns.name || ' ' ||
+            CASE \"notnull\" WHEN 1
+            THEN columns.type ELSE 'NULLABLE<' || columns.type || '>' END AS line
+         FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns
+         WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_\\_diesel%' ESCAPE '\\'
+         ORDER BY tables.name, columns.cid",
+    )
+}
+
+/// The same of the text of `schema.rs`.
+fn columns_of_the_code() -> Vec<String> {
+    let mut table = "";
+    let mut columns = Vec::new();
+    for line in include_str!("schema.rs").lines().map(str::trim) {
+        if line.starts_with("//") {
+            continue;
+        }
+        if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with('{')) {
+            table = name;
+        } else if let Some((column, kind)) = line.split_once(" -> ").filter(|_| line.ends_with(','))
+        {
+            columns.push(format!("{table}.{column} {}", kind.trim_end_matches(',').to_uppercase()));
+        }
+    }
+    columns
+}
+
+#[test]
+fn migrations_go_up_down_and_up_and_make_what_the_code_expects() {
+    let mut conn = SqliteConnection::establish(":memory:").unwrap();
+    let objects = "SELECT name AS line FROM sqlite_schema
+        WHERE name NOT LIKE '%diesel_schema%' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
+    conn.run_pending_migrations(MIGRATIONS).unwrap();
+    let made = lines(&mut conn, objects);
+    assert_eq!(columns(&mut conn), columns_of_the_code());
+    assert_eq!(columns(&mut conn).len(), 14);
+    conn.revert_all_migrations(MIGRATIONS).unwrap();
+    assert!(lines(&mut conn, objects).is_empty());
+    conn.run_pending_migrations(MIGRATIONS).unwrap();
+    assert_eq!(lines(&mut conn, objects), made);
+    assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
+}
