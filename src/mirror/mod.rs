@@ -3,3 +3,6 @@
 //! Memory is the truth; a database that is away costs freshness, never presence.
 
 pub mod store;
+mod writer;
+
+pub use writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};

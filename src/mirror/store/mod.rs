@@ -1,7 +1,7 @@
 //! The database: the only place that knows SQL.
 //!
 //! [`Store`] says what is asked of a database, [`SqliteStore`] does it with SQLite. A store is slow
-//! and may fail; it belongs on a thread of its own, or in a command.
+//! and may fail; it belongs on a thread of its own (the [`Writer`](super::Writer)'s), or in a command.
 
 use std::time::Duration;
 

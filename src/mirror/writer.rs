@@ -1,0 +1,281 @@
+//! The thread that waits for the database, so that nobody else does.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use chrono::{DateTime, Utc};
+
+use super::store::{Applied, Batch, NodeName, Renewal, Store, StoreError};
+
+/// The actor that owns the store: one thread, one call at a time, in the order of the messages.
+///
+/// Its queue has no bound: send the next [`Write`] when the last one has been answered. Every message
+/// is answered; a panic in the store becomes [`StoreError::Panicked`].
+///
+/// [`StoreError::Gone`] is answered for the call that met it, and the writer calls [`Store::start`]
+/// before it does anything else, so who asks has to write every row again, and no more.
+pub struct Writer {
+    node: NodeName,
+    lease: Duration,
+    // Shared with the factory of the arbiter, which may be asked for a second actor: the first one's
+    // store goes on there.
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    /// `None` after [`Goodbye`].
+    store: Option<Box<dyn Store>>,
+    /// The database has been lost; the next call starts on the new one.
+    restart: bool,
+}
+
+impl Writer {
+    /// Starts the writer's thread. The store has been started for this node already.
+    #[must_use]
+    pub fn start(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Addr<Self> {
+        let shared = Arc::new(Mutex::new(Shared { store: Some(store), restart: false }));
+        SyncArbiter::start(1, move || Self {
+            node: node.clone(),
+            lease,
+            shared: Arc::clone(&shared),
+        })
+    }
+
+    fn call<T>(
+        &self,
+        now: DateTime<Utc>,
+        call: impl FnOnce(&mut dyn Store, &NodeName) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shared { store, restart } = &mut *shared;
+        let store = store.as_deref_mut().ok_or(StoreError::Closed)?;
+        // A store keeps nothing that a transaction cut short could leave half done.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            if *restart {
+                store.start(&self.node, now, self.lease)?;
+                *restart = false;
+            }
+            call(store, &self.node)
+        }));
+        let result = result.unwrap_or(Err(StoreError::Panicked));
+        *restart |= matches!(result, Err(StoreError::Gone));
+        result
+    }
+}
+
+impl Actor for Writer {
+    type Context = SyncContext<Self>;
+}
+
+/// "Write this." Sent by the mirror, one at a time; answers when it is committed.
+///
+/// On an error nothing is written, and the sender, who shares the batch, sends it again later.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<Applied, StoreError>")]
+pub struct Write {
+    /// What to write.
+    pub batch: Arc<Batch>,
+    /// The time now.
+    pub now: DateTime<Utc>,
+}
+
+impl Handler<Write> for Writer {
+    type Result = Result<Applied, StoreError>;
+
+    fn handle(&mut self, Write { batch, now }: Write, _: &mut SyncContext<Self>) -> Self::Result {
+        self.call(now, |store, node| store.apply(node, &batch, now))
+    }
+}
+
+/// "We are still alive." Sent by the mirror, at least every third of the lease.
+///
+/// After [`Renewal::Lapsed`] every row has to be written again.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Renewal, StoreError>")]
+pub struct Renew {
+    /// The time now.
+    pub now: DateTime<Utc>,
+}
+
+impl Handler<Renew> for Writer {
+    type Result = Result<Renewal, StoreError>;
+
+    fn handle(&mut self, Renew { now }: Renew, _: &mut SyncContext<Self>) -> Self::Result {
+        let lease = self.lease;
+        self.call(now, |store, node| store.renew(node, now, lease))
+    }
+}
+
+/// "Remove the rooms nobody is in." Sent when the registry prunes its rooms; answers how many.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<usize, StoreError>")]
+pub struct PruneRoomRows {
+    /// The time now.
+    pub now: DateTime<Utc>,
+}
+
+impl Handler<PruneRoomRows> for Writer {
+    type Result = Result<usize, StoreError>;
+
+    fn handle(&mut self, msg: PruneRoomRows, _: &mut SyncContext<Self>) -> Self::Result {
+        self.call(msg.now, |store, _| store.prune_rooms())
+    }
+}
+
+/// "That was all." Removes what this node has in the database and closes it; sent once, at the end.
+///
+/// Answers how many presences it removed. On an error the database stays open, and it can be sent
+/// again; afterwards every message is answered with [`StoreError::Closed`].
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<usize, StoreError>")]
+pub struct Goodbye {
+    /// The time now.
+    pub now: DateTime<Utc>,
+}
+
+impl Handler<Goodbye> for Writer {
+    type Result = Result<usize, StoreError>;
+
+    fn handle(&mut self, Goodbye { now }: Goodbye, _: &mut SyncContext<Self>) -> Self::Result {
+        let removed = match self.call(now, |store, node| store.stop(node)) {
+            // The new database has nothing of this node.
+            Err(StoreError::Gone) => 0,
+            result => result?,
+        };
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).store = None;
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirror::store::{DatabaseUrl, DeadNode, RoomCounts, SqliteStore};
+
+    /// What a store is to do with the next call.
+    enum Next {
+        Succeed,
+        Fail(StoreError),
+        Panic,
+    }
+
+    /// A store that follows a script and notes what it was asked.
+    struct Scripted {
+        script: std::vec::IntoIter<Next>,
+        calls: Arc<Mutex<Vec<&'static str>>>,
+    }
+
+    impl Scripted {
+        fn next<T>(&mut self, call: &'static str, answer: T) -> Result<T, StoreError> {
+            self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+            match self.script.next() {
+                Some(Next::Panic) => panic!("as the script says"),
+                Some(Next::Fail(error)) => Err(error),
+                Some(Next::Succeed) | None => Ok(answer),
+            }
+        }
+    }
+
+    impl Store for Scripted {
+        fn apply(
+            &mut self,
+            _: &NodeName,
+            _: &Batch,
+            _: DateTime<Utc>,
+        ) -> Result<Applied, StoreError> {
+            self.next("apply", Applied::default())
+        }
+
+        fn start(
+            &mut self,
+            _: &NodeName,
+            _: DateTime<Utc>,
+            _: Duration,
+        ) -> Result<Vec<DeadNode>, StoreError> {
+            self.next("start", Vec::new())
+        }
+
+        fn renew(
+            &mut self,
+            _: &NodeName,
+            _: DateTime<Utc>,
+            _: Duration,
+        ) -> Result<Renewal, StoreError> {
+            self.next("renew", Renewal::Held)
+        }
+
+        fn stop(&mut self, _: &NodeName) -> Result<usize, StoreError> {
+            self.next("stop", 3)
+        }
+
+        fn prune_presences(&mut self, _: DateTime<Utc>, _: Duration) -> Result<usize, StoreError> {
+            self.next("prune_presences", 0)
+        }
+
+        fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+            self.next("prune_rooms", 2)
+        }
+
+        fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+            self.next("rooms", Vec::new())
+        }
+    }
+
+    const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
+
+    fn writer(script: Vec<Next>) -> (Addr<Writer>, Arc<Mutex<Vec<&'static str>>>) {
+        let calls = Arc::default();
+        let store = Scripted { script: script.into_iter(), calls: Arc::clone(&calls) };
+        (start(store), calls)
+    }
+
+    fn start(store: impl Store + 'static) -> Addr<Writer> {
+        Writer::start(Box::new(store), NodeName::new("n").unwrap(), Duration::from_secs(15))
+    }
+
+    fn write() -> Write {
+        Write { batch: Arc::default(), now: NOW }
+    }
+
+    #[actix::test]
+    async fn a_panic_in_the_store_is_an_answer_and_the_writer_goes_on() {
+        let (writer, _) = writer(vec![Next::Panic, Next::Succeed]);
+        let panicked = writer.send(write()).await.unwrap();
+        assert!(matches!(panicked, Err(StoreError::Panicked)));
+        assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
+    }
+
+    #[actix::test]
+    async fn a_lost_database_is_started_again_before_anything_else() {
+        let (writer, calls) =
+            writer(vec![Next::Fail(StoreError::Gone), Next::Fail(StoreError::Locked)]);
+        assert!(matches!(writer.send(write()).await.unwrap(), Err(StoreError::Gone)));
+        assert!(matches!(writer.send(write()).await.unwrap(), Err(StoreError::Locked)));
+        assert!(writer.send(write()).await.unwrap().is_ok());
+        assert_eq!(writer.send(Renew { now: NOW }).await.unwrap().unwrap(), Renewal::Held);
+        assert_eq!(*calls.lock().unwrap(), ["apply", "start", "start", "apply", "renew"]);
+    }
+
+    #[actix::test]
+    async fn after_goodbye_the_store_is_closed() {
+        let (writer, calls) = writer(vec![Next::Succeed, Next::Fail(StoreError::Locked)]);
+        assert_eq!(writer.send(PruneRoomRows { now: NOW }).await.unwrap().unwrap(), 2);
+        let goodbye = Goodbye { now: NOW };
+        assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Locked)));
+        assert_eq!(writer.send(goodbye).await.unwrap().unwrap(), 3);
+        assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Closed)));
+        assert_eq!(Arc::strong_count(&calls), 1, "the store is dropped, not only silent");
+    }
+
+    #[actix::test]
+    async fn a_real_store_works_on_the_writers_thread() {
+        let writer = start(SqliteStore::open(&DatabaseUrl::SqliteMemory).unwrap());
+        assert_eq!(writer.send(Renew { now: NOW }).await.unwrap().unwrap(), Renewal::Lapsed);
+        assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
+        assert_eq!(writer.send(Goodbye { now: NOW }).await.unwrap().unwrap(), 0);
+    }
+}
