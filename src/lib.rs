@@ -7,7 +7,7 @@
 //! - [`RoomRegistry`], [`Pruner`]: the actors; [`PresenceConfig`] starts them
 //! - [`session`]: the side of the sockets
 //! - [`mirror`]: the database that follows
-//! - [`wire`]: frames
+//! - [`mod@wire`]: the bytes of the frames
 //! - [`testing`]: a manual clock and actors that listen
 #![deny(missing_docs)]
 

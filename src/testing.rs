@@ -81,7 +81,11 @@ where
     #[must_use]
     pub fn new() -> (Addr<Self>, Seen<M>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender).start(), Seen(receiver))
+        let probe = Self::create(|ctx| {
+            ctx.set_mailbox_capacity(4096);
+            Self(sender)
+        });
+        (probe, Seen(receiver))
     }
 }
 

@@ -32,6 +32,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// What waits for a [`Flush`](crate::Flush).
 struct Waiter {
     mark: u64,
+    /// Whether a write has begun since it was asked: the database may have been lost unnoticed.
+    begun: bool,
     reply: oneshot::Sender<Result<(), FlushError>>,
 }
 
@@ -110,8 +112,12 @@ impl Mirror {
 
     /// The next batch to write, if there is one and the writer is free.
     pub fn next(&mut self, rooms: &Rooms, now: Moment) -> Option<Request<Writer, Write>> {
-        if self.in_flight.is_some() || self.waiting || self.dirty.is_empty() {
+        let wanted = !self.dirty.is_empty() || !self.waiters.is_empty();
+        if self.in_flight.is_some() || self.waiting || !wanted {
             return None;
+        }
+        for waiter in &mut self.waiters {
+            waiter.begun = true;
         }
         let (batch, taken) = self.dirty.take(rooms, BATCH);
         for (key, _) in &taken.presences {
@@ -169,13 +175,13 @@ impl Mirror {
         Next::Go
     }
 
-    /// Waits until everything marked so far is committed. Tries at once, also after a failure.
+    /// Waits until everything marked so far is committed, and asks the database even if nothing is.
+    /// Tries at once, also after a failure.
     pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
         self.dirty.sweep();
         self.waiting = false;
-        self.waiters.push(Waiter { mark: self.dirty.newest(), reply });
-        self.answer_waiters();
+        self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver
     }
 
@@ -197,11 +203,8 @@ impl Mirror {
     }
 
     fn answer_waiters(&mut self) {
-        if self.in_flight.is_some() {
-            return;
-        }
         let refused = !self.refused.is_empty();
-        let done = |waiter: &mut Waiter| self.dirty.is_clean(waiter.mark);
+        let done = |waiter: &mut Waiter| waiter.begun && self.dirty.is_clean(waiter.mark);
         for waiter in self.waiters.extract_if(.., done) {
             let answer = match refused {
                 true => Err(FlushError { reason: "rows_refused" }),
