@@ -141,3 +141,84 @@ impl Dirty {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cause, Info, Moment};
+
+    const NOW: Moment = Moment { monotonic: 0, wall: 0 };
+
+    struct World {
+        rooms: Rooms,
+        dirty: Dirty,
+        room: RoomName,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let room = RoomName::new("lobby").unwrap();
+            Self { rooms: Rooms::default(), dirty: Dirty::default(), room }
+        }
+
+        fn join(&mut self, id: u128) {
+            let id = ConnectionId::from_u128(id);
+            let diff = self.rooms.join(&self.room, id, None, Info::EMPTY, NOW).unwrap();
+            self.dirty.mark(&diff.unwrap());
+        }
+
+        fn leave(&mut self, id: u128) {
+            let id = ConnectionId::from_u128(id);
+            self.dirty.mark(&self.rooms.leave(&self.room, id, Cause::Left).unwrap());
+        }
+
+        /// What the next batch writes and deletes.
+        fn take(&mut self) -> (Vec<u128>, Vec<u128>, Taken) {
+            let (batch, taken) = self.dirty.take(&self.rooms, 100);
+            let number = |id: ConnectionId| u128::from_str_radix(&id.to_string(), 16).unwrap();
+            let upserts = batch.upserts.iter().map(|row| number(row.presence.connection));
+            let deletes = batch.deletes.iter().map(|(_, id)| number(*id));
+            (upserts.collect(), deletes.collect(), taken)
+        }
+    }
+
+    #[test]
+    fn a_join_and_its_leave_between_two_batches_are_nothing() {
+        let mut world = World::new();
+        world.join(1);
+        world.join(2);
+        world.leave(1);
+        let (upserts, deletes, _) = world.take();
+        assert_eq!((upserts, deletes), (vec![2], vec![]));
+    }
+
+    #[test]
+    fn a_leave_after_its_join_was_taken_is_a_delete_also_when_that_batch_failed() {
+        for failed in [false, true] {
+            let mut world = World::new();
+            world.join(1);
+            let (_, _, taken) = world.take();
+            world.leave(1);
+            if failed {
+                world.dirty.put_back(taken);
+            }
+            let (upserts, deletes, _) = world.take();
+            assert_eq!((upserts, deletes), (vec![], vec![1]), "failed: {failed}");
+        }
+    }
+
+    #[test]
+    fn what_was_put_back_is_older_than_what_came_since() {
+        let mut world = World::new();
+        world.join(1);
+        let mark = world.dirty.newest();
+        let (_, _, taken) = world.take();
+        world.join(2);
+        assert!(world.dirty.is_clean(mark));
+        world.dirty.put_back(taken);
+        assert!(!world.dirty.is_clean(mark));
+        let (batch, _) = world.dirty.take(&world.rooms, 1);
+        assert_eq!(batch.upserts[0].presence.connection, ConnectionId::from_u128(1));
+        assert!(world.dirty.is_clean(mark));
+    }
+}
