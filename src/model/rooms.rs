@@ -264,7 +264,7 @@ impl Rooms {
     /// Whether a connection that is not in the room may join it.
     fn check_limits(&self, room: &RoomName, connection: ConnectionId) -> Result<(), LimitReached> {
         let limit = self.limits.rooms_per_connection;
-        if self.connections.get(&connection).is_some_and(|known| known.stays.len() >= limit) {
+        if self.connections.get(&connection).map_or(0, |known| known.stays.len()) >= limit {
             return Err(LimitReached::TooManyRooms { limit });
         }
         match self.limits.room_size {
