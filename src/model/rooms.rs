@@ -74,7 +74,7 @@ pub(super) struct Connection {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about half a KiB besides its names and info (`cargo bench -- memory` measures
+/// A presence takes about half a KiB besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// ```
