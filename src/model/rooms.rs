@@ -65,7 +65,7 @@ impl Stay {
     }
 
     fn place(&self, connection: ConnectionId) -> Place {
-        Place { user: self.user.clone(), joined_at: self.joined_at, connection }
+        Place::new(self.user.clone(), self.joined_at, connection)
     }
 }
 
@@ -178,7 +178,7 @@ impl Rooms {
             .entry(room.clone())
             .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
 
-        let place = Place { user: user.clone(), joined_at, connection };
+        let place = Place::new(user.clone(), joined_at, connection);
         state.insert(place, info.clone(), online);
         let mut diff = Diff::new(room.clone(), state.next_version());
         diff.online.extend(user.clone().filter(|_| online));
@@ -310,7 +310,7 @@ impl Rooms {
         let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
         let state = self.rooms.get_mut(room)?;
         state.remove(&place, offline);
-        state.insert(Place { user: user.clone(), ..place }, info, online);
+        state.insert(Place::new(user.clone(), joined_at, connection), info, online);
         diff.online.extend(user.clone().filter(|_| online));
         let gone = stay.user.clone().filter(|_| offline);
         diff.offline.extend(gone.map(|user| Offline { user, cause: Cause::Left }));
