@@ -55,10 +55,7 @@ impl Rooms {
     /// The rooms the user is in, by name, with the number of connections in each.
     #[must_use]
     pub fn where_is(&self, user: &UserId) -> Vec<(RoomName, usize)> {
-        let rooms = self.whereabouts.get(user).into_iter().flatten();
-        rooms
-            .filter_map(|room| Some((room.clone(), self.room(room)?.user(user)?.connections)))
-            .collect()
+        self.whereabouts.get(user).map_or_else(Vec::new, |rooms| rooms.to_vec())
     }
 
     /// The connections that are somewhere as this user, each once.
@@ -66,7 +63,7 @@ impl Rooms {
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
         let rooms = self.whereabouts.get(user).into_iter().flatten();
         let mut all: Vec<_> = rooms
-            .filter_map(|room| self.room(room))
+            .filter_map(|(room, _)| self.room(room))
             .flat_map(|state| state.connections_of(user))
             .collect();
         all.sort_unstable();
@@ -103,10 +100,7 @@ impl Rooms {
     #[must_use]
     pub fn presence(&self, room: &RoomName, connection: ConnectionId) -> Option<SeenPresence> {
         let known = self.connections.get(&connection)?;
-        let place = known.stay(room)?.place(connection);
-        let info = self.room(room)?.info(&place)?.clone();
-        let Place { user, joined_at, .. } = place;
-        let presence = Presence { connection, user, info, joined_at };
+        let presence = known.stay(room)?.presence(connection);
         Some(SeenPresence { presence, last_seen: known.last_seen.utc() })
     }
 

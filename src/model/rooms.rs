@@ -48,17 +48,24 @@ pub enum LimitReached {
     },
 }
 
-/// A connection's place in one room, as the connection remembers it.
+/// A connection's presence in one room, as the connection remembers it: nothing has to be looked up
+/// in the room to end it.
 #[derive(Clone, Debug)]
 pub(super) struct Stay {
     pub(super) room: RoomName,
     user: Option<UserId>,
+    info: Info,
     joined_at: DateTime<Utc>,
 }
 
 impl Stay {
-    pub(super) fn place(&self, connection: ConnectionId) -> Place {
-        Place { user: self.user.clone(), joined_at: self.joined_at, connection }
+    pub(super) fn presence(&self, connection: ConnectionId) -> Presence {
+        let (user, info) = (self.user.clone(), self.info.clone());
+        Presence { connection, user, info, joined_at: self.joined_at }
+    }
+
+    fn place(&self, connection: ConnectionId) -> Place {
+        Place::new(self.user.clone(), self.joined_at, connection)
     }
 }
 
@@ -74,7 +81,7 @@ pub(super) struct Connection {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about half a KiB besides its names and info (`cargo bench -- memory` measures
+/// A presence takes about half a KiB besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// ```
@@ -99,8 +106,8 @@ pub struct Rooms {
     pub(super) rooms: BTreeMap<RoomName, Snapshot>,
     /// By age: every touch moves to the back, so the silent are in front.
     pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
-    /// The rooms each user is in, sorted.
-    pub(super) whereabouts: HashMap<UserId, SmallVec<[RoomName; 1]>, RandomState>,
+    /// The rooms each user is in, sorted, with the number of connections in each.
+    pub(super) whereabouts: HashMap<UserId, SmallVec<[(RoomName, usize); 1]>, RandomState>,
     /// No room that went away had a higher version.
     pub(super) floor: u64,
     /// A clock that steps back is held here.
@@ -144,16 +151,16 @@ impl Rooms {
         info: Info,
         now: Moment,
     ) -> Result<Option<Diff>, LimitReached> {
-        let stay = self.connections.get(&connection).and_then(|c| c.stay(room)).cloned();
-        if let Some(stay) = stay {
+        let known = self.connections.get(&connection);
+        if let Some(stay) = known.and_then(|known| known.stay(room)).cloned() {
             self.touch(connection, now);
             return Ok(self.change(connection, &stay, user, info));
         }
-        self.check_limits(room, connection)?;
+        self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
 
         let now = self.hold(now);
         let joined_at = now.utc();
-        let stay = Stay { room: room.clone(), user: user.clone(), joined_at };
+        let stay = Stay { room: room.clone(), user: user.clone(), info: info.clone(), joined_at };
         match self.connections.to_back(&connection) {
             Some(known) => {
                 known.last_seen = now;
@@ -164,19 +171,17 @@ impl Rooms {
                 self.connections.insert(connection, Connection { last_seen: now, stays });
             }
         }
+        let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
         let (epoch, floor) = (self.epoch, self.floor);
         let state = self
             .rooms
             .entry(room.clone())
             .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
 
-        let place = Place { user: user.clone(), joined_at, connection };
-        let online = state.insert(place, info.clone());
+        let place = Place::new(user.clone(), joined_at, connection);
+        state.insert(place, info.clone(), online);
         let mut diff = Diff::new(room.clone(), state.next_version());
-        if let Some(user) = user.as_ref().filter(|_| online) {
-            self.came_online(room, user);
-            diff.online.push(user.clone());
-        }
+        diff.online.extend(user.clone().filter(|_| online));
         diff.joins.push(Presence { connection, user, info, joined_at });
         Ok(Some(diff))
     }
@@ -261,10 +266,10 @@ impl Rooms {
         diff
     }
 
-    /// Whether a connection that is not in the room may join it.
-    fn check_limits(&self, room: &RoomName, connection: ConnectionId) -> Result<(), LimitReached> {
+    /// Whether a connection that is in so many other rooms may join this one.
+    fn check_limits(&self, room: &RoomName, others: usize) -> Result<(), LimitReached> {
         let limit = self.limits.rooms_per_connection;
-        if self.connections.get(&connection).is_some_and(|known| known.stays.len() >= limit) {
+        if others >= limit {
             return Err(LimitReached::TooManyRooms { limit });
         }
         self.has_place(room)
@@ -293,33 +298,31 @@ impl Rooms {
         info: Info,
     ) -> Option<Diff> {
         let place = stay.place(connection);
-        let state = self.rooms.get_mut(&stay.room)?;
-        let old = state.info(&place)?.clone();
-        if stay.user == user && old == info {
+        if stay.user == user && stay.info == info {
             return None;
         }
+        let known = self.connections.get_mut(&connection)?;
+        let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
+        (remembered.user, remembered.info) = (user.clone(), info.clone());
+        let state = self.rooms.get_mut(&stay.room)?;
         let mut diff = Diff::new(stay.room.clone(), state.next_version());
         let (joined_at, room) = (stay.joined_at, &stay.room);
         diff.updates.push(Update {
-            before: Presence { connection, user: stay.user.clone(), info: old, joined_at },
+            before: stay.presence(connection),
             after: Presence { connection, user: user.clone(), info: info.clone(), joined_at },
         });
         if stay.user == user {
             state.set_info(place, info);
             return Some(diff);
         }
-        let offline = state.remove(&place);
-        let online = state.insert(Place { user: user.clone(), ..place }, info);
-        if let Some(user) = user.as_ref().filter(|_| online) {
-            self.came_online(room, user);
-            diff.online.push(user.clone());
-        }
-        if let Some(user) = stay.user.clone().filter(|_| offline) {
-            self.went_offline(room, &user);
-            diff.offline.push(Offline { user, cause: Cause::Left });
-        }
-        let known = self.connections.get_mut(&connection)?;
-        known.stays.iter_mut().find(|s| s.room == *room)?.user = user;
+        let offline = stay.user.as_ref().is_some_and(|user| self.departs(room, user));
+        let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
+        let state = self.rooms.get_mut(room)?;
+        state.remove(&place, offline);
+        state.insert(Place::new(user.clone(), joined_at, connection), info, online);
+        diff.online.extend(user.clone().filter(|_| online));
+        let gone = stay.user.clone().filter(|_| offline);
+        diff.offline.extend(gone.map(|user| Offline { user, cause: Cause::Left }));
         Some(diff)
     }
 
@@ -336,38 +339,49 @@ impl Rooms {
     /// Ends a stay that its connection has forgotten already, adding to the change of its room.
     fn end(&mut self, connection: ConnectionId, stay: Stay, cause: Cause, diff: &mut Option<Diff>) {
         let place = stay.place(connection);
-        let Stay { room, user, joined_at } = stay;
+        let Stay { room, user, info, joined_at } = stay;
+        let offline = user.as_ref().is_some_and(|user| self.departs(&room, user));
         let Some(state) = self.rooms.get_mut(&room) else { return };
-        let Some(info) = state.info(&place).cloned() else { return };
-        let offline = state.remove(&place);
+        state.remove(&place, offline);
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if state.is_empty() {
             self.floor = self.floor.max(state.version());
             self.rooms.remove(&room);
         }
-        if let Some(user) = user.clone().filter(|_| offline) {
-            self.went_offline(&room, &user);
-            diff.offline.push(Offline { user, cause });
-        }
+        let gone = user.clone().filter(|_| offline);
+        diff.offline.extend(gone.map(|user| Offline { user, cause }));
         let presence = Presence { connection, user, info, joined_at };
         diff.leaves.push(Left { presence, cause });
     }
 
-    fn came_online(&mut self, room: &RoomName, user: &UserId) {
+    /// Counts one more connection of the user in the room, and says whether it is the first.
+    fn arrives(&mut self, room: &RoomName, user: &UserId) -> bool {
         let rooms = self.whereabouts.entry(user.clone()).or_default();
-        if let Err(index) = rooms.binary_search(room) {
-            rooms.insert(index, room.clone());
+        match rooms.binary_search_by(|(known, _)| known.cmp(room)) {
+            Ok(index) => {
+                rooms[index].1 += 1;
+                false
+            }
+            Err(index) => {
+                rooms.insert(index, (room.clone(), 1));
+                true
+            }
         }
     }
 
-    fn went_offline(&mut self, room: &RoomName, user: &UserId) {
-        let Some(rooms) = self.whereabouts.get_mut(user) else { return };
-        if let Ok(index) = rooms.binary_search(room) {
-            rooms.remove(index);
+    /// Counts one connection of the user in the room less, and says whether it was the last.
+    fn departs(&mut self, room: &RoomName, user: &UserId) -> bool {
+        let Some(rooms) = self.whereabouts.get_mut(user) else { return false };
+        let Ok(index) = rooms.binary_search_by(|(known, _)| known.cmp(room)) else { return false };
+        rooms[index].1 -= 1;
+        if rooms[index].1 > 0 {
+            return false;
         }
+        rooms.remove(index);
         if rooms.is_empty() {
             self.whereabouts.remove(user);
         }
+        true
     }
 
     fn hold(&mut self, now: Moment) -> Moment {

@@ -1,0 +1,244 @@
+//! The rooms once more, as simple as can be: a list of rows, read from end to end for every answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actix_presence::{
+    Cause, ConnectionId, Diff, Info, Leave, LimitReached, Limits, Member, Moment, Occupancy,
+    Offline, Presence, RoomName, SeenPresence, Update, UserId,
+};
+use chrono::{DateTime, Utc};
+
+use crate::history::Step;
+
+/// One connection in one room.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub room: RoomName,
+    pub connection: ConnectionId,
+    pub user: Option<UserId>,
+    pub info: Info,
+    pub joined_at: DateTime<Utc>,
+    pub last_seen: Moment,
+}
+
+#[derive(Debug)]
+pub struct Naive {
+    pub rows: Vec<Row>,
+    /// The last version of each room that ever had one.
+    pub versions: BTreeMap<RoomName, u64>,
+    limits: Limits,
+    /// A clock that steps back is held here.
+    pub latest: Moment,
+}
+
+impl Naive {
+    pub fn new(limits: Limits) -> Self {
+        let latest = Moment { monotonic: 0, wall: 0 };
+        Self { rows: Vec::new(), versions: BTreeMap::new(), limits, latest }
+    }
+
+    /// Takes one step, and says for each room that it changed what is different. The diffs have no
+    /// version.
+    pub fn take(&mut self, step: &Step, now: Moment) -> Result<Vec<Diff>, LimitReached> {
+        let before = self.rows.clone();
+        let cause = self.change_rows(step, now)?;
+        let rooms: BTreeSet<_> = before.iter().chain(&self.rows).map(|row| &row.room).collect();
+        Ok(rooms
+            .into_iter()
+            .filter_map(|room| difference(room, &before, &self.rows, cause))
+            .collect())
+    }
+
+    /// Returns why those go who go.
+    fn change_rows(&mut self, step: &Step, now: Moment) -> Result<Cause, LimitReached> {
+        match step.clone() {
+            Step::Join { room, connection, user, info } => {
+                if let Some(index) = self.index(&room, connection) {
+                    self.heard_of(connection, now);
+                    (self.rows[index].user, self.rows[index].info) = (user, info);
+                    return Ok(Cause::Left);
+                }
+                let limit = self.limits.rooms_per_connection;
+                if self.count(|row| row.connection == connection) >= limit {
+                    return Err(LimitReached::TooManyRooms { limit });
+                }
+                if let Some(limit) = self.limits.room_size
+                    && self.count(|row| row.room == room) >= limit
+                {
+                    return Err(LimitReached::RoomFull { limit });
+                }
+                self.heard_of(connection, now);
+                let (joined_at, last_seen) = (self.latest.utc(), self.latest);
+                self.rows.push(Row { room, connection, user, info, joined_at, last_seen });
+                Ok(Cause::Left)
+            }
+            Step::Leave { room, connection, cause } => {
+                self.rows.retain(|row| row.room != room || row.connection != connection);
+                Ok(cause)
+            }
+            Step::LeaveAll { connection, cause } => {
+                self.rows.retain(|row| row.connection != connection);
+                Ok(cause)
+            }
+            Step::Touch { connection } => {
+                self.heard_of(connection, now);
+                Ok(Cause::Left)
+            }
+            Step::UpdateInfo { room, connection, info } => {
+                if let Some(index) = self.index(&room, connection) {
+                    self.rows[index].info = info;
+                }
+                Ok(Cause::Left)
+            }
+            Step::Prune { age } => {
+                self.hold(now);
+                let now = self.latest.monotonic;
+                let age = age.as_micros() as u64;
+                self.rows.retain(|row| now - row.last_seen.monotonic <= age);
+                Ok(Cause::Expired)
+            }
+            Step::CloseRoom { room, cause } => {
+                self.rows.retain(|row| row.room != room);
+                Ok(cause)
+            }
+            // A kick is the leaves of the user's connections, one after the other.
+            Step::Kick { .. } | Step::Pass { .. } => Ok(Cause::Left),
+        }
+    }
+
+    fn heard_of(&mut self, connection: ConnectionId, now: Moment) {
+        self.hold(now);
+        for row in &mut self.rows {
+            if row.connection == connection {
+                row.last_seen = self.latest;
+            }
+        }
+    }
+
+    fn hold(&mut self, now: Moment) {
+        if now.monotonic > self.latest.monotonic {
+            self.latest = now;
+        }
+    }
+
+    fn count(&self, which: impl Fn(&Row) -> bool) -> usize {
+        self.rows.iter().filter(|row| which(row)).count()
+    }
+
+    fn index(&self, room: &RoomName, connection: ConnectionId) -> Option<usize> {
+        self.rows.iter().position(|row| row.room == *room && row.connection == connection)
+    }
+
+    pub fn row(&self, room: &RoomName, connection: ConnectionId) -> Option<&Row> {
+        Some(&self.rows[self.index(room, connection)?])
+    }
+
+    /// The rows of the room: the anonymous first, then by user, each in order of joining.
+    pub fn rows_of(&self, room: &RoomName) -> Vec<&Row> {
+        let mut rows: Vec<_> = self.rows.iter().filter(|row| row.room == *room).collect();
+        rows.sort_by_key(|row| (&row.user, row.joined_at, row.connection));
+        rows
+    }
+
+    pub fn rooms(&self) -> BTreeSet<&RoomName> {
+        self.rows.iter().map(|row| &row.room).collect()
+    }
+
+    pub fn connections(&self) -> BTreeSet<ConnectionId> {
+        self.rows.iter().map(|row| row.connection).collect()
+    }
+
+    pub fn rooms_of(&self, connection: ConnectionId) -> BTreeSet<&RoomName> {
+        self.rows.iter().filter(|row| row.connection == connection).map(|row| &row.room).collect()
+    }
+
+    pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
+        let rows = self.rows.iter().filter(|row| row.user.as_ref() == Some(user));
+        Vec::from_iter(rows.map(|row| row.connection).collect::<BTreeSet<_>>())
+    }
+
+    pub fn where_is(&self, user: &UserId) -> Vec<(RoomName, usize)> {
+        let count = |room: &RoomName| {
+            self.count(|row| row.room == *room && row.user.as_ref() == Some(user))
+        };
+        let all = self.rooms().into_iter().map(|room| (room.clone(), count(room)));
+        all.filter(|(_, connections)| *connections > 0).collect()
+    }
+
+    pub fn member(&self, room: &RoomName, user: &UserId) -> Option<Member> {
+        let rows = self.rows_of(room).into_iter().filter(|row| row.user.as_ref() == Some(user));
+        let newest = rows.clone().max_by_key(|row| (row.joined_at, row.connection))?;
+        Some(Member { id: user.clone(), info: newest.info.clone(), connections: rows.count() })
+    }
+
+    pub fn members(&self, room: &RoomName) -> Vec<Member> {
+        let users = users(room, &self.rows);
+        users.iter().filter_map(|user| self.member(room, user)).collect()
+    }
+
+    pub fn occupancy(&self, room: &RoomName) -> Occupancy {
+        Occupancy {
+            connections: self.count(|row| row.room == *room),
+            users: users(room, &self.rows).len(),
+            anonymous: self.count(|row| row.room == *room && row.user.is_none()),
+        }
+    }
+}
+
+impl Row {
+    pub fn presence(&self) -> Presence {
+        let (user, info) = (self.user.clone(), self.info.clone());
+        Presence { connection: self.connection, user, info, joined_at: self.joined_at }
+    }
+
+    pub fn seen(&self) -> SeenPresence {
+        SeenPresence { presence: self.presence(), last_seen: self.last_seen.utc() }
+    }
+}
+
+fn users(room: &RoomName, rows: &[Row]) -> BTreeSet<UserId> {
+    rows.iter().filter(|row| row.room == *room).filter_map(|row| row.user.clone()).collect()
+}
+
+/// What is different in the room, if anything is.
+fn difference(room: &RoomName, before: &[Row], after: &[Row], cause: Cause) -> Option<Diff> {
+    let presences = |rows: &[Row]| -> BTreeMap<ConnectionId, Presence> {
+        let rows = rows.iter().filter(|row| row.room == *room);
+        rows.map(|row| (row.connection, row.presence())).collect()
+    };
+    let (old, new) = (presences(before), presences(after));
+    let (old_users, new_users) = (users(room, before), users(room, after));
+    let joins = new.values().filter(|p| !old.contains_key(&p.connection));
+    let leaves = old.values().filter(|p| !new.contains_key(&p.connection));
+    let both = old.values().filter_map(|p| Some((p, new.get(&p.connection)?)));
+    let updates = both.filter(|(before, after)| before != after);
+    let diff = Diff {
+        room: room.clone(),
+        version: 0,
+        joins: joins.cloned().collect(),
+        leaves: leaves.cloned().map(|presence| Leave { presence, cause }).collect(),
+        updates: updates
+            .map(|(before, after)| Update { before: before.clone(), after: after.clone() })
+            .collect(),
+        online: new_users.difference(&old_users).cloned().collect(),
+        offline: old_users
+            .difference(&new_users)
+            .map(|user| Offline { user: user.clone(), cause })
+            .collect(),
+    };
+    let changed = !(diff.joins.is_empty() && diff.leaves.is_empty() && diff.updates.is_empty());
+    changed.then_some(diff)
+}
+
+/// The same diffs in one order, for where the model promises none.
+pub fn in_order(mut diffs: Vec<Diff>) -> Vec<Diff> {
+    for diff in &mut diffs {
+        diff.joins.sort_by_key(|join| join.connection);
+        diff.leaves.sort_by_key(|leave| leave.presence.connection);
+        diff.updates.sort_by_key(|update| update.after.connection);
+        diff.online.sort();
+        diff.offline.sort_by(|a, b| a.user.cmp(&b.user));
+    }
+    diffs.sort_by(|a, b| a.room.cmp(&b.room));
+    diffs
+}
