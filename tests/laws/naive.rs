@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, Leave, LimitReached, Limits, Member, Moment, Occupancy,
+    Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment, Occupancy,
     Offline, Presence, RoomName, SeenPresence, Update, UserId,
 };
 use chrono::{DateTime, Utc};
@@ -216,7 +216,7 @@ fn difference(room: &RoomName, before: &[Row], after: &[Row], cause: Cause) -> O
         room: room.clone(),
         version: 0,
         joins: joins.cloned().collect(),
-        leaves: leaves.cloned().map(|presence| Leave { presence, cause }).collect(),
+        leaves: leaves.cloned().map(|presence| Left { presence, cause }).collect(),
         updates: updates
             .map(|(before, after)| Update { before: before.clone(), after: after.clone() })
             .collect(),
