@@ -103,6 +103,8 @@ pub struct Rooms {
     pub(super) whereabouts: HashMap<UserId, SmallVec<[RoomName; 1]>, RandomState>,
     /// No room that went away had a higher version.
     pub(super) floor: u64,
+    /// How many presences there are in all rooms.
+    pub(super) presences: usize,
     /// A clock that steps back is held here.
     latest: Moment,
 }
@@ -124,6 +126,7 @@ impl Rooms {
             connections: LinkedHashMap::with_hasher(RandomState::new()),
             whereabouts: HashMap::default(),
             floor: 0,
+            presences: 0,
             latest: Moment { monotonic: 0, wall: 0 },
         }
     }
@@ -172,6 +175,7 @@ impl Rooms {
 
         let place = Place { user: user.clone(), joined_at, connection };
         let online = state.insert(place, info.clone());
+        self.presences += 1;
         let mut diff = Diff::new(room.clone(), state.next_version());
         if let Some(user) = user.as_ref().filter(|_| online) {
             self.came_online(room, user);
@@ -340,6 +344,7 @@ impl Rooms {
         let Some(state) = self.rooms.get_mut(&room) else { return };
         let Some(info) = state.info(&place).cloned() else { return };
         let offline = state.remove(&place);
+        self.presences -= 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if state.is_empty() {
             self.floor = self.floor.max(state.version());
