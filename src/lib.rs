@@ -19,6 +19,8 @@ pub mod mirror;
 pub mod model;
 mod pruner;
 mod registry;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod session;
 pub mod testing;
 pub mod wire;

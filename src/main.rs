@@ -1,1 +1,5 @@
-fn main() {}
+//! The `presence` server and its commands; see `presence --help`.
+
+fn main() -> std::process::ExitCode {
+    actix_presence::server::main()
+}

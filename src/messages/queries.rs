@@ -95,6 +95,8 @@ pub struct Status {
     pub rooms: usize,
     /// Connections that are in some room.
     pub connections: usize,
+    /// Connections in rooms, each counted once per room.
+    pub presences: usize,
     /// Presences whose row is not yet what memory says.
     pub unwritten: usize,
     /// Why the database does not take rows, if so: see [`FlushError::reason`].

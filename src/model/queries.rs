@@ -132,4 +132,10 @@ impl Rooms {
     pub fn connection_count(&self) -> usize {
         self.connections.len()
     }
+
+    /// How many presences there are, which is one for each room of each connection; O(1).
+    #[must_use]
+    pub fn presence_count(&self) -> usize {
+        self.presences
+    }
 }

@@ -110,6 +110,8 @@ pub struct Rooms {
     pub(super) whereabouts: HashMap<UserId, SmallVec<[(RoomName, usize); 1]>, RandomState>,
     /// No room that went away had a higher version.
     pub(super) floor: u64,
+    /// How many presences there are in all rooms.
+    pub(super) presences: usize,
     /// A clock that steps back is held here.
     latest: Moment,
 }
@@ -131,6 +133,7 @@ impl Rooms {
             connections: LinkedHashMap::with_hasher(RandomState::new()),
             whereabouts: HashMap::default(),
             floor: 0,
+            presences: 0,
             latest: Moment { monotonic: 0, wall: 0 },
         }
     }
@@ -180,6 +183,7 @@ impl Rooms {
 
         let place = Place::new(user.clone(), joined_at, connection);
         state.insert(place, info.clone(), online);
+        self.presences += 1;
         let mut diff = Diff::new(room.clone(), state.next_version());
         diff.online.extend(user.clone().filter(|_| online));
         diff.joins.push(Presence { connection, user, info, joined_at });
@@ -343,6 +347,7 @@ impl Rooms {
         let offline = user.as_ref().is_some_and(|user| self.departs(&room, user));
         let Some(state) = self.rooms.get_mut(&room) else { return };
         state.remove(&place, offline);
+        self.presences -= 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if state.is_empty() {
             self.floor = self.floor.max(state.version());

@@ -58,6 +58,7 @@ impl Handler<GetStatus> for RoomRegistry {
         Status {
             rooms: self.rooms.room_count(),
             connections: self.rooms.connection_count(),
+            presences: self.rooms.presence_count(),
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),

@@ -1,0 +1,103 @@
+//! `GET /api/rooms` and `GET /api/rooms/{room}`.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{
+        StatusCode,
+        header::{self, ETag, EntityTag},
+    },
+    web,
+};
+use serde::{Serialize, Serializer};
+
+use super::{cursor, cut, limit, reply};
+use crate::{
+    Epoch, GetSnapshot, ListRooms, RoomName, RoomSummary, Snapshot,
+    server::{
+        address::{self, Query},
+        error::ApiError,
+        pages::is_known,
+        state::ServerState,
+    },
+};
+
+/// The rooms in the order of their names.
+pub(super) async fn list(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct Page {
+        rooms: Vec<Entry>,
+        next: Option<String>,
+    }
+    #[derive(Serialize)]
+    struct Entry {
+        channel_name: RoomName,
+        connections: usize,
+        users: usize,
+        anonymous: usize,
+        version: u64,
+    }
+    let query = Query::of(&req)?;
+    let limit = limit(&query)?;
+    let after = query.get("after")?.map(cursor::room).transpose()?;
+    let rooms = state.ask(ListRooms { after, limit: limit + 1 }).await?;
+    let (rooms, more) = cut(rooms, limit);
+    let next = rooms.last().filter(|_| more).map(|last| cursor::after_room(&last.room));
+    let entry = |RoomSummary { room, occupancy, version }| Entry {
+        channel_name: room,
+        connections: occupancy.connections,
+        users: occupancy.users,
+        anonymous: occupancy.anonymous,
+        version,
+    };
+    Ok(reply(StatusCode::OK, &Page { rooms: rooms.into_iter().map(entry).collect(), next }))
+}
+
+/// Who is in a room, at one version of it.
+pub(super) async fn show(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct Room<'a> {
+        channel_name: &'a RoomName,
+        epoch: Epoch,
+        version: u64,
+        connections: usize,
+        anonymous: usize,
+        #[serde(serialize_with = "users")]
+        users: &'a Snapshot,
+    }
+    fn users<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(snapshot.users())
+    }
+    let room = address::room(&req, 0)?;
+    let snapshot = state.ask(GetSnapshot { room }).await?.ok_or_else(nobody)?;
+    let (epoch, version) = (snapshot.epoch(), snapshot.version());
+    let tag = EntityTag::new_strong(format!("{epoch}-{version}"));
+    let known = is_known(&req, &tag);
+    let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response
+        .insert_header(ETag(tag))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    if known {
+        return Ok(response.finish());
+    }
+    let occupancy = snapshot.occupancy();
+    Ok(response.json(Room {
+        channel_name: snapshot.room(),
+        epoch,
+        version,
+        connections: occupancy.connections,
+        anonymous: occupancy.anonymous,
+        users: &snapshot,
+    }))
+}
+
+/// A room exists as long as somebody is in it.
+pub(super) fn nobody() -> ApiError {
+    ApiError::not_found("unknown_room", "nobody is in a room of this name")
+}

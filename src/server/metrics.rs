@@ -1,0 +1,115 @@
+//! `GET /metrics`: numbers for Prometheus.
+
+use std::sync::{Mutex, PoisonError};
+
+use actix_web::{HttpResponse, http::header, web};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use super::{error::ApiError, state::ServerState};
+use crate::{Cause, GetStatus};
+
+const COUNTERS: [(&str, &str); 9] = [
+    ("presence_joins_total", "Presences that began."),
+    ("presence_leaves_total", "Presences that ended, by cause."),
+    ("presence_messages_total", "Messages published to rooms."),
+    ("presence_deliveries_total", "Messages taken by members."),
+    ("presence_lists_sent_total", "Frames about who is there, each encoded once and shared."),
+    ("presence_observer_conflations_total", "Observers that fell behind and get states instead."),
+    ("presence_rows_written_total", "Rows of presences written or deleted."),
+    ("presence_rows_refused_total", "Rows that the database refuses as they are."),
+    ("presence_database_failures_total", "Batches and leases not written, by reason."),
+];
+
+const GAUGES: [(&str, &str); 7] = [
+    ("presence_connections", "Connections that are in some room."),
+    ("presence_rooms", "Rooms with somebody in them."),
+    ("presence_presences", "Connections in rooms, each counted once per room."),
+    ("presence_sockets_open", "WebSockets that are open."),
+    ("presence_rows_unwritten", "Presences whose row is not yet what memory says."),
+    ("presence_database_up", "Whether the database takes rows."),
+    ("presence_database_lag_seconds", "For how long the database has not taken rows."),
+];
+
+const CAUSES: [Cause; 9] = [
+    Cause::Left,
+    Cause::Disconnected,
+    Cause::Expired,
+    Cause::Replaced,
+    Cause::Kicked,
+    Cause::SlowConsumer,
+    Cause::RoomClosed,
+    Cause::NodeLost,
+    Cause::Shutdown,
+];
+
+static INSTALLED: Mutex<Option<Metrics>> = Mutex::new(None);
+
+/// The numbers of this process, collected for Prometheus. A clone is the same.
+#[derive(Clone, Debug)]
+pub struct Metrics(PrometheusHandle);
+
+/// Something else collects the metrics of this process already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the metrics of this process are collected by something else")]
+pub struct MetricsTaken;
+
+impl Metrics {
+    /// Begins to collect what the crate reports through [`metrics`](::metrics); there is one such
+    /// collector in a process, and asking again gives the same.
+    ///
+    /// An app with a recorder of its own does not need this: it has the numbers already.
+    ///
+    /// # Errors
+    ///
+    /// [`MetricsTaken`] if there is another recorder.
+    pub fn install() -> Result<Self, MetricsTaken> {
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = &*installed {
+            return Ok(metrics.clone());
+        }
+        let handle = PrometheusBuilder::new().install_recorder().map_err(|_| MetricsTaken)?;
+        for (name, help) in COUNTERS {
+            describe_counter!(name, help);
+            match name {
+                "presence_leaves_total" => {
+                    for cause in CAUSES {
+                        counter!(name, "cause" => cause.as_str()).increment(0);
+                    }
+                }
+                // By reason, which is not known before.
+                "presence_database_failures_total" => {}
+                _ => counter!(name).increment(0),
+            }
+        }
+        for (name, help) in GAUGES {
+            describe_gauge!(name, help);
+        }
+        Ok(installed.insert(Self(handle)).clone())
+    }
+
+    fn render(&self) -> String {
+        self.0.run_upkeep();
+        self.0.render()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+    let Some(metrics) = &state.options().metrics else {
+        return Err(ApiError::not_found("not_found", "metrics are not collected here"));
+    };
+    let status = state.ask(GetStatus).await?;
+    gauge!("presence_connections").set(status.connections as f64);
+    gauge!("presence_rooms").set(status.rooms as f64);
+    gauge!("presence_presences").set(status.presences as f64);
+    gauge!("presence_sockets_open").set(state.open_sockets() as f64);
+    gauge!("presence_rows_unwritten").set(status.unwritten as f64);
+    gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
+    gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
+    Ok(HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .body(metrics.render()))
+}

@@ -1,0 +1,106 @@
+//! The server: HTTP routes to mount in an app, and the `presence` binary.
+//!
+//! [`configure`] mounts the routes in an app of one's own, next to the app's routes or in a scope;
+//! the binary is the same routes with flags. Nothing here uses more of the crate than its public
+//! surface.
+
+mod address;
+mod api;
+mod commands;
+mod duration;
+mod error;
+mod flags;
+mod guard;
+mod health;
+mod identity;
+mod metrics;
+mod origin;
+mod pages;
+mod serve;
+mod socket;
+mod state;
+mod token;
+
+use actix_web::{
+    FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
+    http::{Method, StatusCode, header},
+    web,
+};
+
+use self::error::ApiError;
+pub use self::{
+    commands::main,
+    metrics::{Metrics, MetricsTaken},
+    origin::{AllowedOrigin, InvalidOrigin},
+    state::{ServerOptions, ServerState},
+    token::{EmptySecret, Secret},
+};
+
+/// Mounts the routes of the server in an app or a scope.
+///
+/// What no route of the app or scope takes is then answered 404 as JSON; set another
+/// `default_service` afterwards if that is not wanted. The page at `/` expects to be at the root.
+///
+/// ```
+/// use actix_presence::{
+///     PresenceConfig,
+///     server::{ServerOptions, ServerState, configure},
+/// };
+/// use actix_web::{App, HttpServer, web};
+///
+/// # actix::System::new().block_on(async {
+/// let presence = PresenceConfig::new("sqlite::memory:").start()?;
+/// let state = ServerState::new(&presence, ServerOptions::default());
+/// let server = HttpServer::new(move || {
+///     App::new().service(web::scope("/presence").configure(configure(state.clone())))
+/// });
+/// # drop(server);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
+    const READ: [Method; 2] = [Method::GET, Method::HEAD];
+    move |cfg| {
+        cfg.app_data(web::Data::new(state))
+            .service(resource("/", &READ, pages::index))
+            .service(resource("/assets/index.js", &READ, pages::script))
+            .service(resource("/assets/index.css", &READ, pages::style))
+            .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
+            .service(resource("/healthz", &READ, health::alive))
+            .service(resource("/readyz", &READ, health::ready))
+            .service(resource("/metrics", &READ, metrics::metrics))
+            .service(api::scope())
+            .default_service(web::to(not_found));
+    }
+}
+
+/// A resource with one handler; other methods are answered 405.
+fn resource<F, Args>(path: &str, methods: &'static [Method], handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let resource = methods.iter().fold(web::resource(path), |resource, method| {
+        resource.route(web::method(method.clone()).to(handler.clone()))
+    });
+    resource.default_service(web::to(move || async move { not_allowed(methods) }))
+}
+
+fn not_allowed(methods: &[Method]) -> HttpResponse {
+    let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let error = ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!("this address takes {allow}"),
+    );
+    let mut response = error.error_response();
+    if let Ok(allow) = allow.parse() {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+async fn not_found(_: HttpRequest) -> HttpResponse {
+    ApiError::not_found("not_found", "there is nothing at this address").error_response()
+}

@@ -1,0 +1,186 @@
+//! `presence serve`: starts everything, and ends it in order.
+
+use std::{
+    future::Future,
+    io::{self, IsTerminal},
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use actix_web::{App, HttpServer, dev::ServerHandle};
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing_subscriber::EnvFilter;
+
+use super::{Metrics, ServerOptions, ServerState, commands::CommandError, configure, flags::Serve};
+use crate::{PresenceConfig, PresenceHandle, limit_silence};
+
+/// How long the rows may take at the end.
+const WRITING: Duration = Duration::from_secs(5);
+/// How long open connections may take at the end, in seconds. Sessions take two for their farewell.
+const CLOSING: u64 = 3;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 2048;
+/// A worker takes no more connections than this; what to limit is `--max-connections`.
+const PER_WORKER: usize = 1_000_000;
+
+pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
+    log_to_stderr(&flags.log);
+    actix::System::new().block_on(serve(flags))
+}
+
+/// Logs to stderr, also what actix says through `log`.
+fn log_to_stderr(filter: &str) {
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    if logger.try_init().is_err() {
+        tracing::debug!("something else takes the log");
+    }
+}
+
+async fn serve(flags: Serve) -> Result<(), CommandError> {
+    if flags.api_key.as_ref().is_some_and(|key| !key.is_visible_ascii()) {
+        return Err(CommandError::ApiKey);
+    }
+    let config = config(&flags);
+    let workers = flags.workers;
+    let listeners = flags.bind.0.iter().map(|address| listen(*address));
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let presence = config.start()?;
+    let state = ServerState::new(&presence, options(flags));
+
+    let mut server = HttpServer::new(move || App::new().configure(configure(state.clone())))
+        .on_connect(|io, _| limit_silence(io))
+        .max_connections(PER_WORKER)
+        .shutdown_timeout(CLOSING)
+        .disable_signals();
+    if let Some(workers) = workers {
+        server = server.workers(workers.into());
+    }
+    for listener in listeners {
+        server = server.listen(listener).map_err(CommandError::Serve)?;
+    }
+    for address in server.addrs() {
+        tracing::info!("listening on http://{address}");
+    }
+    let signals = signals().map_err(CommandError::Serve)?;
+    let server = server.run();
+    actix::spawn(stop(signals, server.handle(), presence));
+    server.await.map_err(CommandError::Serve)
+}
+
+fn config(flags: &Serve) -> PresenceConfig {
+    let mut config = PresenceConfig::new(&flags.database.url)
+        .lease(flags.lease)
+        .max_age(flags.max_age)
+        .prune_rooms_every(flags.prune_rooms_interval);
+    if let Some(node) = &flags.node {
+        config = config.node(node);
+    }
+    if let Some(interval) = flags.prune_interval {
+        config = config.prune_every(interval);
+    }
+    if let Some(size) = flags.max_room_size {
+        config = config.room_size(count(size));
+    }
+    config
+}
+
+fn options(flags: Serve) -> ServerOptions {
+    let loopback = flags.bind.0.iter().all(|address| address.ip().to_canonical().is_loopback());
+    if flags.secrets.is_empty() && !loopback {
+        tracing::warn!("no --secret, and not on loopback only: everybody is anonymous");
+    }
+    if flags.api_key.is_none() {
+        tracing::warn!("no --api-key: /api answers only this machine");
+    }
+    let metrics = Metrics::install().inspect_err(|error| tracing::warn!(%error, "no /metrics"));
+    ServerOptions {
+        secrets: flags.secrets,
+        allow_anonymous: flags.allow_anonymous,
+        believe_query: loopback,
+        api_key: flags.api_key,
+        allowed_origins: flags.allowed_origins,
+        max_frame_size: count(flags.max_frame_size),
+        max_connections: flags.max_connections.map(count),
+        max_rate: flags.max_rate,
+        ping_interval: flags.ping_interval,
+        metrics: metrics.ok(),
+    }
+}
+
+fn count(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// Takes the address before anything else is touched: a server that is there already is the usual
+/// reason why a second one does not start.
+fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A server that has just ended must not keep its port from the next one.
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(TcpListener::from(socket))
+    };
+    bound().map_err(|source| CommandError::Bind { address, source })
+}
+
+/// On a first signal ends everything in order, on a second one at once.
+async fn stop(signals: impl Signals, server: ServerHandle, presence: PresenceHandle) {
+    let mut signals = signals;
+    signals.next().await;
+    tracing::info!("stopping: closing the sockets and writing the rows");
+    actix::spawn(async move {
+        signals.next().await;
+        std::process::exit(1);
+    });
+    server.pause().await;
+    match presence.shutdown(WRITING).await {
+        Ok(()) => tracing::info!("everything is written"),
+        Err(error) => {
+            tracing::error!(%error, "not everything is written; the next start tidies up")
+        }
+    }
+    server.stop(true).await;
+}
+
+/// The signals that end the server, one after the other.
+trait Signals: 'static {
+    fn next(&mut self) -> impl Future<Output = ()>;
+}
+
+#[cfg(unix)]
+fn signals() -> io::Result<impl Signals> {
+    use std::{future::poll_fn, task::Poll};
+
+    use actix_web::rt::signal::unix::{Signal, SignalKind, signal};
+
+    struct Unix([Signal; 2]);
+    impl Signals for Unix {
+        async fn next(&mut self) {
+            poll_fn(|cx| {
+                let ready = self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+                if ready { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+    }
+    Ok(Unix([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
+}
+
+#[cfg(not(unix))]
+fn signals() -> io::Result<impl Signals> {
+    struct CtrlC;
+    impl Signals for CtrlC {
+        async fn next(&mut self) {
+            if actix_web::rt::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    Ok(CtrlC)
+}

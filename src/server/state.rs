@@ -1,0 +1,151 @@
+//! What the routes share.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use actix::{Addr, Context, Handler, Message, dev::ToEnvelope};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{AllowedOrigin, Metrics, Secret, error::ApiError};
+use crate::{PresenceHandle, RoomRegistry};
+
+/// How long a request waits for the registry, which answers at once unless something is very wrong.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The options of the routes.
+///
+/// ```
+/// use actix_presence::server::{Secret, ServerOptions};
+///
+/// let options = ServerOptions {
+///     secrets: vec![Secret::new("the key of tokens")?],
+///     max_connections: Some(10_000),
+///     ..ServerOptions::default()
+/// };
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Keys of tokens, any of which is good. Default none: everybody is anonymous.
+    pub secrets: Vec<Secret>,
+    /// Whether one may come without a token although there is a key. Default no.
+    pub allow_anonymous: bool,
+    /// Whether the query's `user` and `info` are believed of requests from and for this machine, as
+    /// long as there is no key of tokens. Default no; only for servers bound to loopback.
+    pub believe_query: bool,
+    /// The key of `/api`. Default none: only requests from and for this machine are answered.
+    pub api_key: Option<Secret>,
+    /// Pages that may talk to the server besides those of its own host. Default none.
+    pub allowed_origins: Vec<AllowedOrigin>,
+    /// The largest message of a client, and body of a request, in bytes. Default 64 KiB.
+    pub max_frame_size: usize,
+    /// How many WebSockets may be open at once. Default no limit.
+    pub max_connections: Option<usize>,
+    /// How many frames per second, and in one burst, a WebSocket may send. Default no limit.
+    pub max_rate: Option<u32>,
+    /// How often WebSockets are pinged. Default never.
+    pub ping_interval: Option<Duration>,
+    /// What `/metrics` tells. Default nothing: then there is no such route.
+    pub metrics: Option<Metrics>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            secrets: Vec::new(),
+            allow_anonymous: false,
+            believe_query: false,
+            api_key: None,
+            allowed_origins: Vec::new(),
+            max_frame_size: 65_536,
+            max_connections: None,
+            max_rate: None,
+            ping_interval: None,
+            metrics: None,
+        }
+    }
+}
+
+/// What the routes share: where the registry is, and the options. A clone is the same.
+///
+/// Make one for the whole server, outside of the closure that makes an app for each worker: the
+/// connections of all workers are counted together.
+#[derive(Clone)]
+pub struct ServerState(Arc<Shared>);
+
+struct Shared {
+    registry: Addr<RoomRegistry>,
+    node: String,
+    options: ServerOptions,
+    places: Arc<Semaphore>,
+    /// How many places there are in all.
+    limit: usize,
+}
+
+impl ServerState {
+    /// What the routes of this presence system share.
+    #[must_use]
+    pub fn new(presence: &PresenceHandle, options: ServerOptions) -> Self {
+        let limit = options.max_connections.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self(Arc::new(Shared {
+            registry: presence.registry(),
+            node: presence.node().as_str().to_owned(),
+            options,
+            places: Arc::new(Semaphore::new(limit)),
+            limit,
+        }))
+    }
+
+    /// How many WebSockets are open.
+    #[must_use]
+    pub fn open_sockets(&self) -> usize {
+        self.0.limit - self.0.places.available_permits()
+    }
+
+    pub(super) fn registry(&self) -> &Addr<RoomRegistry> {
+        &self.0.registry
+    }
+
+    pub(super) fn options(&self) -> &ServerOptions {
+        &self.0.options
+    }
+
+    /// The name of this node.
+    pub(super) fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    /// Takes a place for a WebSocket.
+    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.places.clone().try_acquire_owned().map_err(|_| {
+            ApiError::unavailable("too_many_connections", "the server has no place left")
+        })
+    }
+
+    /// Asks the registry.
+    pub(super) async fn ask<M>(&self, question: M) -> Result<M::Result, ApiError>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        RoomRegistry: Handler<M>,
+        Context<RoomRegistry>: ToEnvelope<RoomRegistry, M>,
+    {
+        match timeout(PATIENCE, self.0.registry.send(question)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(ApiError::unavailable("shutting_down", "the registry has stopped")),
+            Err(_) => Err(ApiError::unavailable("busy", "the registry does not answer")),
+        }
+    }
+}
+
+impl fmt::Debug for ServerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerState")
+            .field("node", &self.0.node)
+            .field("options", &self.0.options)
+            .field("open_sockets", &self.open_sockets())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,222 @@
+//! Tokens: signed by the app's backend or by `presence token`, checked by the server.
+
+use std::fmt;
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, errors::ErrorKind};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use subtle::ConstantTimeEq;
+
+use crate::{Info, RoomName};
+
+/// A text that is never shown: the key of tokens, or of the API.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+/// A secret is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a secret must not be empty")]
+pub struct EmptySecret;
+
+impl Secret {
+    /// Takes a secret.
+    ///
+    /// # Errors
+    ///
+    /// [`EmptySecret`].
+    pub fn new(secret: impl Into<String>) -> Result<Self, EmptySecret> {
+        match secret.into() {
+            empty if empty.is_empty() => Err(EmptySecret),
+            secret => Ok(Self(secret)),
+        }
+    }
+
+    /// Whether the secret is this one, in a time that does not tell how much of it is right.
+    pub(super) fn is(&self, given: &str) -> bool {
+        self.0.as_bytes().ct_eq(given.as_bytes()).into()
+    }
+
+    /// Whether it can stand in a header.
+    pub(super) fn is_visible_ascii(&self) -> bool {
+        self.0.bytes().all(|b| b.is_ascii_graphic())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What a token says; what else it says is let be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Claims {
+    /// The user; absent is anonymous.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub: Option<String>,
+    /// When it ends, in seconds since 1970; the JWT library reads and checks it.
+    #[serde(skip_deserializing)]
+    pub exp: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub info: Option<Value>,
+    /// Names, or prefixes with a `*` at the end; absent is all.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub rooms: Option<Vec<String>>,
+}
+
+/// `null` is not absent: a mistake must not open all rooms.
+fn given<'de, D: Deserializer<'de>>(rooms: D) -> Result<Option<Vec<String>>, D::Error> {
+    Vec::deserialize(rooms).map(Some)
+}
+
+impl Claims {
+    /// Whether the token is good for the room.
+    pub fn admit(&self, room: &RoomName) -> bool {
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => room.as_str().starts_with(prefix),
+            None => *room == pattern.as_str(),
+        };
+        self.rooms.as_ref().is_none_or(|patterns| patterns.iter().any(matches))
+    }
+
+    pub fn info(&self) -> Result<Info, crate::InvalidInfo> {
+        self.info.clone().map_or(Ok(Info::EMPTY), Info::new)
+    }
+}
+
+/// Why a token is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadToken {
+    #[error("the token has expired")]
+    Expired,
+    #[error("the token is not valid yet")]
+    TooEarly,
+    #[error("the token's signature is not that of this server's secret")]
+    Signature,
+    #[error("the token is none: a JWT signed with HS256, with `exp`, is needed")]
+    Malformed,
+}
+
+/// Signs a token.
+///
+/// # Errors
+///
+/// If the claims have no JSON form, which they always have.
+pub(super) fn sign(claims: &Claims, key: &Secret) -> Result<String, jsonwebtoken::errors::Error> {
+    let key = EncodingKey::from_secret(key.0.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key)
+}
+
+/// Reads a token that one of the keys has signed and that is good now.
+pub(super) fn verify(token: &str, keys: &[Secret]) -> Result<Claims, BadToken> {
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.leeway = 0;
+    // At its `exp` a token is over.
+    validation.reject_tokens_expiring_in_less_than = 1;
+    validation.validate_nbf = true;
+    // Whom else a token is for is the backend's business.
+    validation.validate_aud = false;
+    let mut refused = BadToken::Signature;
+    for key in keys {
+        let key = DecodingKey::from_secret(key.0.as_bytes());
+        match jsonwebtoken::decode::<Claims>(token, &key, &validation) {
+            Ok(data) => return Ok(data.claims),
+            Err(error) => {
+                refused = match error.kind() {
+                    ErrorKind::InvalidSignature => continue,
+                    ErrorKind::ExpiredSignature => BadToken::Expired,
+                    ErrorKind::ImmatureSignature => BadToken::TooEarly,
+                    _ => BadToken::Malformed,
+                }
+            }
+        }
+    }
+    Err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn key(secret: &str) -> Secret {
+        Secret::new(secret).unwrap()
+    }
+
+    fn signed(claims: &Value, secret: &str) -> String {
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).unwrap()
+    }
+
+    fn now() -> u64 {
+        jsonwebtoken::get_current_timestamp()
+    }
+
+    #[test]
+    fn a_token_of_any_of_the_keys_is_good_until_its_end() {
+        let keys = [key("new"), key("old")];
+        let claims = json!({"sub": "ada", "exp": now() + 60, "aud": "elsewhere", "x": 1});
+        for secret in ["new", "old"] {
+            let claims = verify(&signed(&claims, secret), &keys).unwrap();
+            assert_eq!(claims.sub.as_deref(), Some("ada"));
+        }
+        let refused = |token: &str| verify(token, &keys).unwrap_err();
+        assert_eq!(refused(&signed(&claims, "other")), BadToken::Signature);
+        let expired = json!({"exp": now()});
+        assert_eq!(refused(&signed(&expired, "old")), BadToken::Expired);
+        let early = json!({"exp": now() + 60, "nbf": now() + 30});
+        assert_eq!(refused(&signed(&early, "new")), BadToken::TooEarly);
+    }
+
+    #[test]
+    fn a_token_without_an_end_or_of_another_algorithm_or_form_is_none() {
+        let keys = [key("s")];
+        let refused = |token: &str| verify(token, &keys).unwrap_err();
+        for claims in [
+            json!({}),
+            json!({"exp": "soon"}),
+            json!({"exp": now() + 60, "rooms": null}),
+            json!({"exp": now() + 60, "rooms": "lobby"}),
+            json!({"exp": now() + 60, "sub": 7}),
+        ] {
+            assert_eq!(refused(&signed(&claims, "s")), BadToken::Malformed, "{claims}");
+        }
+        let header = Header::new(Algorithm::HS512);
+        let claims = json!({"exp": now() + 60});
+        let key = EncodingKey::from_secret(b"s");
+        let other = jsonwebtoken::encode(&header, &claims, &key).unwrap();
+        assert_eq!(refused(&other), BadToken::Malformed);
+        // {"alg":"none"}.{"exp":4102444800}.
+        assert_eq!(refused("eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9."), BadToken::Malformed);
+        for text in ["", "x", "a.b.c", "a.b.c.d"] {
+            assert_eq!(refused(text), BadToken::Malformed, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_a_prefix() {
+        let admits = |patterns: &[&str], room: &str| {
+            let rooms = Some(patterns.iter().map(|p| (*p).to_owned()).collect());
+            let claims = Claims { sub: None, exp: 0, info: None, rooms };
+            claims.admit(&RoomName::new(room).unwrap())
+        };
+        assert!(admits(&["lobby", "team:*"], "lobby"));
+        assert!(admits(&["lobby", "team:*"], "team:red"));
+        assert!(admits(&["team:*"], "team:"));
+        assert!(admits(&["*"], "anything"));
+        assert!(!admits(&["lobby"], "lobby2"));
+        assert!(!admits(&["team:*"], "Team:red"));
+        assert!(!admits(&["te*m"], "team"));
+        assert!(!admits(&[], "lobby"));
+        let all = Claims { sub: None, exp: 0, info: None, rooms: None };
+        assert!(all.admit(&RoomName::new("lobby").unwrap()));
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        assert_eq!(format!("{:?}", key("hunter2")), "Secret(…)");
+        assert!(key("a").is("a") && !key("a").is("b") && !key("a").is(""));
+        assert_eq!(Secret::new(""), Err(EmptySecret));
+    }
+}
