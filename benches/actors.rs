@@ -63,7 +63,7 @@ impl Bench {
     fn join(&self, room: &RoomName, to: &Recipient<ForwardMessage>) -> ConnectionId {
         let id = ConnectionId::new();
         let user = UserId::new(id.to_string()).expect("a name");
-        self.registry.do_send(Join::user(room.clone(), id, user, to.clone()));
+        self.registry.do_send(Join::anonymous(room.clone(), id, to.clone()).user(user));
         id
     }
 

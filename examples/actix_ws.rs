@@ -69,8 +69,7 @@ async fn chat(
     mut frames: MessageStream,
 ) -> Result<(), Box<dyn Error>> {
     let outlet = Outlet(session.clone()).start();
-    let mut join = me.join(room.clone(), outlet).dialect(Dialect::Json(Feed::Full));
-    join.user = user;
+    let join = me.join(room.clone(), outlet).user(user).dialect(Dialect::Json(Feed::Full));
     if let Err(refused) = me.registry().send(join).await? {
         session.text(refused.to_string()).await?;
         return Ok(session.close(None).await?);

@@ -11,7 +11,7 @@ use std::{error::Error, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
-    Cause, Connection, Flush, ForwardMessage, GetSnapshot, Join, Leave, LeaveAll, ListPresences,
+    Cause, Connection, Flush, ForwardMessage, Join, Leave, LeaveAll, ListPresences,
     PresenceChanged, PresenceConfig, PrunePresences, PruneRooms, Publish, RoomFilter, RoomName,
     RoomRegistry, Snapshot, Touch, UserId,
     testing::{Heard, ManualClock, Probe, Seen},
@@ -54,7 +54,7 @@ impl Consumer {
     }
 
     fn user(&self, room: &RoomName, user: &UserId) -> Join {
-        Join::user(room.clone(), self.me.id(), user.clone(), self.outlet.clone())
+        self.anonymous(room).user(user.clone())
     }
 
     async fn sent(&mut self) -> Result<String, &'static str> {
@@ -78,8 +78,7 @@ impl Handler<PresenceChanged> for BroadcastPresence {
     fn handle(&mut self, event: PresenceChanged, _: &mut Context<Self>) -> Self::Result {
         let rooms = self.0.clone();
         Box::pin(async move {
-            let room = rooms.send(GetSnapshot { room: event.room.clone() }).await;
-            let Ok(Some(room)) = room else { return };
+            let room = event.snapshot;
             let message = json!({
                 "type": "presence",
                 "payload": {

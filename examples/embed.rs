@@ -33,8 +33,7 @@ impl Actor for Chatter {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256); // a burst; a client further behind loses its place (4003)
-        let mut join = self.me.join(self.room.clone(), ctx.address());
-        join.user = self.user.clone();
+        let join = self.me.join(self.room.clone(), ctx.address()).user(self.user.clone());
         let joining = self.me.registry().send(join).into_actor(self);
         // Waiting: no frame is read before the room knows us.
         ctx.wait(joining.map(|answer, _, ctx| match answer {
@@ -105,8 +104,8 @@ impl Handler<PresenceChanged> for Announcer {
         let online = event.online().iter().map(|user| format!("* {user} is here"));
         let offline = event.offline().iter().map(|gone| format!("* {} {}", gone.user, gone.cause));
         let mut lines: Vec<_> = online.chain(offline).collect();
-        if let Change::Resync(now) = &event.change {
-            lines.push(roster(now)); // more happened than we could follow
+        if let Change::Resync = event.change {
+            lines.push(roster(&event.snapshot)); // more happened than we could follow
         }
         let registry = self.0.clone();
         // The next event comes when this is done, so what is on its way stays bounded.

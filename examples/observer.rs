@@ -32,13 +32,10 @@ impl Handler<PresenceChanged> for Board {
     type Result = ();
 
     fn handle(&mut self, event: PresenceChanged, _: &mut Context<Self>) {
-        let room = event.room.clone();
-        let nobody = || Snapshot::empty(room.clone(), event.epoch, event.version - 1);
-        let state = self.rooms.entry(room.clone()).or_insert_with(nobody);
+        let (room, state) = (event.room.clone(), event.snapshot.clone());
         let mut resyncs = 0;
         match &event.change {
-            Change::Diff(diff) => {
-                state.apply(diff);
+            Change::Diff(_) => {
                 // Connections come and go; a user with two tabs comes once and goes once.
                 let joins = event.joins().iter().map(|joined| format!("+{}", name(joined)));
                 let leave = |left: &Left| format!("-{} ({})", name(&left.presence), left.cause);
@@ -49,15 +46,16 @@ impl Handler<PresenceChanged> for Board {
                     joins.chain(leaves).chain(online).chain(offline.map(gone)).collect();
                 println!("{room}, change {}: {}", event.version, all.join(", "));
             }
-            Change::Resync(now) => {
-                state.clone_from(now);
+            Change::Resync => {
                 resyncs = 1;
                 println!("{room}, up to change {}: more than I could follow", event.version);
             }
         }
-        println!("    now {}", line(state));
+        println!("    now {}", line(&state));
         if state.is_empty() {
             self.rooms.remove(&room);
+        } else {
+            self.rooms.insert(room, state);
         }
         self.followed.send_modify(|followed| *followed = (event.version, followed.1 + resyncs));
     }
@@ -105,9 +103,8 @@ async fn enter(
 ) -> Result<Connection, Box<dyn Error>> {
     let me = Connection::new(registry.clone());
     let (outlet, _) = Probe::<Heard>::new(); // nobody listens to what it is sent
-    let mut join = me.join(RoomName::new("lobby")?, outlet);
-    join.user = who.map(UserId::new).transpose()?;
-    registry.send(join).await??;
+    let who = who.map(UserId::new).transpose()?;
+    registry.send(me.join(RoomName::new("lobby")?, outlet).user(who)).await??;
     Ok(me)
 }
 

@@ -76,13 +76,13 @@ impl Observers {
     }
 
     /// Queues the event for everybody who wants to hear of its room.
-    pub fn tell(&mut self, event: &PresenceChanged, room: &Snapshot) {
+    pub fn tell(&mut self, event: &PresenceChanged) {
         let capacity = self.capacity;
         self.observers.retain(|observer| {
             if !observer.filter.admits(&event.room) {
                 return !observer.line.queue.borrow().closed;
             }
-            let open = observer.line.queue.borrow_mut().push(event, room, capacity);
+            let open = observer.line.queue.borrow_mut().push(event, capacity);
             observer.line.wake.notify_one();
             if !open {
                 tracing::warn!(id = observer.id.0, "an observer is gone or takes nothing: dropped");
@@ -142,15 +142,15 @@ struct Queue {
 
 impl Queue {
     /// Takes an event, or what the room is now; `false` if the line is closed.
-    fn push(&mut self, event: &PresenceChanged, room: &Snapshot, capacity: usize) -> bool {
+    fn push(&mut self, event: &PresenceChanged, capacity: usize) -> bool {
         if let Some(latest) = self.latest.get_mut(&event.room) {
-            *latest = room.clone();
+            *latest = event.snapshot.clone();
         } else if self.events.len() < capacity {
             self.events.push_back(event.clone());
         } else if self.conflated.len() < MAX_CONFLATED_ROOMS {
             metrics::counter!("presence_observer_conflations_total").increment(1);
             self.conflated.push_back(event.room.clone());
-            self.latest.insert(event.room.clone(), room.clone());
+            self.latest.insert(event.room.clone(), event.snapshot.clone());
         } else {
             self.closed = true;
         }
@@ -166,8 +166,8 @@ impl Queue {
             room: state.room().clone(),
             epoch: state.epoch(),
             version: state.version(),
-            occupancy: state.occupancy(),
-            change: Change::Resync(state),
+            snapshot: state,
+            change: Change::Resync,
         })
     }
 }

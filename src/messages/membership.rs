@@ -62,7 +62,7 @@ pub struct Join {
 }
 
 impl Join {
-    /// A join without a user.
+    /// A join without a user; [`user`](Self::user) adds one.
     #[must_use]
     pub fn anonymous(
         room: RoomName,
@@ -73,15 +73,10 @@ impl Join {
         Self { room, connection, user, info, dialect, forward, disconnect }
     }
 
-    /// A join of a user.
+    /// Says whose connection it is, if it is known.
     #[must_use]
-    pub fn user(
-        room: RoomName,
-        connection: ConnectionId,
-        user: UserId,
-        forward: Recipient<ForwardMessage>,
-    ) -> Self {
-        Self { user: Some(user), ..Self::anonymous(room, connection, forward) }
+    pub fn user(self, user: impl Into<Option<UserId>>) -> Self {
+        Self { user: user.into(), ..self }
     }
 
     /// Attaches info to the presence.

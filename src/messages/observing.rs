@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use crate::model::{
-    Cause, Diff, Epoch, Left, Occupancy, Offline, Presence, RoomName, Snapshot, Update, UserId,
+    Cause, Diff, Epoch, Left, Offline, Presence, RoomName, Snapshot, Update, UserId,
 };
 
 /// Which rooms an observer wants to hear of.
@@ -29,6 +29,10 @@ impl RoomFilter {
 
 /// Asks for a [`PresenceChanged`] after every change from now on. Answers an id to
 /// [`Unsubscribe`] with; an observer whose actor has stopped is forgotten by itself.
+///
+/// For what was there before: subscribe first, then ask for [`ListRooms`](super::ListRooms) and
+/// [`GetSnapshot`](super::GetSnapshot). An event whose version the snapshot already has can be
+/// passed over, as [`Snapshot::apply`] does.
 #[derive(Debug, Message)]
 #[rtype(result = "SubscriptionId")]
 pub struct Subscribe {
@@ -64,8 +68,8 @@ pub struct PresenceChanged {
     pub epoch: Epoch,
     /// The room's version after the change.
     pub version: u64,
-    /// How many are in the room after the change.
-    pub occupancy: Occupancy,
+    /// The room after the change.
+    pub snapshot: Snapshot,
     /// What happened.
     pub change: Change,
 }
@@ -75,8 +79,8 @@ pub struct PresenceChanged {
 pub enum Change {
     /// Exactly this.
     Diff(Arc<Diff>),
-    /// More than the observer could follow; the room is now so.
-    Resync(Snapshot),
+    /// More than the observer could follow; the snapshot tells what came of it.
+    Resync,
 }
 
 impl PresenceChanged {
@@ -85,7 +89,7 @@ impl PresenceChanged {
     pub fn diff(&self) -> Option<&Diff> {
         match &self.change {
             Change::Diff(diff) => Some(diff),
-            Change::Resync(_) => None,
+            Change::Resync => None,
         }
     }
 

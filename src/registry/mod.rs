@@ -106,10 +106,10 @@ impl RoomRegistry {
                 room: diff.room.clone(),
                 epoch: room.epoch(),
                 version: diff.version,
-                occupancy: room.occupancy(),
+                snapshot: room,
                 change: Change::Diff(Arc::new(diff)),
             };
-            self.observers.tell(&event, &room);
+            self.observers.tell(&event);
         }
     }
 

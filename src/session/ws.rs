@@ -251,10 +251,9 @@ impl Actor for WsSession {
         if let Some(interval) = self.ping_interval {
             ctx.run_interval(interval, |_, ctx| ctx.ping(b""));
         }
-        let mut join = self.me.join(self.room.clone(), ctx.address());
-        join.user = self.user.clone();
-        join.info = self.info.clone();
-        join.dialect = Dialect::Json(self.feed);
+        let join = self.me.join(self.room.clone(), ctx.address());
+        let join = join.user(self.user.clone()).info(self.info.clone());
+        let join = join.dialect(Dialect::Json(self.feed));
         // No frame is read before the registry knows us.
         ctx.wait(self.me.registry().send(join).into_actor(self).map(|answer, session, ctx| {
             match answer {
