@@ -256,7 +256,7 @@ mod tests {
         let id = ConnectionId::from_u128;
         let now = Moment { monotonic: 0, wall: 0 };
         let mut rooms = Rooms::default();
-        let mut join = |rooms: &mut Rooms, connection, user: &UserId| {
+        let join = |rooms: &mut Rooms, connection, user: &UserId| {
             rooms.join(&room, id(connection), Some(user.clone()), Info::EMPTY, now).unwrap();
         };
         join(&mut rooms, 1, &ada);
