@@ -250,6 +250,20 @@ impl PresenceConfig {
         Ok(PresenceHandle { registry, pruner, arbiter, node, owner: owner.map(Arc::new) })
     }
 
+    /// Checks the options without touching the database, as [`start`](Self::start) does first.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if an option is wrong.
+    pub fn validate(&self) -> Result<(), StartError> {
+        self.check()?;
+        self.database.parse::<DatabaseUrl>()?;
+        if let Some(name) = &self.node {
+            NodeName::new(name)?;
+        }
+        Ok(())
+    }
+
     /// Checks the options against each other, and answers the prune interval.
     fn check(&self) -> Result<Duration, StartError> {
         let prune_every =

@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -157,10 +158,16 @@ fn print_pruned(pruned: usize, as_json: bool) -> Result<(), CommandError> {
 }
 
 fn print_rooms(rooms: &[RoomCounts], as_json: bool) -> Result<(), CommandError> {
-    if as_json {
-        return print(&json!({"rooms": rooms}).to_string());
+    #[derive(Serialize)]
+    struct Rooms<'a> {
+        rooms: &'a [RoomCounts],
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
+    if as_json {
+        serde_json::to_writer(&mut out, &Rooms { rooms }).map_err(io::Error::from)?;
+        writeln!(out)?;
+        return Ok(out.flush()?);
+    }
     writeln!(out, "{:>11}  {:>7}  {:>9}  ROOM", "CONNECTIONS", "USERS", "ANONYMOUS")?;
     for RoomCounts { channel_name, connections, users, anonymous } in rooms {
         // Anybody may have written the row, and a terminal obeys what it is shown.

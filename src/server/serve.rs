@@ -44,6 +44,7 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
         return Err(CommandError::ApiKey);
     }
     let config = config(&flags);
+    config.validate()?;
     let workers = flags.workers;
     let listeners = flags.bind.0.iter().map(|address| listen(*address));
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
