@@ -61,6 +61,7 @@ pub struct PresenceConfig {
     node: Option<String>,
     lease: Duration,
     max_age: Duration,
+    grace: Duration,
     prune_every: Option<Duration>,
     prune_rooms_every: Duration,
     limits: Limits,
@@ -110,6 +111,7 @@ impl PresenceConfig {
             node: None,
             lease: Duration::from_secs(15),
             max_age: Duration::from_secs(60),
+            grace: Duration::ZERO,
             prune_every: None,
             prune_rooms_every: Duration::from_secs(600),
             limits: Limits::default(),
@@ -126,6 +128,14 @@ impl PresenceConfig {
     #[must_use]
     pub fn max_age(self, max_age: Duration) -> Self {
         Self { max_age, ..self }
+    }
+
+    /// How long the presences of a connection that ended without a goodbye stay, if its client has a
+    /// [session key](crate::Join::session) and so may come back unnoticed. Default 0 s: they end at
+    /// once.
+    #[must_use]
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// How often silent presences are pruned; at most `max_age`. Default a quarter of `max_age`, at
@@ -235,6 +245,7 @@ impl PresenceConfig {
             authorize: self.authorize,
             max_age: self.max_age,
             lease: self.lease,
+            grace: self.grace,
             observer_queue: self.observer_queue,
         };
         let arbiter = Arbiter::new().handle();
@@ -293,6 +304,7 @@ impl fmt::Debug for PresenceConfig {
             .field("node", &self.node)
             .field("lease", &self.lease)
             .field("max_age", &self.max_age)
+            .field("grace", &self.grace)
             .field("prune_every", &self.prune_every)
             .field("prune_rooms_every", &self.prune_rooms_every)
             .field("limits", &self.limits)

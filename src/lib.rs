@@ -31,4 +31,6 @@ pub use messages::*;
 pub use model::*;
 pub use pruner::Pruner;
 pub use registry::RoomRegistry;
-pub use session::{Connection, WsSession, WsSessionError, limit_silence};
+pub use session::{
+    Connection, PhoenixSession, WsOptions, WsSession, WsSessionError, limit_silence,
+};

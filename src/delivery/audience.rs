@@ -5,17 +5,17 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use actix::prelude::*;
-use ahash::RandomState;
-use bytestring::ByteString;
-
-use super::Refused;
+use super::{
+    Refused,
+    frames::{Presences, Touched},
+};
 use crate::{
     clock::Stopwatch,
-    messages::{Feed, ForwardMessage},
-    model::{Cause, ConnectionId, Diff, Snapshot, UserId},
-    wire::json,
+    messages::{Dialect, Feed, ForwardMessage, Forwarded},
+    model::{Cause, ConnectionId, Diff, Snapshot, Update},
 };
+use actix::prelude::*;
+use ahash::RandomState;
 
 /// Two member lists of a room are at least this far apart.
 const WINDOW: Duration = Duration::from_millis(50);
@@ -37,8 +37,8 @@ pub(super) struct Audience {
     listeners: HashMap<ConnectionId, Listener, RandomState>,
     /// The state that every current listener knows.
     flushed: Snapshot,
-    /// Users whose entry may have changed since, with the cause of the last leave.
-    touched: HashMap<UserId, Cause, RandomState>,
+    /// What may be different since.
+    touched: Touched,
     /// When the next list may go out, in microseconds of the monotonic clock.
     pub not_before: u64,
     /// When it will, if it waits.
@@ -50,7 +50,7 @@ impl Audience {
         Self {
             listeners: HashMap::default(),
             flushed: room,
-            touched: HashMap::default(),
+            touched: Touched::default(),
             not_before: 0,
             due: None,
         }
@@ -67,11 +67,22 @@ impl Audience {
     }
 
     pub fn note(&mut self, diff: &Diff) {
+        let Touched { users, places } = &mut self.touched;
         for user in diff.users() {
-            self.touched.entry(user.clone()).or_insert(Cause::Left);
+            users.entry(user.clone()).or_insert(Cause::Left);
         }
         for gone in &diff.offline {
-            self.touched.insert(gone.user.clone(), gone.cause);
+            users.insert(gone.user.clone(), gone.cause);
+        }
+        for joined in &diff.joins {
+            places.entry(joined.into()).or_insert(Cause::Left);
+        }
+        for left in &diff.leaves {
+            places.insert((&left.presence).into(), left.cause);
+        }
+        for Update { before, after } in &diff.updates {
+            places.entry(before.into()).or_insert(Cause::Left);
+            places.entry(after.into()).or_insert(Cause::Left);
         }
     }
 
@@ -84,11 +95,11 @@ impl Audience {
         &mut self,
         room: &Snapshot,
         now: u64,
-        outlet: impl Fn(ConnectionId) -> Option<(&'a Recipient<ForwardMessage>, Feed)>,
+        outlet: impl Fn(ConnectionId) -> Option<(&'a Recipient<ForwardMessage>, Dialect)>,
     ) -> Refused {
         let work = Stopwatch::start();
         let moved = room.version() != self.flushed.version();
-        let mut frames = Frames::new(&self.flushed, room, &self.touched);
+        let mut frames = Presences::new(&self.flushed, room, &self.touched);
         let mut refused = Refused::default();
         for (&connection, listener) in &mut self.listeners {
             let since = match listener {
@@ -96,16 +107,18 @@ impl Audience {
                 Listener::Current => None,
                 Listener::Owed { refused } => *refused,
             };
-            let Some((forward, feed)) = outlet(connection) else { continue };
-            let payload = match (feed, &listener) {
-                (Feed::None, _) => continue,
-                (Feed::Full, _) => frames.full(),
-                (Feed::Count, _) => frames.count(),
-                (Feed::Diff, Listener::Current) => frames.diff(),
-                (Feed::Diff, Listener::Owed { .. }) => frames.state(),
+            let Some((forward, dialect)) = outlet(connection) else { continue };
+            let current = matches!(listener, Listener::Current);
+            let (kind, payload) = match (dialect, current) {
+                (Dialect::Raw | Dialect::Json(Feed::None), _) => continue,
+                (Dialect::Json(Feed::Full), _) => (Forwarded::State, frames.full()),
+                (Dialect::Json(Feed::Count), _) => (Forwarded::State, frames.count()),
+                (Dialect::Json(Feed::Diff), false) => (Forwarded::State, frames.state()),
+                (Dialect::Json(Feed::Diff), true) => (Forwarded::Diff, frames.diff()),
+                (Dialect::Phoenix, false) => (Forwarded::State, frames.phoenix_state()),
+                (Dialect::Phoenix, true) => (Forwarded::Diff, frames.phoenix_diff()),
             };
-            let room = room.room().clone();
-            *listener = match forward.try_send(ForwardMessage { room, payload }) {
+            *listener = match forward.try_send(ForwardMessage { room, kind, payload }) {
                 Ok(()) => Listener::Current,
                 Err(SendError::Closed(_)) => {
                     refused.gone.push(connection);
@@ -131,44 +144,4 @@ impl Audience {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The frames of one flush, each encoded when first asked for.
-struct Frames<'a> {
-    before: &'a Snapshot,
-    after: &'a Snapshot,
-    touched: &'a HashMap<UserId, Cause, RandomState>,
-    full: Option<ByteString>,
-    state: Option<ByteString>,
-    diff: Option<ByteString>,
-    count: Option<ByteString>,
-}
-
-impl<'a> Frames<'a> {
-    fn new(
-        before: &'a Snapshot,
-        after: &'a Snapshot,
-        touched: &'a HashMap<UserId, Cause, RandomState>,
-    ) -> Self {
-        Self { before, after, touched, full: None, state: None, diff: None, count: None }
-    }
-
-    fn full(&mut self) -> ByteString {
-        self.full.get_or_insert_with(|| self.after.to_json()).clone()
-    }
-
-    fn state(&mut self) -> ByteString {
-        self.state.get_or_insert_with(|| json::presence_state(self.after)).clone()
-    }
-
-    fn count(&mut self) -> ByteString {
-        self.count.get_or_insert_with(|| json::presence_count(self.after)).clone()
-    }
-
-    fn diff(&mut self) -> ByteString {
-        let changed = || self.touched.iter().map(|(user, cause)| (user, *cause));
-        self.diff
-            .get_or_insert_with(|| json::presence_diff(self.before, self.after, changed()))
-            .clone()
-    }
 }

@@ -4,6 +4,7 @@
 //! its frame is reported to the registry, which decides.
 
 mod audience;
+mod frames;
 mod observers;
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,10 +13,10 @@ use actix::prelude::*;
 use ahash::RandomState;
 use bytestring::ByteString;
 
-use self::audience::Audience;
 pub(crate) use self::observers::Observers;
+use self::{audience::Audience, frames::Published};
 use crate::{
-    messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, close_code},
+    messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, close_code},
     model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
     wire::json,
 };
@@ -29,11 +30,9 @@ struct Outlet {
 }
 
 impl Outlet {
-    fn feed(&self) -> Feed {
-        match self.dialect {
-            Dialect::Raw => Feed::None,
-            Dialect::Json(feed) => feed,
-        }
+    /// Whether it wants to hear who is in its rooms.
+    fn listens(&self) -> bool {
+        !matches!(self.dialect, Dialect::Raw | Dialect::Json(Feed::None))
     }
 }
 
@@ -81,6 +80,21 @@ impl Delivery {
         }
     }
 
+    /// Forgets a connection that has ended.
+    pub fn forget(&mut self, connection: ConnectionId) {
+        self.outlets.remove(&connection);
+    }
+
+    /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.
+    pub fn close_room(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
+        let Some(outlet) = self.outlets.get(&connection) else { return };
+        if outlet.dialect == Dialect::Phoenix && close_code(cause).is_some() {
+            let (room, kind, payload) = (room.clone(), Forwarded::Closed, ByteString::new());
+            // Once per stay, so it may go past a full mailbox.
+            outlet.forward.do_send(ForwardMessage { room, kind, payload });
+        }
+    }
+
     /// Sends to everybody in the room but `except`; says how many took it.
     pub fn publish(
         &mut self,
@@ -89,20 +103,13 @@ impl Delivery {
         from: Option<&json::Sender>,
         except: Option<ConnectionId>,
     ) -> (usize, Refused) {
-        let (mut plain, mut framed): (Option<ByteString>, Option<ByteString>) = (None, None);
+        let mut published = Published::new(room, content, from);
         let (mut taken, mut refused) = (0, Refused::default());
         for connection in room.connections().filter(|one| Some(*one) != except) {
             let Some(outlet) = self.outlets.get(&connection) else { continue };
-            let payload = match (content, outlet.dialect) {
-                (Content::Text(text), _) => text.clone(),
-                (Content::Json(value), Dialect::Raw) => {
-                    plain.get_or_insert_with(|| value.get().into()).clone()
-                }
-                (Content::Json(value), Dialect::Json(_)) => {
-                    framed.get_or_insert_with(|| json::message(value, from)).clone()
-                }
-            };
-            match outlet.forward.try_send(ForwardMessage { room: room.room().clone(), payload }) {
+            let (kind, payload) = (Forwarded::Message, published.frame(outlet.dialect));
+            let room = room.room().clone();
+            match outlet.forward.try_send(ForwardMessage { room, kind, payload }) {
                 Ok(()) => taken += 1,
                 Err(SendError::Full(_)) => refused.slow.push(connection),
                 Err(SendError::Closed(_)) => refused.gone.push(connection),
@@ -113,9 +120,8 @@ impl Delivery {
 
     /// The connection has joined the room and is owed its state, if it wants to hear of it.
     pub fn listen(&mut self, room: &Snapshot, connection: ConnectionId, now: u64) {
-        let feed = self.outlets.get(&connection).map_or(Feed::None, Outlet::feed);
         let name = room.room();
-        if feed == Feed::None {
+        if !self.outlets.get(&connection).is_some_and(Outlet::listens) {
             return self.unlisten(name, connection);
         }
         self.audiences
@@ -135,7 +141,8 @@ impl Delivery {
         self.schedule(&diff.room, now);
     }
 
-    fn unlisten(&mut self, room: &RoomName, connection: ConnectionId) {
+    /// The connection does not hear of the room any more.
+    pub fn unlisten(&mut self, room: &RoomName, connection: ConnectionId) {
         let Some(audience) = self.audiences.get_mut(room) else { return };
         if audience.forget(connection) {
             let due = self.audiences.remove(room).and_then(|audience| audience.due);
@@ -173,7 +180,7 @@ impl Delivery {
     pub fn flush(&mut self, room: &Snapshot, now: u64) -> Refused {
         let Some(audience) = self.audiences.get_mut(room.room()) else { return Refused::default() };
         let outlets = &self.outlets;
-        let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.feed()));
+        let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.dialect));
         let refused = audience.flush(room, now, outlet);
         if audience.owes() {
             self.schedule(room.room(), now);

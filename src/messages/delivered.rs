@@ -36,6 +36,13 @@ impl Publish {
         Self { room, content: Content::Json(payload), from: None, except: None }
     }
 
+    /// An event of a Phoenix channel: a name and a JSON value.
+    #[must_use]
+    pub fn event(room: RoomName, event: impl Into<ByteString>, payload: Box<RawValue>) -> Self {
+        let content = Content::Event { event: event.into(), payload };
+        Self { room, content, from: None, except: None }
+    }
+
     /// Names the sender.
     #[must_use]
     pub fn from(self, connection: ConnectionId) -> Self {
@@ -57,6 +64,14 @@ pub enum Content {
     Text(ByteString),
     /// A JSON value, wrapped as each dialect has it; as it is for [`Dialect::Raw`](super::Dialect).
     Json(Box<RawValue>),
+    /// An event with a JSON value, wrapped as each dialect has it; the value alone for
+    /// [`Dialect::Raw`](super::Dialect).
+    Event {
+        /// The event's name.
+        event: ByteString,
+        /// Its value.
+        payload: Box<RawValue>,
+    },
 }
 
 /// The sender of a [`Publish`] is not in the room; nobody got it.
@@ -70,8 +85,24 @@ pub struct NotAMember;
 pub struct ForwardMessage {
     /// From which room.
     pub room: RoomName,
+    /// What it is.
+    pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
+}
+
+/// What a [`ForwardMessage`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Forwarded {
+    /// Something published to the room.
+    Message,
+    /// Who is in the room: the whole of it.
+    State,
+    /// What changed in the room.
+    Diff,
+    /// The room was closed, and the connection is in others still.
+    Closed,
 }
 
 /// The order to close: the connection is out of its last room and gets nothing more.

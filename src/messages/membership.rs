@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use actix::prelude::*;
 
 use super::{Disconnect, ForwardMessage};
-use crate::model::{Cause, ConnectionId, Info, LimitReached, Presence, RoomName, Snapshot, UserId};
+use crate::model::{
+    Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Sign, Snapshot,
+    Superseded, UserId,
+};
 
 /// How a connection wants to hear of its rooms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub enum Dialect {
     Raw,
     /// The JSON frames of the server, with this much about who is there.
     Json(Feed),
+    /// The frames of Phoenix Channels, version 2.0.0.
+    Phoenix,
 }
 
 /// How much a JSON connection hears about who is in its room.
@@ -53,6 +58,8 @@ pub struct Join {
     pub user: Option<UserId>,
     /// What to attach to the presence.
     pub info: Info,
+    /// The client session it is a connection of, if the client has one that survives reconnects.
+    pub session: Option<SessionKey>,
     /// How it wants to hear of its rooms; the latest join of a connection counts for all of them.
     pub dialect: Dialect,
     /// Takes what is published to the room.
@@ -69,8 +76,9 @@ impl Join {
         connection: ConnectionId,
         forward: Recipient<ForwardMessage>,
     ) -> Self {
-        let (user, info, dialect, disconnect) = (None, Info::EMPTY, Dialect::Raw, None);
-        Self { room, connection, user, info, dialect, forward, disconnect }
+        let (user, info, session) = (None, Info::EMPTY, None);
+        let (dialect, disconnect) = (Dialect::Raw, None);
+        Self { room, connection, user, info, session, dialect, forward, disconnect }
     }
 
     /// Says whose connection it is, if it is known.
@@ -83,6 +91,14 @@ impl Join {
     #[must_use]
     pub fn info(self, info: Info) -> Self {
         Self { info, ..self }
+    }
+
+    /// Names the client session, if there is one: a connection that ends without a goodbye then
+    /// fades for [`grace`](crate::PresenceConfig::grace), and a newer one of the same session and
+    /// user takes its place unnoticed.
+    #[must_use]
+    pub fn session(self, session: impl Into<Option<SessionKey>>) -> Self {
+        Self { session: session.into(), ..self }
     }
 
     /// Chooses how to hear of the room.
@@ -120,6 +136,9 @@ pub enum JoinError {
         /// What the hook gave as its reason.
         reason: Cow<'static, str>,
     },
+    /// A newer connection of the same client session has taken its place.
+    #[error(transparent)]
+    Superseded(#[from] Superseded),
     /// The registry is shutting down; another node may take it.
     #[error("shutting down")]
     ShuttingDown,
@@ -195,13 +214,21 @@ impl LeaveAll {
 pub struct Touch {
     /// Who is alive.
     pub connection: ConnectionId,
+    /// How it showed.
+    pub sign: Sign,
 }
 
 impl Touch {
-    /// A sign of life.
+    /// A sign of life: some frame.
     #[must_use]
     pub fn new(connection: ConnectionId) -> Self {
-        Self { connection }
+        Self { connection, sign: Sign::Frame }
+    }
+
+    /// A heartbeat.
+    #[must_use]
+    pub fn heartbeat(connection: ConnectionId) -> Self {
+        Self { connection, sign: Sign::Heartbeat }
     }
 }
 

@@ -10,13 +10,15 @@ mod membership;
 mod observing;
 mod queries;
 
-pub use delivered::{Content, Disconnect, ForwardMessage, NotAMember, Publish, close_code};
+pub use delivered::{
+    Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
+};
 pub use membership::{
     Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
 pub use observing::{Change, PresenceChanged, RoomFilter, Subscribe, SubscriptionId, Unsubscribe};
 pub use queries::{
-    Flush, FlushError, GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Shutdown,
-    Status, WhereIs,
+    Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot, GetStatus,
+    ListPresences, ListRooms, Shutdown, Status, WhereIs,
 };

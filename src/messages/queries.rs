@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use crate::model::{Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot, UserId};
+use chrono::{DateTime, Utc};
+
+use crate::model::{
+    Cause, ConnectionId, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot, UserId,
+};
 
 /// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's
 /// size.
@@ -65,6 +69,41 @@ pub struct ListPresences {
     pub after: Option<Presence>,
     /// How many at most.
     pub limit: usize,
+}
+
+/// Asks why a presence is here, or why it is no longer: of presences that ended in the last ten
+/// minutes, the latest 10,000 are remembered. `None` if nothing is known of it.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Explained>")]
+pub struct Explain {
+    /// In which room.
+    pub room: RoomName,
+    /// Whose presence.
+    pub connection: ConnectionId,
+}
+
+/// What is known of a presence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The presence, with the last sign of life.
+    pub seen: SeenPresence,
+    /// The time now.
+    pub now: DateTime<Utc>,
+    /// How long silence counts as presence.
+    pub max_age: Duration,
+    /// When and why it ended, if it did.
+    pub departed: Option<Departed>,
+}
+
+/// The end of a presence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Departed {
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// Why.
+    pub cause: Cause,
+    /// The room's version after that.
+    pub version: u64,
 }
 
 /// Asks to be told when everything that was answered before is committed to the database.

@@ -112,7 +112,7 @@ impl Dirty {
         while taken.presences.len() < limit {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match rooms.presence(&key.0, key.1) {
-                Some(SeenPresence { presence, last_seen }) => {
+                Some(SeenPresence { presence, last_seen, .. }) => {
                     batch.upserts.push(Row { room: key.0.clone(), presence, last_seen });
                 }
                 None => batch.deletes.push(key.clone()),

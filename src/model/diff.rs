@@ -1,6 +1,8 @@
 //! What one change of a room did.
 
-use super::{Cause, ConnectionId, Presence, RoomName, UserId};
+use chrono::{DateTime, Utc};
+
+use super::{Cause, ConnectionId, Presence, RoomName, Sign, UserId};
 
 /// One change of one room, never empty: who joined, left or changed, connection by connection, and
 /// which users thereby came online or went offline.
@@ -32,6 +34,12 @@ pub struct Left {
     pub presence: Presence,
     /// Why it ended.
     pub cause: Cause,
+    /// When its connection was last heard of.
+    pub last_seen: DateTime<Utc>,
+    /// How it was heard of then.
+    pub sign: Sign,
+    /// The room's version when it joined.
+    pub joined_version: u64,
 }
 
 /// A presence that goes on with another user or info.

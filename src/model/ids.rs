@@ -2,6 +2,7 @@
 
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -185,6 +186,13 @@ impl ConnectionId {
     #[expect(clippy::new_without_default, reason = "a fresh id each time is no default value")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// A short text that stands for the id and the given text: 16 characters, URL-safe, the same
+    /// everywhere.
+    pub(crate) fn derive(self, text: &str) -> String {
+        let hash = Uuid::new_v5(&self.0, text.as_bytes());
+        URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..12])
     }
 
     /// The id with this number, for tests and for ids that were stored as numbers.

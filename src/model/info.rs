@@ -87,6 +87,12 @@ impl Info {
         serde_json::from_str(self.as_json()).unwrap_or_default()
     }
 
+    /// The members of the object.
+    #[must_use]
+    pub fn to_map(&self) -> Map<String, Value> {
+        serde_json::from_str(self.as_json()).unwrap_or_default()
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -3,21 +3,28 @@
 //! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
 //! value, and returns what happened.
 
+mod departures;
 mod diff;
 mod ids;
 mod info;
 mod presence;
 mod queries;
 mod rooms;
+mod sessions;
 mod snapshot;
 mod time;
 
+pub(crate) use departures::Departures;
 pub use diff::{Diff, Left, Offline, Update};
 pub use ids::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidName, MAX_NAME_CHARS, RoomName, UserId,
 };
 pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
-pub use presence::{Cause, Member, Occupancy, Presence, RoomSummary, SeenPresence};
+pub use presence::{
+    Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
+};
 pub use rooms::{LimitReached, Limits, Rooms};
+pub use sessions::{Claim, SessionKey, Sessions, Superseded};
+pub(crate) use snapshot::Place;
 pub use snapshot::Snapshot;
 pub use time::Moment;

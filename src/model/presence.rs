@@ -91,6 +91,47 @@ impl fmt::Display for Cause {
     }
 }
 
+/// What the last sign of life of a connection was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Sign {
+    /// It joined a room.
+    Join,
+    /// It sent a heartbeat.
+    Heartbeat,
+    /// It sent a message to a room.
+    Message,
+    /// It sent any other frame, a ping or a pong.
+    #[default]
+    Frame,
+    /// Its connection broke: the last that was heard of it.
+    Disconnect,
+}
+
+/// Whether the client of a presence is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PresenceState {
+    /// It is connected.
+    Live,
+    /// Its connection broke, and it has until then to come back.
+    Fading {
+        /// The end of its grace.
+        until: DateTime<Utc>,
+    },
+}
+
+impl PresenceState {
+    /// The state as it stands in the API: `live` or `fading`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Fading { .. } => "fading",
+        }
+    }
+}
+
 /// A room in a list of rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomSummary {
@@ -109,4 +150,10 @@ pub struct SeenPresence {
     pub presence: Presence,
     /// When its connection was last heard of.
     pub last_seen: DateTime<Utc>,
+    /// How it was heard of then.
+    pub sign: Sign,
+    /// The room's version when it joined.
+    pub joined_version: u64,
+    /// Whether its client is there.
+    pub state: PresenceState,
 }

@@ -5,8 +5,8 @@ use std::ops::Bound;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Epoch, Occupancy, Presence, RoomName, RoomSummary, Rooms, SeenPresence, Snapshot,
-    UserId, snapshot::Place,
+    ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
+    SeenPresence, Snapshot, UserId, snapshot::Place,
 };
 
 impl Rooms {
@@ -81,33 +81,33 @@ impl Rooms {
         limit: usize,
     ) -> Vec<SeenPresence> {
         let Some(state) = self.room(room) else { return Vec::new() };
-        let seen = |presence: Presence| SeenPresence {
-            last_seen: self
-                .connections
-                .get(&presence.connection)
-                .map_or(presence.joined_at, |known| known.last_seen.utc()),
-            presence,
-        };
+        let seen = |presence: Presence| self.presence(room, presence.connection);
         match after {
             Some(after) => {
-                state.presences_after(&Place::from(after)).take(limit).map(seen).collect()
+                state.presences_after(&Place::from(after)).take(limit).filter_map(seen).collect()
             }
-            None => state.presences().take(limit).map(seen).collect(),
+            None => state.presences().take(limit).filter_map(seen).collect(),
         }
     }
 
-    /// The presence of the connection in the room.
+    /// The presence of the connection in the room, as far as the model knows: live.
     #[must_use]
     pub fn presence(&self, room: &RoomName, connection: ConnectionId) -> Option<SeenPresence> {
         let known = self.connections.get(&connection)?;
-        let presence = known.stay(room)?.presence(connection);
-        Some(SeenPresence { presence, last_seen: known.last_seen.utc() })
+        let stay = known.stay(room)?;
+        Some(SeenPresence {
+            presence: stay.presence(connection),
+            last_seen: known.last.at.utc(),
+            sign: known.last.sign,
+            joined_version: stay.joined,
+            state: PresenceState::Live,
+        })
     }
 
     /// When the connection was last heard of, if it is in some room.
     #[must_use]
     pub fn last_seen(&self, connection: ConnectionId) -> Option<DateTime<Utc>> {
-        self.connections.get(&connection).map(|known| known.last_seen.utc())
+        self.connections.get(&connection).map(|known| known.last.at.utc())
     }
 
     /// The rooms that the connection is in, in no order.

@@ -11,8 +11,8 @@ use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Offline, Presence, RoomName, Snapshot,
-    Update, UserId, snapshot::Place,
+    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Offline, Presence, RoomName, Sign,
+    Snapshot, Update, UserId, snapshot::Place,
 };
 
 /// How many of each a [`Rooms`] takes.
@@ -56,6 +56,8 @@ pub(super) struct Stay {
     user: Option<UserId>,
     info: Info,
     joined_at: DateTime<Utc>,
+    /// The room's version when it joined.
+    pub(super) joined: u64,
 }
 
 impl Stay {
@@ -69,9 +71,16 @@ impl Stay {
     }
 }
 
+/// When and how a connection was last heard of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastSign {
+    pub(super) at: Moment,
+    pub(super) sign: Sign,
+}
+
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) last_seen: Moment,
+    pub(super) last: LastSign,
     pub(super) stays: SmallVec<[Stay; 1]>,
 }
 
@@ -156,24 +165,13 @@ impl Rooms {
     ) -> Result<Option<Diff>, LimitReached> {
         let known = self.connections.get(&connection);
         if let Some(stay) = known.and_then(|known| known.stay(room)).cloned() {
-            self.touch(connection, now);
+            self.touch(connection, Sign::Join, now);
             return Ok(self.change(connection, &stay, user, info));
         }
         self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
 
         let now = self.hold(now);
         let joined_at = now.utc();
-        let stay = Stay { room: room.clone(), user: user.clone(), info: info.clone(), joined_at };
-        match self.connections.to_back(&connection) {
-            Some(known) => {
-                known.last_seen = now;
-                known.stays.push(stay);
-            }
-            None => {
-                let stays = SmallVec::from_buf([stay]);
-                self.connections.insert(connection, Connection { last_seen: now, stays });
-            }
-        }
         let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
         let (epoch, floor) = (self.epoch, self.floor);
         let state = self
@@ -184,9 +182,22 @@ impl Rooms {
         let place = Place::new(user.clone(), joined_at, connection);
         state.insert(place, info.clone(), online);
         self.presences += 1;
-        let mut diff = Diff::new(room.clone(), state.next_version());
+        let joined = state.next_version();
+        let mut diff = Diff::new(room.clone(), joined);
         diff.online.extend(user.clone().filter(|_| online));
-        diff.joins.push(Presence { connection, user, info, joined_at });
+        let stay = Stay { room: room.clone(), user, info, joined_at, joined };
+        diff.joins.push(stay.presence(connection));
+        match self.connections.to_back(&connection) {
+            Some(known) => {
+                known.last = LastSign { at: now, sign: Sign::Join };
+                known.stays.push(stay);
+            }
+            None => {
+                let stays = SmallVec::from_buf([stay]);
+                let last = LastSign { at: now, sign: Sign::Join };
+                self.connections.insert(connection, Connection { last, stays });
+            }
+        }
         Ok(Some(diff))
     }
 
@@ -197,9 +208,9 @@ impl Rooms {
         connection: ConnectionId,
         cause: Cause,
     ) -> Option<Diff> {
-        let stay = self.take_stay(room, connection)?;
+        let (stay, last) = self.take_stay(room, connection)?;
         let mut diff = None;
-        self.end(connection, stay, cause, &mut diff);
+        self.end(connection, stay, last, cause, &mut diff);
         diff
     }
 
@@ -209,7 +220,7 @@ impl Rooms {
         let mut diffs = Vec::with_capacity(known.stays.len());
         for stay in known.stays {
             let mut diff = None;
-            self.end(connection, stay, cause, &mut diff);
+            self.end(connection, stay, known.last, cause, &mut diff);
             diffs.extend(diff);
         }
         diffs
@@ -217,11 +228,11 @@ impl Rooms {
 
     /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none: a touch
     /// never brings anybody back.
-    pub fn touch(&mut self, connection: ConnectionId, now: Moment) -> bool {
+    pub fn touch(&mut self, connection: ConnectionId, sign: Sign, now: Moment) -> bool {
         let now = self.hold(now);
         match self.connections.to_back(&connection) {
             Some(known) => {
-                known.last_seen = now;
+                known.last = LastSign { at: now, sign };
                 true
             }
             None => false,
@@ -246,13 +257,13 @@ impl Rooms {
         let now = self.hold(now);
         let mut diffs: BTreeMap<RoomName, Option<Diff>> = BTreeMap::new();
         while let Some((_, oldest)) = self.connections.front() {
-            if now.since(oldest.last_seen) <= age {
+            if now.since(oldest.last.at) <= age {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
             for stay in silent.stays {
                 let diff = diffs.entry(stay.room.clone()).or_default();
-                self.end(connection, stay, Cause::Expired, diff);
+                self.end(connection, stay, silent.last, Cause::Expired, diff);
             }
         }
         diffs.into_values().flatten().collect()
@@ -263,8 +274,8 @@ impl Rooms {
         let connections: Vec<_> = self.rooms.get(room)?.connections().collect();
         let mut diff = None;
         for connection in connections {
-            if let Some(stay) = self.take_stay(room, connection) {
-                self.end(connection, stay, cause, &mut diff);
+            if let Some((stay, last)) = self.take_stay(room, connection) {
+                self.end(connection, stay, last, cause, &mut diff);
             }
         }
         diff
@@ -330,20 +341,28 @@ impl Rooms {
         Some(diff)
     }
 
-    fn take_stay(&mut self, room: &RoomName, connection: ConnectionId) -> Option<Stay> {
+    fn take_stay(&mut self, room: &RoomName, connection: ConnectionId) -> Option<(Stay, LastSign)> {
         let known = self.connections.get_mut(&connection)?;
+        let last = known.last;
         let index = known.stays.iter().position(|stay| stay.room == *room)?;
         let stay = known.stays.swap_remove(index);
         if known.stays.is_empty() {
             self.connections.remove(&connection);
         }
-        Some(stay)
+        Some((stay, last))
     }
 
     /// Ends a stay that its connection has forgotten already, adding to the change of its room.
-    fn end(&mut self, connection: ConnectionId, stay: Stay, cause: Cause, diff: &mut Option<Diff>) {
+    fn end(
+        &mut self,
+        connection: ConnectionId,
+        stay: Stay,
+        last: LastSign,
+        cause: Cause,
+        diff: &mut Option<Diff>,
+    ) {
         let place = stay.place(connection);
-        let Stay { room, user, info, joined_at } = stay;
+        let Stay { room, user, info, joined_at, joined: joined_version } = stay;
         let offline = user.as_ref().is_some_and(|user| self.departs(&room, user));
         let Some(state) = self.rooms.get_mut(&room) else { return };
         state.remove(&place, offline);
@@ -356,7 +375,8 @@ impl Rooms {
         let gone = user.clone().filter(|_| offline);
         diff.offline.extend(gone.map(|user| Offline { user, cause }));
         let presence = Presence { connection, user, info, joined_at };
-        diff.leaves.push(Left { presence, cause });
+        let (last_seen, sign) = (last.at.utc(), last.sign);
+        diff.leaves.push(Left { presence, cause, last_seen, sign, joined_version });
     }
 
     /// Counts one more connection of the user in the room, and says whether it is the first.

@@ -170,6 +170,11 @@ impl Snapshot {
         self.version = diff.version;
     }
 
+    /// The presence at this place.
+    pub(crate) fn presence(&self, place: &Place) -> Option<Presence> {
+        self.members.get_key_value(place).map(presence)
+    }
+
     pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = ConnectionId> {
         self.of(Some(user.clone())).map(|(place, _)| place.connection)
     }

@@ -2,13 +2,13 @@
 
 use actix::prelude::*;
 
-use super::{RoomRegistry, count_leaves};
+use super::RoomRegistry;
 use crate::{
     messages::{
         Admit, CloseRoom, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
     },
-    model::{Cause, Diff},
+    model::{Cause, Diff, Sign},
     wire::json::Sender,
 };
 
@@ -26,11 +26,14 @@ impl Handler<Join> for RoomRegistry {
 
     fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
-        let Join { room, connection, user, info, dialect, forward, disconnect } = msg;
+        let Join { room, connection, user, info, session, dialect, forward, disconnect } = msg;
         self.admit(&room, user.as_ref(), &info)?;
+        let claim = self.sessions.claim(connection, session, user.as_ref())?;
+        let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
         let diff = self.rooms.join(&room, connection, user, info, now)?;
 
+        self.take_place(claim, &room, now);
         self.delivery.connect(connection, forward, disconnect, dialect);
         let changed = diff.is_some();
         if known {
@@ -52,13 +55,11 @@ impl Handler<Leave> for RoomRegistry {
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
-        let diff = self.rooms.leave(&msg.room, msg.connection, msg.cause);
+        let Some(connection) = self.sessions.resolve(msg.connection) else { return false };
+        let diff = self.rooms.leave(&msg.room, connection, msg.cause);
         let left = diff.is_some();
-        if let Some(diff) = diff {
-            count_leaves(msg.cause, diff.leaves.len());
-            self.announce(diff, now);
-            self.settle(ctx, now);
-        }
+        self.announce_leave(diff, msg.cause, now);
+        self.settle(ctx, now);
         left
     }
 }
@@ -68,7 +69,8 @@ impl Handler<LeaveAll> for RoomRegistry {
 
     fn handle(&mut self, msg: LeaveAll, ctx: &mut Context<Self>) -> usize {
         let now = self.clock.now();
-        let rooms = self.leave_all(msg.connection, msg.cause, now);
+        let Some(connection) = self.sessions.resolve(msg.connection) else { return 0 };
+        let rooms = self.end_connection(connection, msg.cause, now);
         self.settle(ctx, now);
         rooms
     }
@@ -79,8 +81,9 @@ impl Handler<Touch> for RoomRegistry {
 
     fn handle(&mut self, msg: Touch, _: &mut Context<Self>) {
         let now = self.clock.now();
-        if self.rooms.touch(msg.connection, now) {
-            self.mirror.heard(msg.connection);
+        let Some(connection) = self.sessions.resolve(msg.connection) else { return };
+        if self.rooms.touch(connection, msg.sign, now) {
+            self.mirror.heard(connection);
         }
     }
 }
@@ -90,7 +93,8 @@ impl Handler<UpdateInfo> for RoomRegistry {
 
     fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
-        let diff = self.rooms.update_info(&msg.room, msg.connection, msg.info);
+        let Some(connection) = self.sessions.resolve(msg.connection) else { return false };
+        let diff = self.rooms.update_info(&msg.room, connection, msg.info);
         let changed = diff.is_some();
         if let Some(diff) = diff {
             self.announce(diff, now);
@@ -107,8 +111,9 @@ impl Handler<Publish> for RoomRegistry {
         let now = self.clock.now();
         let from = match msg.from {
             Some(connection) => {
+                let connection = self.sessions.resolve(connection).ok_or(NotAMember)?;
                 let sender = self.rooms.presence(&msg.room, connection).ok_or(NotAMember)?;
-                self.rooms.touch(connection, now);
+                self.rooms.touch(connection, Sign::Message, now);
                 self.mirror.heard(connection);
                 Some(Sender { id: sender.presence.user, connection })
             }
@@ -149,8 +154,7 @@ impl Handler<CloseRoom> for RoomRegistry {
         let now = self.clock.now();
         let Some(diff) = self.rooms.close_room(&msg.room, Cause::RoomClosed) else { return 0 };
         let closed = diff.leaves.len();
-        count_leaves(Cause::RoomClosed, closed);
-        self.announce(diff, now);
+        self.announce_leave(Some(diff), Cause::RoomClosed, now);
         self.settle(ctx, now);
         closed
     }
@@ -169,8 +173,7 @@ impl Handler<PrunePresences> for RoomRegistry {
         let report = PruneReport { rooms: diffs.iter().map(pruned).collect() };
         for diff in diffs {
             tracing::info!(room = %diff.room, removed = diff.leaves.len(), "pruned silent presences");
-            count_leaves(Cause::Expired, diff.leaves.len());
-            self.announce(diff, now);
+            self.announce_leave(Some(diff), Cause::Expired, now);
         }
         self.settle(ctx, now);
         report

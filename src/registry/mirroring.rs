@@ -3,7 +3,7 @@
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, count_leaves};
+use super::RoomRegistry;
 use crate::{
     messages::{Flush, FlushError, PruneRooms, Shutdown},
     mirror::{Goodbye, Next, PruneRoomRows, Renew, store::StoreError},
@@ -103,10 +103,8 @@ impl Handler<Shutdown> for RoomRegistry {
         let rooms: Vec<_> =
             self.rooms.list(None, usize::MAX).into_iter().map(|summary| summary.room).collect();
         for room in rooms {
-            if let Some(diff) = self.rooms.close_room(&room, Cause::Shutdown) {
-                count_leaves(Cause::Shutdown, diff.leaves.len());
-                self.announce(diff, now);
-            }
+            let diff = self.rooms.close_room(&room, Cause::Shutdown);
+            self.announce_leave(diff, Cause::Shutdown, now);
         }
         let flushed = self.flush(ctx);
         let writer = self.mirror.writer().clone();

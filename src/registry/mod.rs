@@ -7,6 +7,7 @@ mod membership;
 mod mirroring;
 mod observing;
 mod queries;
+mod sessions;
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -16,9 +17,11 @@ use crate::{
     clock::Clock,
     config::Decision,
     delivery::{Delivery, Observers, Refused},
-    messages::{Change, JoinError, PresenceChanged},
+    messages::{Change, Explained, JoinError, PresenceChanged},
     mirror::Mirror,
-    model::{Cause, ConnectionId, Diff, Info, Moment, RoomName, Rooms, UserId},
+    model::{
+        Cause, ConnectionId, Departures, Diff, Info, Moment, RoomName, Rooms, Sessions, UserId,
+    },
 };
 
 /// Messages that may wait for the registry before a sender that minds is refused.
@@ -35,6 +38,7 @@ pub(crate) struct Parts {
     pub authorize: Option<Authorize>,
     pub max_age: Duration,
     pub lease: Duration,
+    pub grace: Duration,
     pub observer_queue: usize,
 }
 
@@ -44,6 +48,8 @@ pub(crate) struct Parts {
 /// [`messages`](crate::messages). It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
     rooms: Rooms,
+    sessions: Sessions,
+    departures: Departures<Explained>,
     clock: Clock,
     delivery: Delivery,
     observers: Observers,
@@ -51,8 +57,9 @@ pub struct RoomRegistry {
     authorize: Option<Authorize>,
     max_age: Duration,
     lease: Duration,
+    grace: Duration,
     closing: bool,
-    /// The one timer for member lists that wait, and when it fires.
+    /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
 
@@ -60,6 +67,8 @@ impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
             rooms: parts.rooms,
+            sessions: Sessions::default(),
+            departures: Departures::default(),
             clock: parts.clock,
             delivery: Delivery::default(),
             observers: Observers::new(parts.observer_queue),
@@ -67,6 +76,7 @@ impl RoomRegistry {
             authorize: parts.authorize,
             max_age: parts.max_age,
             lease: parts.lease,
+            grace: parts.grace,
             closing: false,
             timer: None,
         }
@@ -95,10 +105,7 @@ impl RoomRegistry {
         self.mirror.mark(&diff);
         self.delivery.changed(&diff, now.monotonic);
         for left in &diff.leaves {
-            let connection = left.presence.connection;
-            if self.rooms.last_seen(connection).is_none() {
-                self.delivery.disconnect(connection, left.cause);
-            }
+            self.end(&diff, left, now);
         }
         if self.observers.any() {
             let room = self.rooms.snapshot(&diff.room);
@@ -116,6 +123,7 @@ impl RoomRegistry {
     /// Sends the member lists that are due, has the next batch written, and sets the timer: the end
     /// of every handler that changed something.
     fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        self.end_faded(now);
         while let Some(room) = self.delivery.take_due(now.monotonic) {
             let room = self.rooms.snapshot(&room);
             let refused = self.delivery.flush(&room, now.monotonic);
@@ -130,7 +138,7 @@ impl RoomRegistry {
         let slow = refused.slow.iter().map(|connection| (*connection, Cause::SlowConsumer));
         let gone = refused.gone.iter().map(|connection| (*connection, Cause::Disconnected));
         for (connection, cause) in slow.chain(gone) {
-            self.leave_all(connection, cause, now);
+            self.end_connection(connection, cause, now);
         }
     }
 
@@ -138,14 +146,21 @@ impl RoomRegistry {
         let diffs = self.rooms.leave_all(connection, cause);
         let rooms = diffs.len();
         for diff in diffs {
-            count_leaves(cause, diff.leaves.len());
-            self.announce(diff, now);
+            self.announce_leave(Some(diff), cause, now);
         }
         rooms
     }
 
+    fn announce_leave(&mut self, diff: Option<Diff>, cause: Cause, now: Moment) {
+        let Some(diff) = diff else { return };
+        let leaves = diff.leaves.len() as u64;
+        metrics::counter!("presence_leaves_total", "cause" => cause.as_str()).increment(leaves);
+        self.announce(diff, now);
+    }
+
     fn arm(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        let Some(due) = self.delivery.next_due() else { return };
+        let next = [self.delivery.next_due(), self.sessions.next_end()];
+        let Some(due) = next.into_iter().flatten().min() else { return };
         if let Some((at, timer)) = self.timer {
             if at <= due {
                 return;
@@ -160,10 +175,6 @@ impl RoomRegistry {
         });
         self.timer = Some((due, timer));
     }
-}
-
-fn count_leaves(cause: Cause, leaves: usize) {
-    metrics::counter!("presence_leaves_total", "cause" => cause.as_str()).increment(leaves as u64);
 }
 
 impl Actor for RoomRegistry {

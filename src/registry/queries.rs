@@ -45,7 +45,9 @@ impl Handler<ListPresences> for RoomRegistry {
 
     fn handle(&mut self, msg: ListPresences, _: &mut Context<Self>) -> Self::Result {
         self.rooms.room(&msg.room)?;
-        Some(self.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit))
+        let now = self.clock.now();
+        let page = self.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit);
+        Some(page.into_iter().map(|seen| self.with_state(&msg.room, seen, now)).collect())
     }
 }
 

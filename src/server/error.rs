@@ -88,6 +88,7 @@ impl From<JoinError> for ApiError {
                 Self::forbidden("too_many_rooms", message)
             }
             JoinError::Denied { .. } => Self::forbidden("not_allowed", message),
+            JoinError::Superseded(_) => Self::forbidden("replaced", message),
             JoinError::ShuttingDown => Self::unavailable("shutting_down", message),
         }
     }

@@ -1,9 +1,12 @@
 //! The session's side: what connects one client to its rooms.
 //!
 //! [`Connection`] is the helper that any session actor can own, whatever carries its frames.
-//! [`WsSession`] is the ready-made session built from it, on actix-web-actors.
+//! [`WsSession`] and [`PhoenixSession`] are ready-made sessions built from it, on actix-web-actors:
+//! one dialect each over the same socket.
 
 mod guard;
+mod json;
+mod phoenix;
 mod rate;
 mod socket;
 mod ws;
@@ -13,8 +16,10 @@ use std::fmt;
 use actix::{dev::ToEnvelope, prelude::*};
 
 pub use self::{
+    json::WsSession,
+    phoenix::PhoenixSession,
     socket::limit_silence,
-    ws::{WsSession, WsSessionError},
+    ws::{WsOptions, WsSessionError},
 };
 use crate::{
     messages::{Disconnect, ForwardMessage, Join, LeaveAll, Touch},
@@ -107,12 +112,21 @@ impl Connection {
         let _ = self.registry.try_send(Touch::new(self.id));
     }
 
+    /// A heartbeat, which is a sign of life and nothing else.
+    pub fn heartbeat(&self) {
+        let _ = self.registry.try_send(Touch::heartbeat(self.id));
+    }
+
     /// The hook for text frames: a sign of life, and all of it if the text is the literal
     /// `"heartbeat"` (JSON, with its quotes). Any other text is given back to be handled.
     #[must_use]
     pub fn text<'a>(&self, text: &'a str) -> Option<&'a str> {
+        if text == HEARTBEAT {
+            self.heartbeat();
+            return None;
+        }
         self.touch();
-        (text != HEARTBEAT).then_some(text)
+        Some(text)
     }
 
     /// The client has said goodbye: what drops now has [left](Cause::Left), and is not just

@@ -19,7 +19,7 @@ fn frame(r#type: &str, payload: impl Serialize) -> ByteString {
     encode(&Frame { r#type, payload })
 }
 
-fn encode(value: &impl Serialize) -> ByteString {
+pub(super) fn encode(value: &impl Serialize) -> ByteString {
     // Maps with text keys, numbers and text always have a JSON form.
     serde_json::to_string(value).unwrap_or_default().into()
 }
@@ -135,16 +135,18 @@ pub struct Sender {
     pub connection: ConnectionId,
 }
 
-/// The frame `message`.
+/// The frame `message`; with the name of the event, if it comes from a Phoenix client.
 #[must_use]
-pub fn message(payload: &RawValue, from: Option<&Sender>) -> ByteString {
+pub fn message(event: Option<&str>, payload: &RawValue, from: Option<&Sender>) -> ByteString {
     #[derive(Serialize)]
     struct Message<'a> {
         r#type: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        event: Option<&'a str>,
         payload: &'a RawValue,
         from: Option<&'a Sender>,
     }
-    encode(&Message { r#type: "message", payload, from })
+    encode(&Message { r#type: "message", event, payload, from })
 }
 
 /// The frame `error`.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
     Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment, Occupancy,
-    Offline, Presence, RoomName, SeenPresence, Update, UserId,
+    Offline, Presence, PresenceState, RoomName, SeenPresence, Sign, Update, UserId,
 };
 use chrono::{DateTime, Utc};
 
@@ -19,7 +19,11 @@ pub struct Row {
     pub info: Info,
     pub joined_at: DateTime<Utc>,
     pub last_seen: Moment,
+    pub sign: Sign,
 }
+
+/// A list of rows knows no versions: those of the model are checked for themselves.
+pub const UNKNOWN: u64 = 0;
 
 #[derive(Debug)]
 pub struct Naive {
@@ -54,7 +58,7 @@ impl Naive {
         match step.clone() {
             Step::Join { room, connection, user, info } => {
                 if let Some(index) = self.index(&room, connection) {
-                    self.heard_of(connection, now);
+                    self.heard_of(connection, Sign::Join, now);
                     (self.rows[index].user, self.rows[index].info) = (user, info);
                     return Ok(Cause::Left);
                 }
@@ -67,9 +71,10 @@ impl Naive {
                 {
                     return Err(LimitReached::RoomFull { limit });
                 }
-                self.heard_of(connection, now);
+                self.heard_of(connection, Sign::Join, now);
                 let (joined_at, last_seen) = (self.latest.utc(), self.latest);
-                self.rows.push(Row { room, connection, user, info, joined_at, last_seen });
+                let sign = Sign::Join;
+                self.rows.push(Row { room, connection, user, info, joined_at, last_seen, sign });
                 Ok(Cause::Left)
             }
             Step::Leave { room, connection, cause } => {
@@ -81,7 +86,7 @@ impl Naive {
                 Ok(cause)
             }
             Step::Touch { connection } => {
-                self.heard_of(connection, now);
+                self.heard_of(connection, Sign::Frame, now);
                 Ok(Cause::Left)
             }
             Step::UpdateInfo { room, connection, info } => {
@@ -106,11 +111,11 @@ impl Naive {
         }
     }
 
-    fn heard_of(&mut self, connection: ConnectionId, now: Moment) {
+    fn heard_of(&mut self, connection: ConnectionId, sign: Sign, now: Moment) {
         self.hold(now);
         for row in &mut self.rows {
             if row.connection == connection {
-                row.last_seen = self.latest;
+                (row.last_seen, row.sign) = (self.latest, sign);
             }
         }
     }
@@ -192,7 +197,18 @@ impl Row {
     }
 
     pub fn seen(&self) -> SeenPresence {
-        SeenPresence { presence: self.presence(), last_seen: self.last_seen.utc() }
+        SeenPresence {
+            presence: self.presence(),
+            last_seen: self.last_seen.utc(),
+            sign: self.sign,
+            joined_version: UNKNOWN,
+            state: PresenceState::Live,
+        }
+    }
+
+    fn left(&self, cause: Cause) -> Left {
+        let SeenPresence { presence, last_seen, sign, joined_version, .. } = self.seen();
+        Left { presence, cause, last_seen, sign, joined_version }
     }
 }
 
@@ -207,16 +223,16 @@ fn difference(room: &RoomName, before: &[Row], after: &[Row], cause: Cause) -> O
         rows.map(|row| (row.connection, row.presence())).collect()
     };
     let (old, new) = (presences(before), presences(after));
+    let gone = |row: &&Row| row.room == *room && !new.contains_key(&row.connection);
     let (old_users, new_users) = (users(room, before), users(room, after));
     let joins = new.values().filter(|p| !old.contains_key(&p.connection));
-    let leaves = old.values().filter(|p| !new.contains_key(&p.connection));
     let both = old.values().filter_map(|p| Some((p, new.get(&p.connection)?)));
     let updates = both.filter(|(before, after)| before != after);
     let diff = Diff {
         room: room.clone(),
         version: 0,
         joins: joins.cloned().collect(),
-        leaves: leaves.cloned().map(|presence| Left { presence, cause }).collect(),
+        leaves: before.iter().filter(gone).map(|row| row.left(cause)).collect(),
         updates: updates
             .map(|(before, after)| Update { before: before.clone(), after: after.clone() })
             .collect(),
@@ -235,6 +251,7 @@ pub fn in_order(mut diffs: Vec<Diff>) -> Vec<Diff> {
     for diff in &mut diffs {
         diff.joins.sort_by_key(|join| join.connection);
         diff.leaves.sort_by_key(|leave| leave.presence.connection);
+        diff.leaves.iter_mut().for_each(|leave| leave.joined_version = UNKNOWN);
         diff.updates.sort_by_key(|update| update.after.connection);
         diff.online.sort();
         diff.offline.sort_by(|a, b| a.user.cmp(&b.user));

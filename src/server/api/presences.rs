@@ -49,9 +49,9 @@ pub(super) async fn list(
     let presences = state.ask(ListPresences { room, after, limit: limit + 1 }).await?;
     let (presences, more) = cut(presences.ok_or_else(nobody)?, limit);
     let next = presences.last().filter(|_| more).map(|last| cursor::after_presence(&last.presence));
-    let entry = |SeenPresence { presence, last_seen }| {
+    let entry = |SeenPresence { presence, last_seen, state: here, .. }| {
         let Presence { connection, user, info, joined_at } = presence;
-        let (node, state) = (state.node(), "live");
+        let (node, state) = (state.node(), here.as_str());
         Entry { channel_name: connection, user, info, joined_at, last_seen, node, state }
     };
     let page = Page { presences: presences.into_iter().map(entry).collect(), next };

@@ -1,0 +1,189 @@
+//! [`WsSession`]: the ready-made session in one room, with the JSON frames of the server.
+
+use actix::prelude::*;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde_json::{Map, Value};
+
+use super::{
+    Connection,
+    ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake},
+};
+use crate::{
+    messages::{Admit, Dialect, Disconnect, Feed, ForwardMessage, JoinError, Publish, UpdateInfo},
+    model::{Cause, Info, InvalidInfo, RoomName, SessionKey, UserId},
+    registry::RoomRegistry,
+    wire::json::{self, ClientFrame},
+};
+
+/// A WebSocket session in one room that speaks the JSON frames of the server.
+///
+/// ```
+/// use actix_presence::{Feed, RoomName, RoomRegistry, WsSession, WsSessionError};
+/// use actix_web::{HttpRequest, HttpResponse, web};
+///
+/// async fn enter(
+///     req: HttpRequest,
+///     body: web::Payload,
+///     registry: web::Data<actix::Addr<RoomRegistry>>,
+/// ) -> Result<HttpResponse, WsSessionError> {
+///     let room = RoomName::new("lobby").expect("a name within the limits");
+///     WsSession::new(registry.get_ref().clone(), room).feed(Feed::Diff).start(&req, body).await
+/// }
+/// ```
+#[derive(Debug)]
+pub struct WsSession {
+    me: Connection,
+    member: Member,
+    options: WsOptions,
+}
+
+/// Who takes part, in which room, and how.
+#[derive(Debug)]
+struct Member {
+    room: RoomName,
+    user: Option<UserId>,
+    info: Info,
+    /// Keys of the info that an update does not touch.
+    fixed: Map<String, Value>,
+    session: Option<SessionKey>,
+    feed: Feed,
+}
+
+impl WsSession {
+    /// An anonymous session in the room, with the whole member list.
+    #[must_use]
+    pub fn new(registry: Addr<RoomRegistry>, room: RoomName) -> Self {
+        let (user, info, fixed, session, feed) = (None, Info::EMPTY, Map::new(), None, Feed::Full);
+        let member = Member { room, user, info, fixed, session, feed };
+        Self { me: Connection::new(registry), member, options: WsOptions::default() }
+    }
+
+    /// Whose session it is; `None` is anonymous.
+    #[must_use]
+    pub fn user(mut self, user: Option<UserId>) -> Self {
+        self.member.user = user;
+        self
+    }
+
+    /// What to attach to the presence. The client may replace it.
+    #[must_use]
+    pub fn info(mut self, info: Info) -> Self {
+        self.member.info = info;
+        self
+    }
+
+    /// What to attach to the presence, of which the client cannot replace any key.
+    #[must_use]
+    pub fn fixed_info(mut self, info: Info) -> Self {
+        self.member.fixed = info.to_map();
+        self.info(info)
+    }
+
+    /// The client session that survives reconnects, if the client has one: see
+    /// [`Join::session`](crate::Join::session).
+    #[must_use]
+    pub fn session(mut self, session: Option<SessionKey>) -> Self {
+        self.member.session = session;
+        self
+    }
+
+    /// How much the client hears about who is in the room.
+    #[must_use]
+    pub fn feed(mut self, feed: Feed) -> Self {
+        self.member.feed = feed;
+        self
+    }
+
+    /// Bounds and habits.
+    #[must_use]
+    pub fn options(self, options: WsOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Asks the registry, answers the handshake and starts the session.
+    ///
+    /// # Errors
+    ///
+    /// [`WsSessionError`]; the request can still be answered with a status.
+    pub async fn start(
+        self,
+        req: &HttpRequest,
+        payload: web::Payload,
+    ) -> Result<HttpResponse, WsSessionError> {
+        let response = handshake(req, &[])?;
+        let Member { room, user, info, .. } = &self.member;
+        let admit = Admit { room: room.clone(), user: user.clone(), info: info.clone() };
+        let admitted = self.me.registry().send(admit).await;
+        admitted.map_err(|_| WsSessionError::Stopped)??;
+        Ok(Socket::start(response, payload, self.me, self.member, self.options))
+    }
+}
+
+impl Protocol for Member {
+    fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
+        let Self { room, user, info, session, feed, .. } = &socket.protocol;
+        let join = socket.me.join(room.clone(), ctx.address()).user(user.clone());
+        let join = join.info(info.clone()).session(session.clone()).dialect(Dialect::Json(*feed));
+        // No frame is read before the registry knows us.
+        let joining = socket.me.registry().send(join).into_actor(socket);
+        ctx.wait(joining.map(|answer, socket, ctx| match answer {
+            Ok(Ok(_)) => {}
+            Ok(Err(JoinError::ShuttingDown)) => socket.close(ctx, 1001, Cause::Shutdown),
+            Ok(Err(JoinError::Superseded(_))) => socket.close(ctx, 4002, Cause::Replaced),
+            Ok(Err(error)) => {
+                ctx.text(json::error("join_refused", &error.to_string()));
+                socket.close(ctx, 1008, Cause::Kicked);
+            }
+            Err(_) => socket.lost(ctx),
+        }));
+    }
+
+    fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
+        let Some(text) = socket.me.text(text) else { return };
+        match json::read(text) {
+            Ok(ClientFrame::Heartbeat) => {}
+            Ok(ClientFrame::Message(payload)) => {
+                let publish = Publish::json(socket.protocol.room.clone(), payload);
+                let publish = publish.from(socket.me.id());
+                let published = socket.me.registry().send(publish).into_actor(socket);
+                // The next frame is read when the registry has taken this one.
+                ctx.wait(published.map(|answer, socket, ctx| match answer {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => ctx.text(json::error("not_a_member", &error.to_string())),
+                    Err(_) => socket.lost(ctx),
+                }));
+            }
+            Ok(ClientFrame::Update(info)) => update(socket, ctx, info),
+            Err(bad) => ctx.text(json::error(bad.code(), &bad.to_string())),
+        }
+    }
+
+    fn forward(_: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
+        ctx.text(msg.payload);
+    }
+
+    fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect) {
+        socket.close(ctx, msg.code, msg.cause);
+    }
+}
+
+fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<String, Value>) {
+    info.extend(socket.protocol.fixed.clone());
+    let info = match Info::from_map(&info) {
+        Ok(info) => info,
+        Err(error) => {
+            let code = match error {
+                InvalidInfo::TooLarge { .. } => "info_too_large",
+                InvalidInfo::NotAnObject => "bad_frame",
+            };
+            return ctx.text(json::error(code, &error.to_string()));
+        }
+    };
+    let (room, connection) = (socket.protocol.room.clone(), socket.me.id());
+    let update = socket.me.registry().send(UpdateInfo { room, connection, info });
+    ctx.wait(update.into_actor(socket).map(|answer, socket, ctx| {
+        if answer.is_err() {
+            socket.lost(ctx);
+        }
+    }));
+}

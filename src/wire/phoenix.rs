@@ -1,0 +1,388 @@
+//! The dialect of Phoenix Channels, version 2.0.0: frames `[join_ref, ref, topic, event, payload]`.
+//!
+//! After phoenixframework/phoenix: `assets/js/phoenix` for what a client expects,
+//! `lib/phoenix/socket/serializers/v2_json_serializer.ex` and `lib/phoenix/presence.ex` for what a
+//! server sends. A topic is a room.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use bytestring::ByteString;
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
+
+use super::json::{Sender, encode};
+use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
+
+/// The event that carries who is there.
+const STATE: &str = "presence_state";
+/// The event that carries what changed.
+const DIFF: &str = "presence_diff";
+
+/// A frame of a client.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Array")]
+pub struct Frame {
+    /// The reference of the join that the frame belongs to.
+    pub join_ref: Option<String>,
+    /// The reference to answer with.
+    pub r#ref: Option<String>,
+    /// The topic, which is a room, or `phoenix` for heartbeats.
+    pub topic: String,
+    /// What the client wants.
+    pub event: String,
+    /// With what.
+    pub payload: Box<RawValue>,
+}
+
+/// A frame as it is on the wire; more elements are none of ours.
+#[derive(Deserialize)]
+struct Array(
+    Option<String>,
+    Option<String>,
+    String,
+    String,
+    Box<RawValue>,
+    #[serde(default)] serde::de::IgnoredAny,
+);
+
+impl From<Array> for Frame {
+    fn from(Array(join_ref, r#ref, topic, event, payload, _): Array) -> Self {
+        Self { join_ref, r#ref, topic, event, payload }
+    }
+}
+
+/// Reads a text frame of a client.
+///
+/// # Errors
+///
+/// What is wrong with it, for the log; Phoenix has no answer to such a frame.
+pub fn read(text: &str) -> Result<Frame, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+fn frame(
+    join_ref: Option<&str>,
+    r#ref: Option<&str>,
+    topic: &str,
+    event: &str,
+    payload: &impl Serialize,
+) -> ByteString {
+    encode(&(join_ref, r#ref, topic, event, payload))
+}
+
+/// The answer to a frame: the status `ok` and what the server has to say.
+#[must_use]
+pub fn ok(join_ref: Option<&str>, r#ref: Option<&str>, topic: &str) -> ByteString {
+    frame(join_ref, r#ref, topic, "phx_reply", &json!({"status": "ok", "response": {}}))
+}
+
+/// The answer to a frame: the status `error` and why.
+#[must_use]
+pub fn refused(
+    join_ref: Option<&str>,
+    r#ref: Option<&str>,
+    topic: &str,
+    reason: &str,
+) -> ByteString {
+    let payload = json!({"status": "error", "response": {"reason": reason}});
+    frame(join_ref, r#ref, topic, "phx_reply", &payload)
+}
+
+/// The end of a channel, after which the client does not join it again by itself.
+#[must_use]
+pub fn close(join_ref: &str, topic: &str) -> ByteString {
+    frame(Some(join_ref), Some(join_ref), topic, "phx_close", &json!({}))
+}
+
+/// An event for everybody in the room: without references, so that one encoding serves all.
+#[must_use]
+pub fn broadcast(room: &RoomName, event: &str, payload: &RawValue) -> ByteString {
+    frame(None, None, room.as_str(), event, &payload)
+}
+
+/// The event `message` for what was not said in this dialect.
+#[must_use]
+pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>) -> ByteString {
+    #[derive(Serialize)]
+    struct Message<'a, P> {
+        payload: &'a P,
+        from: Option<&'a Sender>,
+    }
+    frame(None, None, room.as_str(), "message", &Message { payload, from })
+}
+
+/// The frame with the state of a room, as everybody who joins gets it; see [`addressed`].
+#[must_use]
+pub fn presence_state(room: &Snapshot) -> ByteString {
+    frame(None, None, room.room().as_str(), STATE, &Keys::of(room.presences().map(Meta::new)))
+}
+
+/// The frame of [`presence_state`] with the reference of the client's join.
+#[must_use]
+pub fn addressed(state: &str, join_ref: &str) -> ByteString {
+    let join_ref = encode(&join_ref);
+    let rest = state.strip_prefix("[null").unwrap_or(state);
+    format!("[{join_ref}{rest}").into()
+}
+
+/// What became of one presence between two snapshots.
+#[derive(Debug)]
+pub struct Change {
+    /// The presence before, and why it ended if it did.
+    pub before: Option<(Presence, Cause)>,
+    /// The presence after.
+    pub after: Option<Presence>,
+}
+
+/// The frame with what changed between two versions of a room.
+///
+/// Beside `joins` and `leaves`, which clients look at, stand `since`, `v` and `epoch`; each meta that
+/// left for good says why.
+#[must_use]
+pub fn presence_diff(
+    room: &RoomName,
+    epoch: Epoch,
+    since: u64,
+    version: u64,
+    changes: impl IntoIterator<Item = Change>,
+) -> ByteString {
+    #[derive(Serialize)]
+    struct Diff {
+        joins: Keys,
+        leaves: Keys,
+        since: u64,
+        v: u64,
+        epoch: Epoch,
+    }
+    let (mut joins, mut leaves) = (Vec::new(), Vec::new());
+    for Change { before, after } in changes {
+        let replaced = before.as_ref().map(|(presence, _)| phx_ref(presence));
+        let cause = before.as_ref().map(|(_, cause)| *cause).filter(|_| after.is_none());
+        leaves.extend(before.map(|(presence, _)| Meta { cause, ..Meta::new(presence) }));
+        joins.extend(after.map(|presence| Meta { replaced, ..Meta::new(presence) }));
+    }
+    let (joins, leaves) = (Keys::of(joins), Keys::of(leaves));
+    let diff = Diff { joins, leaves, since, v: version, epoch };
+    frame(None, None, room.as_str(), DIFF, &diff)
+}
+
+/// The identity of a presence for clients: the same as long as nothing about it changes, also across
+/// a reconnect, and another after an update.
+///
+/// It is made of what it identifies, so it needs no memory, and every node says the same.
+fn phx_ref(presence: &Presence) -> String {
+    let Presence { connection, user, info, joined_at } = presence;
+    let user = user.as_ref().map_or("", UserId::as_str);
+    let text = format!("{}\n{user}\n{}", joined_at.timestamp_micros(), info.as_json());
+    connection.derive(&text)
+}
+
+/// One connection under its user's key.
+struct Meta {
+    presence: Presence,
+    replaced: Option<String>,
+    cause: Option<Cause>,
+}
+
+impl Meta {
+    fn new(presence: Presence) -> Self {
+        Self { presence, replaced: None, cause: None }
+    }
+
+    fn key(&self) -> Key {
+        match &self.presence.user {
+            Some(user) => Key::User(user.clone()),
+            None => Key::Anonymous(self.presence.connection),
+        }
+    }
+}
+
+/// Members of a meta that are ours and not the app's.
+const OURS: [&str; 4] = ["phx_ref", "phx_ref_prev", "online_at", "cause"];
+
+impl Serialize for Meta {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { presence, replaced, cause } = self;
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in members(&presence.info) {
+            map.serialize_entry(&key, &value)?;
+        }
+        map.serialize_entry("phx_ref", &phx_ref(presence))?;
+        if let Some(replaced) = replaced {
+            map.serialize_entry("phx_ref_prev", replaced)?;
+        }
+        map.serialize_entry("online_at", &presence.joined_at.timestamp().to_string())?;
+        if let Some(cause) = cause {
+            map.serialize_entry("cause", cause)?;
+        }
+        map.end()
+    }
+}
+
+/// What the app attached, but for what would pass for ours.
+fn members(info: &Info) -> impl Iterator<Item = (Cow<'_, str>, &RawValue)> {
+    let members: BTreeMap<Cow<'_, str>, &RawValue> = match info.is_empty() {
+        true => BTreeMap::new(),
+        false => serde_json::from_str(info.as_json()).unwrap_or_default(),
+    };
+    members.into_iter().filter(|(key, _)| !OURS.contains(&key.as_ref()))
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    User(UserId),
+    Anonymous(ConnectionId),
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::User(user) => user.serialize(serializer),
+            Self::Anonymous(connection) => connection.serialize(serializer),
+        }
+    }
+}
+
+/// Metas by key: `{"key":{"metas":[…]}}`.
+#[derive(Serialize)]
+struct Keys(BTreeMap<Key, Metas>);
+
+#[derive(Default, Serialize)]
+struct Metas {
+    metas: Vec<Meta>,
+}
+
+impl Keys {
+    fn of(metas: impl IntoIterator<Item = Meta>) -> Self {
+        let mut keys: BTreeMap<Key, Metas> = BTreeMap::new();
+        for meta in metas {
+            keys.entry(meta.key()).or_default().metas.push(meta);
+        }
+        Self(keys)
+    }
+}
+
+/// Whether a client may push an event of this name to a room: nobody may forge presence.
+#[must_use]
+pub fn may_push(event: &str) -> bool {
+    !(event.starts_with("phx_") || event.starts_with("presence_"))
+}
+
+/// The payload of a frame as an object; Phoenix takes no other.
+#[must_use]
+pub fn object(payload: &RawValue) -> Option<serde_json::Map<String, Value>> {
+    serde_json::from_str(payload.get()).ok()
+}
+
+/// A text as a JSON value.
+#[must_use]
+pub fn text(text: &str) -> Box<RawValue> {
+    to_raw_value(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn presence(connection: u128, user: Option<&str>, info: Value) -> Presence {
+        Presence {
+            connection: ConnectionId::from_u128(connection),
+            user: user.map(|id| UserId::new(id).unwrap()),
+            info: Info::new(info).unwrap(),
+            joined_at: DateTime::from_timestamp(1_700_000_000, 5000).unwrap(),
+        }
+    }
+
+    fn value(frame: &str) -> Value {
+        serde_json::from_str(frame).unwrap()
+    }
+
+    #[test]
+    fn a_frame_is_read_with_its_references_as_they_are_and_what_is_more_is_ignored() {
+        let frame = read(r#"["1",null,"a:b","shout",{"x":1}, "more"]"#).unwrap();
+        assert_eq!((frame.join_ref.as_deref(), frame.r#ref), (Some("1"), None));
+        assert_eq!(
+            (&*frame.topic, &*frame.event, frame.payload.get()),
+            ("a:b", "shout", r#"{"x":1}"#)
+        );
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"[1,"2","t","e",{}]"#,
+            r#"["1","2",null,"e",{}]"#,
+            r#"[null,null,"t","e"]"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn answers_are_to_the_letter_what_the_client_expects() {
+        assert_eq!(
+            ok(Some("3"), Some("4"), "room:1"),
+            r#"["3","4","room:1","phx_reply",{"response":{},"status":"ok"}]"#
+        );
+        assert_eq!(
+            refused(None, Some("4"), "r", "unmatched topic"),
+            r#"[null,"4","r","phx_reply",{"response":{"reason":"unmatched topic"},"status":"error"}]"#
+        );
+        assert_eq!(close("3", "r"), r#"["3","3","r","phx_close",{}]"#);
+        let state = presence_state(&Snapshot::empty(RoomName::new("r").unwrap(), Epoch::new(), 0));
+        assert_eq!(state, r#"[null,null,"r","presence_state",{}]"#);
+        assert_eq!(addressed(&state, "3\""), r#"["3\"",null,"r","presence_state",{}]"#);
+    }
+
+    #[test]
+    fn an_update_is_in_both_lists_with_the_reference_of_the_old_and_a_leave_says_why() {
+        let [old, new] = ["old", "new"].map(|name| presence(1, Some("ada"), json!({"name": name})));
+        let gone = presence(2, None, json!({}));
+        let change = |before, after| Change { before, after };
+        let changes = [
+            change(Some((old.clone(), Cause::Left)), Some(new.clone())),
+            change(Some((gone.clone(), Cause::Expired)), None),
+        ];
+        let epoch = Epoch::new();
+        let diff = presence_diff(&RoomName::new("r").unwrap(), epoch, 3, 5, changes);
+        let online_at = "1700000000";
+        assert_eq!(
+            value(&diff)[4],
+            json!({
+                "joins": {"ada": {"metas": [{"name": "new", "phx_ref": phx_ref(&new),
+                    "phx_ref_prev": phx_ref(&old), "online_at": online_at}]}},
+                "leaves": {
+                    "ada": {"metas": [{"name": "old", "phx_ref": phx_ref(&old), "online_at": online_at}]},
+                    "00000000000000000000000000000002": {"metas": [
+                        {"phx_ref": phx_ref(&gone), "online_at": online_at, "cause": "expired"}]},
+                },
+                "since": 3, "v": 5, "epoch": epoch.to_string(),
+            })
+        );
+    }
+
+    #[test]
+    fn nobody_forges_a_reference_by_their_info() {
+        let forged = presence(1, Some("eve"), json!({"phx_ref": "x", "cause": "left", "a": 1}));
+        let meta = serde_json::to_value(Meta::new(forged.clone())).unwrap();
+        let online_at = "1700000000";
+        assert_eq!(meta, json!({"a": 1, "phx_ref": phx_ref(&forged), "online_at": online_at}));
+    }
+
+    #[test]
+    fn a_reference_is_stable_and_new_after_an_update() {
+        let one = presence(1, Some("ada"), json!({"a": 1}));
+        assert_eq!(phx_ref(&one), phx_ref(&one.clone()));
+        for other in [
+            presence(2, Some("ada"), json!({"a": 1})),
+            presence(1, Some("bob"), json!({"a": 1})),
+            presence(1, Some("ada"), json!({"a": 2})),
+        ] {
+            assert_ne!(phx_ref(&one), phx_ref(&other));
+        }
+    }
+}
