@@ -118,7 +118,8 @@ impl Audience {
                 (Dialect::Phoenix, false) => (Forwarded::State, frames.phoenix_state()),
                 (Dialect::Phoenix, true) => (Forwarded::Diff, frames.phoenix_diff()),
             };
-            *listener = match forward.try_send(ForwardMessage { room, kind, payload }) {
+            let message = ForwardMessage { room: room.room().clone(), kind, payload };
+            *listener = match forward.try_send(message) {
                 Ok(()) => Listener::Current,
                 Err(SendError::Closed(_)) => {
                     refused.gone.push(connection);

@@ -7,7 +7,7 @@ use actix_web::HttpRequest;
 use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
-use crate::{RoomName, UserId};
+use crate::{ConnectionId, RoomName, UserId};
 
 /// Why a text is not percent-encoded UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +45,14 @@ pub(super) fn room(req: &HttpRequest, after: usize) -> Result<RoomName, ApiError
         ApiError::bad_request("bad_room_name", format!("this is no name of a room: {error}"))
     })?;
     RoomName::new(name).map_err(ApiError::bad_room)
+}
+
+/// The connection named by the segment of the path that has so many after it.
+pub(super) fn connection(req: &HttpRequest, after: usize) -> Result<ConnectionId, ApiError> {
+    let id = segment(req, after).ok().and_then(|id| id.parse().ok());
+    id.ok_or_else(|| {
+        ApiError::bad_request("bad_connection", "a connection id is 32 hexadecimal digits")
+    })
 }
 
 /// The user named by the last segment of the path.

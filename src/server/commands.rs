@@ -17,7 +17,7 @@ use super::{
     token::{self, Claims},
 };
 use crate::{
-    Clock, Info, InvalidInfo, InvalidName, StartError, UserId,
+    Clock, Info, InvalidInfo, InvalidName, SessionKey, StartError, UserId,
     mirror::store::{
         DatabaseUrl, InvalidDatabaseUrl, RoomCounts, SqliteStore, Store, StoreError, migrate,
     },
@@ -36,6 +36,8 @@ pub(super) enum CommandError {
     InfoJson(#[source] serde_json::Error),
     #[error("--info: {0}")]
     Info(#[from] InvalidInfo),
+    #[error("--session: {0}")]
+    Session(#[source] InvalidName),
     #[error("--api-key: a key is visible ASCII, as it has to stand in a header")]
     ApiKey,
     #[error("there is no database at `{}`", path.display())]
@@ -59,7 +61,7 @@ impl CommandError {
     fn code(&self) -> u8 {
         match self {
             Self::Url(_) | Self::InMemory | Self::User(_) => 2,
-            Self::InfoJson(_) | Self::Info(_) | Self::ApiKey => 2,
+            Self::InfoJson(_) | Self::Info(_) | Self::ApiKey | Self::Session(_) => 2,
             Self::Start(StartError::Owner(_) | StartError::Store(_)) => 1,
             Self::Start(_) => 2,
             _ => 1,
@@ -192,12 +194,14 @@ fn print_token(flags: &Token) -> Result<(), CommandError> {
         }
         None => None,
     };
+    flags.session.as_deref().map(SessionKey::new).transpose().map_err(CommandError::Session)?;
     let now = Clock::system().now().utc().timestamp();
     let claims = Claims {
         sub: Some(user.as_str().to_owned()),
         exp: u64::try_from(now).unwrap_or_default() + flags.expires_in.as_secs().max(1),
         info,
         rooms: (!flags.rooms.is_empty()).then(|| flags.rooms.clone()),
+        sid: flags.session.clone(),
     };
     // clap asks for at least one.
     let Some(key) = flags.secrets.first() else { return Ok(()) };

@@ -18,6 +18,14 @@ pub(super) enum BadDuration {
     TooLong,
 }
 
+/// Reads a duration that may be zero.
+pub(super) fn parse_or_zero(text: &str) -> Result<Duration, BadDuration> {
+    match text {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => parse(text),
+    }
+}
+
 /// Reads a duration.
 pub(super) fn parse(text: &str) -> Result<Duration, BadDuration> {
     let bare = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');

@@ -40,6 +40,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }
 
+    /// The same refusal with 403, for clients that know no other.
+    pub fn refuse(self) -> Self {
+        Self { status: StatusCode::FORBIDDEN, ..self }
+    }
+
     pub fn not_found(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }

@@ -86,6 +86,9 @@ pub(super) struct Token {
     /// A JSON object to attach to the user's presences.
     #[arg(long, value_name = "JSON", env = "PRESENCE_INFO")]
     pub info: Option<String>,
+    /// The client session that survives reconnects; one token a browser tab then.
+    #[arg(long, value_name = "KEY", env = "PRESENCE_SESSION")]
+    pub session: Option<String>,
     /// For how long it is good.
     #[arg(long, value_name = "D", env = "PRESENCE_EXPIRES_IN", default_value = "1h", value_parser = duration::parse)]
     pub expires_in: Duration,
@@ -110,6 +113,9 @@ pub(super) struct Serve {
     /// Silence after which a presence is stale.
     #[arg(long, value_name = "D", env = "PRESENCE_MAX_AGE", default_value = "60s", value_parser = duration::parse)]
     pub max_age: Duration,
+    /// How long a connection with a session key that broke may take to come back; 0 for not at all.
+    #[arg(long, value_name = "D", env = "PRESENCE_GRACE", default_value = "10s", value_parser = duration::parse_or_zero)]
+    pub grace: Duration,
     /// How often stale presences are removed [default: a quarter of max-age, at most 15s].
     #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_INTERVAL", value_parser = duration::parse)]
     pub prune_interval: Option<Duration>,
@@ -269,12 +275,11 @@ mod tests {
             "--log actix_web=loud",
             "--allow-origin nonsense",
             "--redis redis://localhost",
-            "--grace 10s",
+            "--grace -1s",
+            "--grace x",
             "prune-presences --max-age 0",
-            "token --user ada --secret s --session k",
         ] {
             let flag = line.split(' ').find(|word| word.starts_with("--")).unwrap();
-            let flag = if line.contains("--session") { "--session" } else { flag };
             let message = read(line).err().unwrap_or_default();
             assert!(message.contains(flag) || message.contains("-1"), "{line}: {message}");
         }

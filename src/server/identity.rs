@@ -8,63 +8,61 @@ use super::{
     error::ApiError,
     guard::{bearer, is_local},
     state::ServerState,
-    token,
+    token::{self, Claims},
 };
-use crate::{Admit, Info, RoomName, UserId, WsSession};
+use crate::{Admit, Info, PhoenixSession, RoomName, SessionKey, UserId, WsSession};
 
 /// Who somebody is.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(super) struct Identity {
     user: Option<UserId>,
     info: Info,
-    /// Whether the info is that of a token: then its keys stay.
-    fixed: bool,
+    session: Option<SessionKey>,
+    /// The token that says so: its info stays, and it may be good for some rooms only.
+    token: Option<Claims>,
 }
 
 impl Identity {
-    /// Who makes this request, if it may enter the room.
+    /// Who makes this request; `token` is one that stands elsewhere than in query and header.
     pub fn of(
         req: &HttpRequest,
         query: &Query,
-        room: &RoomName,
+        token: Option<&str>,
         state: &ServerState,
     ) -> Result<Self, ApiError> {
         let options = state.options();
-        if let Some(token) = query.get("token")?.or_else(|| bearer(req)) {
-            if options.secrets.is_empty() {
+        let key = query.get("session")?.map(SessionKey::new).transpose().map_err(|error| {
+            ApiError::bad_request("bad_session", format!("`session` is no key: {error}"))
+        })?;
+        let token = query.get("token")?.or(token).or_else(|| bearer(req));
+        let identity = match token {
+            Some(_) if options.secrets.is_empty() => {
                 return Err(ApiError::unauthorized(
                     "no_secret",
                     "this server takes no tokens: it was started without a secret",
                 ));
             }
-            return Self::of_token(token, room, state);
-        }
-        if !options.secrets.is_empty() {
-            return match options.allow_anonymous {
-                true => Ok(Self::default()),
-                false => Err(ApiError::unauthorized("token_needed", "a token is needed")),
-            };
-        }
-        if options.believe_query && is_local(req) {
-            return Self::of_query(query);
-        }
-        Ok(Self::default())
+            Some(token) => Self::of_token(token, state)?,
+            None if options.secrets.is_empty() && options.believe_query && is_local(req) => {
+                Self::of_query(query)?
+            }
+            None if options.secrets.is_empty() || options.allow_anonymous => Self::default(),
+            None => return Err(ApiError::unauthorized("token_needed", "a token is needed")),
+        };
+        let session = identity.session.or(key);
+        Ok(Self { session, ..identity })
     }
 
-    fn of_token(token: &str, room: &RoomName, state: &ServerState) -> Result<Self, ApiError> {
+    fn of_token(token: &str, state: &ServerState) -> Result<Self, ApiError> {
         let bad = |message: String| ApiError::unauthorized("bad_token", message);
         let claims =
             token::verify(token, &state.options().secrets).map_err(|e| bad(e.to_string()))?;
         let user = claims.sub.as_deref().map(UserId::new).transpose();
         let user = user.map_err(|e| bad(format!("the token's `sub` is no user's id: {e}")))?;
         let info = claims.info().map_err(|e| bad(format!("the token's `info` is none: {e}")))?;
-        if !claims.admit(room) {
-            return Err(ApiError::forbidden(
-                "room_not_allowed",
-                "the token is not good for this room",
-            ));
-        }
-        Ok(Self { user, info, fixed: true })
+        let session = claims.sid.as_deref().map(SessionKey::new).transpose();
+        let session = session.map_err(|e| bad(format!("the token's `sid` is no key: {e}")))?;
+        Ok(Self { user, info, session, token: Some(claims) })
     }
 
     fn of_query(query: &Query) -> Result<Self, ApiError> {
@@ -78,7 +76,16 @@ impl Identity {
             }
             None => Info::EMPTY,
         };
-        Ok(Self { user, info, fixed: false })
+        Ok(Self { user, info, ..Self::default() })
+    }
+
+    /// Whether it may enter the room.
+    pub fn check(&self, room: &RoomName) -> Result<(), ApiError> {
+        if self.token.as_ref().is_some_and(|token| !token.admit(room)) {
+            let message = "the token is not good for this room";
+            return Err(ApiError::forbidden("room_not_allowed", message));
+        }
+        Ok(())
     }
 
     /// The question whether the room would take whom this is.
@@ -88,7 +95,16 @@ impl Identity {
 
     /// Makes the session that of whom this is.
     pub fn own(self, session: WsSession) -> WsSession {
-        let session = session.user(self.user);
-        if self.fixed { session.fixed_info(self.info) } else { session.info(self.info) }
+        let session = session.user(self.user).session(self.session);
+        if self.token.is_some() { session.fixed_info(self.info) } else { session.info(self.info) }
+    }
+
+    /// Makes the session that of whom this is, with the rooms it may enter.
+    pub fn own_phoenix(self, session: PhoenixSession) -> PhoenixSession {
+        let session = session.user(self.user).session(self.session);
+        match self.token {
+            Some(token) => session.fixed_info(self.info).rooms(move |room| token.admit(room)),
+            None => session.info(self.info),
+        }
     }
 }

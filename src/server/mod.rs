@@ -66,6 +66,7 @@ pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
             .service(resource("/assets/index.js", &READ, pages::script))
             .service(resource("/assets/index.css", &READ, pages::style))
             .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
+            .service(resource("/socket/websocket", &[Method::GET], socket::phoenix))
             .service(resource("/healthz", &READ, health::alive))
             .service(resource("/readyz", &READ, health::ready))
             .service(resource("/metrics", &READ, metrics::metrics))

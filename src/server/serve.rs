@@ -75,6 +75,7 @@ fn config(flags: &Serve) -> PresenceConfig {
     let mut config = PresenceConfig::new(&flags.database.url)
         .lease(flags.lease)
         .max_age(flags.max_age)
+        .grace(flags.grace)
         .prune_rooms_every(flags.prune_rooms_interval);
     if let Some(node) = &flags.node {
         config = config.node(node);

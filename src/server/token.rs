@@ -62,6 +62,9 @@ pub(super) struct Claims {
     /// Names, or prefixes with a `*` at the end; absent is all.
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub rooms: Option<Vec<String>>,
+    /// The client session that survives reconnects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sid: Option<String>,
 }
 
 /// `null` is not absent: a mistake must not open all rooms.
@@ -198,7 +201,7 @@ mod tests {
     fn a_pattern_is_a_name_or_a_prefix() {
         let admits = |patterns: &[&str], room: &str| {
             let rooms = Some(patterns.iter().map(|p| (*p).to_owned()).collect());
-            let claims = Claims { sub: None, exp: 0, info: None, rooms };
+            let claims = Claims { sub: None, exp: 0, info: None, rooms, sid: None };
             claims.admit(&RoomName::new(room).unwrap())
         };
         assert!(admits(&["lobby", "team:*"], "lobby"));
@@ -209,7 +212,7 @@ mod tests {
         assert!(!admits(&["team:*"], "Team:red"));
         assert!(!admits(&["te*m"], "team"));
         assert!(!admits(&[], "lobby"));
-        let all = Claims { sub: None, exp: 0, info: None, rooms: None };
+        let all = Claims { sub: None, exp: 0, info: None, rooms: None, sid: None };
         assert!(all.admit(&RoomName::new("lobby").unwrap()));
     }
 

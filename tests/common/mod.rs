@@ -134,7 +134,10 @@ impl Session {
     pub async fn heard(&mut self) -> Vec<Heard> {
         let payload = ByteString::from_static("marker");
         // The mailbox is a queue: what was sent before is handled before.
-        self.addr.send(ForwardMessage { room: room("marker"), payload }).await.unwrap();
+        self.addr
+            .send(ForwardMessage { room: room("marker"), kind: Forwarded::Message, payload })
+            .await
+            .unwrap();
         let mut all: Vec<_> = std::iter::from_fn(|| self.heard.now()).collect();
         all.pop();
         all

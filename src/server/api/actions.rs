@@ -10,7 +10,7 @@ use serde_json::{json, value::RawValue};
 
 use super::reply;
 use crate::{
-    ConnectionId, Kick, Publish, RoomName, UserId, WhereIs,
+    Kick, Publish, RoomName, UserId, WhereIs,
     server::{address, error::ApiError, state::ServerState},
 };
 
@@ -74,10 +74,7 @@ pub(super) async fn kick(
     req: HttpRequest,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    let id = address::segment(&req, 0).ok().and_then(|id| id.parse::<ConnectionId>().ok());
-    let id = id.ok_or_else(|| {
-        ApiError::bad_request("bad_connection", "a connection id is 32 hexadecimal digits")
-    })?;
+    let id = address::connection(&req, 0)?;
     match state.ask(Kick::Connection(id)).await? {
         0 => Err(ApiError::not_found("unknown_connection", "no such connection is in any room")),
         _ => Ok(HttpResponse::NoContent().finish()),

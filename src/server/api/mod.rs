@@ -2,6 +2,7 @@
 
 mod actions;
 mod cursor;
+mod explain;
 mod presences;
 mod rooms;
 
@@ -46,6 +47,11 @@ pub(super) fn scope() -> Scope<
             "/rooms/{room:[^/]*}/presences",
             &[Method::GET, Method::HEAD],
             presences::list,
+        ))
+        .service(resource(
+            "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
+            &[Method::GET, Method::HEAD],
+            explain::explain,
         ))
         .service(resource("/rooms/{room:[^/]*}/messages", &[Method::POST], actions::publish))
         .service(resource("/users/{id:[^/]*}", &[Method::GET, Method::HEAD], actions::where_is))
