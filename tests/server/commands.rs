@@ -81,8 +81,7 @@ fn rooms_prints_every_room_with_its_counts() {
     assert!(!text.contains('\u{1b}'), "a terminal obeys what it is shown");
     let printed: Value =
         serde_json::from_str(&success(&["rooms", "--json", "--database", &url])).unwrap();
-    let lobby =
-        json!({"channel_name": "lobby", "connections": 4, "users": 2, "anonymous": 1});
+    let lobby = json!({"channel_name": "lobby", "connections": 4, "users": 2, "anonymous": 1});
     assert!(printed["rooms"].as_array().unwrap().contains(&lobby), "{printed}");
     assert_eq!(printed["rooms"].as_array().unwrap().len(), 4);
 }
@@ -100,8 +99,7 @@ async fn a_running_server_keeps_its_presences_and_is_seen_by_the_commands() {
     assert_eq!(server.database().presences(), rows);
     let printed: Value =
         serde_json::from_str(&success(&["rooms", "--json", "--database", &url])).unwrap();
-    let lobby =
-        json!({"channel_name": "lobby", "connections": 2, "users": 1, "anonymous": 1});
+    let lobby = json!({"channel_name": "lobby", "connections": 2, "users": 1, "anonymous": 1});
     assert_eq!(printed["rooms"], json!([lobby]));
     ada.message("still here").await;
     ada.next_of("message").await;

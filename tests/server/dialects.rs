@@ -152,7 +152,8 @@ impl Folded {
         assert!(version(frame) > self.version);
         self.version = version(frame);
         self.lurkers = diff["lurkers"].as_u64().unwrap();
-        for gone in diff["joins"].as_array().unwrap().iter().chain(diff["leaves"].as_array().unwrap())
+        for gone in
+            diff["joins"].as_array().unwrap().iter().chain(diff["leaves"].as_array().unwrap())
         {
             self.members.retain(|member| member["id"] != gone["id"]);
         }

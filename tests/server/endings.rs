@@ -88,8 +88,14 @@ async fn the_silent_are_pruned_with_4000_and_who_gives_signs_of_life_stays() {
 
 #[tokio::test]
 async fn pings_of_the_server_keep_a_silent_client_present() {
-    let server =
-        Server::start(&["--max-age", "1s", "--prune-interval", "100ms", "--ping-interval", "100ms"]);
+    let server = Server::start(&[
+        "--max-age",
+        "1s",
+        "--prune-interval",
+        "100ms",
+        "--ping-interval",
+        "100ms",
+    ]);
     let mut silent = server.ws("/ws/lobby?user=silent&presence=none").await;
     // The library answers while it reads.
     for _ in 0..30 {

@@ -135,7 +135,7 @@ async fn a_room_nobody_is_in_is_unknown() {
     for path in ["/api/rooms/lobby", "/api/rooms/lobby/presences"] {
         assert_eq!(server.get(path).await.error(), (404, "unknown_room".to_owned()));
     }
-    for path in ["/api", "/api/nothing", "/nothing", "/api/rooms/a/b", "/dashboard"] {
+    for path in ["/api", "/api/nothing", "/nothing", "/api/rooms/a/b"] {
         assert_eq!(server.get(path).await.error().0, 404, "{path}");
     }
     assert_eq!(server.json("/api/users/ada").await, json!({"id": "ada", "rooms": []}));

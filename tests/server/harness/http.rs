@@ -107,8 +107,7 @@ async fn read_answer(stream: &mut TcpStream, bodiless: bool) -> Answer {
         let (name, value) = line.split_once(':').unwrap();
         (name.to_ascii_lowercase(), value.trim().to_owned())
     };
-    let mut answer =
-        Answer { status, headers: lines.map(header).collect(), body: String::new() };
+    let mut answer = Answer { status, headers: lines.map(header).collect(), body: String::new() };
     let len: usize = answer.header("content-length").map_or(0, |len| len.parse().unwrap());
     let mut body = bytes.split_off(end + 4);
     while !bodiless && body.len() < len {

@@ -20,7 +20,6 @@ use std::{
 use tempfile::TempDir;
 
 pub use self::{
-    http::Answer,
     raw::frame,
     rows::{Database, PresenceRow},
     ws::{Ws, arrival, ending, leave_of, members},
