@@ -1,6 +1,6 @@
 //! The commands beside `serve`.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, process::Stdio, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -124,7 +124,7 @@ fn migrate_makes_the_tables_once_also_when_several_start_together() {
     let directory = tempfile::tempdir().unwrap();
     let url = url(directory.path());
     let run = || presence(&["migrate", "--database", &url]);
-    let together: Vec<_> = (0..4).map(|_| run().spawn().unwrap()).collect();
+    let together: Vec<_> = (0..4).map(|_| run().stdout(Stdio::null()).spawn().unwrap()).collect();
     for mut child in together {
         assert!(child.wait().unwrap().success());
     }

@@ -1,6 +1,6 @@
 //! The flags of `serve`, their environment variables, and what is refused.
 
-use std::{net::TcpListener, sync::Arc};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -120,22 +120,14 @@ async fn every_flag_can_be_given_in_the_environment() {
 
 #[tokio::test]
 async fn without_a_command_it_serves_and_takes_the_flags_of_serve() {
-    let directory = tempfile::tempdir().unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut command = presence(&["--bind", &free.to_string(), "--log", "off"]);
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut command = presence(&["--bind", "127.0.0.1:0", "--node", "default"]);
     // The default database is in the working directory.
-    let mut child = command.current_dir(directory.path()).spawn().unwrap();
-    let answered = until("the server", async || {
-        if let Some(status) = child.try_wait().unwrap() {
-            return Some(Err(status));
-        }
-        tokio::net::TcpStream::connect(free).await.ok().map(Ok)
-    })
-    .await;
-    child.kill().unwrap();
-    child.wait().unwrap();
-    answered.unwrap();
-    assert!(directory.path().join("presence.db").exists());
+    command.current_dir(directory.path());
+    let server = Server::spawn(directory, command);
+    let _ada = server.ws("/ws/lobby?user=ada").await;
+    until("the row", async || (server.database().count("presences") == 1).then_some(())).await;
+    assert_eq!(server.database().presences()[0].node_id, "default");
 }
 
 #[tokio::test]
@@ -166,12 +158,13 @@ async fn a_port_in_use_is_said_and_touches_no_database() {
 
 #[tokio::test]
 async fn a_database_in_memory_serves_as_well() {
-    let mut command = presence(&["serve", "--database", "sqlite::memory:", "--log", "off"]);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut child = command.env("PRESENCE_BIND", free.to_string()).spawn().unwrap();
-    until("the server", async || tokio::net::TcpStream::connect(free).await.ok()).await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut command = presence(&["serve", "--database", "sqlite::memory:"]);
+    command.env("PRESENCE_BIND", "127.0.0.1:0").current_dir(directory.path());
+    let server = Server::spawn(directory, command);
+    server.ws("/ws/lobby?user=ada").await.sees(&["ada"], 0).await;
+    assert_eq!(server.get("/readyz").await.status, 200);
+    assert_eq!(server.directory().path().read_dir().unwrap().count(), 0);
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! Who somebody is: the query of a newcomer, tokens, nobody.
 
+use std::sync::Arc;
+
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use crate::harness::{Server, success, until};
+use crate::harness::{Server, presence, success, until};
 
 fn token(claims: &Value, secret: &str, algorithm: Algorithm) -> String {
     let key = EncodingKey::from_secret(secret.as_bytes());
@@ -31,6 +33,20 @@ async fn the_query_is_believed_of_this_machine_only() {
     ada.sees(&["ada"], 2).await;
     let refused = server.enter("/ws/lobby?token=x").send().await;
     assert_eq!(refused.error(), (401, "no_secret".to_owned()));
+}
+
+#[tokio::test]
+async fn a_server_that_others_can_reach_believes_no_query() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut command = presence(&["serve", "--bind", "0.0.0.0:0"]);
+    command.current_dir(directory.path());
+    let server = Server::spawn(directory, command);
+    server.logs("everybody is anonymous");
+    let host = format!("127.0.0.1:{}", server.address().port());
+    let mut ada = server.ws_with("/ws/lobby?user=ada&info=%7B%7D", &[("Host", &host)]).await;
+    ada.sees(&[], 1).await;
+    let local = server.ask("GET", "/api/rooms").header("Host", &host).send().await;
+    assert_eq!(local.status, 200);
 }
 
 #[tokio::test]

@@ -1,11 +1,15 @@
 //! How a server ends, and starts again.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use serde_json::json;
+use tempfile::TempDir;
 
-use crate::harness::{Database, Server, Ws, until};
+use crate::harness::{Database, Server, Ws, presence, until};
 
 async fn crowd(server: &Server, size: usize) -> Vec<Ws> {
     let mut sockets = Vec::new();
@@ -86,27 +90,18 @@ async fn a_client_that_never_answers_does_not_keep_the_server() {
 
 #[tokio::test]
 async fn a_server_that_has_ended_leaves_its_port_and_its_file_to_the_next() {
-    let mut server = Server::start(&[]);
-    let address = server.address();
-    let socket = server.ws("/ws/lobby?user=ada").await;
+    // An address that no other test takes a port of.
+    let start = |directory: Arc<TempDir>, bind: &str| {
+        let url = format!("sqlite://{}", directory.path().join("presence.db").display());
+        let command = presence(&["serve", "--bind", bind, "--database", &url]);
+        Server::spawn(directory, command)
+    };
+    let mut server = start(Arc::new(tempfile::tempdir().unwrap()), "127.0.0.7:0");
+    let _socket = server.ws("/ws/lobby?user=ada").await;
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
-    drop(socket);
-    let url = server.database_url();
-    let again = crate::harness::presence(&["serve", "--bind", &address.to_string()])
-        .args(["--database", &url, "--log", "off"])
-        .spawn();
-    let mut again = again.unwrap();
-    let reachable = until("the next server", async || {
-        if let Some(status) = again.try_wait().unwrap() {
-            return Some(Err(status));
-        }
-        tokio::net::TcpStream::connect(address).await.ok().map(Ok)
-    })
-    .await;
-    again.kill().unwrap();
-    again.wait().unwrap();
-    reachable.unwrap();
+    let next = start(server.directory(), &server.address().to_string());
+    next.ws("/ws/lobby?user=ada").await.sees(&["ada"], 0).await;
 }
 
 #[tokio::test]

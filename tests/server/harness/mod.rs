@@ -119,6 +119,11 @@ impl Server {
         let url = url_in(&directory);
         let mut command = presence(&["serve", "--bind", "127.0.0.1:0", "--workers", "2"]);
         command.args(["--database", &url]).args(flags).envs(env.iter().copied());
+        Self::spawn(directory, command)
+    }
+
+    /// Starts a server as the command says, which has its database in this directory.
+    pub fn spawn(directory: Arc<TempDir>, mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::<Log>::default();
         let mut pipe = child.stderr.take().unwrap();
