@@ -169,7 +169,7 @@ async fn names_are_decoded_strictly() {
 }
 
 #[tokio::test]
-async fn a_broken_update_of_binary_fragments_leaves_the_room_at_once() {
+async fn who_breaks_the_rules_leaves_the_room_before_the_close_frame_is_answered() {
     let server = Server::start(&[]);
     let mut raw = server.raw("/ws/lobby?user=ada&presence=none").await;
     server.json("/api/rooms/lobby").await;
@@ -180,7 +180,7 @@ async fn a_broken_update_of_binary_fragments_leaves_the_room_at_once() {
         (server.get("/api/rooms/lobby").await.status == 404).then_some(())
     })
     .await;
-    let mut message = server.ws("/ws/lobby?presence=none").await;
-    message.say(Message::binary(vec![1])).await;
-    assert_eq!(message.closed().await.0, 1003);
+    let mut library = server.ws("/ws/lobby?presence=none").await;
+    library.say(Message::binary(vec![1])).await;
+    assert_eq!(library.closed().await.0, 1003);
 }
