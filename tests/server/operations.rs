@@ -1,0 +1,112 @@
+//! What those who run the server look at: its page, its health, its numbers.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use crate::harness::{Server, until};
+
+#[tokio::test]
+async fn the_page_and_its_assets_have_a_policy_and_a_tag() {
+    let server = Server::start(&[]);
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/assets/index.js", "text/javascript"),
+        ("/assets/index.css", "text/css"),
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert!(answer.header("content-type").unwrap().starts_with(kind));
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(policy.contains("default-src 'self'") && !policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        let tag = answer.header("etag").unwrap();
+        let same = server.ask("GET", path).header("If-None-Match", tag).send().await;
+        assert_eq!((same.status, same.body.as_str()), (304, ""));
+        assert_eq!(server.ask("POST", path).send().await.error().0, 405);
+    }
+    // The page asks for nothing but what there is.
+    let page = server.get("/").await.body;
+    for attribute in ["src=\"", "href=\""] {
+        for (_, rest) in page.match_indices(attribute).map(|(at, _)| page.split_at(at)) {
+            let path = rest[attribute.len()..].split('"').next().unwrap();
+            // The dashboard is yet to come.
+            if path.starts_with("data:") || path.starts_with('#') || path == "/dashboard" {
+                continue;
+            }
+            let path = format!("/{}", path.trim_start_matches("./").trim_start_matches('/'));
+            assert_eq!(server.get(&path).await.status, 200, "{path}");
+        }
+    }
+    assert!(!page.contains("<script>") && !page.contains(" style="), "the policy forbids these");
+}
+
+#[tokio::test]
+async fn health_and_readiness_are_told_as_json() {
+    let server = Server::start(&[]);
+    assert_eq!(server.json("/healthz").await, json!({"status": "ok"}));
+    let ready = server.json("/readyz").await;
+    assert_eq!(ready["status"], "ready");
+    assert_eq!(ready["database"]["state"], "ok");
+    assert_eq!(ready["bus"]["state"], "local");
+}
+
+/// Samples by name and labels; each must follow the type of its family.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let mut types = BTreeMap::new();
+    let mut samples = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "histogram", "summary"].contains(&kind), "{line}");
+            assert!(types.insert(name.to_owned(), kind).is_none(), "{name} has two types");
+        } else if !line.starts_with('#') {
+            let (key, value) = line.rsplit_once(' ').unwrap();
+            let name = key.split('{').next().unwrap();
+            assert!(types.contains_key(name), "{line} has no type");
+            assert!(samples.insert(key.to_owned(), value.parse().unwrap()).is_none(), "{key}");
+        }
+    }
+    samples
+}
+
+#[tokio::test]
+async fn the_metrics_count_what_happens() {
+    let server = Server::start(&[]);
+    let get = async || {
+        let answer = server.get("/metrics").await;
+        assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+        samples(&answer.body)
+    };
+    let before = get().await;
+    for zero in ["presence_joins_total", "presence_connections", "presence_sockets_open"] {
+        assert_eq!(before[zero], 0.0, "{zero}");
+    }
+    assert_eq!(before["presence_database_up"], 1.0);
+    let mut ada = server.ws("/ws/lobby?user=ada").await;
+    let bob = server.ws("/ws/other?user=bob").await;
+    ada.message("hello").await;
+    ada.next_of("message").await;
+    bob.close(Some(1000)).await;
+    let after = until("the numbers", async || {
+        let now = get().await;
+        let left = now["presence_leaves_total{cause=\"left\"}"] == 1.0;
+        let all = left && now["presence_sockets_open"] == 1.0;
+        (all && now["presence_rows_unwritten"] == 0.0).then_some(now)
+    })
+    .await;
+    for (name, value) in [
+        ("presence_joins_total", 2.0),
+        ("presence_messages_total", 1.0),
+        ("presence_deliveries_total", 1.0),
+        ("presence_connections", 1.0),
+        ("presence_presences", 1.0),
+        ("presence_rooms", 1.0),
+        ("presence_database_lag_seconds", 0.0),
+        ("presence_rows_refused_total", 0.0),
+    ] {
+        assert_eq!(after[name], value, "{name}");
+    }
+    assert!(after["presence_lists_sent_total"] >= 1.0);
+    assert!(after["presence_rows_written_total"] >= 1.0);
+}
