@@ -1,0 +1,278 @@
+//! Client sessions that outlive their connections: fading, coming back, taking over.
+
+mod common;
+
+use actix_presence::*;
+use common::{Harness, Session, room, secs, user};
+use serde_json::Value;
+
+const GRACE: u64 = 10;
+
+async fn harness(grace: u64) -> Harness {
+    Harness::with("sqlite::memory:", |config| config.grace(secs(grace))).await
+}
+
+fn key(key: &str) -> SessionKey {
+    SessionKey::new(key).unwrap()
+}
+
+/// A connection of Ada's tab joins.
+async fn enter(t: &Harness, session: &Session, name: &str) -> Result<Joined, JoinError> {
+    let join = session.joining(name, Some("ada")).session(key("tab"));
+    t.registry.send(join.dialect(Dialect::Phoenix)).await.unwrap()
+}
+
+async fn ends(t: &Harness, session: &Session, cause: Cause) {
+    t.registry.send(LeaveAll::because(session.id, cause)).await.unwrap();
+}
+
+async fn states(t: &Harness, name: &str) -> Vec<(ConnectionId, &'static str)> {
+    let all = ListPresences { room: room(name), after: None, limit: 10 };
+    let page = t.registry.send(all).await.unwrap().unwrap_or_default();
+    page.iter().map(|seen| (seen.presence.connection, seen.state.as_str())).collect()
+}
+
+#[actix::test]
+async fn who_comes_back_within_the_grace_was_never_away() {
+    let mut t = harness(GRACE).await;
+    let (mut old, mut new) = (t.session(), t.session());
+    enter(&t, &old, "lobby").await.unwrap();
+    let before = t.snapshot("lobby").await.unwrap();
+    t.changes().await;
+
+    ends(&t, &old, Cause::Disconnected).await;
+    assert_eq!(states(&t, "lobby").await, [(old.id, "fading")]);
+    assert_eq!(t.say("lobby", "to nobody").await, 0, "nobody takes what is sent meanwhile");
+    t.clock.advance(secs(GRACE - 1));
+    let joined = enter(&t, &new, "lobby").await.unwrap();
+    assert!(!joined.changed);
+    assert_eq!(joined.snapshot, before, "not even the version has changed");
+    assert_eq!(states(&t, "lobby").await, [(old.id, "live")]);
+
+    t.clock.advance(secs(GRACE));
+    assert!(t.changes().await.is_empty());
+    assert_eq!(t.say("lobby", "hello").await, 1);
+    let frames = new.frames().await;
+    assert!(frames[0].contains("presence_state"), "{frames:?}");
+    assert!(frames.last().unwrap().contains("hello"), "{frames:?}");
+    assert!(old.heard().await.iter().all(|heard| !format!("{heard:?}").contains("hello")));
+}
+
+#[actix::test]
+async fn who_does_not_come_back_leaves_when_the_grace_is_over() {
+    let mut t = harness(GRACE).await;
+    let old = t.session();
+    for name in ["a", "b"] {
+        enter(&t, &old, name).await.unwrap();
+    }
+    t.changes().await;
+    ends(&t, &old, Cause::Disconnected).await;
+    t.clock.advance(secs(GRACE));
+    t.prune().await; // any message has the registry look at the manual clock
+    let mut rooms = Vec::new();
+    for change in t.changes().await {
+        assert_eq!(change.cause(), Some(Cause::Disconnected));
+        assert_eq!(change.offline()[0].user, user("ada"));
+        rooms.push(change.room.to_string());
+    }
+    assert_eq!(rooms, ["a", "b"]);
+    let gone = Explain { room: room("a"), connection: old.id };
+    let explained = t.registry.send(gone).await.unwrap().unwrap();
+    assert_eq!(explained.seen.sign, Sign::Disconnect);
+    assert_eq!(explained.departed.unwrap().cause, Cause::Disconnected);
+}
+
+#[actix::test]
+async fn a_goodbye_without_a_key_or_without_a_grace_is_immediate() {
+    for (grace, keyed, cause) in [
+        (GRACE, true, Cause::Left),
+        (GRACE, false, Cause::Disconnected),
+        (0, true, Cause::Disconnected),
+    ] {
+        let t = harness(grace).await;
+        let old = t.session();
+        match keyed {
+            true => enter(&t, &old, "lobby").await.unwrap(),
+            false => t.join(&old, "lobby", Some("ada")).await.unwrap(),
+        };
+        ends(&t, &old, cause).await;
+        assert!(t.snapshot("lobby").await.is_none(), "{grace} {keyed} {cause}");
+    }
+}
+
+#[actix::test]
+async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() {
+    for grace in [GRACE, 0] {
+        let mut t = harness(grace).await;
+        let (mut old, mut new) = (t.session(), t.session());
+        enter(&t, &old, "lobby").await.unwrap();
+        t.changes().await;
+        assert!(!enter(&t, &new, "lobby").await.unwrap().changed);
+        assert_eq!(old.closed().await, Disconnect { code: 4002, cause: Cause::Replaced });
+
+        // What the old one still sends, its end included, is ignored.
+        assert!(!t.leave(&old, "lobby").await);
+        ends(&t, &old, Cause::Left).await;
+        let info = Info::new(serde_json::json!({"late": true})).unwrap();
+        let late = UpdateInfo { room: room("lobby"), connection: old.id, info };
+        assert!(!t.registry.send(late).await.unwrap());
+        let late = Publish::new(room("lobby"), "late").from(old.id);
+        assert_eq!(t.registry.send(late).await.unwrap(), Err(NotAMember));
+        assert_eq!(enter(&t, &old, "other").await.unwrap_err(), JoinError::Superseded(Superseded));
+        assert!(t.changes().await.is_empty());
+
+        assert_eq!(t.say("lobby", "hello").await, 1);
+        assert!(new.frames().await.last().unwrap().contains("hello"));
+        ends(&t, &new, Cause::Left).await;
+        assert!(t.snapshot("lobby").await.is_none());
+    }
+}
+
+#[actix::test]
+async fn of_several_rooms_each_is_taken_over_when_it_is_joined_again() {
+    let mut t = harness(GRACE).await;
+    let (old, new) = (t.session(), t.session());
+    for name in ["a", "b", "c"] {
+        enter(&t, &old, name).await.unwrap();
+    }
+    t.changes().await;
+    for name in ["a", "b"] {
+        enter(&t, &new, name).await.unwrap();
+    }
+    for (name, state) in [("a", "live"), ("b", "live"), ("c", "fading")] {
+        assert_eq!(states(&t, name).await, [(old.id, state)], "{name}");
+    }
+    t.clock.advance(secs(GRACE));
+    let change = t.change().await;
+    assert_eq!((change.room.as_str(), change.cause()), ("c", Some(Cause::Disconnected)));
+    assert!(t.changes().await.is_empty());
+}
+
+#[actix::test]
+async fn signs_of_life_of_the_new_connection_keep_the_presence() {
+    let t = harness(GRACE).await;
+    let (old, new) = (t.session(), t.session());
+    enter(&t, &old, "lobby").await.unwrap();
+    ends(&t, &old, Cause::Disconnected).await;
+    enter(&t, &new, "lobby").await.unwrap();
+    for touched in [true, false] {
+        t.clock.advance(secs(40));
+        if touched {
+            t.registry.send(Touch::heartbeat(new.id)).await.unwrap();
+        }
+        t.registry.send(Touch::new(old.id)).await.unwrap();
+    }
+    t.clock.advance(secs(20));
+    assert_eq!(t.prune().await.removed(), 0, "60 s after the heartbeat");
+    t.clock.advance(secs(1));
+    assert_eq!(t.prune().await.removed(), 1);
+}
+
+#[actix::test]
+async fn an_update_while_coming_back_is_one_change_and_the_user_never_offline() {
+    let mut t = harness(GRACE).await;
+    let (old, new) = (t.session(), t.session());
+    enter(&t, &old, "lobby").await.unwrap();
+    t.changes().await;
+    ends(&t, &old, Cause::Disconnected).await;
+    let info = Info::new(serde_json::json!({"status": "back"})).unwrap();
+    let join = new.joining("lobby", Some("ada")).session(key("tab")).info(info);
+    assert!(t.registry.send(join).await.unwrap().unwrap().changed);
+    let [change] = &t.changes().await[..] else { panic!("one change") };
+    assert_eq!(change.updates().len(), 1);
+    assert!(change.online().is_empty() && change.offline().is_empty());
+}
+
+#[actix::test]
+async fn a_join_that_a_limit_refuses_takes_nobodys_place() {
+    let mut t = Harness::with("sqlite::memory:", |config| {
+        config.grace(secs(GRACE)).rooms_per_connection(1)
+    })
+    .await;
+    let (mut old, new) = (t.session(), t.session());
+    enter(&t, &old, "lobby").await.unwrap();
+    t.changes().await;
+    assert!(matches!(enter(&t, &new, "other").await, Err(JoinError::Limit(_))));
+    assert!(old.heard().await.iter().all(|heard| !matches!(heard, testing::Heard::Close(_))));
+    assert_eq!(states(&t, "lobby").await, [(old.id, "live")]);
+}
+
+#[actix::test]
+async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() {
+    let t = harness(GRACE).await;
+    let mut ada = t.session();
+    for name in ["a", "b"] {
+        enter(&t, &ada, name).await.unwrap();
+    }
+    ada.heard().await;
+    t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
+    let heard = ada.heard().await;
+    let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
+    assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+    t.registry.send(CloseRoom { room: room("b") }).await.unwrap();
+    assert_eq!(ada.closed().await, Disconnect { code: 4004, cause: Cause::RoomClosed });
+}
+
+#[actix::test]
+async fn messages_reach_each_dialect_in_its_own_words() {
+    let t = harness(GRACE).await;
+    let mut raw = t.enter("lobby", Some("raw")).await;
+    let (mut json, mut phoenix) = (t.session(), t.session());
+    let join = json.joining("lobby", Some("json")).dialect(Dialect::Json(Feed::None));
+    t.registry.send(join).await.unwrap().unwrap();
+    enter(&t, &phoenix, "lobby").await.unwrap();
+    phoenix.heard().await;
+
+    let value = || serde_json::value::to_raw_value(&serde_json::json!({"x": 1})).unwrap();
+    let from = json.id;
+    for publish in [
+        Publish::new(room("lobby"), "plain"),
+        Publish::json(room("lobby"), value()).from(from),
+        Publish::event(room("lobby"), "shout", value()).from(from),
+    ] {
+        assert_eq!(t.registry.send(publish).await.unwrap(), Ok(3));
+    }
+    assert_eq!(raw.frames().await, ["plain", r#"{"x":1}"#, r#"{"x":1}"#]);
+    let sender = format!(r#"{{"id":"json","connection":"{from}"}}"#);
+    assert_eq!(
+        json.frames().await,
+        [
+            "plain".to_owned(),
+            format!(r#"{{"type":"message","payload":{{"x":1}},"from":{sender}}}"#),
+            format!(r#"{{"type":"message","event":"shout","payload":{{"x":1}},"from":{sender}}}"#),
+        ]
+    );
+    assert_eq!(
+        phoenix.frames().await,
+        [
+            r#"[null,null,"lobby","message",{"payload":"plain","from":null}]"#.to_owned(),
+            format!(r#"[null,null,"lobby","message",{{"payload":{{"x":1}},"from":{sender}}}]"#),
+            r#"[null,null,"lobby","shout",{"x":1}]"#.to_owned(),
+        ]
+    );
+}
+
+#[actix::test]
+async fn a_phoenix_diff_is_what_became_of_each_connection_since_the_last_one() {
+    let t = harness(GRACE).await;
+    let mut ada = t.session();
+    enter(&t, &ada, "lobby").await.unwrap();
+    assert!(ada.next_frame().await.contains("presence_state"));
+    let bob = t.enter("lobby", Some("bob")).await;
+    let passing = t.enter("lobby", None).await;
+    t.leave(&passing, "lobby").await;
+    t.clock.advance(secs(5));
+    let diff: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
+    assert_eq!(
+        (&diff[3], &diff[4]["since"], &diff[4]["v"]),
+        (&"presence_diff".into(), &1.into(), &4.into())
+    );
+    let keys = |map: &Value| map.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&diff[4]["joins"]), ["bob"]);
+    assert!(keys(&diff[4]["leaves"]).is_empty(), "who came and went in between is in neither");
+
+    t.registry.send(Kick::Connection(bob.id)).await.unwrap();
+    t.clock.advance(secs(5));
+    let diff: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
+    assert_eq!(diff[4]["leaves"]["bob"]["metas"][0]["cause"], "kicked");
+}
