@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock::Stopwatch,
     messages::{Dialect, Feed, ForwardMessage, Forwarded},
-    model::{Cause, ConnectionId, Diff, Snapshot, Update},
+    model::{ConnectionId, Diff, Snapshot},
 };
 use actix::prelude::*;
 use ahash::RandomState;
@@ -67,23 +67,7 @@ impl Audience {
     }
 
     pub fn note(&mut self, diff: &Diff) {
-        let Touched { users, places } = &mut self.touched;
-        for user in diff.users() {
-            users.entry(user.clone()).or_insert(Cause::Left);
-        }
-        for gone in &diff.offline {
-            users.insert(gone.user.clone(), gone.cause);
-        }
-        for joined in &diff.joins {
-            places.entry(joined.into()).or_insert(Cause::Left);
-        }
-        for left in &diff.leaves {
-            places.insert((&left.presence).into(), left.cause);
-        }
-        for Update { before, after } in &diff.updates {
-            places.entry(before.into()).or_insert(Cause::Left);
-            places.entry(after.into()).or_insert(Cause::Left);
-        }
+        self.touched.note(diff);
     }
 
     /// Whether somebody needs a state though the room may not change again.

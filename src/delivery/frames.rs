@@ -7,7 +7,7 @@ use bytestring::ByteString;
 
 use crate::{
     messages::{Content, Dialect},
-    model::{Cause, Place, Snapshot, UserId},
+    model::{Cause, Diff, Place, Snapshot, Update, UserId},
     wire::{json, phoenix},
 };
 
@@ -61,6 +61,26 @@ pub(super) struct Touched {
 }
 
 impl Touched {
+    pub fn note(&mut self, diff: &Diff) {
+        let Self { users, places } = self;
+        for user in diff.users() {
+            users.entry(user.clone()).or_insert(Cause::Left);
+        }
+        for gone in &diff.offline {
+            users.insert(gone.user.clone(), gone.cause);
+        }
+        for joined in &diff.joins {
+            places.entry(joined.into()).or_insert(Cause::Left);
+        }
+        for left in &diff.leaves {
+            places.insert((&left.presence).into(), left.cause);
+        }
+        for Update { before, after } in &diff.updates {
+            places.entry(before.into()).or_insert(Cause::Left);
+            places.entry(after.into()).or_insert(Cause::Left);
+        }
+    }
+
     pub fn clear(&mut self) {
         self.users.clear();
         self.places.clear();
@@ -129,5 +149,117 @@ impl<'a> Presences<'a> {
             phoenix::presence_diff(room, epoch, before.version(), after.version(), changes)
         };
         self.phoenix_diff.get_or_insert_with(encode).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+    use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms};
+
+    /// What happens in one room: by whom, what, as whom, and whether a list goes out then.
+    type Step = (u128, u8, Option<u8>, bool);
+
+    fn step() -> impl Strategy<Value = Step> {
+        (0..6_u128, 0..8_u8, proptest::option::of(0..3_u8), any::<bool>())
+    }
+
+    fn take(rooms: &mut Rooms, room: &RoomName, step: &Step, at: u64) -> Vec<Diff> {
+        let (connection, what, who, _) = *step;
+        let connection = ConnectionId::from_u128(connection);
+        let user = who.map(|n| UserId::new(format!("user {n}")).unwrap());
+        let info = Info::new(json!({"n": what % 2})).unwrap();
+        let now = Moment { monotonic: at, wall: at as i64 };
+        match what {
+            0..4 => rooms.join(room, connection, user, info, now).unwrap().into_iter().collect(),
+            4 => rooms.update_info(room, connection, info).into_iter().collect(),
+            5 => rooms.prune(now, std::time::Duration::from_micros(20)),
+            _ => rooms.leave(room, connection, Cause::Left).into_iter().collect(),
+        }
+    }
+
+    fn value(frame: &str) -> Value {
+        serde_json::from_str(frame).unwrap()
+    }
+
+    /// What a client of the JSON dialect makes of a diff.
+    fn fold_json(state: &mut Value, diff: &Value) {
+        assert_eq!(state["version"], diff["since"]);
+        let members = state["members"].as_array().unwrap().clone();
+        let id = |member: &Value| member["id"].as_str().unwrap().to_owned();
+        let mut members: BTreeMap<_, _> = members.into_iter().map(|m| (id(&m), m)).collect();
+        for join in diff["joins"].as_array().unwrap() {
+            members.insert(id(join), join.clone());
+        }
+        for leave in diff["leaves"].as_array().unwrap() {
+            assert!(members.remove(&id(leave)).is_some(), "who leaves was there");
+        }
+        state["members"] = members.into_values().collect();
+        state["lurkers"] = diff["lurkers"].clone();
+        state["version"] = diff["version"].clone();
+    }
+
+    type Metas = BTreeMap<String, BTreeSet<String>>;
+
+    fn metas(state: &Value) -> Metas {
+        let texts = |metas: &Value| metas["metas"].as_array().unwrap().iter().map(meta).collect();
+        let keys: &Map<String, Value> = state.as_object().unwrap();
+        keys.iter().map(|(key, metas)| (key.clone(), texts(metas))).collect()
+    }
+
+    /// A meta as clients tell it from others.
+    fn meta(meta: &Value) -> String {
+        meta["phx_ref"].as_str().unwrap().to_owned()
+    }
+
+    /// What `presence.js` makes of a diff: joins first, then leaves.
+    fn fold_phoenix(state: &mut Metas, diff: &Value) {
+        for (key, joined) in metas(&diff["joins"]) {
+            state.entry(key).or_default().extend(joined);
+        }
+        for (key, left) in metas(&diff["leaves"]) {
+            let metas = state.get_mut(&key).expect("who leaves was there");
+            metas.retain(|meta| !left.contains(meta));
+            if metas.is_empty() {
+                state.remove(&key);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn diffs_merged_to_any_lists_are_the_changes_in_their_order(
+            steps in proptest::collection::vec(step(), 0..80),
+        ) {
+            let room = RoomName::new("room").unwrap();
+            let mut rooms = Rooms::default();
+            let mut flushed = rooms.snapshot(&room);
+            let mut touched = Touched::default();
+            let mut in_json = value(&json::presence_state(&flushed))["payload"].clone();
+            let mut in_phoenix = metas(&value(&phoenix::presence_state(&flushed))[4]);
+            for (at, step) in (1..).zip(&steps) {
+                for diff in take(&mut rooms, &room, step, at) {
+                    touched.note(&diff);
+                }
+                if !step.3 {
+                    continue;
+                }
+                let now = rooms.snapshot(&room);
+                let mut frames = Presences::new(&flushed, &now, &touched);
+                fold_json(&mut in_json, &value(&frames.diff())["payload"]);
+                fold_phoenix(&mut in_phoenix, &value(&frames.phoenix_diff())[4]);
+                prop_assert_eq!(&in_json, &value(&frames.state())["payload"]);
+                prop_assert_eq!(&in_phoenix, &metas(&value(&frames.phoenix_state())[4]));
+                touched.clear();
+                flushed = now;
+            }
+        }
     }
 }
