@@ -307,7 +307,7 @@ async fn a_join_over_a_limit_is_refused_and_changes_nothing() {
     let bob = t.session();
     let full = JoinError::Limit(LimitReached::RoomFull { limit: 1 });
     assert_eq!(t.join(&bob, "a", None).await.unwrap_err(), full);
-    let admit = Admit { room: room("a"), user: None, info: Info::EMPTY };
+    let admit = Admit { room: room("a"), user: None, info: Info::EMPTY, session: None };
     assert_eq!(t.registry.send(admit).await.unwrap(), Err(full));
     assert!(t.join(&ada, "a", Some("ada2")).await.is_ok(), "who is in may change its user");
     t.join(&ada, "b", None).await.unwrap();

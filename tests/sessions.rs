@@ -198,6 +198,22 @@ async fn a_join_that_a_limit_refuses_takes_nobodys_place() {
 }
 
 #[actix::test]
+async fn who_comes_back_to_a_full_room_has_its_place() {
+    let t = Harness::with("sqlite::memory:", |config| config.grace(secs(GRACE)).room_size(1)).await;
+    let (old, new) = (t.session(), t.session());
+    enter(&t, &old, "lobby").await.unwrap();
+    ends(&t, &old, Cause::Disconnected).await;
+    let admit = |session: Option<SessionKey>| {
+        let (room, user) = (room("lobby"), Some(user("ada")));
+        t.registry.send(Admit { room, user, info: Info::EMPTY, session })
+    };
+    let full = JoinError::Limit(LimitReached::RoomFull { limit: 1 });
+    assert_eq!(admit(None).await.unwrap(), Err(full));
+    assert_eq!(admit(Some(key("tab"))).await.unwrap(), Ok(()));
+    assert!(!enter(&t, &new, "lobby").await.unwrap().changed);
+}
+
+#[actix::test]
 async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() {
     let t = harness(GRACE).await;
     let mut ada = t.session();

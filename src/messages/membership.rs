@@ -155,6 +155,9 @@ pub struct Admit {
     pub user: Option<UserId>,
     /// What would be attached.
     pub info: Info,
+    /// The client session it is a connection of, if the client has one: who comes back needs no
+    /// place of its own.
+    pub session: Option<SessionKey>,
 }
 
 /// "I go out of this room." Answers whether the connection was in it; else nothing happens.

@@ -79,6 +79,12 @@ impl Sessions {
         }
     }
 
+    /// The id of the presences of this client, if it has any.
+    #[must_use]
+    pub fn presence_of(&self, key: SessionKey, user: Option<UserId>) -> Option<ConnectionId> {
+        self.clients.get(&(key, user)).copied()
+    }
+
     /// Whose place the connection gets if it joins as the client with this key.
     ///
     /// # Errors

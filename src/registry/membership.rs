@@ -16,8 +16,13 @@ impl Handler<Admit> for RoomRegistry {
     type Result = Result<(), JoinError>;
 
     fn handle(&mut self, msg: Admit, _: &mut Context<Self>) -> Self::Result {
-        self.admit(&msg.room, msg.user.as_ref(), &msg.info)?;
-        Ok(self.rooms.has_place(&msg.room)?)
+        let Admit { room, user, info, session } = msg;
+        self.admit(&room, user.as_ref(), &info)?;
+        let older = session.and_then(|key| self.sessions.presence_of(key, user));
+        if older.is_some_and(|presence| self.rooms.presence(&room, presence).is_some()) {
+            return Ok(());
+        }
+        Ok(self.rooms.has_place(&room)?)
     }
 }
 

@@ -90,7 +90,8 @@ impl Identity {
 
     /// The question whether the room would take whom this is.
     pub fn admit(&self, room: RoomName) -> Admit {
-        Admit { room, user: self.user.clone(), info: self.info.clone() }
+        let Self { user, info, session, .. } = self;
+        Admit { room, user: user.clone(), info: info.clone(), session: session.clone() }
     }
 
     /// Makes the session that of whom this is.

@@ -38,7 +38,7 @@ pub struct WsSession {
 }
 
 /// Who takes part, in which room, and how.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Member {
     room: RoomName,
     user: Option<UserId>,
@@ -111,8 +111,8 @@ impl WsSession {
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
         let response = handshake(req, &[])?;
-        let Member { room, user, info, .. } = &self.member;
-        let admit = Admit { room: room.clone(), user: user.clone(), info: info.clone() };
+        let Member { room, user, info, session, .. } = self.member.clone();
+        let admit = Admit { room, user, info, session };
         let admitted = self.me.registry().send(admit).await;
         admitted.map_err(|_| WsSessionError::Stopped)??;
         Ok(Socket::start(response, payload, self.me, self.member, self.options))
