@@ -16,6 +16,7 @@ mod identity;
 mod metrics;
 mod origin;
 mod pages;
+mod ranking;
 mod serve;
 mod socket;
 mod state;
