@@ -84,7 +84,7 @@ test("a room is found, its presences are explained, and one is put out", async (
   // The open explanation stays, and says why it has gone.
   await presence.getByText("gone", { exact: true }).waitFor();
   await presence.locator(".why").getByText("it was put out").waitFor();
-  await ada.getByText("You were removed from this room.").first().waitFor();
+  await ada.getByRole("alert").getByText("You were removed from this room").waitFor();
   await presence.getByRole("button", { name: "Explain" }).click();
   await presence.waitFor({ state: "detached" });
   assert.equal(await detail.locator(".presence").count(), 1);
