@@ -22,6 +22,7 @@ mod registry;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod session;
+mod tally;
 pub mod testing;
 pub mod wire;
 

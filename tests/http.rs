@@ -337,7 +337,8 @@ async fn what_cannot_be_understood_is_refused_with_its_reason() {
 async fn unknown_addresses_and_wrong_methods_are_told_as_json() {
     let presence = start();
     let app = app!(presence);
-    for path in ["/nope", "/ws", "/ws/a/b", "/api", "/api/nope", "/api/rooms/a/nope", "/dashboard"]
+    for path in
+        ["/nope", "/ws", "/ws/a/b", "/api", "/api/nope", "/api/rooms/a/nope", "/assets/nope.js"]
     {
         let answer = send(&app, get(path)).await;
         assert_eq!(answer.refusal(), (404, "not_found".to_owned()), "{path}");
@@ -346,6 +347,8 @@ async fn unknown_addresses_and_wrong_methods_are_told_as_json() {
         (Method::POST, "/", "GET, HEAD"),
         (Method::POST, "/healthz", "GET, HEAD"),
         (Method::DELETE, "/api/rooms", "GET, HEAD"),
+        (Method::POST, "/api/stats", "GET, HEAD"),
+        (Method::POST, "/dashboard", "GET, HEAD"),
         (Method::GET, "/api/rooms/r/messages", "POST"),
         (Method::GET, "/api/connections/x", "DELETE"),
         (Method::POST, "/ws/r", "GET"),
@@ -354,7 +357,7 @@ async fn unknown_addresses_and_wrong_methods_are_told_as_json() {
         assert_eq!(answer.refusal(), (405, "method_not_allowed".to_owned()), "{path}");
         assert_eq!(answer.header("allow"), allow);
     }
-    for path in ["/", "/healthz", "/readyz", "/api/rooms"] {
+    for path in ["/", "/dashboard", "/healthz", "/readyz", "/api/rooms", "/api/stats"] {
         let answer = send(&app, request(Method::HEAD, path)).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}");
     }
@@ -550,8 +553,11 @@ async fn the_page_comes_with_its_rules_and_only_once() {
     let app = app!(presence);
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
+        ("/dashboard", "text/html; charset=utf-8"),
         ("/assets/index.js", "text/javascript; charset=utf-8"),
-        ("/assets/index.css", "text/css; charset=utf-8"),
+        ("/assets/heartbeat.js", "text/javascript; charset=utf-8"),
+        ("/assets/dashboard.js", "text/javascript; charset=utf-8"),
+        ("/assets/base.css", "text/css; charset=utf-8"),
     ] {
         let page = send(&app, get(path)).await;
         assert_eq!(page.header("content-type"), content_type);
@@ -583,4 +589,108 @@ async fn the_routes_can_be_mounted_in_a_scope_beside_others() {
     assert_eq!(none.refusal(), (404, "not_found".to_owned()));
     assert_eq!(send(&app, get("/mine")).await.body, b"mine");
     assert!(send(&app, get("/nope")).await.body.is_empty());
+}
+
+#[actix::test]
+async fn whatever_a_page_asks_for_is_there_and_nothing_stands_inline() {
+    let presence = start();
+    let app = app!(presence);
+    let mut paths: Vec<String> = vec!["/".into(), "/dashboard".into()];
+    let mut at = 0;
+    while let Some(path) = paths.get(at).cloned() {
+        let answer = send(&app, get(&path)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        let text = String::from_utf8(answer.body).unwrap();
+        if at < 2 {
+            for inline in ["<style", " style=", "<script>", " onclick="] {
+                assert!(!text.contains(inline), "{path}: {inline}");
+            }
+        }
+        // Assets by their address, and modules by their name beside the one that imports them.
+        for quoted in text.split('"').skip(1).step_by(2) {
+            let found = match quoted.strip_prefix("./") {
+                Some(module) if path.ends_with(".js") => format!("/assets/{module}"),
+                None if quoted.starts_with("/assets/") => quoted.to_owned(),
+                _ => continue,
+            };
+            if !paths.contains(&found) {
+                paths.push(found);
+            }
+        }
+        at += 1;
+    }
+    assert!(paths.contains(&"/assets/heartbeat.js".to_owned()), "{paths:?}");
+    assert_eq!(paths.len(), 16, "each asset is used: {paths:?}");
+}
+
+#[actix::test]
+async fn the_feed_counts_what_is_and_what_was() {
+    let clock = ManualClock::new();
+    let config = PresenceConfig::new("sqlite::memory:").node("here").clock(clock.clock());
+    let presence = config.start().unwrap();
+    let app = app!(presence);
+    let ada = join(&presence, "large", Some("ada")).await;
+    let _others = [
+        join(&presence, "large", Some("bob")).await,
+        join(&presence, "large", None).await,
+        join(&presence, "small", Some("bob")).await,
+    ];
+    let message = request(Method::POST, "/api/rooms/large/messages").set_payload("1");
+    assert_eq!(send(&app, message).await.json(), json!({"recipients": 3}));
+    let kick = request(Method::DELETE, &format!("/api/connections/{}", ada.id));
+    assert_eq!(send(&app, kick).await.status, StatusCode::NO_CONTENT);
+    presence.registry().send(actix_presence::Flush).await.unwrap().unwrap();
+    clock.advance(std::time::Duration::from_millis(2500));
+
+    let answer = send(&app, get("/api/stats")).await;
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let mut stats = answer.json();
+    assert!(stats["epoch"].take().as_str().is_some_and(|epoch| epoch.len() == 16));
+    // How many batches the rows took is the writer's business.
+    assert!(stats["counters"]["rows_written"].take().as_u64().is_some_and(|rows| rows >= 3));
+    let room = |name, connections, users, anonymous, version| {
+        json!({
+            "channel_name": name, "connections": connections, "users": users,
+            "anonymous": anonymous, "version": version,
+        })
+    };
+    assert_eq!(
+        stats,
+        json!({
+            "node": "here", "epoch": null, "uptime_seconds": 2.5, "status": "ready",
+            "database": {"state": "ok", "unwritten": 0}, "bus": {"state": "local"},
+            "sockets": 0, "rooms": 2, "connections": 3, "presences": 3, "users": 1,
+            "counters": {
+                "joins": 4, "messages": 1, "deliveries": 3, "lists_sent": 0, "rows_written": null,
+                "leaves": {
+                    "left": 0, "disconnected": 0, "expired": 0, "replaced": 0, "kicked": 1,
+                    "slow_consumer": 0, "room_closed": 0, "node_lost": 0, "shutdown": 0,
+                },
+            },
+            "largest": {
+                "rooms": [room("large", 2, 1, 1, 4), room("small", 1, 1, 0, 1)], "complete": true,
+            },
+        })
+    );
+}
+
+#[actix::test]
+async fn the_feed_is_behind_the_guard_and_the_page_is_not() {
+    let presence = start();
+    let locked = app!(presence, ServerOptions { api_key: Some(secret("k3y")), ..options() });
+    let refusal = send(&locked, get("/api/stats")).await.refusal();
+    assert_eq!(refusal, (401, "unauthorized".to_owned()));
+    let keyed = get("/api/stats").insert_header((header::AUTHORIZATION, "Bearer k3y"));
+    assert_eq!(send(&locked, keyed).await.status, StatusCode::OK);
+    let open = app!(presence);
+    let far = |path: &str| get(path).peer_addr("10.0.0.1:5000".parse().unwrap());
+    let refusal = send(&open, far("/api/stats")).await.refusal();
+    assert_eq!(refusal, (403, "loopback_only".to_owned()));
+    // It has nothing to tell by itself, and asks for the key.
+    for app in [&locked, &open] {
+        assert_eq!(send(app, far("/dashboard")).await.status, StatusCode::OK);
+    }
+    presence.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
+    let refusal = send(&open, get("/api/stats")).await.refusal();
+    assert_eq!(refusal, (503, "shutting_down".to_owned()));
 }

@@ -122,7 +122,6 @@ impl Audience {
         self.not_before = now + (busy * DUTY).max(micros(WINDOW));
         self.flushed = room.clone();
         self.touched.clear();
-        metrics::counter!("presence_lists_sent_total").increment(1);
         refused
     }
 }

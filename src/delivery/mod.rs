@@ -18,6 +18,7 @@ use self::{audience::Audience, frames::Published};
 use crate::{
     messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, close_code},
     model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
+    tally::Tally,
     wire::json,
 };
 
@@ -46,16 +47,32 @@ pub(crate) struct Refused {
 }
 
 /// The recipients of all connections, and what their rooms owe them.
-#[derive(Default)]
 pub(crate) struct Delivery {
     outlets: HashMap<ConnectionId, Outlet, RandomState>,
     /// Rooms of which somebody wants to hear who is there.
     audiences: HashMap<RoomName, Audience, RandomState>,
     /// When the next member list of a room may go out, for rooms that wait for it.
     due: BTreeSet<(u64, RoomName)>,
+    lists_sent: Tally,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            outlets: HashMap::default(),
+            audiences: HashMap::default(),
+            due: BTreeSet::new(),
+            lists_sent: Tally::new("presence_lists_sent_total"),
+        }
+    }
 }
 
 impl Delivery {
+    /// How often a room's listeners were sent who is there.
+    pub fn lists_sent(&self) -> u64 {
+        self.lists_sent.count()
+    }
+
     /// Remembers how to reach a connection.
     pub fn connect(
         &mut self,
@@ -182,6 +199,7 @@ impl Delivery {
         let outlets = &self.outlets;
         let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.dialect));
         let refused = audience.flush(room, now, outlet);
+        self.lists_sent.add(1);
         if audience.owes() {
             self.schedule(room.room(), now);
         }

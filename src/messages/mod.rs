@@ -19,6 +19,6 @@ pub use membership::{
 };
 pub use observing::{Change, PresenceChanged, RoomFilter, Subscribe, SubscriptionId, Unsubscribe};
 pub use queries::{
-    Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot, GetStatus,
-    ListPresences, ListRooms, Shutdown, Status, WhereIs,
+    Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
+    GetStatus, ListPresences, ListRooms, Shutdown, Status, WhereIs,
 };

@@ -7,7 +7,8 @@ use actix::prelude::*;
 use chrono::{DateTime, Utc};
 
 use crate::model::{
-    Cause, ConnectionId, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot, UserId,
+    Cause, ConnectionId, Epoch, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
+    UserId,
 };
 
 /// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's
@@ -121,7 +122,7 @@ pub struct FlushError {
     pub reason: &'static str,
 }
 
-/// Asks how the registry is.
+/// Asks how the registry is; O(1).
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Status")]
 pub struct GetStatus;
@@ -130,12 +131,18 @@ pub struct GetStatus;
 #[derive(Clone, Debug, PartialEq, Eq, MessageResponse)]
 #[non_exhaustive]
 pub struct Status {
+    /// The incarnation of the registry, in which versions and counts go on.
+    pub epoch: Epoch,
+    /// How long it has been running.
+    pub uptime: Duration,
     /// Rooms with somebody in them.
     pub rooms: usize,
     /// Connections that are in some room.
     pub connections: usize,
     /// Connections in rooms, each counted once per room.
     pub presences: usize,
+    /// Users in rooms, each counted once.
+    pub users: usize,
     /// Presences whose row is not yet what memory says.
     pub unwritten: usize,
     /// Why the database does not take rows, if so: see [`FlushError::reason`].
@@ -144,6 +151,27 @@ pub struct Status {
     pub lag: Duration,
     /// Whether a [`Shutdown`] is under way.
     pub closing: bool,
+    /// What has happened so far.
+    pub counters: Counters,
+}
+
+/// What has happened since the registry started. Each number only grows, so a rate is the difference
+/// of two, by the difference of [`Status::uptime`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Presences that began.
+    pub joins: u64,
+    /// Presences that ended, for each cause.
+    pub leaves: Vec<(Cause, u64)>,
+    /// Messages published to rooms.
+    pub messages: u64,
+    /// Messages taken by members.
+    pub deliveries: u64,
+    /// Member lists sent: one for each time that a room's listeners were told.
+    pub lists_sent: u64,
+    /// Rows of presences written or deleted.
+    pub rows_written: u64,
 }
 
 /// Ends everything in order: no more joins, everybody leaves with

@@ -22,6 +22,7 @@ use self::{
 use crate::{
     messages::FlushError,
     model::{ConnectionId, Diff, Moment, Rooms},
+    tally::Tally,
 };
 
 /// Presences in one transaction at most: enough to be quick, few enough to be short.
@@ -56,6 +57,7 @@ pub(crate) struct Mirror {
     waiting: bool,
     /// Presences whose row the database refuses as it is.
     refused: HashSet<Key, RandomState>,
+    rows_written: Tally,
 }
 
 /// What to do after an answer of the writer.
@@ -78,6 +80,7 @@ impl Mirror {
             failures: 0,
             waiting: false,
             refused: HashSet::default(),
+            rows_written: Tally::new("presence_rows_written_total"),
         }
     }
 
@@ -104,6 +107,11 @@ impl Mirror {
     pub fn unwritten(&self) -> usize {
         let in_flight = self.in_flight.as_ref().map_or(0, |taken| taken.presences.len());
         self.dirty.len() + in_flight + self.refused.len()
+    }
+
+    /// Rows of presences written or deleted so far.
+    pub fn rows_written(&self) -> u64 {
+        self.rows_written.count()
     }
 
     pub fn trouble(&self) -> Option<Trouble> {
@@ -137,8 +145,7 @@ impl Mirror {
         let taken = self.in_flight.take().unwrap_or_default();
         match answer {
             Ok(Ok(applied)) => {
-                metrics::counter!("presence_rows_written_total")
-                    .increment(taken.presences.len() as u64);
+                self.rows_written.add(taken.presences.len());
                 self.set_aside(applied);
                 self.succeeded(now);
                 self.answer_waiters();

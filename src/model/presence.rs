@@ -68,6 +68,19 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Left,
+        Self::Disconnected,
+        Self::Expired,
+        Self::Replaced,
+        Self::Kicked,
+        Self::SlowConsumer,
+        Self::RoomClosed,
+        Self::NodeLost,
+        Self::Shutdown,
+    ];
+
     /// The cause as it stands on the wire and in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {

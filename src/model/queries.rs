@@ -133,6 +133,12 @@ impl Rooms {
         self.connections.len()
     }
 
+    /// How many users are in some room; O(1).
+    #[must_use]
+    pub fn user_count(&self) -> usize {
+        self.whereabouts.len()
+    }
+
     /// How many presences there are, which is one for each room of each connection; O(1).
     #[must_use]
     pub fn presence_count(&self) -> usize {

@@ -45,7 +45,7 @@ impl Handler<Join> for RoomRegistry {
             self.mirror.heard(connection);
         }
         if let Some(diff) = diff {
-            metrics::counter!("presence_joins_total").increment(diff.joins.len() as u64);
+            self.joins.add(diff.joins.len());
             self.announce(diff, now);
         }
         let snapshot = self.rooms.snapshot(&room);
@@ -126,8 +126,8 @@ impl Handler<Publish> for RoomRegistry {
         };
         let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
         let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), msg.except);
-        metrics::counter!("presence_messages_total").increment(1);
-        metrics::counter!("presence_deliveries_total").increment(taken as u64);
+        self.messages.add(1);
+        self.deliveries.add(taken);
         self.put_out(&refused, now);
         self.settle(ctx, now);
         Ok(taken)

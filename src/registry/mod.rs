@@ -22,6 +22,7 @@ use crate::{
     model::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, RoomName, Rooms, Sessions, UserId,
     },
+    tally::{Leaves, Tally},
 };
 
 /// Messages that may wait for the registry before a sender that minds is refused.
@@ -59,6 +60,11 @@ pub struct RoomRegistry {
     lease: Duration,
     grace: Duration,
     closing: bool,
+    started: Moment,
+    joins: Tally,
+    leaves: Leaves,
+    messages: Tally,
+    deliveries: Tally,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
@@ -66,6 +72,11 @@ pub struct RoomRegistry {
 impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
+            started: parts.clock.now(),
+            joins: Tally::new("presence_joins_total"),
+            leaves: Leaves::new(),
+            messages: Tally::new("presence_messages_total"),
+            deliveries: Tally::new("presence_deliveries_total"),
             rooms: parts.rooms,
             sessions: Sessions::default(),
             departures: Departures::default(),
@@ -153,8 +164,7 @@ impl RoomRegistry {
 
     fn announce_leave(&mut self, diff: Option<Diff>, cause: Cause, now: Moment) {
         let Some(diff) = diff else { return };
-        let leaves = diff.leaves.len() as u64;
-        metrics::counter!("presence_leaves_total", "cause" => cause.as_str()).increment(leaves);
+        self.leaves.add(cause, diff.leaves.len());
         self.announce(diff, now);
     }
 

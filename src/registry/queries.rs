@@ -4,7 +4,9 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    messages::{GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Status, WhereIs},
+    messages::{
+        Counters, GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Status, WhereIs,
+    },
     model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
 };
 
@@ -58,13 +60,24 @@ impl Handler<GetStatus> for RoomRegistry {
         let now = self.clock.now();
         let trouble = self.mirror.trouble();
         Status {
+            epoch: self.rooms.epoch(),
+            uptime: now.since(self.started),
             rooms: self.rooms.room_count(),
             connections: self.rooms.connection_count(),
             presences: self.rooms.presence_count(),
+            users: self.rooms.user_count(),
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
             closing: self.closing,
+            counters: Counters {
+                joins: self.joins.count(),
+                leaves: self.leaves.counts(),
+                messages: self.messages.count(),
+                deliveries: self.deliveries.count(),
+                lists_sent: self.delivery.lists_sent(),
+                rows_written: self.mirror.rows_written(),
+            },
         }
     }
 }

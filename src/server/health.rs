@@ -1,34 +1,63 @@
 //! `GET /healthz` and `GET /readyz`.
 
 use actix_web::{HttpResponse, http::StatusCode, web};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{api::reply, state::ServerState};
 use crate::{GetStatus, Status};
+
+/// Whether the server does all of its work, with the state of the database and the bus.
+#[derive(Debug, Serialize)]
+pub(super) struct Health {
+    /// `ready`, `degraded` or `closing`.
+    status: &'static str,
+    database: Database,
+    bus: Bus,
+}
+
+#[derive(Debug, Serialize)]
+struct Database {
+    /// `ok`, or why it takes no rows.
+    state: &'static str,
+    unwritten: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lag_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Bus {
+    state: &'static str,
+}
+
+impl Health {
+    pub fn of(status: &Status) -> Self {
+        let word = match (status.closing, status.database) {
+            (true, _) => "closing",
+            (false, Some(_)) => "degraded",
+            (false, None) => "ready",
+        };
+        let database = Database {
+            state: status.database.unwrap_or("ok"),
+            unwritten: status.unwritten,
+            lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
+        };
+        Self { status: word, database, bus: Bus { state: "local" } }
+    }
+}
 
 /// The process answers; nothing else is asked.
 pub(super) async fn alive() -> HttpResponse {
     reply(StatusCode::OK, &json!({"status": "ok"}))
 }
 
-/// Whether the server does all of its work, with the state of the database and the bus.
 pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
     let Ok(status) = state.ask(GetStatus).await else {
         // The registry has stopped, or does not get to answer.
         return reply(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "closing"}));
     };
-    let Status { unwritten, database, lag, closing, .. } = status;
-    let word = match (closing, database) {
-        (true, _) => "closing",
-        (false, Some(_)) => "degraded",
-        (false, None) => "ready",
-    };
-    let database = match database {
-        None => json!({"state": "ok", "unwritten": unwritten}),
-        Some(reason) => {
-            json!({"state": reason, "unwritten": unwritten, "lag_seconds": lag.as_secs_f64()})
-        }
-    };
-    let code = if word == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    reply(code, &json!({"status": word, "database": database, "bus": {"state": "local"}}))
+    let health = Health::of(&status);
+    let ready = health.status == "ready";
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    reply(code, &health)
 }

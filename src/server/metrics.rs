@@ -31,18 +31,6 @@ const GAUGES: [(&str, &str); 7] = [
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
 ];
 
-const CAUSES: [Cause; 9] = [
-    Cause::Left,
-    Cause::Disconnected,
-    Cause::Expired,
-    Cause::Replaced,
-    Cause::Kicked,
-    Cause::SlowConsumer,
-    Cause::RoomClosed,
-    Cause::NodeLost,
-    Cause::Shutdown,
-];
-
 static INSTALLED: Mutex<Option<Metrics>> = Mutex::new(None);
 
 /// The numbers of this process, collected for Prometheus. A clone is the same.
@@ -73,7 +61,7 @@ impl Metrics {
             describe_counter!(name, help);
             match name {
                 "presence_leaves_total" => {
-                    for cause in CAUSES {
+                    for cause in Cause::ALL {
                         counter!(name, "cause" => cause.as_str()).increment(0);
                     }
                 }

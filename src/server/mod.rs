@@ -16,6 +16,7 @@ mod identity;
 mod metrics;
 mod origin;
 mod pages;
+mod ranking;
 mod serve;
 mod socket;
 mod state;
@@ -39,7 +40,8 @@ pub use self::{
 /// Mounts the routes of the server in an app or a scope.
 ///
 /// What no route of the app or scope takes is then answered 404 as JSON; set another
-/// `default_service` afterwards if that is not wanted. The page at `/` expects to be at the root.
+/// `default_service` afterwards if that is not wanted. The pages at `/` and
+/// `/dashboard` expect to be at the root.
 ///
 /// ```
 /// use actix_presence::{
@@ -63,8 +65,8 @@ pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
     move |cfg| {
         cfg.app_data(web::Data::new(state))
             .service(resource("/", &READ, pages::index))
-            .service(resource("/assets/index.js", &READ, pages::script))
-            .service(resource("/assets/index.css", &READ, pages::style))
+            .service(resource("/dashboard", &READ, pages::dashboard))
+            .service(resource("/assets/{name}", &READ, pages::asset))
             .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
             .service(resource("/socket/websocket", &[Method::GET], socket::phoenix))
             .service(resource("/healthz", &READ, health::alive))

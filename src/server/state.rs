@@ -1,6 +1,10 @@
 //! What the routes share.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use actix::{Addr, Context, Handler, Message, dev::ToEnvelope};
 use tokio::{
@@ -8,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{AllowedOrigin, Metrics, Secret, error::ApiError};
+use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
 use crate::{PresenceHandle, RoomRegistry};
 
 /// How long a request waits for the registry, which answers at once unless something is very wrong.
@@ -82,6 +86,7 @@ struct Shared {
     places: Arc<Semaphore>,
     /// How many places there are in all.
     limit: usize,
+    ranking: Mutex<Ranking>,
 }
 
 impl ServerState {
@@ -95,6 +100,7 @@ impl ServerState {
             options,
             places: Arc::new(Semaphore::new(limit)),
             limit,
+            ranking: Mutex::default(),
         }))
     }
 
@@ -115,6 +121,11 @@ impl ServerState {
     /// The name of this node.
     pub(super) fn node(&self) -> &str {
         &self.0.node
+    }
+
+    /// The largest rooms. Held only between two questions, never during one.
+    pub(super) fn ranking(&self) -> MutexGuard<'_, Ranking> {
+        self.0.ranking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a place for a WebSocket.

@@ -5,6 +5,7 @@ mod cursor;
 mod explain;
 mod presences;
 mod rooms;
+mod stats;
 
 use actix_cors::Cors;
 use actix_web::{
@@ -41,6 +42,7 @@ pub(super) fn scope() -> Scope<
         .expose_headers([header::ETAG])
         .max_age(600);
     web::scope("/api")
+        .service(resource("/stats", &[Method::GET, Method::HEAD], stats::stats))
         .service(resource("/rooms", &[Method::GET, Method::HEAD], rooms::list))
         .service(resource("/rooms/{room:[^/]*}", &[Method::GET, Method::HEAD], rooms::show))
         .service(resource(

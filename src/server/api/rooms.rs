@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::{cursor, cut, limit, reply};
 use crate::{
-    Epoch, GetSnapshot, ListRooms, RoomName, RoomSummary, Snapshot,
+    Epoch, GetSnapshot, ListRooms, Occupancy, RoomName, RoomSummary, Snapshot,
     server::{
         address::{self, Query},
         error::ApiError,
@@ -20,6 +20,23 @@ use crate::{
         state::ServerState,
     },
 };
+
+/// A room in a list.
+#[derive(Serialize)]
+pub(super) struct Entry {
+    channel_name: RoomName,
+    connections: usize,
+    users: usize,
+    anonymous: usize,
+    version: u64,
+}
+
+impl From<RoomSummary> for Entry {
+    fn from(RoomSummary { room, occupancy, version }: RoomSummary) -> Self {
+        let Occupancy { connections, users, anonymous } = occupancy;
+        Self { channel_name: room, connections, users, anonymous, version }
+    }
+}
 
 /// The rooms in the order of their names.
 pub(super) async fn list(
@@ -31,28 +48,13 @@ pub(super) async fn list(
         rooms: Vec<Entry>,
         next: Option<String>,
     }
-    #[derive(Serialize)]
-    struct Entry {
-        channel_name: RoomName,
-        connections: usize,
-        users: usize,
-        anonymous: usize,
-        version: u64,
-    }
     let query = Query::of(&req)?;
     let limit = limit(&query)?;
     let after = query.get("after")?.map(cursor::room).transpose()?;
     let rooms = state.ask(ListRooms { after, limit: limit + 1 }).await?;
     let (rooms, more) = cut(rooms, limit);
     let next = rooms.last().filter(|_| more).map(|last| cursor::after_room(&last.room));
-    let entry = |RoomSummary { room, occupancy, version }| Entry {
-        channel_name: room,
-        connections: occupancy.connections,
-        users: occupancy.users,
-        anonymous: occupancy.anonymous,
-        version,
-    };
-    Ok(reply(StatusCode::OK, &Page { rooms: rooms.into_iter().map(entry).collect(), next }))
+    Ok(reply(StatusCode::OK, &Page { rooms: rooms.into_iter().map(Entry::from).collect(), next }))
 }
 
 /// Who is in a room, at one version of it.
