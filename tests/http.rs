@@ -348,6 +348,7 @@ async fn unknown_addresses_and_wrong_methods_are_told_as_json() {
         (Method::POST, "/healthz", "GET, HEAD"),
         (Method::DELETE, "/api/rooms", "GET, HEAD"),
         (Method::POST, "/api/stats", "GET, HEAD"),
+        (Method::POST, "/api/stats/live", "GET"),
         (Method::POST, "/dashboard", "GET, HEAD"),
         (Method::GET, "/api/rooms/r/messages", "POST"),
         (Method::GET, "/api/connections/x", "DELETE"),
@@ -678,6 +679,8 @@ async fn the_feed_counts_what_is_and_what_was() {
 async fn the_feed_is_behind_the_guard_and_the_page_is_not() {
     let presence = start();
     let locked = app!(presence, ServerOptions { api_key: Some(secret("k3y")), ..options() });
+    let refusal = send(&locked, get("/api/stats/live")).await.refusal();
+    assert_eq!(refusal, (401, "unauthorized".to_owned()));
     let refusal = send(&locked, get("/api/stats")).await.refusal();
     assert_eq!(refusal, (401, "unauthorized".to_owned()));
     let keyed = get("/api/stats").insert_header((header::AUTHORIZATION, "Bearer k3y"));

@@ -15,6 +15,9 @@ use tokio::{
 use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
 use crate::{PresenceHandle, RoomRegistry};
 
+/// Readers of the live numbers at one time.
+const SEATS: usize = 64;
+
 /// How long a request waits for the registry, which answers at once unless something is very wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -84,6 +87,8 @@ struct Shared {
     node: String,
     options: ServerOptions,
     places: Arc<Semaphore>,
+    /// What is left of them for readers of the live numbers.
+    seats: Arc<Semaphore>,
     /// How many places there are in all.
     limit: usize,
     ranking: Mutex<Ranking>,
@@ -99,6 +104,7 @@ impl ServerState {
             node: presence.node().as_str().to_owned(),
             options,
             places: Arc::new(Semaphore::new(limit)),
+            seats: Arc::new(Semaphore::new(SEATS)),
             limit,
             ranking: Mutex::default(),
         }))
@@ -126,6 +132,16 @@ impl ServerState {
     /// The largest rooms. Held only between two questions, never during one.
     pub(super) fn ranking(&self) -> MutexGuard<'_, Ranking> {
         self.0.ranking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a seat for a reader of the live numbers.
+    pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.seats.clone().try_acquire_owned().map_err(|_| {
+            ApiError::unavailable(
+                "too_many_readers",
+                format!("{SEATS} read the live numbers already"),
+            )
+        })
     }
 
     /// Takes a place for a WebSocket.

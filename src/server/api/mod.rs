@@ -43,6 +43,7 @@ pub(super) fn scope() -> Scope<
         .max_age(600);
     web::scope("/api")
         .service(resource("/stats", &[Method::GET, Method::HEAD], stats::stats))
+        .service(resource("/stats/live", &[Method::GET], stats::live))
         .service(resource("/rooms", &[Method::GET, Method::HEAD], rooms::list))
         .service(resource("/rooms/{room:[^/]*}", &[Method::GET, Method::HEAD], rooms::show))
         .service(resource(

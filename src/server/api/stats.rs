@@ -1,13 +1,25 @@
-//! `GET /api/stats`: how the server is, in numbers; what the dashboard polls.
+//! `GET /api/stats`: how the server is, in numbers; `GET /api/stats/live`: the same as server-sent
+//! events, one a second, for the dashboard.
 
-use actix_web::{HttpResponse, http::StatusCode, web};
+use std::time::Duration;
+
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+    web::{self, Bytes},
+};
+use futures_util::stream;
 use serde::{Serialize, Serializer};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{reply, rooms};
 use crate::{
     Cause, Counters, Epoch, GetStatus, ListRooms,
     server::{error::ApiError, health::Health, ranking, state::ServerState},
 };
+
+/// How often the live numbers go out.
+const EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Stats<'a> {
@@ -21,15 +33,15 @@ struct Stats<'a> {
     connections: usize,
     presences: usize,
     users: usize,
-    counters: Totals<'a>,
+    counters: Totals,
     largest: Largest,
 }
 
 #[derive(Serialize)]
-struct Totals<'a> {
+struct Totals {
     joins: u64,
     #[serde(serialize_with = "by_cause")]
-    leaves: &'a [(Cause, u64)],
+    leaves: Vec<(Cause, u64)>,
     messages: u64,
     deliveries: u64,
     lists_sent: u64,
@@ -47,9 +59,33 @@ fn by_cause<S: Serializer>(leaves: &[(Cause, u64)], serializer: S) -> Result<S::
     serializer.collect_map(leaves.iter().map(|(cause, count)| (cause.as_str(), count)))
 }
 
+pub(super) async fn stats(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+    Ok(reply(StatusCode::OK, &read(&state).await?))
+}
+
+/// The stream ends when the registry does, or when nobody reads it any more.
+pub(super) async fn live(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+    let seat = state.seat()?;
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let events = stream::unfold((state, ticks, seat), |(state, mut ticks, seat)| async move {
+        ticks.tick().await;
+        let stats = serde_json::to_string(&read(&state).await.ok()?).ok()?;
+        let event = Ok::<_, actix_web::Error>(Bytes::from(format!("data: {stats}\n\n")));
+        Some((event, (state, ticks, seat)))
+    });
+    Ok(HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "text/event-stream"))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        // nginx would hold the events back.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(events))
+}
+
 /// One question about counts, which is O(1), and at most twice a second one for 1,000 rooms: what it
 /// costs does not grow with the rooms.
-pub(super) async fn stats(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+async fn read(state: &ServerState) -> Result<Stats<'_>, ApiError> {
     let status = state.ask(GetStatus).await?;
     let due = state.ranking().due(status.uptime);
     if let Some(after) = due {
@@ -61,13 +97,14 @@ pub(super) async fn stats(state: web::Data<ServerState>) -> Result<HttpResponse,
         let rooms = ranking.largest().iter().cloned().map(rooms::Entry::from).collect();
         Largest { rooms, complete: ranking.is_complete() }
     };
-    let Counters { joins, ref leaves, messages, deliveries, lists_sent, rows_written } =
+    let health = Health::of(&status);
+    let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written } =
         status.counters;
-    let stats = Stats {
+    Ok(Stats {
         node: state.node(),
         epoch: status.epoch,
         uptime_seconds: status.uptime.as_secs_f64(),
-        health: Health::of(&status),
+        health,
         sockets: state.open_sockets(),
         rooms: status.rooms,
         connections: status.connections,
@@ -75,6 +112,5 @@ pub(super) async fn stats(state: web::Data<ServerState>) -> Result<HttpResponse,
         users: status.users,
         counters: Totals { joins, leaves, messages, deliveries, lists_sent, rows_written },
         largest,
-    };
-    Ok(reply(StatusCode::OK, &stats))
+    })
 }

@@ -21,18 +21,56 @@ export class Refused extends Error {
   }
 }
 
+// A header holds no other characters, and no key has them.
+const headers = () => (/^[\x20-\x7e]+$/.test(key) ? { Authorization: `Bearer ${key}` } : {});
+const gone = (answer) => new Refused(answer?.status ?? 0, "unreachable", "The server does not answer.");
+
+function check(answer, body) {
+  if (!answer.ok) throw new Refused(answer.status, body?.error?.code, body?.error?.message ?? `The server answered ${answer.status}.`);
+}
+
 export async function ask(path, method = "GET") {
-  // A header holds no other characters, and no key has them.
-  const headers = /^[\x20-\x7e]+$/.test(key) ? { Authorization: `Bearer ${key}` } : {};
   let answer, body;
   try {
-    answer = await fetch(path, { method, headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    answer = await fetch(path, { method, headers: headers(), cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     body = answer.status === 204 ? null : await answer.json();
   } catch {
-    throw new Refused(answer?.status ?? 0, "unreachable", "The server does not answer.");
+    throw gone(answer);
   }
-  if (!answer.ok) throw new Refused(answer.status, body?.error?.code, body?.error?.message ?? `The server answered ${answer.status}.`);
+  check(answer, body);
   return body;
+}
+
+/** Reads server-sent events until they end, which they do by an error. (An EventSource takes no key.) */
+export async function listen(path, signal, take) {
+  let answer;
+  let silence = 0;
+  const quiet = new AbortController();
+  const heard = () => {
+    clearTimeout(silence);
+    silence = setTimeout(() => quiet.abort(), PATIENCE_MS);
+  };
+  try {
+    heard();
+    answer = await fetch(path, { headers: headers(), cache: "no-store", signal: AbortSignal.any([signal, quiet.signal]) });
+    if (!answer.ok) check(answer, await answer.json().catch(() => null));
+    let rest = "";
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      heard();
+      const events = (rest + part.value).split("\n\n");
+      rest = events.pop();
+      for (const event of events) {
+        const said = JSON.parse(event.replace(/^data: /, ""));
+        try { take(said); } catch (bug) { reportError(bug); }
+      }
+    }
+  } catch (problem) {
+    if (problem instanceof Refused) throw problem;
+  } finally {
+    clearTimeout(silence);
+  }
+  throw gone();
 }
 
 export const roomPath = (room) => `/api/rooms/${encodeURIComponent(room)}`;

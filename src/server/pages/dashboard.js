@@ -1,11 +1,10 @@
-// The page at /dashboard: polls the feed while it is looked at, and shows what it says.
+// The page at /dashboard: reads the live feed while it is looked at, and shows what it says.
 import { $, el, plural } from "./common.js";
-import { Refused, ask, hasKey, useKey } from "./api.js";
+import { Refused, hasKey, listen, useKey } from "./api.js";
 import { Detail } from "./detail.js";
 import { History, buildFigures, count, span, speed } from "./figures.js";
 import { Listing } from "./listing.js";
 
-const POLL_MS = 1000;
 const RETRY_MS = 3000;
 
 const CAUSES = {
@@ -28,33 +27,34 @@ const detail = new Detail();
 const listing = new Listing((room) => { location.hash = encodeURIComponent(room); });
 
 let timer = null;
-let polling = 0; // the newest poll, whose answer counts
-let latest = null; // when the last one succeeded
+let feed = null; // what ends the feed that is being read
+let latest = null; // when it last said something
 
-// --- asking
+// --- reading the feed
 
-async function poll() {
+async function read() {
   clearTimeout(timer);
+  feed?.abort();
+  feed = null;
   if (document.hidden) return;
-  const mine = ++polling;
-  let wait = POLL_MS;
+  const mine = (feed = new AbortController());
   try {
-    const stats = await ask("/api/stats");
-    if (mine !== polling) return;
-    latest = new Date();
-    show(stats);
+    await listen("/api/stats/live", mine.signal, (stats) => {
+      if (mine !== feed) return;
+      latest = new Date();
+      show(stats);
+    });
   } catch (problem) {
-    if (mine !== polling) return;
+    if (mine !== feed) return;
     if (!(problem instanceof Refused)) throw problem;
     if (problem.status === 401 || problem.status === 403) return refuse(problem);
-    wait = RETRY_MS;
     const since = latest ? ` The numbers are of ${latest.toLocaleTimeString()}.` : "";
     $("#trouble").textContent = `${problem.message.replace(/\.$/, "")}. Trying again…${since}`;
     $("#trouble").hidden = false;
     setHealth("stopped", "no answer");
     document.body.classList.add("stale");
   }
-  timer = setTimeout(poll, wait);
+  timer = setTimeout(read, RETRY_MS);
 }
 
 /** The feed is refused: says why, and asks for the key if one would help. */
@@ -154,11 +154,11 @@ $("#gate").onsubmit = (event) => {
   event.preventDefault();
   useKey($("#key").value.trim());
   $("#key").value = "";
-  poll();
+  read();
 };
-$("#again").onclick = poll;
+$("#again").onclick = read;
 $("#detail-close").onclick = () => { location.hash = ""; };
 addEventListener("hashchange", follow);
-document.addEventListener("visibilitychange", poll);
+document.addEventListener("visibilitychange", read);
 follow();
-poll();
+read();
