@@ -18,7 +18,8 @@ const HEALTH = {
 };
 const DATABASE = {
   locked: "somebody else holds its lock", full: "the disk is full", read_only: "it is read-only",
-  gone: "the file is gone", closed: "the writer has stopped",
+  gone: "the file is gone", unavailable: "it cannot be reached", corrupt: "it is damaged",
+  schema: "its tables are not as they should be", panicked: "the writer failed", closed: "the writer has stopped",
 };
 
 const history = new History();
@@ -107,7 +108,7 @@ function show(stats) {
   if (database.state === "ok") say("#state-database", "good", "Takes rows", rows);
   else {
     const why = DATABASE[database.state] ?? database.state;
-    say("#state-database", "bad", `Takes no rows for ${span(database.lag_seconds)}`, `${why} · ${plural(database.unwritten, "row")} waiting. Presence goes on.`);
+    say("#state-database", "bad", "Takes no rows", `for ${span(database.lag_seconds)}: ${why} · ${plural(database.unwritten, "row")} waiting. Presence goes on.`);
   }
   const word = { ready: ["good", "Ready"], degraded: ["wait", "Degraded"], closing: ["bad", "Closing"] }[stats.status] ?? ["wait", stats.status];
   say("#state-server", ...word, `up ${span(stats.uptime_seconds)} · bus ${stats.bus.state}`);

@@ -55,10 +55,10 @@ export class History {
   }
 
   /** How much of the past a chart shows: what is known of it, up to the window. */
-  get span() {
-    const seconds = this.samples.at(-1).uptime_seconds - this.samples[0].uptime_seconds;
-    return Math.min(Math.max(seconds, WINDOW_S.least), WINDOW_S.most);
-  }
+  get span() { return Math.min(Math.max(this.seen, WINDOW_S.least), WINDOW_S.most); }
+
+  /** How long the past is that is known. */
+  get seen() { return this.samples.at(-1).uptime_seconds - this.samples[0].uptime_seconds; }
 
   /** Points [seconds ago, value] for a chart; a rate is that since the last sample but one. */
   series({ of, rate }) {
@@ -99,7 +99,7 @@ export function buildFigures(home) {
       words.textContent = figure.words?.(sample, history) ?? "with somebody in them";
       const points = history.series(figure);
       const most = points.reduce((most, [, y]) => Math.max(most, y), 0);
-      peak.textContent = most > 0 ? `peak ${figure.of ? count(most) : speed(most)} in ${span(history.span)}` : "";
+      peak.textContent = most > 0 ? `peak ${figure.of ? count(most) : speed(most)} in ${span(history.seen)}` : "";
       const x = (ago) => (WIDTH * (1 - Math.min(ago / history.span, 1))).toFixed(1);
       const path = pathOf(points, most, x);
       line.setAttribute("d", path);
