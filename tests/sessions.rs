@@ -123,6 +123,8 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
 
         assert_eq!(t.say("lobby", "hello").await, 1);
         assert!(new.frames().await.last().unwrap().contains("hello"));
+        let to_others = Publish::new(room("lobby"), "to others").from(new.id).except(new.id);
+        assert_eq!(t.registry.send(to_others).await.unwrap(), Ok(0), "it speaks for the presence");
         ends(&t, &new, Cause::Left).await;
         assert!(t.snapshot("lobby").await.is_none());
     }

@@ -120,6 +120,8 @@ impl Audience {
         }
         let busy = micros(work.elapsed());
         self.not_before = now + (busy * DUTY).max(micros(WINDOW));
+        let coalesced = room.version().saturating_sub(self.flushed.version() + 1);
+        metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
         self.flushed = room.clone();
         self.touched.clear();
         refused

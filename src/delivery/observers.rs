@@ -51,6 +51,11 @@ impl Observers {
         !self.observers.is_empty()
     }
 
+    /// Events that wait for the observer furthest behind.
+    pub fn lag(&self) -> usize {
+        self.observers.iter().map(|observer| observer.line.queue.borrow().len()).max().unwrap_or(0)
+    }
+
     pub fn subscribe(
         &mut self,
         filter: RoomFilter,
@@ -155,6 +160,10 @@ impl Queue {
             self.closed = true;
         }
         !self.closed
+    }
+
+    fn len(&self) -> usize {
+        self.events.len() + self.conflated.len()
     }
 
     fn pop(&mut self) -> Option<PresenceChanged> {

@@ -149,6 +149,10 @@ pub struct Status {
     pub database: Option<&'static str>,
     /// For how long it has not taken any.
     pub lag: Duration,
+    /// For how long this node's lease in the database has not been renewed.
+    pub lease_age: Duration,
+    /// Events that wait for the observer furthest behind.
+    pub observer_lag: usize,
     /// Whether a [`Shutdown`] is under way.
     pub closing: bool,
     /// What has happened so far.
@@ -164,6 +168,8 @@ pub struct Counters {
     pub joins: u64,
     /// Presences that ended, for each cause.
     pub leaves: Vec<(Cause, u64)>,
+    /// Signs of life of connections that are in some room.
+    pub touches: u64,
     /// Messages published to rooms.
     pub messages: u64,
     /// Messages taken by members.

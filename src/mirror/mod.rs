@@ -55,6 +55,7 @@ pub(crate) struct Mirror {
     trouble: Option<Trouble>,
     failures: u32,
     waiting: bool,
+    lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is.
     refused: HashSet<Key, RandomState>,
     rows_written: Tally,
@@ -79,6 +80,7 @@ impl Mirror {
             trouble: None,
             failures: 0,
             waiting: false,
+            lease_renewed: None,
             refused: HashSet::default(),
             rows_written: Tally::new("presence_rows_written_total"),
         }
@@ -112,6 +114,11 @@ impl Mirror {
     /// Rows of presences written or deleted so far.
     pub fn rows_written(&self) -> u64 {
         self.rows_written.count()
+    }
+
+    /// When the lease was renewed last, if it has been since the start.
+    pub fn lease_renewed(&self) -> Option<Moment> {
+        self.lease_renewed
     }
 
     pub fn trouble(&self) -> Option<Trouble> {
@@ -170,6 +177,9 @@ impl Mirror {
         rooms: &Rooms,
         now: Moment,
     ) -> Next {
+        if answer.is_ok() {
+            self.lease_renewed = Some(now);
+        }
         match answer {
             Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
             Ok(Renewal::Held) => {}

@@ -4,6 +4,7 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
+    clock::Stopwatch,
     messages::{
         Admit, CloseRoom, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
@@ -46,6 +47,7 @@ impl Handler<Join> for RoomRegistry {
         }
         if let Some(diff) = diff {
             self.joins.add(diff.joins.len());
+            tracing::debug!(room = %diff.room, %connection, version = diff.version, "joined");
             self.announce(diff, now);
         }
         let snapshot = self.rooms.snapshot(&room);
@@ -88,6 +90,7 @@ impl Handler<Touch> for RoomRegistry {
         let now = self.clock.now();
         let Some(connection) = self.sessions.resolve(msg.connection) else { return };
         if self.rooms.touch(connection, msg.sign, now) {
+            self.touches += 1;
             self.mirror.heard(connection);
         }
     }
@@ -125,7 +128,11 @@ impl Handler<Publish> for RoomRegistry {
             None => None,
         };
         let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
-        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), msg.except);
+        let except = msg.except.and_then(|connection| self.sessions.resolve(connection));
+        let work = Stopwatch::start();
+        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), except);
+        let micros = u64::try_from(work.elapsed().as_micros()).unwrap_or(u64::MAX);
+        metrics::counter!("presence_fan_out_microseconds_total").increment(micros);
         self.messages.add(1);
         self.deliveries.add(taken);
         self.put_out(&refused, now);

@@ -63,6 +63,8 @@ pub struct RoomRegistry {
     started: Moment,
     joins: Tally,
     leaves: Leaves,
+    /// Too many to report one by one.
+    touches: u64,
     messages: Tally,
     deliveries: Tally,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
@@ -75,6 +77,7 @@ impl RoomRegistry {
             started: parts.clock.now(),
             joins: Tally::new("presence_joins_total"),
             leaves: Leaves::new(),
+            touches: 0,
             messages: Tally::new("presence_messages_total"),
             deliveries: Tally::new("presence_deliveries_total"),
             rooms: parts.rooms,
@@ -146,6 +149,7 @@ impl RoomRegistry {
 
     /// Members that do not take their frames leave.
     fn put_out(&mut self, refused: &Refused, now: Moment) {
+        metrics::counter!("presence_slow_consumers_total").increment(refused.slow.len() as u64);
         let slow = refused.slow.iter().map(|connection| (*connection, Cause::SlowConsumer));
         let gone = refused.gone.iter().map(|connection| (*connection, Cause::Disconnected));
         for (connection, cause) in slow.chain(gone) {
@@ -165,6 +169,10 @@ impl RoomRegistry {
     fn announce_leave(&mut self, diff: Option<Diff>, cause: Cause, now: Moment) {
         let Some(diff) = diff else { return };
         self.leaves.add(cause, diff.leaves.len());
+        for left in &diff.leaves {
+            let (room, connection) = (&diff.room, left.presence.connection);
+            tracing::debug!(%room, %connection, version = diff.version, %cause, "left");
+        }
         self.announce(diff, now);
     }
 

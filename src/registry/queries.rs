@@ -69,10 +69,13 @@ impl Handler<GetStatus> for RoomRegistry {
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
+            lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
+            observer_lag: self.observers.lag(),
             closing: self.closing,
             counters: Counters {
                 joins: self.joins.count(),
                 leaves: self.leaves.counts(),
+                touches: self.touches,
                 messages: self.messages.count(),
                 deliveries: self.deliveries.count(),
                 lists_sent: self.delivery.lists_sent(),

@@ -9,11 +9,16 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use super::{error::ApiError, state::ServerState};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 9] = [
+const COUNTERS: [(&str, &str); 14] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
+    ("presence_touches_total", "Signs of life of connections that are in some room."),
+    ("presence_sessions_resumed_total", "Connections that took the place of an older one."),
     ("presence_messages_total", "Messages published to rooms."),
     ("presence_deliveries_total", "Messages taken by members."),
+    ("presence_fan_out_microseconds_total", "Time spent handing messages to members."),
+    ("presence_slow_consumers_total", "Members put out because they took nothing."),
+    ("presence_changes_coalesced_total", "Changes that went out with a later one."),
     ("presence_lists_sent_total", "Frames about who is there, each encoded once and shared."),
     ("presence_observer_conflations_total", "Observers that fell behind and get states instead."),
     ("presence_rows_written_total", "Rows of presences written or deleted."),
@@ -21,12 +26,15 @@ const COUNTERS: [(&str, &str); 9] = [
     ("presence_database_failures_total", "Batches and leases not written, by reason."),
 ];
 
-const GAUGES: [(&str, &str); 7] = [
+const GAUGES: [(&str, &str); 10] = [
     ("presence_connections", "Connections that are in some room."),
     ("presence_rooms", "Rooms with somebody in them."),
     ("presence_presences", "Connections in rooms, each counted once per room."),
+    ("presence_users", "Users in rooms, each counted once."),
+    ("presence_observer_lag", "Events that wait for the observer furthest behind."),
     ("presence_sockets_open", "WebSockets that are open."),
     ("presence_rows_unwritten", "Presences whose row is not yet what memory says."),
+    ("presence_lease_age_seconds", "For how long this node's lease has not been renewed."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
 ];
@@ -91,6 +99,10 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_connections").set(status.connections as f64);
     gauge!("presence_rooms").set(status.rooms as f64);
     gauge!("presence_presences").set(status.presences as f64);
+    gauge!("presence_users").set(status.users as f64);
+    gauge!("presence_observer_lag").set(status.observer_lag as f64);
+    gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
+    counter!("presence_touches_total").absolute(status.counters.touches);
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));

@@ -98,7 +98,7 @@ async fn read(state: &ServerState) -> Result<Stats<'_>, ApiError> {
         Largest { rooms, complete: ranking.is_complete() }
     };
     let health = Health::of(&status);
-    let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written } =
+    let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written, .. } =
         status.counters;
     Ok(Stats {
         node: state.node(),
