@@ -120,7 +120,10 @@ impl Handler<Publish> for RoomRegistry {
             None => None,
         };
         let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
-        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), msg.except);
+        // Whose client is away may have an outlet, which is that of another room then.
+        let away = |connection| self.sessions.fading(connection, &msg.room).is_some();
+        let wanted = |connection| Some(connection) != msg.except && !away(connection);
+        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), wanted);
         metrics::counter!("presence_messages_total").increment(1);
         metrics::counter!("presence_deliveries_total").increment(taken as u64);
         self.put_out(&refused, now);
