@@ -16,9 +16,9 @@ for (const many of (process.env.STORM ?? "300").split(",").map(Number)) {
       socket.onMessage(({ event }) => (client.frames += event.startsWith("presence_") ? 1 : 0));
       const channel = socket.channel(room);
       client.presence = new Presence(channel);
+      client.presence.onSync(() => (client.first ??= performance.now() - began));
       assert.equal((await answer(channel.join())).status, "ok");
       client.joined = performance.now() - began;
-      client.presence.onSync(() => (client.first ??= performance.now() - began));
       return client;
     }));
     const joined = performance.now() - began;
