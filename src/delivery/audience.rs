@@ -1,7 +1,8 @@
 //! Who hears of one room's members, and when: member lists with a duty cycle.
 //!
-//! The first change goes out at once, later ones wait for a window; so n joins in a moment cost a few
-//! lists and not n, and sending lists of one room never takes more than a tenth of the time.
+//! The first change goes out at once, later ones wait for a window that is longer for larger rooms; so
+//! n joins in a moment cost a few lists and not n, and sending lists of one room never takes more than
+//! a tenth of the time.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,6 +20,11 @@ use ahash::RandomState;
 
 /// Two member lists of a room are at least this far apart.
 const WINDOW: Duration = Duration::from_millis(50);
+/// So much further for each listener: a room gets 250 frames a second about who is there, not 20 for
+/// each of its listeners.
+const PER_LISTENER: Duration = Duration::from_millis(4);
+/// But no further than this by their number.
+const LONGEST: Duration = Duration::from_millis(500);
 /// Sending the lists of a room takes at most one part in this many of the time.
 const DUTY: u64 = 10;
 /// A listener that takes no list for this long is too slow.
@@ -119,7 +125,7 @@ impl Audience {
             };
         }
         let busy = micros(work.elapsed());
-        self.not_before = now + (busy * DUTY).max(micros(WINDOW));
+        self.not_before = now + (busy * DUTY).max(micros(window(self.listeners.len())));
         let coalesced = room.version().saturating_sub(self.flushed.version() + 1);
         metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
         self.flushed = room.clone();
@@ -128,6 +134,39 @@ impl Audience {
     }
 }
 
+/// How long the next list waits for the number of listeners.
+fn window(listeners: usize) -> Duration {
+    let listeners = u32::try_from(listeners).unwrap_or(u32::MAX);
+    PER_LISTENER.saturating_mul(listeners).clamp(WINDOW, LONGEST)
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_crowd_that_comes_at_once_the_first_hears_in_few_lists() {
+        for per_second in [60, 100, 200, 500, 1000, 10_000] {
+            let joins = (0..300).map(|n| Duration::from_secs(n) / per_second);
+            let (mut lists, mut not_before) = (0, Duration::ZERO);
+            for (listeners, at) in joins.enumerate() {
+                if at >= not_before {
+                    lists += 1;
+                    not_before = at + window(listeners + 1);
+                }
+            }
+            // And the last list, of all.
+            assert!(lists < 25, "{lists} lists at {per_second} joins a second");
+        }
+    }
+
+    #[test]
+    fn a_small_room_hears_at_the_pace_of_the_shortest_window_and_a_large_one_soon_enough() {
+        assert_eq!((window(0), window(12), window(13)), (WINDOW, WINDOW, PER_LISTENER * 13));
+        assert_eq!(window(usize::MAX), LONGEST);
+    }
 }

@@ -112,17 +112,17 @@ impl Delivery {
         }
     }
 
-    /// Sends to everybody in the room but `except`; says how many took it.
+    /// Sends to everybody in the room of whom it is `wanted`; says how many took it.
     pub fn publish(
         &mut self,
         room: &Snapshot,
         content: &Content,
         from: Option<&json::Sender>,
-        except: Option<ConnectionId>,
+        wanted: impl Fn(ConnectionId) -> bool,
     ) -> (usize, Refused) {
         let mut published = Published::new(room, content, from);
         let (mut taken, mut refused) = (0, Refused::default());
-        for connection in room.connections().filter(|one| Some(*one) != except) {
+        for connection in room.connections().filter(|one| wanted(*one)) {
             let Some(outlet) = self.outlets.get(&connection) else { continue };
             let (kind, payload) = (Forwarded::Message, published.frame(outlet.dialect));
             let room = room.room().clone();

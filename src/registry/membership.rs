@@ -128,9 +128,12 @@ impl Handler<Publish> for RoomRegistry {
             None => None,
         };
         let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
+        // Whose client is away may have an outlet, which is that of another room then.
+        let away = |connection| self.sessions.fading(connection, &msg.room).is_some();
         let except = msg.except.and_then(|connection| self.sessions.resolve(connection));
+        let wanted = |connection| Some(connection) != except && !away(connection);
         let work = Stopwatch::start();
-        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), except);
+        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), wanted);
         let micros = u64::try_from(work.elapsed().as_micros()).unwrap_or(u64::MAX);
         metrics::counter!("presence_fan_out_microseconds_total").increment(micros);
         self.messages.add(1);

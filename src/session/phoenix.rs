@@ -60,9 +60,19 @@ struct Channels {
     fixed: Map<String, Value>,
     session: Option<SessionKey>,
     allowed: Arc<dyn Fn(&RoomName) -> bool>,
-    /// The rooms that are joined, with the reference of the join.
-    joined: HashMap<RoomName, String>,
+    /// The rooms that are joined.
+    joined: HashMap<RoomName, Channel>,
     heard: Instant,
+}
+
+/// A joined room.
+#[derive(Debug)]
+struct Channel {
+    /// The reference of the join.
+    join_ref: String,
+    /// Whether the client has got the room's state since; a difference from before would be one to
+    /// another state.
+    stated: bool,
 }
 
 impl PhoenixSession {
@@ -171,13 +181,19 @@ impl Protocol for Channels {
 
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
         let joined = &mut socket.protocol.joined;
-        let Some(join_ref) = joined.get(&msg.room) else { return };
+        let Some(channel) = joined.get_mut(&msg.room) else { return };
         match msg.kind {
-            Forwarded::State => ctx.text(phoenix::addressed(&msg.payload, join_ref)),
+            Forwarded::State => {
+                channel.stated = true;
+                ctx.text(phoenix::addressed(&msg.payload, &channel.join_ref));
+            }
+            Forwarded::Diff if !channel.stated => {}
             Forwarded::Message | Forwarded::Diff => ctx.text(msg.payload),
             Forwarded::Closed => {
-                ctx.text(phoenix::close(join_ref, msg.room.as_str()));
+                ctx.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
                 joined.remove(&msg.room);
+                // It may have joined again before it read this.
+                socket.me.registry().do_send(Leave::new(msg.room, socket.me.id()));
             }
         }
     }
@@ -187,8 +203,8 @@ impl Protocol for Channels {
         if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
             return socket.close(ctx, msg.code, msg.cause);
         }
-        for (room, join_ref) in socket.protocol.joined.drain() {
-            ctx.text(phoenix::close(&join_ref, room.as_str()));
+        for (room, channel) in socket.protocol.joined.drain() {
+            ctx.text(phoenix::close(&channel.join_ref, room.as_str()));
         }
         socket.close(ctx, 1000, msg.cause);
     }
@@ -197,8 +213,8 @@ impl Protocol for Channels {
 impl Channels {
     /// The room that the frame is about, if it is joined, and whether by the latest join.
     fn room(&self, frame: &Frame) -> Option<(RoomName, bool)> {
-        let (room, join_ref) = self.joined.get_key_value(&*frame.topic)?;
-        let current = frame.join_ref.as_ref().is_none_or(|reference| reference == join_ref);
+        let (room, channel) = self.joined.get_key_value(&*frame.topic)?;
+        let current = frame.join_ref.as_ref().is_none_or(|one| *one == channel.join_ref);
         Some((room.clone(), current))
     }
 
@@ -242,8 +258,9 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
     ctx.wait(joining.map(move |answer, socket, ctx| match answer {
         Ok(Ok(_)) => {
             ctx.text(phoenix::ok(Some(&join_ref), frame.r#ref.as_deref(), &frame.topic));
-            if let Some(before) = socket.protocol.joined.insert(room, join_ref) {
-                ctx.text(phoenix::close(&before, &frame.topic));
+            let channel = Channel { join_ref, stated: false };
+            if let Some(before) = socket.protocol.joined.insert(room, channel) {
+                ctx.text(phoenix::close(&before.join_ref, &frame.topic));
             }
         }
         Ok(Err(error)) => {
@@ -261,12 +278,15 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
 }
 
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame) {
-    let left = phoenix::ok(frame.join_ref.as_deref(), frame.r#ref.as_deref(), &frame.topic);
-    let Some((room, current)) = socket.protocol.room(frame) else { return ctx.text(left) };
+    let left = |join_ref| phoenix::ok(join_ref, frame.r#ref.as_deref(), &frame.topic);
+    let Some((room, current)) = socket.protocol.room(frame) else {
+        return ctx.text(left(frame.join_ref.as_deref()));
+    };
     if !current {
         return;
     }
-    let join_ref = socket.protocol.joined.remove(&room).unwrap_or_default();
+    let Some(Channel { join_ref, .. }) = socket.protocol.joined.remove(&room) else { return };
+    let left = left(Some(&join_ref));
     let leave = Leave::new(room.clone(), socket.me.id());
     let leaving = socket.me.registry().send(leave).into_actor(socket);
     ctx.wait(leaving.map(move |answer, socket, ctx| match answer {
@@ -285,7 +305,7 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
     if !current {
         return;
     }
-    let join_ref = socket.protocol.joined.get(&room).cloned();
+    let join_ref = socket.protocol.joined.get(&room).map(|channel| channel.join_ref.clone());
     if !phoenix::may_push(&frame.event) {
         return refuse(ctx, join_ref.as_deref(), &frame, "reserved event");
     }

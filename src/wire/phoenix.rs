@@ -7,7 +7,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytestring::ByteString;
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde::{Serialize, Serializer, de, ser::SerializeMap};
 use serde_json::{
     Value, json,
     value::{RawValue, to_raw_value},
@@ -22,8 +22,7 @@ const STATE: &str = "presence_state";
 const DIFF: &str = "presence_diff";
 
 /// A frame of a client.
-#[derive(Debug, Deserialize)]
-#[serde(from = "Array")]
+#[derive(Debug)]
 pub struct Frame {
     /// The reference of the join that the frame belongs to.
     pub join_ref: Option<String>,
@@ -37,30 +36,23 @@ pub struct Frame {
     pub payload: Box<RawValue>,
 }
 
-/// A frame as it is on the wire; more elements are none of ours.
-#[derive(Deserialize)]
-struct Array(
-    Option<String>,
-    Option<String>,
-    String,
-    String,
-    Box<RawValue>,
-    #[serde(default)] serde::de::IgnoredAny,
-);
-
-impl From<Array> for Frame {
-    fn from(Array(join_ref, r#ref, topic, event, payload, _): Array) -> Self {
-        Self { join_ref, r#ref, topic, event, payload }
-    }
-}
-
-/// Reads a text frame of a client.
+/// Reads a text frame of a client; elements after the fifth are none of ours.
 ///
 /// # Errors
 ///
 /// What is wrong with it, for the log; Phoenix has no answer to such a frame.
 pub fn read(text: &str) -> Result<Frame, serde_json::Error> {
-    serde_json::from_str(text)
+    let elements: Vec<&RawValue> = serde_json::from_str(text)?;
+    let [join_ref, r#ref, topic, event, payload, ..] = elements[..] else {
+        return Err(de::Error::invalid_length(elements.len(), &"five elements"));
+    };
+    Ok(Frame {
+        join_ref: serde_json::from_str(join_ref.get())?,
+        r#ref: serde_json::from_str(r#ref.get())?,
+        topic: serde_json::from_str(topic.get())?,
+        event: serde_json::from_str(event.get())?,
+        payload: payload.to_owned(),
+    })
 }
 
 fn frame(
@@ -304,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_read_with_its_references_as_they_are_and_what_is_more_is_ignored() {
-        let frame = read(r#"["1",null,"a:b","shout",{"x":1}, "more"]"#).unwrap();
+        let frame = read(r#"["1",null,"a:b","shout",{"x":1}, "more", {}]"#).unwrap();
         assert_eq!((frame.join_ref.as_deref(), frame.r#ref), (Some("1"), None));
         assert_eq!(
             (&*frame.topic, &*frame.event, frame.payload.get()),

@@ -17,4 +17,6 @@ mod identity;
 mod life;
 mod limits;
 mod operations;
+mod phoenix;
 mod rest;
+mod sessions;
