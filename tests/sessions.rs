@@ -143,6 +143,8 @@ async fn of_several_rooms_each_is_taken_over_when_it_is_joined_again() {
     }
     for (name, state) in [("a", "live"), ("b", "live"), ("c", "fading")] {
         assert_eq!(states(&t, name).await, [(old.id, state)], "{name}");
+        let taken = usize::from(state == "live");
+        assert_eq!(t.say(name, "hello").await, taken, "nobody takes what is for who is away");
     }
     t.clock.advance(secs(GRACE));
     let change = t.change().await;

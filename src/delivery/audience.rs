@@ -6,6 +6,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use actix::prelude::*;
+use ahash::RandomState;
+
 use super::{
     Refused,
     frames::{Presences, Touched},
@@ -15,8 +18,6 @@ use crate::{
     messages::{Dialect, Feed, ForwardMessage, Forwarded},
     model::{ConnectionId, Diff, Snapshot},
 };
-use actix::prelude::*;
-use ahash::RandomState;
 
 /// Two member lists of a room are at least this far apart.
 const WINDOW: Duration = Duration::from_millis(50);

@@ -16,7 +16,11 @@ use super::{ConnectionId, InvalidName, Moment, RoomName, UserId};
 /// Made by the client, one per browser tab, and known to nobody else: who knows it can take the
 /// session's place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionKey(RoomName);
+pub struct SessionKey {
+    key: RoomName,
+    /// The one room that it is about, if it is about one.
+    room: Option<RoomName>,
+}
 
 impl SessionKey {
     /// Checks the text and makes it a key.
@@ -25,7 +29,14 @@ impl SessionKey {
     ///
     /// [`InvalidName`] says which rule the text breaks.
     pub fn new(key: impl AsRef<str>) -> Result<Self, InvalidName> {
-        RoomName::new(key).map(Self)
+        Ok(Self { key: RoomName::new(key)?, room: None })
+    }
+
+    /// The key of the same client for this room alone: for a client with a connection to each of its
+    /// rooms, of which a new one shall replace only the older one of the same room.
+    #[must_use]
+    pub fn within(self, room: &RoomName) -> Self {
+        Self { room: Some(room.clone()), ..self }
     }
 }
 

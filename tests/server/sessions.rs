@@ -207,18 +207,23 @@ async fn a_key_must_be_one() {
 }
 
 #[tokio::test]
-async fn messages_of_a_room_where_the_session_is_away_do_not_reach_it_elsewhere() {
-    let server = Server::start(&["--grace", "60s"]);
-    let mut witness = witness(&server).await;
-    let mut lobby = server.ws("/ws/lobby?user=ada&session=tab").await;
-    arrival(&mut witness, "ada").await;
-    let mut other = server.ws("/ws/other?user=ada&session=tab&presence=none").await;
-    assert_eq!(lobby.closed().await.0, 4002);
-    presence_of(&server, "ada", "fading").await;
-    let said =
-        server.ask("POST", "/api/rooms/lobby/messages").header("Content-Type", "application/json");
-    assert_eq!(said.body("1").send().await.json(), json!({"recipients": 1}));
-    witness.until(|frame| frame["type"] == "message").await;
-    other.message("mine").await;
-    assert_eq!(other.next().await["payload"], "mine", "the first that it hears");
+async fn sockets_of_one_key_in_several_rooms_live_side_by_side() {
+    let server = Server::start(&[]);
+    let path = |room: &str| format!("/ws/{room}?user=ada&session=tab&presence=none");
+    let (mut lobby, _cellar) = (server.ws(&path("lobby")).await, server.ws(&path("cellar")).await);
+    until("both rooms", async || {
+        let ada = server.get("/api/users/ada").await.json();
+        (ada["rooms"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let _again = server.ws(&path("lobby")).await;
+    assert_eq!(lobby.closed().await.0, 4002, "a new one in the same room replaces the older");
+    let ada = server.json("/api/users/ada").await;
+    assert_eq!(
+        ada["rooms"],
+        json!([
+            {"channel_name": "cellar", "connections": 1},
+            {"channel_name": "lobby", "connections": 1},
+        ])
+    );
 }
