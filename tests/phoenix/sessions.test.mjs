@@ -163,8 +163,8 @@ test("a kicked client does not come back", async (t) => {
   assert.deepEqual(ada.client.ends, [1000]);
   await sees(witness, ["witness"]);
   assert.deepEqual(causes(witness, "ada"), ["kicked"]);
-  // Meanwhile somebody who only lost the line is back. A client may open its socket again (the package
-  // does so since 1.8.10 whatever the code), but it has no channel to join.
+  // Meanwhile somebody who only lost the line is back. A client may open its socket again (this version
+  // of the package does so whatever the code), but it has no channel to join.
   const syncs = witness.syncs;
   witness.client.socket.conn.terminate();
   await until("the witness is back", () => witness.syncs > syncs);
