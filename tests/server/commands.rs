@@ -4,7 +4,7 @@ use std::{path::Path, process::Stdio, sync::Arc};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Server, failure, presence, run, stderr, success, until};
+use crate::harness::{Database, Server, failure, finish, presence, run, stderr, success, until};
 
 fn url(directory: &Path) -> String {
     format!("sqlite://{}", directory.join("presence.db").display())
@@ -54,7 +54,7 @@ fn the_age_of_prune_presences_is_a_duration_or_in_the_environment() {
     assert_eq!(success(&["prune-presences", "--database", &url, "--max-age", "2m"]), "1");
     let mut by_environment = presence(&["prune-presences"]);
     by_environment.env("PRESENCE_DATABASE", &url).env("PRESENCE_MAX_AGE", "60");
-    let output = by_environment.env("PRESENCE_JSON", "true").output().unwrap();
+    let output = finish(by_environment.env("PRESENCE_JSON", "true"));
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), json!({"pruned": 2}));
     assert_eq!(success(&["prune-presences", "--database", &url, "--max-age", "500ms"]), "1");
@@ -169,7 +169,7 @@ fn what_cannot_be_done_is_said_with_the_code_1_and_what_was_asked_wrongly_with_2
         &["--user", "a", "--info", "{"],
         &["--user", "a", "--room", ""],
         &["--user", "a", "--expires-in", "0"],
-        &["--user", "a", "--session", "k"],
+        &["--user", "a", "--session", ""],
         &[],
     ] {
         failure(2, &[&["token"], &secret[..], wrong].concat());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::harness::{Server, failure, presence, stderr, until};
+use crate::harness::{Server, failure, finish, presence, stderr, until};
 
 #[test]
 fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
@@ -35,9 +35,9 @@ fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
         ("--database", "nonsense"),
         ("--database", "sqlite://"),
         ("--database", "postgres://db/x"),
+        ("--grace", "soon"),
         // Not yet there.
         ("--redis", "redis://localhost"),
-        ("--grace", "10s"),
     ] {
         // Should one be taken, the server must not stay.
         let args = ["serve", "--bind", "127.0.0.1:0", "--database", "sqlite::memory:"];
@@ -66,11 +66,11 @@ fn bad_values_in_the_environment_are_refused_too() {
         ("PRESENCE_MAX_RATE", "0"),
         ("PRESENCE_ALLOW_ORIGIN", "chat.example"),
     ] {
-        let output = presence(&["serve"]).env(name, value).output().unwrap();
+        let output = finish(presence(&["serve"]).env(name, value));
         assert_eq!(output.status.code(), Some(2), "{name}");
         assert!(!stderr(&output).contains("panicked"));
     }
-    let output = presence(&["serve"]).env("PRESENCE_SECRET", "\u{7}bell\u{7}\n").output().unwrap();
+    let output = finish(presence(&["serve"]).env("PRESENCE_SECRET", "\u{7}bell\u{7}\n"));
     assert_eq!(output.status.code(), Some(2), "an empty second secret");
     assert!(!stderr(&output).contains("bell"), "secrets are not repeated");
 }

@@ -42,7 +42,21 @@ pub fn presence<S: AsRef<str>>(args: &[S]) -> Command {
 
 /// Runs a command of the binary to its end.
 pub fn run<S: AsRef<str>>(args: &[S]) -> Output {
-    presence(args).output().unwrap()
+    finish(&mut presence(args))
+}
+
+/// Runs a command that ends by itself; one that does not in time is killed.
+pub fn finish(command: &mut Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > end {
+            child.kill().unwrap();
+            panic!("did not end: {command:?}\n{}", stderr(&child.wait_with_output().unwrap()));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
 }
 
 pub fn stdout(output: &Output) -> String {
