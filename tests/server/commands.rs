@@ -169,7 +169,7 @@ fn what_cannot_be_done_is_said_with_the_code_1_and_what_was_asked_wrongly_with_2
         &["--user", "a", "--info", "{"],
         &["--user", "a", "--room", ""],
         &["--user", "a", "--expires-in", "0"],
-        &["--user", "a", "--session", "k"],
+        &["--user", "a", "--session", ""],
         &[],
     ] {
         failure(2, &[&["token"], &secret[..], wrong].concat());

@@ -35,9 +35,10 @@ fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
         ("--database", "nonsense"),
         ("--database", "sqlite://"),
         ("--database", "postgres://db/x"),
+        ("--grace", "soon"),
+        ("--grace", "-1s"),
         // Not yet there.
         ("--redis", "redis://localhost"),
-        ("--grace", "10s"),
     ] {
         // Should one be taken, the server must not stay.
         let args = ["serve", "--bind", "127.0.0.1:0", "--database", "sqlite::memory:"];
