@@ -36,6 +36,7 @@ fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
         ("--database", "sqlite://"),
         ("--database", "postgres://db/x"),
         ("--grace", "soon"),
+        ("--grace", "-1s"),
         // Not yet there.
         ("--redis", "redis://localhost"),
     ] {

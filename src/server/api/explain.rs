@@ -94,7 +94,11 @@ fn removal(explained: &Explained) -> Option<(DateTime<Utc>, Cause, &'static str)
             Some((at, Cause::Expired, "it gives a sign of life before"))
         }
         PresenceState::Fading { until } => {
-            Some((until, Cause::Disconnected, "its client comes back before"))
+            let unless = "its client comes back before";
+            match explained.seen.last_seen + explained.max_age {
+                expires if expires < until => Some((expires, Cause::Expired, unless)),
+                _ => Some((until, Cause::Disconnected, unless)),
+            }
         }
     }
 }
@@ -138,7 +142,7 @@ fn text(room: &RoomName, explained: &Explained, node: &str) -> String {
         (None, PresenceState::Fading { until }) => format!(
             "{joined}. Its connection ended without a goodbye, so it is fading: {last}. It leaves \
              at {}, unless its client comes back before with the same session key.",
-            time(until),
+            time(until.min(seen.last_seen + *max_age)),
         ),
     }
 }
