@@ -19,6 +19,9 @@ use crate::{
     registry::{Authorize, Parts, RoomRegistry},
 };
 
+/// How long the actors may take to stop when they have done their work.
+const ENDING: Duration = Duration::from_secs(1);
+
 /// Whether somebody may join: what the [`authorize`](PresenceConfig::authorize) hook answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -132,7 +135,7 @@ impl PresenceConfig {
 
     /// How long the presences of a connection that ended without a goodbye stay, if its client has a
     /// [session key](crate::Join::session) and so may come back unnoticed. Default 0 s: they end at
-    /// once.
+    /// once. Silence ends them too, so a grace longer than `max_age` is cut short by it.
     #[must_use]
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
@@ -228,7 +231,7 @@ impl PresenceConfig {
             _ => None,
         };
         migrate(&url)?;
-        let mut store = SqliteStore::open(&url)?;
+        let mut store = SqliteStore::open(&url)?.owned(owner);
         for dead in store.start(&node, self.clock.now().utc(), self.lease)? {
             tracing::info!(
                 node = dead.node,
@@ -258,7 +261,7 @@ impl PresenceConfig {
             self.prune_rooms_every,
         );
         let pruner = Pruner::start_in_arbiter(&arbiter, |_| pruner);
-        Ok(PresenceHandle { registry, pruner, arbiter, node, owner: owner.map(Arc::new) })
+        Ok(PresenceHandle { registry, pruner, arbiter, node })
     }
 
     /// Checks the options without touching the database, as [`start`](Self::start) does first.
@@ -321,8 +324,6 @@ pub struct PresenceHandle {
     pruner: Addr<Pruner>,
     arbiter: ArbiterHandle,
     node: NodeName,
-    /// Held as long as there is a handle.
-    owner: Option<Arc<OwnerLock>>,
 }
 
 impl PresenceHandle {
@@ -365,8 +366,15 @@ impl PresenceHandle {
     pub async fn shutdown(self, at_most: Duration) -> Result<(), FlushError> {
         let closing = tokio::time::timeout(at_most, self.registry.send(Shutdown)).await;
         self.arbiter.stop();
-        // Only now may another process have the database.
-        drop(self.owner);
+        // When this answers, nobody is there to be asked any more.
+        let stopped = async {
+            while self.registry.connected() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(ENDING, stopped).await.is_err() {
+            tracing::warn!("the registry is busy, and ends when it can");
+        }
         match closing {
             Ok(Ok(closed)) => closed,
             Ok(Err(_)) => Err(FlushError { reason: "closed" }),

@@ -676,6 +676,25 @@ async fn the_feed_counts_what_is_and_what_was() {
 }
 
 #[actix::test]
+async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
+    let presence = start();
+    let app = app!(presence, ServerOptions { believe_query: true, ..options() });
+    let from = |host: &'static str, path: &str| {
+        let request = get(path).insert_header((header::HOST, host));
+        request.insert_header((header::ORIGIN, format!("http://{host}")))
+    };
+    for path in ["/ws/lobby", "/socket/websocket?vsn=2.0.0"] {
+        let refusal = send(&app, from("evil.example:8080", path)).await.refusal();
+        assert_eq!(refusal, (403, "foreign_origin".to_owned()));
+        // A proxy that says so, and this machine's own page, come as far as the handshake.
+        let forwarded = from("chat.example", path).insert_header(("x-forwarded-for", "10.0.0.1"));
+        for welcome in [forwarded, from("localhost:8080", path)] {
+            assert_eq!(send(&app, welcome).await.refusal(), (400, "handshake".to_owned()));
+        }
+    }
+}
+
+#[actix::test]
 async fn the_feed_is_behind_the_guard_and_the_page_is_not() {
     let presence = start();
     let locked = app!(presence, ServerOptions { api_key: Some(secret("k3y")), ..options() });

@@ -55,6 +55,15 @@ impl Database {
         Self { _directory: directory, path }
     }
 
+    fn copy(&self) -> Self {
+        let copy = Self::new();
+        for name in ["presence.db", "presence.db-wal"] {
+            let (from, to) = (self.path.with_file_name(name), copy.path.with_file_name(name));
+            fs::copy(from, to).unwrap();
+        }
+        copy
+    }
+
     fn url(&self) -> String {
         format!("sqlite://{}", self.path.display())
     }
@@ -151,7 +160,8 @@ async fn everybody_on_the_rows_of_a_process_that_died_is_gone_at_the_next_start(
     t.enter("lobby", None).await;
     flush(&t).await.unwrap();
     assert_eq!(database.rows().len(), 2);
-    drop(t); // no shutdown: as if the process had been killed
+    // What a process leaves on the disk that is killed now.
+    let database = database.copy();
 
     let t = database.start().await;
     assert!(database.rows().is_empty());
@@ -182,6 +192,10 @@ async fn one_file_serves_one_server() {
         panic!("not refused: {second:?}")
     };
     assert!(error.to_string().contains("presence.db"), "{error}");
+    let handle = t.presence.clone();
+    drop(handle);
+    assert!(PresenceConfig::new(database.url()).start().is_err(), "it is the actors who own it");
+    let _another_handle = t.presence.clone();
     t.presence.shutdown(secs(10)).await.unwrap();
     PresenceConfig::new(database.url()).start().unwrap();
 }

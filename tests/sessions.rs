@@ -188,17 +188,35 @@ async fn an_update_while_coming_back_is_one_change_and_the_user_never_offline() 
 }
 
 #[actix::test]
-async fn a_join_that_a_limit_refuses_takes_nobodys_place() {
-    let mut t = Harness::with("sqlite::memory:", |config| {
-        config.grace(secs(GRACE)).rooms_per_connection(1)
+async fn a_join_that_is_refused_takes_nobodys_place() {
+    let t = Harness::with("sqlite::memory:", |config| {
+        config.grace(secs(GRACE)).authorize(|_, _, info| match info.is_empty() {
+            true => Decision::Allow,
+            false => Decision::deny("no info here"),
+        })
     })
     .await;
     let (mut old, new) = (t.session(), t.session());
     enter(&t, &old, "lobby").await.unwrap();
-    t.changes().await;
-    assert!(matches!(enter(&t, &new, "other").await, Err(JoinError::Limit(_))));
+    let info = Info::new(serde_json::json!({"a": 1})).unwrap();
+    let join = new.joining("lobby", Some("ada")).session(key("tab")).info(info);
+    assert!(matches!(t.registry.send(join).await.unwrap(), Err(JoinError::Denied { .. })));
     assert!(old.heard().await.iter().all(|heard| !matches!(heard, testing::Heard::Close(_))));
     assert_eq!(states(&t, "lobby").await, [(old.id, "live")]);
+}
+
+#[actix::test]
+async fn connections_of_one_session_in_several_rooms_live_side_by_side() {
+    let t = harness(GRACE).await;
+    let (lobby, cellar) = (t.session(), t.session());
+    enter(&t, &lobby, "lobby").await.unwrap();
+    enter(&t, &cellar, "cellar").await.unwrap();
+    ends(&t, &cellar, Cause::Disconnected).await;
+    assert_eq!(states(&t, "lobby").await, [(lobby.id, "live")]);
+    assert_eq!(states(&t, "cellar").await, [(cellar.id, "fading")]);
+    let again = t.session();
+    assert!(!enter(&t, &again, "cellar").await.unwrap().changed);
+    assert_eq!(states(&t, "cellar").await, [(cellar.id, "live")]);
 }
 
 #[actix::test]

@@ -101,7 +101,10 @@ impl Audience {
             let Some((forward, dialect)) = outlet(connection) else { continue };
             let current = matches!(listener, Listener::Current);
             let (kind, payload) = match (dialect, current) {
-                (Dialect::Raw | Dialect::Json(Feed::None), _) => continue,
+                (Dialect::Raw | Dialect::Json(Feed::None), _) => {
+                    *listener = Listener::Current;
+                    continue;
+                }
                 (Dialect::Json(Feed::Full), _) => (Forwarded::State, frames.full()),
                 (Dialect::Json(Feed::Count), _) => (Forwarded::State, frames.count()),
                 (Dialect::Json(Feed::Diff), false) => (Forwarded::State, frames.state()),

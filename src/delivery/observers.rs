@@ -31,6 +31,8 @@ pub(crate) struct Observers {
 struct Observer {
     id: SubscriptionId,
     filter: RoomFilter,
+    /// To see whether its actor has stopped, also when there is nothing to tell it.
+    recipient: Recipient<PresenceChanged>,
     line: Rc<Line>,
 }
 
@@ -64,9 +66,20 @@ impl Observers {
         self.next_id += 1;
         let id = SubscriptionId(self.next_id);
         let line = Rc::new(Line::default());
-        actix::spawn(hand_over(observer, line.clone()));
-        self.observers.push(Observer { id, filter, line });
+        actix::spawn(hand_over(observer.clone(), line.clone()));
+        self.forget_stopped();
+        self.observers.push(Observer { id, filter, recipient: observer, line });
         id
+    }
+
+    fn forget_stopped(&mut self) {
+        self.observers.retain(|observer| {
+            let here = observer.recipient.connected();
+            if !here {
+                observer.line.close();
+            }
+            here
+        });
     }
 
     pub fn unsubscribe(&mut self, id: SubscriptionId) -> bool {

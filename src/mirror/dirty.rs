@@ -3,8 +3,10 @@
 //! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
 //! between two batches are nothing, and a batch that failed is simply put back.
 
+use std::{collections::HashSet, hash::Hash};
+
 use ahash::RandomState;
-use hashlink::LinkedHashMap;
+use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
 use super::store::{Batch, Row};
 use crate::model::{ConnectionId, Diff, RoomName, Rooms, SeenPresence};
@@ -25,7 +27,7 @@ pub(super) struct Mark {
 pub(super) struct Dirty {
     presences: LinkedHashMap<Key, Mark, RandomState>,
     /// Connections heard of since the last round of [`sweep`](Self::sweep).
-    heard: LinkedHashMap<ConnectionId, (), RandomState>,
+    heard: HashSet<ConnectionId, RandomState>,
     /// Those of the rounds before whose rows are still to be written.
     seen: LinkedHashMap<ConnectionId, u64, RandomState>,
     marks: u64,
@@ -38,6 +40,13 @@ pub(super) struct Taken {
     seen: Vec<(ConnectionId, u64)>,
 }
 
+/// Puts in what is not there yet; what is keeps its mark and its place, which are its age.
+fn put<K: Hash + Eq, V>(map: &mut LinkedHashMap<K, V, RandomState>, key: K, value: V) {
+    if let Entry::Vacant(place) = map.entry(key) {
+        place.insert(value);
+    }
+}
+
 impl Dirty {
     /// Marks what a change touched.
     pub fn mark(&mut self, diff: &Diff) {
@@ -45,18 +54,18 @@ impl Dirty {
         let at = self.marks;
         for join in &diff.joins {
             let key = (diff.room.clone(), join.connection);
-            self.presences.entry(key).or_insert(Mark { at, stored: false });
+            put(&mut self.presences, key, Mark { at, stored: false });
         }
         for update in &diff.updates {
             let key = (diff.room.clone(), update.after.connection);
-            self.presences.entry(key).or_insert(Mark { at, stored: true });
+            put(&mut self.presences, key, Mark { at, stored: true });
         }
         for left in &diff.leaves {
             let key = (diff.room.clone(), left.presence.connection);
             if self.presences.get(&key).is_some_and(|mark| !mark.stored) {
                 self.presences.remove(&key);
             } else {
-                self.presences.entry(key).or_insert(Mark { at, stored: true });
+                put(&mut self.presences, key, Mark { at, stored: true });
             }
         }
     }
@@ -68,21 +77,24 @@ impl Dirty {
         for connection in rooms.connections() {
             for room in rooms.rooms_of(connection) {
                 let key = (room.clone(), connection);
-                self.presences.entry(key).or_insert(Mark { at, stored: true });
+                put(&mut self.presences, key, Mark { at, stored: true });
             }
         }
     }
 
     /// Notes a sign of life; its row follows with the next [`sweep`](Self::sweep).
     pub fn heard(&mut self, connection: ConnectionId) {
-        self.heard.entry(connection).or_insert(());
+        self.heard.insert(connection);
     }
 
-    /// Everything heard of so far is to be written.
-    pub fn sweep(&mut self) {
+    /// Everything heard of so far is to be written, but for connections that have gone.
+    pub fn sweep(&mut self, rooms: &Rooms) {
         self.marks += 1;
-        while let Some((connection, ())) = self.heard.pop_front() {
-            self.seen.entry(connection).or_insert(self.marks);
+        self.seen.retain(|connection, _| rooms.last_seen(*connection).is_some());
+        for connection in self.heard.drain() {
+            if rooms.last_seen(connection).is_some() {
+                put(&mut self.seen, connection, self.marks);
+            }
         }
     }
 
@@ -205,6 +217,37 @@ mod tests {
             let (upserts, deletes, _) = world.take();
             assert_eq!((upserts, deletes), (vec![], vec![1]), "failed: {failed}");
         }
+    }
+
+    #[test]
+    fn what_is_marked_again_keeps_its_place_in_the_queue() {
+        let mut world = World::new();
+        world.join(1);
+        let mark = world.dirty.newest();
+        world.join(2);
+        let id = ConnectionId::from_u128(1);
+        let info = Info::new(serde_json::json!({"again": true})).unwrap();
+        world.dirty.mark(&world.rooms.update_info(&world.room, id, info).unwrap());
+        assert!(!world.dirty.is_clean(mark));
+        let (batch, _) = world.dirty.take(&world.rooms, 1);
+        assert_eq!(batch.upserts[0].presence.connection, id);
+        assert!(world.dirty.is_clean(mark));
+    }
+
+    #[test]
+    fn signs_of_life_of_who_has_gone_are_forgotten() {
+        let mut world = World::new();
+        for id in [1, 2] {
+            world.join(id);
+            world.take();
+            world.dirty.heard(ConnectionId::from_u128(id));
+        }
+        world.dirty.sweep(&world.rooms);
+        world.rooms.leave_all(ConnectionId::from_u128(1), Cause::Left);
+        world.dirty.heard(ConnectionId::from_u128(1));
+        world.dirty.sweep(&world.rooms);
+        assert_eq!(world.dirty.seen.len(), 1);
+        assert!(world.dirty.heard.is_empty());
     }
 
     #[test]

@@ -30,6 +30,9 @@ const BATCH: usize = 4096;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
+/// A write that takes longer than this, which is more than a lock is waited for, hangs.
+const STALLED: Duration = Duration::from_secs(10);
+
 /// What waits for a [`Flush`](crate::Flush).
 struct Waiter {
     mark: u64,
@@ -49,8 +52,10 @@ pub(crate) struct Trouble {
 pub(crate) struct Mirror {
     dirty: Dirty,
     writer: Addr<Writer>,
-    /// What the writer is writing.
-    in_flight: Option<Taken>,
+    /// What the writer is writing, and since when.
+    in_flight: Option<(Taken, Moment)>,
+    /// Whether a renewal of the lease is under way.
+    renewing: bool,
     waiters: Vec<Waiter>,
     trouble: Option<Trouble>,
     failures: u32,
@@ -76,6 +81,7 @@ impl Mirror {
             dirty: Dirty::default(),
             writer,
             in_flight: None,
+            renewing: false,
             waiters: Vec::new(),
             trouble: None,
             failures: 0,
@@ -101,13 +107,13 @@ impl Mirror {
     }
 
     /// Has the signs of life noted so far written.
-    pub fn sweep(&mut self) {
-        self.dirty.sweep();
+    pub fn sweep(&mut self, rooms: &Rooms) {
+        self.dirty.sweep(rooms);
     }
 
     /// Presences whose row is not yet what memory says.
     pub fn unwritten(&self) -> usize {
-        let in_flight = self.in_flight.as_ref().map_or(0, |taken| taken.presences.len());
+        let in_flight = self.in_flight.as_ref().map_or(0, |(taken, _)| taken.presences.len());
         self.dirty.len() + in_flight + self.refused.len()
     }
 
@@ -121,8 +127,33 @@ impl Mirror {
         self.lease_renewed
     }
 
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.trouble
+    /// Why the database takes nothing, if so: it says so, or it says nothing at all.
+    pub fn trouble(&self, now: Moment) -> Option<Trouble> {
+        self.trouble.or_else(|| {
+            let (_, since) = *self.in_flight.as_ref()?;
+            let stalled = Trouble { reason: "stalled", since };
+            (now.since(since) > STALLED).then_some(stalled)
+        })
+    }
+
+    /// Answers who waits for a database that says nothing at all.
+    pub fn give_up_waiting(&mut self, now: Moment) {
+        if self.trouble.is_none()
+            && let Some(Trouble { reason, .. }) = self.trouble(now)
+        {
+            tracing::error!("the database does not answer; presence goes on");
+            for waiter in self.waiters.drain(..) {
+                let _ = waiter.reply.send(Err(FlushError { reason }));
+            }
+        }
+    }
+
+    /// The renewal of the lease that is due, if none is under way.
+    pub fn renew(&mut self, now: Moment) -> Option<Request<Writer, Renew>> {
+        if std::mem::replace(&mut self.renewing, true) {
+            return None;
+        }
+        Some(self.writer.send(Renew { now: now.utc() }))
     }
 
     /// The next batch to write, if there is one and the writer is free.
@@ -138,7 +169,7 @@ impl Mirror {
         for (key, _) in &taken.presences {
             self.refused.remove(key);
         }
-        self.in_flight = Some(taken);
+        self.in_flight = Some((taken, now));
         Some(self.writer.send(Write { batch: Arc::new(batch), now: now.utc() }))
     }
 
@@ -149,7 +180,7 @@ impl Mirror {
         rooms: &Rooms,
         now: Moment,
     ) -> Next {
-        let taken = self.in_flight.take().unwrap_or_default();
+        let taken = self.in_flight.take().map(|(taken, _)| taken).unwrap_or_default();
         match answer {
             Ok(Ok(applied)) => {
                 self.rows_written.add(taken.presences.len());
@@ -177,6 +208,7 @@ impl Mirror {
         rooms: &Rooms,
         now: Moment,
     ) -> Next {
+        self.renewing = false;
         if answer.is_ok() {
             self.lease_renewed = Some(now);
         }
@@ -194,9 +226,9 @@ impl Mirror {
 
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
     /// Tries at once, also after a failure.
-    pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub fn flush(&mut self, rooms: &Rooms) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
-        self.dirty.sweep();
+        self.dirty.sweep(rooms);
         self.waiting = false;
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver

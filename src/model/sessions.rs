@@ -8,6 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
+use smallvec::SmallVec;
 
 use super::{ConnectionId, InvalidName, Moment, RoomName, UserId};
 
@@ -16,11 +17,7 @@ use super::{ConnectionId, InvalidName, Moment, RoomName, UserId};
 /// Made by the client, one per browser tab, and known to nobody else: who knows it can take the
 /// session's place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SessionKey {
-    key: RoomName,
-    /// The one room that it is about, if it is about one.
-    room: Option<RoomName>,
-}
+pub struct SessionKey(RoomName);
 
 impl SessionKey {
     /// Checks the text and makes it a key.
@@ -29,14 +26,7 @@ impl SessionKey {
     ///
     /// [`InvalidName`] says which rule the text breaks.
     pub fn new(key: impl AsRef<str>) -> Result<Self, InvalidName> {
-        Ok(Self { key: RoomName::new(key)?, room: None })
-    }
-
-    /// The key of the same client for this room alone: for a client with a connection to each of its
-    /// rooms, of which a new one shall replace only the older one of the same room.
-    #[must_use]
-    pub fn within(self, room: &RoomName) -> Self {
-        Self { room: Some(room.clone()), ..self }
+        RoomName::new(key).map(Self)
     }
 }
 
@@ -69,7 +59,8 @@ pub struct Superseded;
 /// The client sessions of a registry; a plain value.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    clients: HashMap<Client, ConnectionId, RandomState>,
+    /// The presences of each client: one, unless it has connections in several rooms.
+    clients: HashMap<Client, SmallVec<[ConnectionId; 1]>, RandomState>,
     sessions: HashMap<ConnectionId, Session, RandomState>,
     /// Connections that speak for a presence that another one began.
     speakers: HashMap<ConnectionId, ConnectionId, RandomState>,
@@ -90,13 +81,18 @@ impl Sessions {
         }
     }
 
-    /// The id of the presences of this client, if it has any.
+    /// The id of the presences of this client that has one in a room; `there` says which have.
     #[must_use]
-    pub fn presence_of(&self, key: SessionKey, user: Option<UserId>) -> Option<ConnectionId> {
-        self.clients.get(&(key, user)).copied()
+    pub fn presence_of(
+        &self,
+        client: &(SessionKey, Option<UserId>),
+        there: impl Fn(ConnectionId) -> bool,
+    ) -> Option<ConnectionId> {
+        self.clients.get(client)?.iter().copied().find(|presence| there(*presence))
     }
 
-    /// Whose place the connection gets if it joins as the client with this key.
+    /// Whose place the connection gets if it joins a room as the client with this key: that of an
+    /// older connection that is in the room, which `there` says.
     ///
     /// # Errors
     ///
@@ -106,19 +102,24 @@ impl Sessions {
         connection: ConnectionId,
         key: Option<SessionKey>,
         user: Option<&UserId>,
+        there: impl Fn(ConnectionId) -> bool,
     ) -> Result<Claim, Superseded> {
         let presence = self.resolve(connection).ok_or(Superseded)?;
-        let bound = presence != connection || self.sessions.contains_key(&presence);
-        let Some(key) = key.filter(|_| !bound) else {
+        if let Some(session) = self.sessions.get(&presence) {
+            // It has its key; what may change is the user.
+            let client = Some((session.client.0.clone(), user.cloned()));
+            return Ok(Claim { presence, replaces: false, connection, client });
+        }
+        let Some(key) = key else {
             return Ok(Claim { presence, replaces: false, connection, client: None });
         };
         let client = (key, user.cloned());
-        let older = self.clients.get(&client).and_then(|older| self.sessions.get_key_value(older));
-        let (presence, replaces) = match older {
-            Some((_, session)) if connection < session.speaker => return Err(Superseded),
-            Some((presence, _)) => (*presence, true),
-            None => (connection, false),
-        };
+        let older = self.presence_of(&client, there);
+        let speaker = older.and_then(|older| self.sessions.get(&older)).map(|older| older.speaker);
+        if speaker.is_some_and(|speaker| connection < speaker) {
+            return Err(Superseded);
+        }
+        let (presence, replaces) = (older.unwrap_or(connection), older.is_some());
         Ok(Claim { presence, replaces, connection, client: Some(client) })
     }
 
@@ -126,14 +127,27 @@ impl Sessions {
     pub fn take(&mut self, claim: Claim) {
         let Claim { presence, connection, client, .. } = claim;
         let Some(client) = client else { return };
-        let new = || Session { client: client.clone(), speaker: connection };
-        let session = self.sessions.entry(presence).or_insert_with(new);
-        self.speakers.remove(&session.speaker);
-        session.speaker = connection;
+        if self.sessions.get(&presence).is_none_or(|session| session.client != client) {
+            self.unbind(presence);
+            self.clients.entry(client.clone()).or_default().push(presence);
+        }
+        let session = Session { client, speaker: connection };
+        if let Some(before) = self.sessions.insert(presence, session) {
+            self.speakers.remove(&before.speaker);
+        }
         if connection != presence {
             self.speakers.insert(connection, presence);
         }
-        self.clients.insert(client, presence);
+    }
+
+    /// The presence is not that of its client any more.
+    fn unbind(&mut self, presence: ConnectionId) {
+        let Some(session) = self.sessions.get(&presence) else { return };
+        let Some(presences) = self.clients.get_mut(&session.client) else { return };
+        presences.retain(|one| *one != presence);
+        if presences.is_empty() {
+            self.clients.remove(&session.client);
+        }
     }
 
     /// Whether the presences belong to a client session.
@@ -180,9 +194,10 @@ impl Sessions {
 
     /// The presences are no more.
     pub fn forget(&mut self, presence: ConnectionId) {
-        let Some(session) = self.sessions.remove(&presence) else { return };
-        self.clients.remove(&session.client);
-        self.speakers.remove(&session.speaker);
+        self.unbind(presence);
+        if let Some(session) = self.sessions.remove(&presence) {
+            self.speakers.remove(&session.speaker);
+        }
     }
 
     /// Whether nobody has a session key and nobody is fading.
@@ -213,7 +228,7 @@ mod tests {
         key: Option<SessionKey>,
         user: Option<&UserId>,
     ) -> (ConnectionId, bool) {
-        let claim = sessions.claim(id(connection), key, user).unwrap();
+        let claim = sessions.claim(id(connection), key, user, |_| true).unwrap();
         let (presence, replaces) = (claim.presence, claim.replaces);
         sessions.take(claim);
         (presence, replaces)
@@ -228,7 +243,7 @@ mod tests {
             assert_eq!(join(&mut sessions, new, key(), None), (id(1), true));
             assert_eq!(sessions.resolve(id(new)), Some(id(1)));
             assert_ne!(sessions.resolve(id(old)), Some(id(1)));
-            assert_eq!(sessions.claim(id(old), key(), None), Err(Superseded));
+            assert_eq!(sessions.claim(id(old), key(), None, |_| true), Err(Superseded));
         }
         sessions.forget(id(1));
         assert!(sessions.is_empty());
@@ -245,6 +260,32 @@ mod tests {
         assert_eq!(join(&mut sessions, 3, other, Some(&ada)), (id(3), false));
         assert_eq!(join(&mut sessions, 4, None, Some(&ada)), (id(4), false));
         assert_eq!(join(&mut sessions, 5, key(), Some(&ada)), (id(1), true));
+    }
+
+    #[test]
+    fn who_becomes_another_user_is_that_users_session_from_then_on() {
+        let mut sessions = Sessions::default();
+        let ada = UserId::new("ada").unwrap();
+        join(&mut sessions, 1, key(), None);
+        assert_eq!(join(&mut sessions, 1, key(), Some(&ada)), (id(1), false));
+        assert_eq!(join(&mut sessions, 2, key(), None), (id(2), false), "somebody anonymous");
+        assert_eq!(join(&mut sessions, 3, key(), Some(&ada)), (id(1), true));
+        sessions.forget(id(1));
+        sessions.forget(id(2));
+        assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn connections_of_one_client_in_several_rooms_live_side_by_side() {
+        let mut sessions = Sessions::default();
+        join(&mut sessions, 1, key(), None);
+        for (connection, in_the_room, expected) in [(2, 0, (2, false)), (3, 1, (1, true))] {
+            let there = |presence| presence == id(in_the_room);
+            let claim = sessions.claim(id(connection), key(), None, there).unwrap();
+            assert_eq!((claim.presence, claim.replaces), (id(expected.0), expected.1));
+            sessions.take(claim);
+        }
+        assert_eq!([1, 2, 3].map(|n| sessions.resolve(id(n))), [None, Some(id(2)), Some(id(1))]);
     }
 
     #[test]

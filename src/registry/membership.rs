@@ -19,8 +19,8 @@ impl Handler<Admit> for RoomRegistry {
     fn handle(&mut self, msg: Admit, _: &mut Context<Self>) -> Self::Result {
         let Admit { room, user, info, session } = msg;
         self.admit(&room, user.as_ref(), &info)?;
-        let older = session.and_then(|key| self.sessions.presence_of(key, user));
-        if older.is_some_and(|presence| self.rooms.presence(&room, presence).is_some()) {
+        let there = |presence| self.rooms.presence(&room, presence).is_some();
+        if session.is_some_and(|key| self.sessions.presence_of(&(key, user), there).is_some()) {
             return Ok(());
         }
         Ok(self.rooms.has_place(&room)?)
@@ -34,7 +34,8 @@ impl Handler<Join> for RoomRegistry {
         let now = self.clock.now();
         let Join { room, connection, user, info, session, dialect, forward, disconnect } = msg;
         self.admit(&room, user.as_ref(), &info)?;
-        let claim = self.sessions.claim(connection, session, user.as_ref())?;
+        let there = |presence| self.rooms.presence(&room, presence).is_some();
+        let claim = self.sessions.claim(connection, session, user.as_ref(), there)?;
         let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
         let diff = self.rooms.join(&room, connection, user, info, now)?;

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::RoomRegistry;
 use crate::{
     messages::{Flush, FlushError, PruneRooms, Shutdown},
-    mirror::{Goodbye, Next, PruneRoomRows, Renew, store::StoreError},
+    mirror::{Goodbye, Next, PruneRoomRows, store::StoreError},
     model::{Cause, Moment},
 };
 
@@ -18,14 +18,16 @@ impl RoomRegistry {
     /// Starts what the mirror does by the clock on the wall: signs of life in bulk, and the lease.
     pub(super) fn keep_mirror(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(self.max_age / 4, |registry, ctx| {
-            registry.mirror.sweep();
+            registry.mirror.sweep(&registry.rooms);
+            metrics::counter!("presence_touches_total").absolute(registry.touches);
             let now = registry.clock.now();
             registry.write(ctx, now);
         });
         ctx.run_interval(self.lease / 3, |registry, ctx| {
-            let now = registry.clock.now().utc();
-            let renewal = registry.mirror.writer().send(Renew { now }).into_actor(registry);
-            ctx.spawn(renewal.map(|answer, registry, ctx| {
+            let now = registry.clock.now();
+            registry.mirror.give_up_waiting(now);
+            let Some(renewal) = registry.mirror.renew(now) else { return };
+            ctx.spawn(renewal.into_actor(registry).map(|answer, registry, ctx| {
                 let now = registry.clock.now();
                 let answer = answer.unwrap_or(Err(StoreError::Closed));
                 let next = registry.mirror.renewed(answer, &registry.rooms, now);
@@ -58,7 +60,7 @@ impl RoomRegistry {
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
-        let flushed = self.mirror.flush();
+        let flushed = self.mirror.flush(&self.rooms);
         let now = self.clock.now();
         self.write(ctx, now);
         flushed

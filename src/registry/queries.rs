@@ -58,7 +58,8 @@ impl Handler<GetStatus> for RoomRegistry {
 
     fn handle(&mut self, _: GetStatus, _: &mut Context<Self>) -> Status {
         let now = self.clock.now();
-        let trouble = self.mirror.trouble();
+        let trouble = self.mirror.trouble(now);
+        metrics::counter!("presence_touches_total").absolute(self.touches);
         Status {
             epoch: self.rooms.epoch(),
             uptime: now.since(self.started),

@@ -20,9 +20,29 @@ pub(super) fn bearer(req: &HttpRequest) -> Option<&str> {
 /// A proxy's peer is always this machine, and a page whose name was made to lead to `127.0.0.1` asks
 /// for that name; neither counts.
 pub(super) fn is_local(req: &HttpRequest) -> bool {
+    is_from_here(req) && is_for_here(req)
+}
+
+fn is_from_here(req: &HttpRequest) -> bool {
     let peer = req.peer_addr().is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-    let forwarded = FORWARDED.iter().any(|name| req.headers().contains_key(*name));
-    peer && !forwarded && Host::of(req.headers()).is_some_and(|host| is_loopback(&host.name))
+    peer && !FORWARDED.iter().any(|name| req.headers().contains_key(*name))
+}
+
+fn is_for_here(req: &HttpRequest) -> bool {
+    Host::of(req.headers()).is_some_and(|host| is_loopback(&host.name))
+}
+
+/// Refuses a page whose name was made to lead to this machine: to a server that listens on loopback
+/// alone and asks nobody who they are, its origin looks like the server's own.
+pub(super) fn check_rebound(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+    let options = state.options();
+    let open = options.believe_query && options.secrets.is_empty();
+    let page = req.headers().contains_key(header::ORIGIN) && options.allowed_origins.is_empty();
+    if open && page && is_from_here(req) && !is_for_here(req) {
+        let message = "pages of this host may not use a server on loopback";
+        return Err(ApiError::forbidden("foreign_origin", message));
+    }
+    Ok(())
 }
 
 /// Whether a host's name, or its address, is this machine's own.

@@ -102,7 +102,6 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_users").set(status.users as f64);
     gauge!("presence_observer_lag").set(status.observer_lag as f64);
     gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
-    counter!("presence_touches_total").absolute(status.counters.touches);
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));

@@ -51,7 +51,8 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
     let presence = config.start()?;
     let state = ServerState::new(&presence, options(flags));
 
-    let mut server = HttpServer::new(move || App::new().configure(configure(state.clone())))
+    let shared = state.clone();
+    let mut server = HttpServer::new(move || App::new().configure(configure(shared.clone())))
         .on_connect(|io, _| limit_silence(io))
         .max_connections(PER_WORKER)
         .shutdown_timeout(CLOSING)
@@ -67,7 +68,7 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
     }
     let signals = signals().map_err(CommandError::Serve)?;
     let server = server.run();
-    actix::spawn(stop(signals, server.handle(), presence));
+    actix::spawn(stop(signals, server.handle(), presence, state));
     server.await.map_err(CommandError::Serve)
 }
 
@@ -132,7 +133,12 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
 }
 
 /// On a first signal ends everything in order, on a second one at once.
-async fn stop(signals: impl Signals, server: ServerHandle, presence: PresenceHandle) {
+async fn stop(
+    signals: impl Signals,
+    server: ServerHandle,
+    presence: PresenceHandle,
+    state: ServerState,
+) {
     let mut signals = signals;
     signals.next().await;
     tracing::info!("stopping: closing the sockets and writing the rows");
@@ -141,6 +147,7 @@ async fn stop(signals: impl Signals, server: ServerHandle, presence: PresenceHan
         std::process::exit(1);
     });
     server.pause().await;
+    state.close();
     match presence.shutdown(WRITING).await {
         Ok(()) => tracing::info!("everything is written"),
         Err(error) => {

@@ -10,6 +10,7 @@ use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use super::{
     address::{self, Query},
     error::ApiError,
+    guard,
     identity::Identity,
     origin,
     state::ServerState,
@@ -25,6 +26,7 @@ pub(super) async fn enter(
 ) -> Result<HttpResponse, ApiError> {
     let options = state.options();
     origin::check(req.headers(), &options.allowed_origins)?;
+    guard::check_rebound(&req, &state)?;
     let room = address::room(&req, 0)?;
     let query = Query::of(&req)?;
     let identity = Identity::of(&req, &query, None, &state)?;
@@ -53,6 +55,7 @@ pub(super) async fn phoenix(
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
     origin::check(req.headers(), &state.options().allowed_origins)?;
+    guard::check_rebound(&req, &state)?;
     let query = Query::of(&req)?;
     if query.get("vsn")? != Some("2.0.0") {
         let message = "`vsn=2.0.0` is what is spoken here";
@@ -61,7 +64,7 @@ pub(super) async fn phoenix(
     let token = auth_token(req.headers());
     let identity = Identity::of(&req, &query, token.as_deref(), &state);
     let identity = identity.map_err(ApiError::refuse)?;
-    let session = PhoenixSession::new(state.registry().clone());
+    let session = PhoenixSession::new(state.registry().clone()).until(state.closing());
     let session = identity.own_phoenix(session.options(bounds(&state).place(state.place()?)));
     Ok(session.start(&req, body)?)
 }

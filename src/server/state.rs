@@ -8,7 +8,7 @@ use std::{
 
 use actix::{Addr, Context, Handler, Message, dev::ToEnvelope};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
 
@@ -91,6 +91,8 @@ struct Shared {
     seats: Arc<Semaphore>,
     /// How many places there are in all.
     limit: usize,
+    /// Turns true when the server ends.
+    closing: watch::Sender<bool>,
     ranking: Mutex<Ranking>,
 }
 
@@ -106,6 +108,7 @@ impl ServerState {
             places: Arc::new(Semaphore::new(limit)),
             seats: Arc::new(Semaphore::new(SEATS)),
             limit,
+            closing: watch::Sender::new(false),
             ranking: Mutex::default(),
         }))
     }
@@ -114,6 +117,16 @@ impl ServerState {
     #[must_use]
     pub fn open_sockets(&self) -> usize {
         self.0.limit - self.0.places.available_permits()
+    }
+
+    /// Closes the WebSockets that are in no room, of which the registry does not know.
+    pub fn close(&self) {
+        self.0.closing.send_replace(true);
+    }
+
+    /// Turns true when the server ends.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.0.closing.subscribe()
     }
 
     pub(super) fn registry(&self) -> &Addr<RoomRegistry> {

@@ -80,10 +80,10 @@ impl WsSession {
     }
 
     /// The client session that survives reconnects, if the client has one: see
-    /// [`Join::session`](crate::Join::session). One key serves all rooms of a client.
+    /// [`Join::session`](crate::Join::session).
     #[must_use]
     pub fn session(mut self, session: Option<SessionKey>) -> Self {
-        self.member.session = session.map(|key| key.within(&self.member.room));
+        self.member.session = session;
         self
     }
 

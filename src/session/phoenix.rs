@@ -2,16 +2,12 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`, for what a server does with each frame.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 
 use super::{
     Connection,
@@ -60,9 +56,10 @@ struct Channels {
     fixed: Map<String, Value>,
     session: Option<SessionKey>,
     allowed: Arc<dyn Fn(&RoomName) -> bool>,
+    /// Turns true when the server ends.
+    closing: Option<watch::Receiver<bool>>,
     /// The rooms that are joined.
     joined: HashMap<RoomName, Channel>,
-    heard: Instant,
 }
 
 /// A joined room.
@@ -85,8 +82,8 @@ impl PhoenixSession {
             fixed: Map::new(),
             session: None,
             allowed: Arc::new(|_| true),
+            closing: None,
             joined: HashMap::new(),
-            heard: Instant::now(),
         };
         Self { me: Connection::new(registry), channels, options: WsOptions::default() }
     }
@@ -127,6 +124,13 @@ impl PhoenixSession {
         self
     }
 
+    /// Ends with 1001 when this turns true. The registry tells only sessions that are in some room.
+    #[must_use]
+    pub fn until(mut self, closing: watch::Receiver<bool>) -> Self {
+        self.channels.closing = Some(closing);
+        self
+    }
+
     /// Bounds and habits.
     #[must_use]
     pub fn options(self, options: WsOptions) -> Self {
@@ -149,20 +153,28 @@ impl PhoenixSession {
 }
 
 impl Protocol for Channels {
-    fn started(_: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
+    fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
+        if let Some(mut closing) = socket.protocol.closing.take() {
+            let closed = async move { closing.wait_for(|closing| *closing).await.is_ok() };
+            ctx.spawn(closed.into_actor(socket).map(|closing, socket, ctx| {
+                if closing {
+                    socket.close(ctx, 1001, Cause::Shutdown);
+                }
+            }));
+        }
         ctx.run_interval(LOOK, |socket, ctx| {
-            if socket.protocol.heard.elapsed() > IDLE {
+            if socket.heard.elapsed() > IDLE {
                 socket.close(ctx, 1001, Cause::Expired);
             }
         });
     }
 
     fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
-        socket.protocol.heard = Instant::now();
         let frame = match phoenix::read(text) {
             Ok(frame) => frame,
             Err(error) => {
-                tracing::debug!(%error, connection = %socket.me.id(), "no frame of Phoenix");
+                let (connection, column) = (socket.me.id(), error.column());
+                tracing::debug!(%connection, kind = ?error.classify(), column, "no Phoenix frame");
                 socket.me.touch();
                 return socket.close(ctx, 1007, Cause::Disconnected);
             }

@@ -1,6 +1,9 @@
 //! A WebSocket on actix-web-actors, whatever its dialect: what every session does alike.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    time::{Duration, Instant},
+};
 
 use actix::prelude::*;
 use actix_http::ws::{Codec, Item};
@@ -108,6 +111,8 @@ pub(super) trait Protocol: Sized + Unpin + 'static {
 pub(super) struct Socket<P> {
     pub me: Connection,
     pub protocol: P,
+    /// When the last frame came, of whatever kind.
+    pub heard: Instant,
     rate: Option<Rate>,
     ping_interval: Option<Duration>,
     too_big: TooBig,
@@ -138,9 +143,9 @@ impl<P: Protocol> Socket<P> {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, too_big) = Guard::new(payload, max_frame_size);
         let rate = max_rate.map(|frames| Rate::new(frames, Instant::now()));
-        let (fragments, closing) = (Vec::new(), false);
+        let (heard, fragments, closing) = (Instant::now(), Vec::new(), false);
         let socket =
-            Self { me, protocol, rate, ping_interval, too_big, fragments, closing, _place };
+            Self { me, protocol, heard, rate, ping_interval, too_big, fragments, closing, _place };
         let codec = Codec::new().max_size(max_frame_size);
         response.streaming(ws::WebsocketContext::with_codec(socket, guarded, codec))
     }
@@ -188,12 +193,23 @@ impl<P: Protocol> Socket<P> {
         ctx.stop();
     }
 
+    /// The peer sent what is no frame.
+    fn broken(&mut self, ctx: &mut Ctx<P>, error: &ws::ProtocolError) {
+        self.close(ctx, self.code_of(error), Cause::Disconnected);
+        if !self.too_big.get() {
+            // The codec would say the same of the same bytes again and again: read no more of them.
+            let farewell = actix::clock::sleep(FAREWELL).into_actor(self);
+            ctx.wait(farewell.map(|(), _, ctx| ctx.stop()));
+        }
+    }
+
     /// The close code for a broken frame (RFC 6455, section 7.4.1).
     fn code_of(&self, error: &ws::ProtocolError) -> u16 {
         match error {
             ws::ProtocolError::Overflow => 1009,
             _ if self.too_big.get() => 1009,
-            // Text that is not UTF-8 comes as an I/O error; of a real one nobody is left to hear.
+            // So come reserved bits, text that is not UTF-8, and what nobody is left to hear of.
+            ws::ProtocolError::Io(error) if error.kind() == ErrorKind::InvalidData => 1002,
             ws::ProtocolError::Io(_) => 1007,
             _ => 1002,
         }
@@ -234,6 +250,9 @@ impl<P: Protocol> Handler<Disconnect> for Socket<P> {
 
 impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Socket<P> {
     fn handle(&mut self, frame: Result<ws::Message, ws::ProtocolError>, ctx: &mut Ctx<P>) {
+        if frame.is_ok() {
+            self.heard = Instant::now();
+        }
         if let Ok(ws::Message::Close(reason)) = frame {
             return self.closed(ctx, reason);
         }
@@ -259,7 +278,7 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
             }
             Ok(ws::Message::Pong(_)) => self.me.touch(),
             Ok(ws::Message::Close(_) | ws::Message::Nop) => {}
-            Err(error) => self.close(ctx, self.code_of(&error), Cause::Disconnected),
+            Err(error) => self.broken(ctx, &error),
         }
     }
 }

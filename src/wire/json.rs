@@ -3,7 +3,7 @@
 //! The shape of `presence` is that of the documentation of django-channels-presence.
 
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::model::{Cause, ConnectionId, Epoch, Info, Member, RoomName, Snapshot, UserId};
@@ -226,6 +226,10 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
     if text == HEARTBEAT {
         return Ok(ClientFrame::Heartbeat);
     }
+    if !text.trim_start().starts_with('{') {
+        let json: Result<IgnoredAny, _> = serde_json::from_str(text);
+        return Err(json.map_or_else(|e| BadFrame::NotJson(e.to_string()), |_| BadFrame::NoType));
+    }
     let any: Any = match serde_json::from_str(text) {
         Ok(any) => any,
         Err(error) if error.is_data() => return Err(BadFrame::NoType),
@@ -291,6 +295,7 @@ mod tests {
         assert_eq!(bad("{"), "not_json");
         assert_eq!(bad(""), "not_json");
         assert_eq!(bad("[]"), "bad_frame");
+        assert_eq!(bad(r#"["message",{"x":1},null]"#), "bad_frame");
         assert_eq!(bad(" \"heartbeat\""), "bad_frame");
         assert_eq!(bad("{}"), "bad_frame");
         assert_eq!(bad(r#"{"type":7}"#), "bad_frame");

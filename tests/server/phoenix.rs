@@ -281,3 +281,13 @@ async fn everything_that_is_refused_before_the_upgrade_is_403() {
     assert_eq!(ada.next().await, error(json!("1"), "1", "b", "unauthorized"));
     join(&mut ada, "2", "abc").await;
 }
+
+#[tokio::test]
+async fn a_socket_without_a_channel_is_told_too_when_the_server_stops() {
+    let server = Server::start(&[]);
+    let mut ws = channels(&server, "ada").await;
+    ws.text(r#"[null,"1","phoenix","heartbeat",{}]"#).await;
+    ws.next().await;
+    server.signal("TERM");
+    assert_eq!(ws.closed().await, (1001, "shutdown".to_owned()));
+}

@@ -20,8 +20,8 @@ use diesel::{
 };
 
 use super::{
-    Applied, Batch, DatabaseUrl, DeadNode, NodeName, Renewal, RoomCounts, SqlitePath, Store,
-    StoreError, bulk,
+    Applied, Batch, DatabaseUrl, DeadNode, NodeName, OwnerLock, Renewal, RoomCounts, SqlitePath,
+    Store, StoreError, bulk,
     error::Failure,
     migrate,
     schema::{nodes, presences, rooms},
@@ -60,6 +60,8 @@ pub struct SqliteStore {
     known: Option<FileId>,
     /// The database that was open is not there any more; said once with [`StoreError::Gone`].
     lost: bool,
+    /// Held as long as this store may write.
+    _owner: Option<OwnerLock>,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +95,12 @@ impl SqliteStore {
         Self::open_counting(url, options).map(|(store, _)| store)
     }
 
+    /// Keeps the lock until the store is dropped.
+    #[must_use]
+    pub fn owned(self, lock: Option<OwnerLock>) -> Self {
+        Self { _owner: lock, ..self }
+    }
+
     /// Opens a database, and says how many migrations that took.
     pub(super) fn open_counting(
         url: &DatabaseUrl,
@@ -102,7 +110,7 @@ impl SqliteStore {
             DatabaseUrl::SqliteMemory => Place::Memory,
             DatabaseUrl::SqliteFile(path) => Place::File(path.clone()),
         };
-        let mut store = Self { place, options, open: None, known: None, lost: false };
+        let mut store = Self { place, options, open: None, known: None, lost: false, _owner: None };
         store.find()?;
         let (_, applied) = store.connect(options.open_timeout)?;
         Ok((store, applied.unwrap_or(0)))
