@@ -186,6 +186,9 @@ pub enum BadFrame {
     /// A `message` without `payload`.
     #[error("a message needs a \"payload\"")]
     NoPayload,
+    /// A `payload` with lists in lists in lists.
+    #[error("the payload is nested more than {MAX_DEPTH} deep")]
+    TooDeep,
     /// An `update` whose `info` is not an object.
     #[error("an update needs \"info\", a JSON object")]
     NoInfo,
@@ -197,10 +200,22 @@ impl BadFrame {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "not_json",
-            Self::NoType | Self::NoPayload | Self::NoInfo => "bad_frame",
+            Self::NoType | Self::NoPayload | Self::NoInfo | Self::TooDeep => "bad_frame",
             Self::UnknownType => "unknown_type",
         }
     }
+}
+
+/// How deep a value may be nested that is passed on: many JSON parsers take no more.
+pub const MAX_DEPTH: usize = 127;
+
+/// Whether a value is nested no deeper than [`MAX_DEPTH`], so that no receiver chokes on it.
+#[must_use]
+pub fn is_shallow(value: &RawValue) -> bool {
+    let text = value.get();
+    let opened = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    // The parser has this very limit.
+    opened <= MAX_DEPTH || serde_json::from_str::<Value>(text).is_ok()
 }
 
 /// The text frame of a client that is only a sign of life, to the letter.
@@ -236,7 +251,11 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         Err(error) => return Err(BadFrame::NotJson(error.to_string())),
     };
     match (any.r#type.as_ref().and_then(Value::as_str), any.info) {
-        (Some("message"), _) => any.payload.map(ClientFrame::Message).ok_or(BadFrame::NoPayload),
+        (Some("message"), _) => match any.payload {
+            Some(payload) if is_shallow(&payload) => Ok(ClientFrame::Message(payload)),
+            Some(_) => Err(BadFrame::TooDeep),
+            None => Err(BadFrame::NoPayload),
+        },
         (Some("update"), Some(Value::Object(info))) => Ok(ClientFrame::Update(info)),
         (Some("update"), _) => Err(BadFrame::NoInfo),
         (Some(_), _) => Err(BadFrame::UnknownType),
@@ -287,6 +306,18 @@ mod tests {
                 "leaves": [{"id": "bob", "info": {}, "cause": "expired"}],
             }})
         );
+    }
+
+    #[test]
+    fn a_payload_may_be_long_but_not_deep() {
+        let message =
+            |payload: String| read(&format!(r#"{{"type":"message","payload":{payload}}}"#));
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(message(nested(MAX_DEPTH)).is_ok());
+        assert_eq!(message(nested(MAX_DEPTH + 1)).unwrap_err(), BadFrame::TooDeep);
+        assert_eq!(message(nested(30_000)).unwrap_err(), BadFrame::TooDeep);
+        assert!(message(format!("[{}1]", "[1],".repeat(10_000))).is_ok());
+        assert!(message(format!("\"{}\"", "[".repeat(10_000))).is_ok(), "only a text");
     }
 
     #[test]

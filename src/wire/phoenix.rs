@@ -315,6 +315,32 @@ mod tests {
     }
 
     #[test]
+    fn hostile_frames_are_refused_or_harmless() {
+        let deep = "[".repeat(30_000) + &"]".repeat(30_000);
+        let frame = |payload: &str| read(&format!(r#"["1","2","t","e",{payload}]"#));
+        let (refused, taken) = (false, true);
+        for (payload, expected) in [
+            (deep.as_str(), refused),
+            (&format!(r#"{{"a":{deep}}}"#), refused),
+            ("null", refused),
+            ("[]", refused),
+            ("\"text\"", refused),
+            ("1e999", refused),
+            (r#"{"__proto__":{"x":1},"constructor":null}"#, taken),
+        ] {
+            let object = frame(payload).ok().and_then(|frame| object(&frame.payload));
+            assert_eq!(object.is_some(), expected, "{:.40}", payload);
+        }
+        for text in
+            [r#"[1,2,"t","e",{}]"#, r#"["1","2",3,"e",{}]"#, r#"["1","2","t",null,{}]"#, &deep]
+        {
+            assert!(read(text).is_err(), "{text:.40}");
+        }
+        let long = format!(r#"["1","2","{}","e",{{}}]"#, "t".repeat(1 << 20));
+        assert!(RoomName::new(read(&long).unwrap().topic).is_err());
+    }
+
+    #[test]
     fn answers_are_to_the_letter_what_the_client_expects() {
         assert_eq!(
             ok(Some("3"), Some("4"), "room:1"),

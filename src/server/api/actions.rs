@@ -12,6 +12,7 @@ use super::reply;
 use crate::{
     Kick, Publish, RoomName, UserId, WhereIs,
     server::{address, error::ApiError, state::ServerState},
+    wire::json,
 };
 
 /// `GET /api/users/{id}`: the rooms a user is in.
@@ -45,6 +46,10 @@ pub(super) async fn publish(
     let body = read(&req, body, state.options().max_frame_size).await?;
     let payload: Box<RawValue> = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request("bad_json", format!("not JSON: {error}")))?;
+    if !json::is_shallow(&payload) {
+        let message = format!("a message is nested at most {} deep", json::MAX_DEPTH);
+        return Err(ApiError::bad_request("too_deep", message));
+    }
     let published = state.ask(Publish::json(room, payload)).await?;
     let recipients = published.map_err(|error| {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
