@@ -137,3 +137,31 @@ test("a refused feed is explained, and a key is asked for and kept", async (t) =
   await page.locator("#health[data-state=open]").waitFor();
   assert.equal(await page.evaluate(() => JSON.stringify({ ...localStorage }).includes("k3y")), false);
 });
+
+test("two hundred clients come and go before its eyes", async (t) => {
+  if (!await isOpen(t)) return;
+  const { page, complaints } = await tab(t, "/dashboard");
+  const connections = async () => Number((await page.locator("#figure-connections .value").innerText()).replace(/\D/g, ""));
+  await page.locator("#health[data-state=open]").waitFor();
+  await page.getByLabel("Filter rooms by name").fill("crowd-");
+
+  const crowd = (await tab(t, "/healthz")).page;
+  await crowd.evaluate(() => {
+    globalThis.crowd = Array.from({ length: 200 }, (_, i) =>
+      new WebSocket(`ws://${location.host}/ws/crowd-${i % 20}?presence=none&user=client-${i}`));
+    return Promise.all(globalThis.crowd.map((socket) => new Promise((open, fail) => Object.assign(socket, { onopen: open, onerror: fail }))));
+  });
+  const rows = page.locator("#room-rows tr").filter({ hasText: "crowd-" });
+  await until("all rooms are listed", async () => await rows.count() === 20 && await connections() >= 200);
+  await crowd.evaluate(() => globalThis.crowd.forEach((socket) => socket.close(1000)));
+  await until("all have gone", async () => await rows.count() === 0);
+  assert.deepEqual(complaints, []);
+});
+
+async function until(what, isTrue) {
+  const end = Date.now() + WAIT;
+  while (!await isTrue()) {
+    assert.ok(Date.now() < end, what);
+    await new Promise((next) => setTimeout(next, 50));
+  }
+}

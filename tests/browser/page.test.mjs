@@ -22,11 +22,12 @@ before(async () => {
 after(() => browser?.close());
 
 /** A new person: own storage, own tab; anything the page complains about is kept. */
-async function person(t, room, name) {
+async function person(t, room, name, prepare = async () => {}) {
   const context = await browser.newContext();
   context.setDefaultTimeout(WAIT);
   t.after(() => context.close());
   const page = await context.newPage();
+  await prepare(page);
   const complaints = [];
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("console", (line) => line.type() === "error" && complaints.push(line.text()));
@@ -108,4 +109,27 @@ test("what is sent over HTTP is shown as the server's", async (t) => {
   assert.deepEqual(await answer.json(), { recipients: 1 });
   const message = ada.pane.locator(".log .msg").filter({ hasText: '"n"' });
   await message.getByText("server", { exact: true }).waitFor();
+});
+
+test("a connection that breaks comes back by itself, and the others see nobody leave", async (t) => {
+  const room = someRoom();
+  const ada = await person(t, room, "ada");
+  const sockets = [];
+  const bob = await person(t, room, "bob", (page) => page.routeWebSocket(/\/ws\//, (socket) => {
+    const server = socket.connectToServer();
+    sockets.push({ socket, server });
+  }));
+  await ada.member("bob").waitFor();
+
+  // As if the way between them was cut: neither end says goodbye.
+  const [{ socket, server }] = sockets;
+  await server.close({ code: 3001 });
+  await socket.close({ code: 3001 });
+  await bob.pane.locator(".pill[data-state=waiting]").waitFor();
+  await bob.pane.locator(".pill[data-state=open]").waitFor();
+  assert.equal(sockets.length, 2);
+  await bob.say("back again");
+  await ada.said("back again").waitFor();
+  assert.equal(await ada.noted("bob").count(), 1, "only that bob has joined");
+  assert.equal(await ada.member("bob").count(), 1);
 });
