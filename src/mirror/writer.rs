@@ -87,6 +87,8 @@ impl Handler<Write> for Writer {
     type Result = Result<Applied, StoreError>;
 
     fn handle(&mut self, Write { batch, now }: Write, _: &mut SyncContext<Self>) -> Self::Result {
+        let (upserts, deletes) = (batch.upserts.len(), batch.deletes.len());
+        let _span = tracing::debug_span!("write", upserts, deletes).entered();
         self.call(now, |store, node| store.apply(node, &batch, now))
     }
 }

@@ -33,6 +33,7 @@ impl Handler<Join> for RoomRegistry {
     fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
         let Join { room, connection, user, info, session, dialect, forward, disconnect } = msg;
+        let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
         let there = |presence| self.rooms.presence(&room, presence).is_some();
         let claim = self.sessions.claim(connection, session, user.as_ref(), there)?;
@@ -63,6 +64,8 @@ impl Handler<Leave> for RoomRegistry {
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
+        let Leave { room, connection, cause } = &msg;
+        let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
         let Some(connection) = self.sessions.resolve(msg.connection) else { return false };
         let diff = self.rooms.leave(&msg.room, connection, msg.cause);
         let left = diff.is_some();
@@ -77,7 +80,9 @@ impl Handler<LeaveAll> for RoomRegistry {
 
     fn handle(&mut self, msg: LeaveAll, ctx: &mut Context<Self>) -> usize {
         let now = self.clock.now();
-        let Some(connection) = self.sessions.resolve(msg.connection) else { return 0 };
+        let LeaveAll { connection, cause } = msg;
+        let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
+        let Some(connection) = self.sessions.resolve(connection) else { return 0 };
         let rooms = self.end_connection(connection, msg.cause, now);
         self.settle(ctx, now);
         rooms
@@ -118,6 +123,7 @@ impl Handler<Publish> for RoomRegistry {
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
+        let _span = tracing::debug_span!("publish", room = %msg.room).entered();
         let from = match msg.from {
             Some(connection) => {
                 let connection = self.sessions.resolve(connection).ok_or(NotAMember)?;
@@ -181,6 +187,7 @@ impl Handler<PrunePresences> for RoomRegistry {
 
     fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
         let now = self.clock.now();
+        let _span = tracing::debug_span!("prune").entered();
         let diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
         let pruned = |diff: &Diff| Pruned {
             room: diff.room.clone(),

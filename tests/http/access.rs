@@ -1,0 +1,165 @@
+//! Who may ask, and as whom.
+
+use super::*;
+
+#[actix::test]
+async fn the_api_needs_its_key_and_without_one_this_machine() {
+    let presence = start();
+    let open = app!(presence);
+    let outside = || TestRequest::get().uri("/api/rooms").insert_header(("host", "localhost"));
+    let local = (403, "loopback_only".to_owned());
+    let far = outside().peer_addr("10.0.0.1:5000".parse().unwrap());
+    assert_eq!(send(&open, far).await.refusal(), local);
+    assert_eq!(send(&open, outside()).await.refusal(), local);
+    let proxied = get("/api/rooms").insert_header(("x-forwarded-for", "127.0.0.1"));
+    assert_eq!(send(&open, proxied).await.refusal(), local);
+    let rebound = get("/api/rooms").insert_header(("host", "evil.example"));
+    assert_eq!(send(&open, rebound).await.refusal(), local);
+    assert_eq!(send(&open, get("/api/rooms")).await.status, StatusCode::OK);
+
+    let locked = app!(presence, ServerOptions { api_key: Some(secret("k3y")), ..options() });
+    for given in [None, Some("Bearer k3"), Some("Bearer k3y2"), Some("Basic k3y"), Some("k3y")] {
+        let request = given.into_iter().fold(get("/api/rooms"), |request, given| {
+            request.insert_header((header::AUTHORIZATION, given))
+        });
+        let answer = send(&locked, request).await;
+        assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()), "{given:?}");
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
+    }
+    let keyed = outside()
+        .peer_addr("10.0.0.1:5000".parse().unwrap())
+        .insert_header((header::AUTHORIZATION, "Bearer k3y"));
+    assert_eq!(send(&locked, keyed).await.status, StatusCode::OK);
+    assert_eq!(send(&locked, get("/healthz")).await.status, StatusCode::OK);
+}
+
+#[actix::test]
+async fn a_foreign_page_is_refused_and_a_named_one_is_told_it_may() {
+    let presence = start();
+    let origins = vec!["https://chat.example".parse().unwrap()];
+    let app = app!(presence, ServerOptions { allowed_origins: origins, ..options() });
+    let from = |method, path: &str, origin: &'static str| {
+        request(method, path).insert_header((header::ORIGIN, origin))
+    };
+    for origin in ["https://evil.example", "null", "https://localhost.evil.example"] {
+        for (method, path) in [
+            (Method::GET, "/ws/r"),
+            (Method::GET, "/api/rooms"),
+            (Method::POST, "/api/rooms/r/messages"),
+            (Method::OPTIONS, "/api/rooms"),
+        ] {
+            let answer = send(&app, from(method, path, origin)).await;
+            assert_eq!(answer.refusal(), (403, "foreign_origin".to_owned()), "{path} {origin}");
+            assert_eq!(answer.header("access-control-allow-origin"), "");
+        }
+    }
+    let page = "https://chat.example";
+    let preflight = from(Method::OPTIONS, "/api/rooms/r/messages", page)
+        .insert_header(("access-control-request-method", "POST"))
+        .insert_header(("access-control-request-headers", "authorization, content-type"));
+    let preflight = send(&app, preflight).await;
+    assert_eq!(preflight.status, StatusCode::OK);
+    assert_eq!(preflight.header("access-control-allow-origin"), page);
+    for path in ["/api/rooms", "/api/rooms/nobody"] {
+        let answer = send(&app, from(Method::GET, path, page)).await;
+        assert_eq!(answer.header("access-control-allow-origin"), page, "{path}");
+    }
+    for origin in [page, "http://localhost"] {
+        let answer = send(&app, from(Method::GET, "/ws/r", origin)).await;
+        assert_eq!(answer.refusal(), (400, "handshake".to_owned()), "{origin}");
+    }
+}
+
+#[actix::test]
+async fn a_token_says_who_one_is_and_where_one_may_go() {
+    let presence = start();
+    let secrets = vec![secret("new"), secret("old")];
+    let app = app!(presence, ServerOptions { secrets, believe_query: true, ..options() });
+    let soon = get_current_timestamp() + 60;
+    let good = json!({"sub": "ada", "exp": soon, "rooms": ["lobby", "team:*"], "sid": "x"});
+    // A good one gets as far as the handshake, which is missing here.
+    for (room, claims, key, refusal) in [
+        ("lobby", good.clone(), "new", (400, "handshake")),
+        ("team:red", good.clone(), "old", (400, "handshake")),
+        ("kitchen", good.clone(), "new", (403, "room_not_allowed")),
+        ("lobby", good, "other", (401, "bad_token")),
+        ("lobby", json!({"exp": soon}), "new", (400, "handshake")),
+        ("lobby", json!({"exp": soon - 3600}), "new", (401, "bad_token")),
+        ("lobby", json!({"sub": "ada"}), "new", (401, "bad_token")),
+        ("lobby", json!({"exp": soon, "sub": ""}), "new", (401, "bad_token")),
+        ("lobby", json!({"exp": soon, "info": [1]}), "new", (401, "bad_token")),
+        ("lobby", json!({"exp": soon, "info": {"a": "x".repeat(5000)}}), "new", (401, "bad_token")),
+    ] {
+        let token = token(&claims, key);
+        let refusal = (refusal.0, refusal.1.to_owned());
+        let query = get(&format!("/ws/{room}?token={token}"));
+        assert_eq!(send(&app, query).await.refusal(), refusal, "{room} {claims}");
+        let bearer =
+            get(&format!("/ws/{room}")).insert_header(("authorization", format!("Bearer {token}")));
+        assert_eq!(send(&app, bearer).await.refusal(), refusal, "{room} {claims}");
+    }
+    let needed = (401, "token_needed".to_owned());
+    assert_eq!(send(&app, get("/ws/r")).await.refusal(), needed);
+    assert_eq!(send(&app, get("/ws/r?user=ada")).await.refusal(), needed);
+    let anonymous =
+        ServerOptions { secrets: vec![secret("s")], allow_anonymous: true, ..options() };
+    let app = app!(presence, anonymous);
+    assert_eq!(send(&app, get("/ws/r")).await.refusal(), (400, "handshake".to_owned()));
+    assert_eq!(send(&app, get("/ws/r?token=x")).await.refusal(), (401, "bad_token".to_owned()));
+    let app = app!(presence);
+    assert_eq!(send(&app, get("/ws/r?token=x")).await.refusal(), (401, "no_secret".to_owned()));
+}
+
+#[actix::test]
+async fn the_query_is_believed_only_on_this_machine() {
+    let presence = start();
+    let app = app!(presence, ServerOptions { believe_query: true, ..options() });
+    let bad = || get("/ws/r?user=__proto__");
+    assert_eq!(send(&app, bad()).await.refusal(), (400, "bad_user_id".to_owned()));
+    // Elsewhere nobody looks at it.
+    let ignored = (400, "handshake".to_owned());
+    let rebound = bad().insert_header(("host", "evil.example"));
+    assert_eq!(send(&app, rebound).await.refusal(), ignored);
+    let proxied = bad().insert_header(("x-forwarded-for", "10.0.0.1"));
+    assert_eq!(send(&app, proxied).await.refusal(), ignored);
+    assert_eq!(send(&app!(presence), bad()).await.refusal(), ignored);
+}
+
+#[actix::test]
+async fn a_room_that_does_not_take_one_says_so_before_the_handshake() {
+    let presence = PresenceConfig::new("sqlite::memory:")
+        .room_size(1)
+        .authorize(|room, _, _| match room.as_str() {
+            "staff" => Decision::deny("staff only"),
+            _ => Decision::Allow,
+        })
+        .start()
+        .unwrap();
+    let app = app!(presence);
+    let _ada = join(&presence, "r", Some("ada")).await;
+    assert_eq!(send(&app, get("/ws/r")).await.refusal(), (403, "room_full".to_owned()));
+    assert_eq!(send(&app, get("/ws/staff")).await.refusal(), (403, "not_allowed".to_owned()));
+    assert_eq!(send(&app, get("/ws/other")).await.refusal(), (400, "handshake".to_owned()));
+    let full = app!(presence, ServerOptions { max_connections: Some(0), ..options() });
+    let refusal = send(&full, get("/ws/other")).await.refusal();
+    assert_eq!(refusal, (503, "too_many_connections".to_owned()));
+}
+
+#[actix::test]
+async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
+    let presence = start();
+    let app = app!(presence, ServerOptions { believe_query: true, ..options() });
+    let from = |host: &'static str, path: &str| {
+        let request = get(path).insert_header((header::HOST, host));
+        request.insert_header((header::ORIGIN, format!("http://{host}")))
+    };
+    for path in ["/ws/lobby", "/socket/websocket?vsn=2.0.0"] {
+        let refusal = send(&app, from("evil.example:8080", path)).await.refusal();
+        assert_eq!(refusal, (403, "foreign_origin".to_owned()));
+        // A proxy that says so, and this machine's own page, come as far as the handshake.
+        let forwarded = from("chat.example", path).insert_header(("x-forwarded-for", "10.0.0.1"));
+        for welcome in [forwarded, from("localhost:8080", path)] {
+            assert_eq!(send(&app, welcome).await.refusal(), (400, "handshake".to_owned()));
+        }
+    }
+}
