@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock::Stopwatch,
     messages::{Dialect, Feed, ForwardMessage, Forwarded},
-    model::{ConnectionId, Diff, Snapshot},
+    model::{ConnectionId, Diff, Snapshot, micros},
 };
 
 /// Two member lists of a room are at least this far apart.
@@ -142,10 +142,6 @@ impl Audience {
 fn window(listeners: usize) -> Duration {
     let listeners = u32::try_from(listeners).unwrap_or(u32::MAX);
     PER_LISTENER.saturating_mul(listeners).clamp(WINDOW, LONGEST)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

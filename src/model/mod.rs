@@ -28,3 +28,4 @@ pub use sessions::{Claim, SessionKey, Sessions, Superseded};
 pub(crate) use snapshot::Place;
 pub use snapshot::Snapshot;
 pub use time::Moment;
+pub(crate) use time::micros;

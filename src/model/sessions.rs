@@ -10,7 +10,7 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
-use super::{ConnectionId, InvalidName, Moment, RoomName, UserId};
+use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros};
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///
@@ -158,7 +158,7 @@ impl Sessions {
 
     /// The presence's client is away from the room: it may come back until `now + grace`.
     pub fn fade(&mut self, presence: ConnectionId, room: RoomName, now: Moment, grace: Duration) {
-        let until = Moment::new(now.monotonic() + grace, now.utc()).monotonic;
+        let until = now.monotonic.saturating_add(micros(grace));
         self.fading.insert((presence, room), until);
     }
 
@@ -201,8 +201,8 @@ impl Sessions {
     }
 
     /// Whether nobody has a session key and nobody is fading.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.clients.is_empty()
             && self.sessions.is_empty()
             && self.speakers.is_empty()

@@ -51,6 +51,7 @@ pub(crate) fn utc(micros: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
-fn micros(duration: Duration) -> u64 {
+/// A duration in whole microseconds, as far as they can be counted.
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

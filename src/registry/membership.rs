@@ -9,7 +9,7 @@ use crate::{
         Admit, CloseRoom, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
     },
-    model::{Cause, Diff, Sign},
+    model::{Cause, Diff, Sign, micros},
     wire::json::Sender,
 };
 
@@ -64,12 +64,12 @@ impl Handler<Leave> for RoomRegistry {
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
-        let Leave { room, connection, cause } = &msg;
+        let Leave { room, connection, cause } = msg;
         let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
-        let Some(connection) = self.sessions.resolve(msg.connection) else { return false };
-        let diff = self.rooms.leave(&msg.room, connection, msg.cause);
+        let Some(connection) = self.sessions.resolve(connection) else { return false };
+        let diff = self.rooms.leave(&room, connection, cause);
         let left = diff.is_some();
-        self.announce_leave(diff, msg.cause, now);
+        self.announce_leave(diff, cause, now);
         self.settle(ctx, now);
         left
     }
@@ -83,7 +83,7 @@ impl Handler<LeaveAll> for RoomRegistry {
         let LeaveAll { connection, cause } = msg;
         let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
         let Some(connection) = self.sessions.resolve(connection) else { return 0 };
-        let rooms = self.end_connection(connection, msg.cause, now);
+        let rooms = self.end_connection(connection, cause, now);
         self.settle(ctx, now);
         rooms
     }
@@ -141,8 +141,8 @@ impl Handler<Publish> for RoomRegistry {
         let wanted = |connection| Some(connection) != except && !away(connection);
         let work = Stopwatch::start();
         let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), wanted);
-        let micros = u64::try_from(work.elapsed().as_micros()).unwrap_or(u64::MAX);
-        metrics::counter!("presence_fan_out_microseconds_total").increment(micros);
+        let busy = micros(work.elapsed());
+        metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
         self.messages.add(1);
         self.deliveries.add(taken);
         self.put_out(&refused, now);

@@ -14,6 +14,12 @@ type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
 const CLOSED: FlushError = FlushError { reason: "closed" };
 
+/// What the writer answered, in the registry's words.
+fn told<T>(answer: Result<Result<T, StoreError>, MailboxError>) -> Result<T, FlushError> {
+    let answer = answer.map_err(|_| CLOSED)?;
+    answer.map_err(|error| FlushError { reason: error.as_str() })
+}
+
 impl RoomRegistry {
     /// Starts what the mirror does by the clock on the wall: signs of life in bulk, and the lease.
     pub(super) fn keep_mirror(&mut self, ctx: &mut Context<Self>) {
@@ -86,11 +92,7 @@ impl Handler<PruneRooms> for RoomRegistry {
         let flushed = self.flush(ctx);
         let pruned = async move {
             flushed.await.unwrap_or(Err(CLOSED))?;
-            match writer.send(PruneRoomRows { now }).await {
-                Ok(Ok(pruned)) => Ok(pruned),
-                Ok(Err(error)) => Err(FlushError { reason: error.as_str() }),
-                Err(_) => Err(CLOSED),
-            }
+            told(writer.send(PruneRoomRows { now }).await)
         };
         Box::pin(pruned.into_actor(self))
     }
@@ -113,11 +115,8 @@ impl Handler<Shutdown> for RoomRegistry {
         let clock = self.clock.clone();
         let closed = async move {
             let flushed = flushed.await.unwrap_or(Err(CLOSED));
-            match writer.send(Goodbye { now: clock.now().utc() }).await {
-                Ok(Ok(_)) => flushed,
-                Ok(Err(error)) => Err(FlushError { reason: error.as_str() }),
-                Err(_) => Err(CLOSED),
-            }
+            told(writer.send(Goodbye { now: clock.now().utc() }).await)?;
+            flushed
         };
         Box::pin(closed.into_actor(self))
     }

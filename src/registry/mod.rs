@@ -149,7 +149,10 @@ impl RoomRegistry {
 
     /// Members that do not take their frames leave.
     fn put_out(&mut self, refused: &Refused, now: Moment) {
-        metrics::counter!("presence_slow_consumers_total").increment(refused.slow.len() as u64);
+        if !refused.slow.is_empty() {
+            let slow = refused.slow.len() as u64;
+            metrics::counter!("presence_slow_consumers_total").increment(slow);
+        }
         let slow = refused.slow.iter().map(|connection| (*connection, Cause::SlowConsumer));
         let gone = refused.gone.iter().map(|connection| (*connection, Cause::Disconnected));
         for (connection, cause) in slow.chain(gone) {
