@@ -10,11 +10,11 @@ use crate::{
     mirror::{
         Mirror, Writer,
         store::{
-            DatabaseUrl, InvalidDatabaseUrl, InvalidNodeName, NodeName, OwnerError, OwnerLock,
-            SqliteStore, Store, StoreError, migrate,
+            DatabaseUrl, InvalidDatabaseUrl, OwnerError, OwnerLock, SqliteStore, Store, StoreError,
+            migrate,
         },
     },
-    model::{Info, Limits, RoomName, Rooms, UserId},
+    model::{Info, InvalidNodeName, Limits, NodeName, RoomName, Rooms, UserId},
     pruner::Pruner,
     registry::{Authorize, Parts, RoomRegistry},
 };
@@ -232,7 +232,7 @@ impl PresenceConfig {
         };
         migrate(&url)?;
         let mut store = SqliteStore::open(&url)?.owned(owner);
-        for dead in store.start(&node, self.clock.now().utc(), self.lease)? {
+        for dead in store.start(&node, self.clock.now().utc(), self.lease)?.dead {
             tracing::info!(
                 node = dead.node,
                 presences = dead.presences,

@@ -7,10 +7,12 @@
 //! - [`RoomRegistry`], [`Pruner`]: the actors; [`PresenceConfig`] starts them
 //! - [`session`]: the side of the sockets
 //! - [`mirror`]: the database that follows
+//! - [`bus`]: what nodes tell each other
 //! - [`mod@wire`]: the bytes of the frames
 //! - [`testing`]: a manual clock and actors that listen
 #![deny(missing_docs)]
 
+pub mod bus;
 mod clock;
 mod config;
 mod delivery;

@@ -125,7 +125,8 @@ impl Dirty {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match rooms.presence(&key.0, key.1) {
                 Some(SeenPresence { presence, last_seen, .. }) => {
-                    batch.upserts.push(Row { room: key.0.clone(), presence, last_seen });
+                    let (room, session, fading, turn) = (key.0.clone(), None, None, 0);
+                    batch.upserts.push(Row { room, presence, last_seen, session, fading, turn });
                 }
                 None => batch.deletes.push(key.clone()),
             }

@@ -215,7 +215,7 @@ impl Mirror {
         match answer {
             Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
             Ok(Renewal::Held) => {}
-            Ok(Renewal::Lapsed) => {
+            Ok(Renewal::Lapsed { .. }) => {
                 tracing::warn!("the lease of this node had run out: every row is written again");
                 self.dirty.mark_all(rooms);
             }

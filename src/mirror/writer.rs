@@ -9,7 +9,8 @@ use std::{
 use actix::prelude::*;
 use chrono::{DateTime, Utc};
 
-use super::store::{Applied, Batch, NodeName, Renewal, Store, StoreError};
+use super::store::{Applied, Batch, Renewal, Store, StoreError};
+use crate::model::NodeName;
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
 ///
@@ -56,7 +57,7 @@ impl Writer {
         // A store keeps nothing that a transaction cut short could leave half done.
         let result = catch_unwind(AssertUnwindSafe(|| {
             if *restart {
-                store.start(&self.node, now, self.lease)?;
+                let _ = store.start(&self.node, now, self.lease)?;
                 *restart = false;
             }
             call(store, &self.node)
@@ -156,7 +157,10 @@ impl Handler<Goodbye> for Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mirror::store::{DatabaseUrl, DeadNode, RoomCounts, SqliteStore};
+    use crate::{
+        mirror::store::{DatabaseUrl, RoomCounts, SqliteStore, Started},
+        model::Epoch,
+    };
 
     /// What a store is to do with the next call.
     enum Next {
@@ -197,8 +201,9 @@ mod tests {
             _: &NodeName,
             _: DateTime<Utc>,
             _: Duration,
-        ) -> Result<Vec<DeadNode>, StoreError> {
-            self.next("start", Vec::new())
+        ) -> Result<Started, StoreError> {
+            let (incarnation, dead, inherited) = (Epoch::new(), Vec::new(), Vec::new());
+            self.next("start", Started { incarnation, dead, inherited })
         }
 
         fn renew(
@@ -276,7 +281,8 @@ mod tests {
     #[actix::test]
     async fn a_real_store_works_on_the_writers_thread() {
         let writer = start(SqliteStore::open(&DatabaseUrl::SqliteMemory).unwrap());
-        assert_eq!(writer.send(Renew { now: NOW }).await.unwrap().unwrap(), Renewal::Lapsed);
+        let renewal = writer.send(Renew { now: NOW }).await.unwrap().unwrap();
+        assert!(matches!(renewal, Renewal::Lapsed { .. }));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
         assert_eq!(writer.send(Goodbye { now: NOW }).await.unwrap().unwrap(), 0);
     }

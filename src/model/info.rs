@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -120,6 +120,12 @@ impl Serialize for Info {
             Some(raw) => raw.serialize(serializer),
             None => serializer.serialize_map(Some(0))?.end(),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Info {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_map(&Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 

@@ -7,6 +7,7 @@ mod departures;
 mod diff;
 mod ids;
 mod info;
+mod node;
 mod presence;
 mod queries;
 mod rooms;
@@ -17,9 +18,11 @@ mod time;
 pub(crate) use departures::Departures;
 pub use diff::{Diff, Left, Offline, Update};
 pub use ids::{
-    ConnectionId, Epoch, InvalidConnectionId, InvalidName, MAX_NAME_CHARS, RoomName, UserId,
+    ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, MAX_NAME_CHARS, RoomName,
+    UserId,
 };
 pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
+pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use presence::{
     Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
 };

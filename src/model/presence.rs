@@ -3,7 +3,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ConnectionId, Info, RoomName, UserId};
 
@@ -43,7 +43,7 @@ pub struct Occupancy {
 }
 
 /// Why a presence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {
@@ -120,6 +120,8 @@ pub enum Sign {
     Frame,
     /// Its connection broke: the last that was heard of it.
     Disconnect,
+    /// Its own node heard of it; the others know when, but not how.
+    Elsewhere,
 }
 
 /// Whether the client of a presence is there.

@@ -8,6 +8,7 @@ use std::{collections::HashMap, time::Duration};
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros};
@@ -16,7 +17,8 @@ use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros};
 ///
 /// Made by the client, one per browser tab, and known to nobody else: who knows it can take the
 /// session's place.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct SessionKey(RoomName);
 
 impl SessionKey {
@@ -27,6 +29,12 @@ impl SessionKey {
     /// [`InvalidName`] says which rule the text breaks.
     pub fn new(key: impl AsRef<str>) -> Result<Self, InvalidName> {
         RoomName::new(key).map(Self)
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
     }
 }
 

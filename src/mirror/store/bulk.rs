@@ -8,12 +8,12 @@ use diesel::{
 use serde::Serialize;
 
 use super::{
-    Applied, Batch, Change, NodeName, Row, SetAside, StoreError,
+    Applied, Batch, Change, Row, SetAside, StoreError,
     error::Failure,
     stamp::Stamp,
     transact::{Depth, transact},
 };
-use crate::{ConnectionId, RoomName};
+use crate::{ConnectionId, NodeName, RoomName};
 
 /// How many rows a statement takes at most. More makes nothing faster; the JSON stays small.
 const CHUNK: usize = 2000;
@@ -80,7 +80,7 @@ fn upsert(
     now: DateTime<Utc>,
 ) -> Result<(), Failure> {
     let json = json(rows.iter().map(|row| {
-        let Row { room, presence, last_seen } = row;
+        let Row { room, presence, last_seen, .. } = row;
         let (joined_at, last_seen) = (Stamp(presence.joined_at), Stamp(*last_seen));
         // Info goes as text in the text, so that the column holds it byte by byte.
         let info = presence.info.as_json();

@@ -42,6 +42,13 @@ pub enum StoreError {
         /// What the database says.
         source: Source,
     },
+    /// The node has no row any more in a database that others share, so nothing is written in its
+    /// name. Renew its lease, then write every row again.
+    #[error("the lease of this node has run out, and others have removed its rows")]
+    Lapsed,
+    /// Another process has taken the node's name. Trying again helps once it has ended.
+    #[error("another process has taken the name of this node")]
+    NameTaken,
     /// The store panicked, and was stopped from taking the writer with it. Try again.
     #[error("the store panicked")]
     Panicked,
@@ -62,6 +69,8 @@ impl StoreError {
             Self::Unavailable { .. } => "unavailable",
             Self::Corrupt { .. } => "corrupt",
             Self::Schema { .. } => "schema",
+            Self::Lapsed => "lapsed",
+            Self::NameTaken => "name_taken",
             Self::Panicked => "panicked",
             Self::Closed => "closed",
         }

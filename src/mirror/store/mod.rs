@@ -8,16 +8,16 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::{ConnectionId, Presence, RoomName};
+use crate::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
 #[cfg(test)]
 mod contract;
 mod error;
 mod migrate;
-mod node;
 mod owner;
 pub mod schema;
+mod shared;
 mod sqlite;
 #[cfg(test)]
 mod sqlite_tests;
@@ -27,8 +27,8 @@ mod url;
 
 pub use error::{Source, StoreError};
 pub use migrate::migrate;
-pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use owner::{OwnerError, OwnerLock};
+pub use shared::{Burial, NodeRow, RoomRows, SharedStore, Whom};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use url::{DatabaseUrl, InvalidDatabaseUrl, SqlitePath};
 
@@ -41,6 +41,12 @@ pub struct Row {
     pub presence: Presence,
     /// When its connection was last heard of.
     pub last_seen: DateTime<Utc>,
+    /// The client session that it belongs to, for [`SharedStore`]s.
+    pub session: Option<SessionKey>,
+    /// Until when its client may come back, if it is away, for [`SharedStore`]s.
+    pub fading: Option<DateTime<Utc>>,
+    /// How often it went from one node to another, for [`SharedStore`]s.
+    pub turn: u32,
 }
 
 /// Changes to write in one transaction: deletes, then upserts, then signs of life.
@@ -48,6 +54,8 @@ pub struct Row {
 /// A presence (a connection in a room) is in `upserts` or in `deletes`, at most once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// Its number among the batches of the node's incarnation, for [`SharedStore`]s: they rise.
+    pub number: u64,
     /// Presences as they are now, new or changed.
     pub upserts: Vec<Row>,
     /// Presences that are no more.
@@ -101,6 +109,18 @@ pub struct DeadNode {
     pub presences: usize,
 }
 
+/// What a start found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Started {
+    /// The incarnation in which the node writes from now on.
+    pub incarnation: Epoch,
+    /// Every node that was found dead, ordered by name; its rows are removed.
+    pub dead: Vec<DeadNode>,
+    /// What an earlier life of the node left in a [`SharedStore`], which is this one's now.
+    pub inherited: Vec<Row>,
+}
+
 /// What a renewal found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -109,7 +129,10 @@ pub enum Renewal {
     Held,
     /// The lease had run out or was gone. Others may have removed this node's rows meanwhile: write
     /// every row again.
-    Lapsed,
+    Lapsed {
+        /// The incarnation in which the node writes from now on.
+        incarnation: Epoch,
+    },
 }
 
 /// A room with how many are in it, as the database knows it.
@@ -152,10 +175,11 @@ pub trait Store: Send {
         now: DateTime<Utc>,
     ) -> Result<Applied, StoreError>;
 
-    /// Removes what dead nodes left, an earlier life of `node` included, and writes the row of
-    /// `node` with a lease until `now + lease`. Answers every dead node, ordered by name.
+    /// Writes the row of `node` with a lease until `now + lease`, in a new incarnation.
     ///
-    /// With SQLite every node is dead: whoever starts there holds the [`OwnerLock`].
+    /// With SQLite every other node is dead, and so is an earlier life of this one: whoever starts
+    /// there holds the [`OwnerLock`]. What they left is removed. In a [`SharedStore`] what an earlier
+    /// life of `node` left is handed to this one, and others are left alone.
     ///
     /// # Errors
     ///
@@ -165,7 +189,7 @@ pub trait Store: Send {
         node: &NodeName,
         now: DateTime<Utc>,
         lease: Duration,
-    ) -> Result<Vec<DeadNode>, StoreError>;
+    ) -> Result<Started, StoreError>;
 
     /// Extends the lease of `node` to `now + lease`; makes its row if it is gone.
     ///
@@ -185,6 +209,22 @@ pub trait Store: Send {
     ///
     /// [`StoreError`].
     fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError>;
+
+    /// Ends the node's part as [`stop`](Self::stop) does, but in a [`SharedStore`] for the presences
+    /// that are fading, which stay with the node's row for `grace` after `now`; then they are for
+    /// others to [bury](SharedStore::bury). Answers how many presences it removed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    fn hand_over(
+        &mut self,
+        node: &NodeName,
+        _now: DateTime<Utc>,
+        _grace: Duration,
+    ) -> Result<usize, StoreError> {
+        self.stop(node)
+    }
 
     /// Removes presences last seen before `now - max_age` whose node has no lease that still runs.
     /// Answers how many.

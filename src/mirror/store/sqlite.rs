@@ -20,7 +20,7 @@ use diesel::{
 };
 
 use super::{
-    Applied, Batch, DatabaseUrl, DeadNode, NodeName, OwnerLock, Renewal, RoomCounts, SqlitePath,
+    Applied, Batch, DatabaseUrl, DeadNode, OwnerLock, Renewal, RoomCounts, SqlitePath, Started,
     Store, StoreError, bulk,
     error::Failure,
     migrate,
@@ -28,6 +28,8 @@ use super::{
     stamp::Stamp,
     transact::{Depth, transact},
 };
+
+use crate::{Epoch, NodeName};
 
 type Manager = ConnectionManager<SqliteConnection>;
 pub(super) type Connected = PooledConnection<Manager>;
@@ -316,14 +318,14 @@ impl Store for SqliteStore {
         node: &NodeName,
         now: DateTime<Utc>,
         lease: Duration,
-    ) -> Result<Vec<DeadNode>, StoreError> {
+    ) -> Result<Started, StoreError> {
         self.write(|conn| {
             let dead = dead_nodes(conn)?;
             diesel::delete(presences::table).execute(conn)?;
             diesel::delete(nodes::table).execute(conn)?;
             let row = Lease::new(node, now, lease);
             diesel::insert_into(nodes::table).values(row).execute(conn)?;
-            Ok(dead)
+            Ok(Started { incarnation: Epoch::new(), dead, inherited: Vec::new() })
         })
     }
 
@@ -346,7 +348,10 @@ impl Store for SqliteStore {
                 .set(nodes::lease_expires_at.eq(excluded(nodes::lease_expires_at)))
                 .execute(conn)?;
             let held = end.is_some_and(|Stamp(end)| end >= now);
-            Ok(if held { Renewal::Held } else { Renewal::Lapsed })
+            Ok(match held {
+                true => Renewal::Held,
+                false => Renewal::Lapsed { incarnation: Epoch::new() },
+            })
         })
     }
 

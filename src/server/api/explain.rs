@@ -122,6 +122,7 @@ fn text(room: &RoomName, explained: &Explained, node: &str) -> String {
         Sign::Message => "a message",
         Sign::Frame => "a frame that was neither heartbeat nor message",
         Sign::Disconnect => "the end of its connection",
+        Sign::Elsewhere => "a sign of life that its own node noted",
     };
     let ago = |at: DateTime<Utc>| {
         format!("{:.1} s", (*now - at).num_milliseconds().max(0) as f64 / 1000.0)

@@ -2,19 +2,22 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 /// The longest name of a node, in characters.
 pub const MAX_NODE_NAME_CHARS: usize = 64;
 
 /// Name of a node: 1 to 64 visible ASCII characters.
 ///
 /// ```
-/// use actix_presence::mirror::store::{InvalidNodeName, NodeName};
+/// use actix_presence::{InvalidNodeName, NodeName};
 ///
 /// assert_eq!(NodeName::new("eu-1")?.as_str(), "eu-1");
 /// assert_eq!(NodeName::new("eu 1"), Err(InvalidNodeName::Character { position: 2 }));
 /// # Ok::<(), InvalidNodeName>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct NodeName(Arc<str>);
 
 /// Why a text is no [`NodeName`].
@@ -74,6 +77,13 @@ impl fmt::Display for NodeName {
 impl fmt::Debug for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl TryFrom<String> for NodeName {
+    type Error = InvalidNodeName;
+    fn try_from(name: String) -> Result<Self, InvalidNodeName> {
+        Self::new(name)
     }
 }
 
