@@ -7,9 +7,11 @@ mod departures;
 mod diff;
 mod ids;
 mod info;
+mod members;
 mod node;
 mod presence;
 mod queries;
+mod remote;
 mod rooms;
 mod sessions;
 mod snapshot;
@@ -26,6 +28,7 @@ pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use presence::{
     Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
 };
+pub use remote::{Heard, Outcome, Remote};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{Claim, SessionKey, Sessions, Superseded};
 pub(crate) use snapshot::Place;

@@ -5,7 +5,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionId, Info, RoomName, UserId};
+use super::{ConnectionId, Info, NodeName, RoomName, UserId};
 
 /// One connection in one room.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,4 +171,6 @@ pub struct SeenPresence {
     pub joined_version: u64,
     /// Whether its client is there.
     pub state: PresenceState,
+    /// The node that holds it, if that is another one.
+    pub node: Option<NodeName>,
 }

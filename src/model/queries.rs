@@ -90,18 +90,33 @@ impl Rooms {
         }
     }
 
-    /// The presence of the connection in the room, as far as the model knows: live.
+    /// The presence of the connection in the room; those of this node as far as the model knows: live.
     #[must_use]
     pub fn presence(&self, room: &RoomName, connection: ConnectionId) -> Option<SeenPresence> {
-        let known = self.connections.get(&connection)?;
-        let stay = known.stay(room)?;
+        let known = self.connections.get(&connection);
+        let Some((known, stay)) = known.and_then(|known| Some((known, known.stay(room)?))) else {
+            return self.remote_seen(room, connection);
+        };
         Some(SeenPresence {
             presence: stay.presence(connection),
             last_seen: known.last.at.utc(),
             sign: known.last.sign,
             joined_version: stay.joined,
             state: PresenceState::Live,
+            node: None,
         })
+    }
+
+    /// Whether this node holds a presence of the connection in the room.
+    #[must_use]
+    pub fn holds(&self, room: &RoomName, connection: ConnectionId) -> bool {
+        self.connections.get(&connection).is_some_and(|known| known.stay(room).is_some())
+    }
+
+    /// How often the presence went from one node to another, if this node holds it.
+    #[must_use]
+    pub fn turn(&self, room: &RoomName, connection: ConnectionId) -> Option<u32> {
+        Some(self.connections.get(&connection)?.stay(room)?.turn)
     }
 
     /// When the connection was last heard of, if it is in some room.

@@ -11,8 +11,8 @@ use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Offline, Presence, RoomName, Sign,
-    Snapshot, Update, UserId, snapshot::Place,
+    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Sign, Snapshot,
+    Update, UserId, remote::Remotes,
 };
 
 /// How many of each a [`Rooms`] takes.
@@ -53,21 +53,19 @@ pub enum LimitReached {
 #[derive(Clone, Debug)]
 pub(super) struct Stay {
     pub(super) room: RoomName,
-    user: Option<UserId>,
-    info: Info,
-    joined_at: DateTime<Utc>,
+    pub(super) user: Option<UserId>,
+    pub(super) info: Info,
+    pub(super) joined_at: DateTime<Utc>,
     /// The room's version when it joined.
     pub(super) joined: u64,
+    /// How often it went from one node to another.
+    pub(super) turn: u32,
 }
 
 impl Stay {
     pub(super) fn presence(&self, connection: ConnectionId) -> Presence {
         let (user, info) = (self.user.clone(), self.info.clone());
         Presence { connection, user, info, joined_at: self.joined_at }
-    }
-
-    fn place(&self, connection: ConnectionId) -> Place {
-        Place::new(self.user.clone(), self.joined_at, connection)
     }
 }
 
@@ -115,6 +113,8 @@ pub struct Rooms {
     pub(super) rooms: BTreeMap<RoomName, Snapshot>,
     /// By age: every touch moves to the back, so the silent are in front.
     pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
+    /// What other nodes hold.
+    pub(super) remotes: Remotes,
     /// The rooms each user is in, sorted, with the number of connections in each.
     pub(super) whereabouts: HashMap<UserId, SmallVec<[(RoomName, usize); 1]>, RandomState>,
     /// No room that went away had a higher version.
@@ -140,6 +140,7 @@ impl Rooms {
             limits,
             rooms: BTreeMap::new(),
             connections: LinkedHashMap::with_hasher(RandomState::new()),
+            remotes: Remotes::default(),
             whereabouts: HashMap::default(),
             floor: 0,
             presences: 0,
@@ -166,39 +167,28 @@ impl Rooms {
         let known = self.connections.get(&connection);
         if let Some(stay) = known.and_then(|known| known.stay(room)).cloned() {
             self.touch(connection, Sign::Join, now);
-            return Ok(self.change(connection, &stay, user, info));
+            return Ok(self.change(connection, stay, user, info));
         }
         self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
 
         let now = self.hold(now);
         let joined_at = now.utc();
-        let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
-        let (epoch, floor) = (self.epoch, self.floor);
-        let state = self
-            .rooms
-            .entry(room.clone())
-            .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
-
-        let place = Place::new(user.clone(), joined_at, connection);
-        state.insert(place, info.clone(), online);
-        self.presences += 1;
-        let joined = state.next_version();
-        let mut diff = Diff::new(room.clone(), joined);
-        diff.online.extend(user.clone().filter(|_| online));
-        let stay = Stay { room: room.clone(), user, info, joined_at, joined };
-        diff.joins.push(stay.presence(connection));
+        let mut diff = None;
+        let presence = Presence { connection, user: user.clone(), info: info.clone(), joined_at };
+        let joined = self.enter(room, presence, &mut diff);
+        let stay = Stay { room: room.clone(), user, info, joined_at, joined, turn: 0 };
+        let last = LastSign { at: now, sign: Sign::Join };
         match self.connections.to_back(&connection) {
             Some(known) => {
-                known.last = LastSign { at: now, sign: Sign::Join };
+                known.last = last;
                 known.stays.push(stay);
             }
             None => {
                 let stays = SmallVec::from_buf([stay]);
-                let last = LastSign { at: now, sign: Sign::Join };
                 self.connections.insert(connection, Connection { last, stays });
             }
         }
-        Ok(Some(diff))
+        Ok(diff)
     }
 
     /// The connection goes out of the room.
@@ -248,7 +238,7 @@ impl Rooms {
     ) -> Option<Diff> {
         let stay = self.connections.get(&connection)?.stay(room)?.clone();
         let user = stay.user.clone();
-        self.change(connection, &stay, user, info)
+        self.change(connection, stay, user, info)
     }
 
     /// Everybody who was silent for longer than `age` goes: one change per room, which names all;
@@ -308,40 +298,25 @@ impl Rooms {
     fn change(
         &mut self,
         connection: ConnectionId,
-        stay: &Stay,
+        stay: Stay,
         user: Option<UserId>,
         info: Info,
     ) -> Option<Diff> {
-        let place = stay.place(connection);
-        if stay.user == user && stay.info == info {
-            return None;
-        }
+        let before = stay.presence(connection);
         let known = self.connections.get_mut(&connection)?;
         let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
         (remembered.user, remembered.info) = (user.clone(), info.clone());
-        let state = self.rooms.get_mut(&stay.room)?;
-        let mut diff = Diff::new(stay.room.clone(), state.next_version());
-        let (joined_at, room) = (stay.joined_at, &stay.room);
-        diff.updates.push(Update {
-            before: stay.presence(connection),
-            after: Presence { connection, user: user.clone(), info: info.clone(), joined_at },
-        });
-        if stay.user == user {
-            state.set_info(place, info);
-            return Some(diff);
-        }
-        let offline = stay.user.as_ref().is_some_and(|user| self.departs(room, user));
-        let online = user.as_ref().is_some_and(|user| self.arrives(room, user));
-        let state = self.rooms.get_mut(room)?;
-        state.remove(&place, offline);
-        state.insert(Place::new(user.clone(), joined_at, connection), info, online);
-        diff.online.extend(user.clone().filter(|_| online));
-        let gone = stay.user.clone().filter(|_| offline);
-        diff.offline.extend(gone.map(|user| Offline { user, cause: Cause::Left }));
-        Some(diff)
+        let after = Presence { connection, user, info, joined_at: stay.joined_at };
+        let mut diff = None;
+        self.exchange(&stay.room, Update { before, after }, &mut diff);
+        diff
     }
 
-    fn take_stay(&mut self, room: &RoomName, connection: ConnectionId) -> Option<(Stay, LastSign)> {
+    pub(super) fn take_stay(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<(Stay, LastSign)> {
         let known = self.connections.get_mut(&connection)?;
         let last = known.last;
         let index = known.stays.iter().position(|stay| stay.room == *room)?;
@@ -361,55 +336,13 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let place = stay.place(connection);
-        let Stay { room, user, info, joined_at, joined: joined_version } = stay;
-        let offline = user.as_ref().is_some_and(|user| self.departs(&room, user));
-        let Some(state) = self.rooms.get_mut(&room) else { return };
-        state.remove(&place, offline);
-        self.presences -= 1;
-        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
-        if state.is_empty() {
-            self.floor = self.floor.max(state.version());
-            self.rooms.remove(&room);
-        }
-        let gone = user.clone().filter(|_| offline);
-        diff.offline.extend(gone.map(|user| Offline { user, cause }));
-        let presence = Presence { connection, user, info, joined_at };
         let (last_seen, sign) = (last.at.utc(), last.sign);
-        diff.leaves.push(Left { presence, cause, last_seen, sign, joined_version });
+        let (presence, joined_version) = (stay.presence(connection), stay.joined);
+        let left = Left { presence, cause, last_seen, sign, joined_version };
+        self.exit(&stay.room, left, diff);
     }
 
-    /// Counts one more connection of the user in the room, and says whether it is the first.
-    fn arrives(&mut self, room: &RoomName, user: &UserId) -> bool {
-        let rooms = self.whereabouts.entry(user.clone()).or_default();
-        match rooms.binary_search_by(|(known, _)| known.cmp(room)) {
-            Ok(index) => {
-                rooms[index].1 += 1;
-                false
-            }
-            Err(index) => {
-                rooms.insert(index, (room.clone(), 1));
-                true
-            }
-        }
-    }
-
-    /// Counts one connection of the user in the room less, and says whether it was the last.
-    fn departs(&mut self, room: &RoomName, user: &UserId) -> bool {
-        let Some(rooms) = self.whereabouts.get_mut(user) else { return false };
-        let Ok(index) = rooms.binary_search_by(|(known, _)| known.cmp(room)) else { return false };
-        rooms[index].1 -= 1;
-        if rooms[index].1 > 0 {
-            return false;
-        }
-        rooms.remove(index);
-        if rooms.is_empty() {
-            self.whereabouts.remove(user);
-        }
-        true
-    }
-
-    fn hold(&mut self, now: Moment) -> Moment {
+    pub(super) fn hold(&mut self, now: Moment) -> Moment {
         self.latest = self.latest.max(now);
         self.latest
     }

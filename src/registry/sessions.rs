@@ -82,7 +82,7 @@ impl RoomRegistry {
         }
         let state = PresenceState::Live;
         let explained = Explained {
-            seen: SeenPresence { presence, last_seen, sign, joined_version, state },
+            seen: SeenPresence { presence, last_seen, sign, joined_version, state, node: None },
             now: now.utc(),
             max_age: self.max_age,
             departed: Some(Departed { at: now.utc(), cause, version: diff.version }),

@@ -198,6 +198,7 @@ impl Row {
 
     pub fn seen(&self) -> SeenPresence {
         SeenPresence {
+            node: None,
             presence: self.presence(),
             last_seen: self.last_seen.utc(),
             sign: self.sign,

@@ -1,0 +1,100 @@
+//! How a presence gets into its room, changes there, and gets out: what every operation on rooms is
+//! made of.
+
+use super::{Diff, Left, Offline, Presence, RoomName, Rooms, Snapshot, Update, UserId};
+
+impl Rooms {
+    /// Puts a presence in, adding to the change of its room. Answers the room's version then.
+    pub(super) fn enter(
+        &mut self,
+        room: &RoomName,
+        presence: Presence,
+        diff: &mut Option<Diff>,
+    ) -> u64 {
+        let online = presence.user.as_ref().is_some_and(|user| self.arrives(room, user));
+        let (epoch, floor) = (self.epoch, self.floor);
+        let state = self
+            .rooms
+            .entry(room.clone())
+            .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
+        state.insert((&presence).into(), presence.info.clone(), online);
+        self.presences += 1;
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        diff.online.extend(presence.user.clone().filter(|_| online));
+        diff.joins.push(presence);
+        diff.version
+    }
+
+    /// Takes a presence out, adding to the change of its room.
+    pub(super) fn exit(&mut self, room: &RoomName, left: Left, diff: &mut Option<Diff>) {
+        let presence = &left.presence;
+        let offline = presence.user.as_ref().is_some_and(|user| self.departs(room, user));
+        let Some(state) = self.rooms.get_mut(room) else { return };
+        state.remove(&presence.into(), offline);
+        self.presences -= 1;
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        if state.is_empty() {
+            self.floor = self.floor.max(state.version());
+            self.rooms.remove(room);
+        }
+        let (user, cause) = (presence.user.clone().filter(|_| offline), left.cause);
+        diff.offline.extend(user.map(|user| Offline { user, cause }));
+        diff.leaves.push(left);
+    }
+
+    /// Gives a presence another user or info, keeping its place in time and adding to the change of
+    /// its room.
+    pub(super) fn exchange(&mut self, room: &RoomName, update: Update, diff: &mut Option<Diff>) {
+        let Update { before, after } = &update;
+        if before == after {
+            return;
+        }
+        let same = before.user == after.user;
+        let leaves = before.user.as_ref().filter(|_| !same);
+        let offline = leaves.is_some_and(|user| self.departs(room, user));
+        let comes = after.user.as_ref().filter(|_| !same);
+        let online = comes.is_some_and(|user| self.arrives(room, user));
+        let Some(state) = self.rooms.get_mut(room) else { return };
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        if same {
+            state.set_info(after.into(), after.info.clone());
+        } else {
+            state.remove(&before.into(), offline);
+            state.insert(after.into(), after.info.clone(), online);
+        }
+        diff.online.extend(after.user.clone().filter(|_| online));
+        let gone = before.user.clone().filter(|_| offline);
+        diff.offline.extend(gone.map(|user| Offline { user, cause: super::Cause::Left }));
+        diff.updates.push(update);
+    }
+
+    /// Counts one more connection of the user in the room, and says whether it is the first.
+    fn arrives(&mut self, room: &RoomName, user: &UserId) -> bool {
+        let rooms = self.whereabouts.entry(user.clone()).or_default();
+        match rooms.binary_search_by(|(known, _)| known.cmp(room)) {
+            Ok(index) => {
+                rooms[index].1 += 1;
+                false
+            }
+            Err(index) => {
+                rooms.insert(index, (room.clone(), 1));
+                true
+            }
+        }
+    }
+
+    /// Counts one connection of the user in the room less, and says whether it was the last.
+    fn departs(&mut self, room: &RoomName, user: &UserId) -> bool {
+        let Some(rooms) = self.whereabouts.get_mut(user) else { return false };
+        let Ok(index) = rooms.binary_search_by(|(known, _)| known.cmp(room)) else { return false };
+        rooms[index].1 -= 1;
+        if rooms[index].1 > 0 {
+            return false;
+        }
+        rooms.remove(index);
+        if rooms.is_empty() {
+            self.whereabouts.remove(user);
+        }
+        true
+    }
+}

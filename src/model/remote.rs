@@ -1,0 +1,338 @@
+//! Presences that other nodes hold, in the rooms that this node follows.
+//!
+//! Each presence has one node that holds it: the one of its connection, which alone judges its
+//! silence and ends it. The others show it in their rooms as they hear of it. A presence goes from
+//! one node to another when its client comes back there; the one with the higher turn holds it.
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+use chrono::{DateTime, Utc};
+use smallvec::SmallVec;
+
+use super::{
+    Cause, ConnectionId, Diff, Left, Moment, NodeName, Presence, PresenceState, RoomName, Rooms,
+    SeenPresence, SessionKey, Sign, Update, UserId,
+    rooms::{Connection, LastSign, Stay},
+};
+
+/// A presence that another node holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// The presence.
+    pub presence: Presence,
+    /// The node that holds it.
+    pub node: NodeName,
+    /// The client session that it belongs to.
+    pub session: Option<SessionKey>,
+    /// Until when its client may come back, if it is away.
+    pub fading: Option<DateTime<Utc>>,
+    /// How often it went from one node to another.
+    pub turn: u32,
+    /// When its connection was last heard of, as far as this node knows.
+    pub last_seen: DateTime<Utc>,
+}
+
+/// What was heard of a presence in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is there.
+    Here(Remote),
+    /// The node says that it has left.
+    Gone {
+        /// Who says so; it counts if that one holds it.
+        node: NodeName,
+        /// Which connection.
+        connection: ConnectionId,
+        /// Why.
+        cause: Cause,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The room's change, if there is one.
+    pub diff: Option<Diff>,
+    /// Presences that this node held until now, and another holds from now on.
+    pub yielded: Vec<ConnectionId>,
+}
+
+type Client = (SessionKey, Option<UserId>);
+
+/// A presence of another node, with the room's version when this node first saw it.
+#[derive(Clone, Debug)]
+struct Away {
+    remote: Remote,
+    joined: u64,
+}
+
+/// The presences that other nodes hold in one room.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    presences: HashMap<ConnectionId, Away, RandomState>,
+    /// Those that may come back here, by client session.
+    clients: HashMap<Client, ConnectionId, RandomState>,
+}
+
+impl Strangers {
+    fn client(remote: &Remote) -> Option<Client> {
+        Some((remote.session.clone()?, remote.presence.user.clone()))
+    }
+
+    fn put(&mut self, away: Away) -> Option<Away> {
+        let connection = away.remote.presence.connection;
+        let before = self.take(connection);
+        if let Some(client) = Self::client(&away.remote) {
+            self.clients.insert(client, connection);
+        }
+        self.presences.insert(connection, away);
+        before
+    }
+
+    fn take(&mut self, connection: ConnectionId) -> Option<Away> {
+        let away = self.presences.remove(&connection)?;
+        if let Some(client) = Self::client(&away.remote)
+            && self.clients.get(&client) == Some(&connection)
+        {
+            self.clients.remove(&client);
+        }
+        Some(away)
+    }
+}
+
+/// The presences that other nodes hold, by room.
+pub(super) type Remotes = HashMap<RoomName, Strangers, RandomState>;
+
+impl Rooms {
+    /// Takes in what was heard of a room's presences; all of it is one change. `me` is this node.
+    ///
+    /// A presence may be named once in it.
+    pub fn hear(
+        &mut self,
+        room: &RoomName,
+        heard: impl IntoIterator<Item = Heard>,
+        me: &NodeName,
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut gone = Vec::new();
+        for heard in heard {
+            match heard {
+                Heard::Here(remote) => self.hear_of(room, remote, me, &mut outcome),
+                // Last, so that nobody is offline in between.
+                Heard::Gone { node, connection, cause } => gone.push((node, connection, cause)),
+            }
+        }
+        for (node, connection, cause) in gone {
+            let held = self.remote(room, connection).is_some_and(|remote| remote.node == node);
+            if held {
+                self.lose_one(room, connection, cause, &mut outcome.diff);
+            }
+        }
+        outcome
+    }
+
+    /// Takes in who is in a room on the other nodes, and no one else is. `cause` says why those of a
+    /// node have left who are not.
+    pub fn hear_all(
+        &mut self,
+        room: &RoomName,
+        everybody: Vec<Remote>,
+        me: &NodeName,
+        cause: impl Fn(&NodeName) -> Cause,
+    ) -> Outcome {
+        let mut gone: HashMap<_, _, RandomState> = HashMap::default();
+        for remote in self.remotes_in(room) {
+            gone.insert(remote.presence.connection, remote.node.clone());
+        }
+        for remote in &everybody {
+            gone.remove(&remote.presence.connection);
+        }
+        let gone = gone.into_iter().map(|(connection, node)| {
+            let cause = cause(&node);
+            Heard::Gone { node, connection, cause }
+        });
+        let heard: Vec<_> = gone.chain(everybody.into_iter().map(Heard::Here)).collect();
+        self.hear(room, heard, me)
+    }
+
+    fn hear_of(&mut self, room: &RoomName, remote: Remote, me: &NodeName, outcome: &mut Outcome) {
+        let connection = remote.presence.connection;
+        if let Some(stay) = self.connections.get(&connection).and_then(|known| known.stay(room)) {
+            // It was here: whoever took it later holds it.
+            if (stay.turn, me) >= (remote.turn, &remote.node) {
+                return;
+            }
+            let Some((stay, _)) = self.take_stay(room, connection) else { return };
+            outcome.yielded.push(connection);
+            let update =
+                Update { before: stay.presence(connection), after: remote.presence.clone() };
+            self.stranger(room, Away { remote, joined: stay.joined });
+            return self.exchange(room, update, &mut outcome.diff);
+        }
+        match self.away(room, connection) {
+            Some(known)
+                if (known.remote.turn, &known.remote.node) > (remote.turn, &remote.node) => {}
+            Some(known) => {
+                let joined = known.joined;
+                let before = known.remote.presence.clone();
+                let update = Update { before, after: remote.presence.clone() };
+                self.stranger(room, Away { remote, joined });
+                self.exchange(room, update, &mut outcome.diff);
+            }
+            None => {
+                let joined = self.enter(room, remote.presence.clone(), &mut outcome.diff);
+                self.stranger(room, Away { remote, joined });
+            }
+        }
+    }
+
+    /// Everybody that the node holds has left: one change for each room.
+    pub fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
+        let mut rooms: Vec<_> = self.remotes.keys().cloned().collect();
+        rooms.sort_unstable();
+        let mut diffs = Vec::new();
+        for room in rooms {
+            let held = |remote: &&Remote| remote.node == *node;
+            let lost: SmallVec<[ConnectionId; 8]> =
+                self.remotes_in(&room).filter(held).map(|r| r.presence.connection).collect();
+            let mut diff = None;
+            for connection in lost {
+                self.lose_one(&room, connection, cause, &mut diff);
+            }
+            diffs.extend(diff);
+        }
+        diffs
+    }
+
+    /// This node holds the presence from now on, if another did until now: nothing changes for the
+    /// room. A sign of life.
+    pub fn adopt(&mut self, room: &RoomName, connection: ConnectionId, now: Moment) -> bool {
+        let Some(away) = self.take_stranger(room, connection) else { return false };
+        let now = self.hold(now);
+        let Presence { user, info, joined_at, .. } = away.remote.presence;
+        let turn = away.remote.turn.saturating_add(1);
+        let stay = Stay { room: room.clone(), user, info, joined_at, joined: away.joined, turn };
+        let last = LastSign { at: now, sign: Sign::Join };
+        match self.connections.to_back(&connection) {
+            Some(known) => {
+                known.last = last;
+                known.stays.push(stay);
+            }
+            None => {
+                let stays = SmallVec::from_buf([stay]);
+                self.connections.insert(connection, Connection { last, stays });
+            }
+        }
+        true
+    }
+
+    /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
+    /// which is no change. Those that this node holds stay.
+    pub fn unfollow(&mut self, room: &RoomName) {
+        let connections: Vec<_> =
+            self.remotes_in(room).map(|remote| remote.presence.connection).collect();
+        let mut unheard = None;
+        for connection in connections {
+            self.lose_one(room, connection, Cause::Disconnected, &mut unheard);
+        }
+    }
+
+    /// The presences of this node in the room, as if they had left with the node and come again: what
+    /// the others saw. Members and their places stay as they are.
+    pub fn revive(&mut self, room: &RoomName, connections: &[ConnectionId]) -> Option<[Diff; 2]> {
+        let state = self.rooms.get_mut(room)?;
+        let versions = [state.next_version(), state.next_version()];
+        let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
+        for &connection in connections {
+            let Some(known) = self.connections.get_mut(&connection) else { continue };
+            let LastSign { at, sign } = known.last;
+            let Some(stay) = known.stays.iter_mut().find(|stay| stay.room == *room) else {
+                continue;
+            };
+            let joined_version = std::mem::replace(&mut stay.joined, back.version);
+            let presence = stay.presence(connection);
+            back.joins.push(presence.clone());
+            let (cause, last_seen) = (Cause::NodeLost, at.utc());
+            left.leaves.push(Left { presence, cause, last_seen, sign, joined_version });
+        }
+        Some([left, back])
+    }
+
+    /// The presence of another node in the room.
+    #[must_use]
+    pub fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
+        self.away(room, connection).map(|away| &away.remote)
+    }
+
+    /// Every presence of other nodes in the room.
+    pub fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
+        let strangers = self.remotes.get(room).map(|strangers| strangers.presences.values());
+        strangers.into_iter().flatten().map(|away| &away.remote)
+    }
+
+    /// The presence of another node in the room that belongs to this client session.
+    #[must_use]
+    pub fn remote_client(
+        &self,
+        room: &RoomName,
+        session: &SessionKey,
+        user: Option<&UserId>,
+    ) -> Option<ConnectionId> {
+        let strangers = self.remotes.get(room)?;
+        strangers.clients.get(&(session.clone(), user.cloned())).copied()
+    }
+
+    pub(super) fn remote_seen(
+        &self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<SeenPresence> {
+        let Away { remote, joined } = self.away(room, connection)?;
+        let state = match remote.fading {
+            Some(until) => PresenceState::Fading { until },
+            None => PresenceState::Live,
+        };
+        Some(SeenPresence {
+            presence: remote.presence.clone(),
+            last_seen: remote.last_seen,
+            sign: Sign::Elsewhere,
+            joined_version: *joined,
+            state,
+            node: Some(remote.node.clone()),
+        })
+    }
+
+    fn away(&self, room: &RoomName, connection: ConnectionId) -> Option<&Away> {
+        self.remotes.get(room)?.presences.get(&connection)
+    }
+
+    fn stranger(&mut self, room: &RoomName, away: Away) {
+        match self.remotes.get_mut(room) {
+            Some(strangers) => strangers.put(away),
+            None => self.remotes.entry(room.clone()).or_default().put(away),
+        };
+    }
+
+    fn take_stranger(&mut self, room: &RoomName, connection: ConnectionId) -> Option<Away> {
+        let strangers = self.remotes.get_mut(room)?;
+        let away = strangers.take(connection);
+        if strangers.presences.is_empty() {
+            self.remotes.remove(room);
+        }
+        away
+    }
+
+    fn lose_one(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        cause: Cause,
+        diff: &mut Option<Diff>,
+    ) {
+        let Some(Away { remote, joined }) = self.take_stranger(room, connection) else { return };
+        let Remote { presence, last_seen, .. } = remote;
+        let (sign, joined_version) = (Sign::Elsewhere, joined);
+        self.exit(room, Left { presence, cause, last_seen, sign, joined_version }, diff);
+    }
+}
