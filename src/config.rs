@@ -232,7 +232,8 @@ impl PresenceConfig {
         };
         migrate(&url)?;
         let mut store = SqliteStore::open(&url)?.owned(owner);
-        for dead in store.start(&node, self.clock.now().utc(), self.lease)?.dead {
+        let started = store.start(&node, self.clock.now().utc(), self.lease)?;
+        for dead in started.dead {
             tracing::info!(
                 node = dead.node,
                 presences = dead.presences,
@@ -240,11 +241,14 @@ impl PresenceConfig {
             );
         }
 
-        let mirror = Mirror::new(Writer::start(Box::new(store), node.clone(), self.lease));
+        let mirror = Mirror::new(Writer::start(Box::new(store), node.clone(), self.lease).into());
         let parts = Parts {
             rooms: Rooms::new(self.limits),
             clock: self.clock.clone(),
             mirror,
+            node: node.clone(),
+            cluster: None,
+            inherited: started.inherited,
             authorize: self.authorize,
             max_age: self.max_age,
             lease: self.lease,
@@ -355,7 +359,7 @@ impl PresenceHandle {
         filter: RoomFilter,
         observer: Recipient<PresenceChanged>,
     ) -> Result<SubscriptionId, MailboxError> {
-        self.registry.send(Subscribe { filter, observer }).await
+        self.registry.send(Subscribe::new(filter, observer)).await
     }
 
     /// Ends everything in order, see [`Shutdown`], in at most so long.

@@ -14,6 +14,7 @@
 
 pub mod bus;
 mod clock;
+mod cluster;
 mod config;
 mod delivery;
 pub mod messages;

@@ -4,6 +4,7 @@
 //! its frame is reported to the registry, which decides.
 
 mod audience;
+mod farewells;
 mod frames;
 mod observers;
 
@@ -13,8 +14,8 @@ use actix::prelude::*;
 use ahash::RandomState;
 use bytestring::ByteString;
 
-pub(crate) use self::observers::Observers;
 use self::{audience::Audience, frames::Published};
+pub(crate) use self::{farewells::Farewells, observers::Observers};
 use crate::{
     messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, close_code},
     model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
@@ -97,6 +98,16 @@ impl Delivery {
         }
     }
 
+    /// Forgets everybody, who are to be told to close with this code.
+    pub fn dismiss(&mut self, code: u16) -> Farewells {
+        let mut outlets: Vec<_> = std::mem::take(&mut self.outlets).into_iter().collect();
+        outlets.sort_unstable_by_key(|(connection, _)| *connection);
+        let sessions = outlets.into_iter().filter_map(|(_, outlet)| outlet.disconnect).collect();
+        self.audiences.clear();
+        self.due.clear();
+        Farewells { sessions, code }
+    }
+
     /// Forgets a connection that has ended.
     pub fn forget(&mut self, connection: ConnectionId) {
         self.outlets.remove(&connection);
@@ -150,11 +161,16 @@ impl Delivery {
 
     /// Notes a change of a room for those who hear of it.
     pub fn changed(&mut self, diff: &Diff, now: u64) {
-        let Some(audience) = self.audiences.get_mut(&diff.room) else { return };
-        audience.note(diff);
+        self.changed_in_place(diff, now);
         for left in &diff.leaves {
             self.unlisten(&diff.room, left.presence.connection);
         }
+    }
+
+    /// Notes a change of a room whose members all stay.
+    pub fn changed_in_place(&mut self, diff: &Diff, now: u64) {
+        let Some(audience) = self.audiences.get_mut(&diff.room) else { return };
+        audience.note(diff);
         self.schedule(&diff.room, now);
     }
 

@@ -14,8 +14,8 @@ use ahash::RandomState;
 use tokio::sync::Notify;
 
 use crate::{
-    messages::{Change, PresenceChanged, RoomFilter, SubscriptionId},
-    model::{RoomName, Snapshot},
+    messages::{Change, PresenceChanged, RoomFilter, Scope, SubscriptionId},
+    model::{NodeName, RoomName, Snapshot},
 };
 
 /// An observer that lags behind in more rooms than this has stopped taking anything.
@@ -31,6 +31,7 @@ pub(crate) struct Observers {
 struct Observer {
     id: SubscriptionId,
     filter: RoomFilter,
+    scope: Scope,
     /// To see whether its actor has stopped, also when there is nothing to tell it.
     recipient: Recipient<PresenceChanged>,
     line: Rc<Line>,
@@ -48,7 +49,13 @@ impl Observers {
         Self { observers: Vec::new(), next_id: 0, capacity }
     }
 
-    /// Whether anybody would hear of a change of the room.
+    /// Whether anybody wants to hear of the changes of other nodes in this room.
+    pub fn follow(&self, room: &RoomName) -> bool {
+        let mut observers = self.observers.iter();
+        observers.any(|one| one.scope == Scope::Cluster && one.filter.admits(room))
+    }
+
+    /// Whether there are any.
     pub fn any(&self) -> bool {
         !self.observers.is_empty()
     }
@@ -62,13 +69,14 @@ impl Observers {
         &mut self,
         filter: RoomFilter,
         observer: Recipient<PresenceChanged>,
+        scope: Scope,
     ) -> SubscriptionId {
         self.next_id += 1;
         let id = SubscriptionId(self.next_id);
         let line = Rc::new(Line::default());
         actix::spawn(hand_over(observer.clone(), line.clone()));
         self.forget_stopped();
-        self.observers.push(Observer { id, filter, recipient: observer, line });
+        self.observers.push(Observer { id, filter, scope, recipient: observer, line });
         id
     }
 
@@ -93,11 +101,13 @@ impl Observers {
         self.observers.len() != before
     }
 
-    /// Queues the event for everybody who wants to hear of its room.
-    pub fn tell(&mut self, event: &PresenceChanged) {
+    /// Queues the event for everybody who wants to hear of its room, and of the changes of other
+    /// nodes unless it is `ours`.
+    pub fn tell(&mut self, event: &PresenceChanged, ours: bool) {
         let capacity = self.capacity;
         self.observers.retain(|observer| {
-            if !observer.filter.admits(&event.room) {
+            let admits = ours || observer.scope == Scope::Cluster;
+            if !admits || !observer.filter.admits(&event.room) {
                 return !observer.line.queue.borrow().closed;
             }
             let open = observer.line.queue.borrow_mut().push(event, capacity);
@@ -154,7 +164,7 @@ struct Queue {
     events: VecDeque<PresenceChanged>,
     /// The rooms whose single changes had no place, in the order in which that began.
     conflated: VecDeque<RoomName>,
-    latest: HashMap<RoomName, Snapshot, RandomState>,
+    latest: HashMap<RoomName, (Snapshot, NodeName), RandomState>,
     closed: bool,
 }
 
@@ -162,13 +172,14 @@ impl Queue {
     /// Takes an event, or what the room is now; `false` if the line is closed.
     fn push(&mut self, event: &PresenceChanged, capacity: usize) -> bool {
         if let Some(latest) = self.latest.get_mut(&event.room) {
-            *latest = event.snapshot.clone();
+            *latest = (event.snapshot.clone(), event.node.clone());
         } else if self.events.len() < capacity {
             self.events.push_back(event.clone());
         } else if self.conflated.len() < MAX_CONFLATED_ROOMS {
             metrics::counter!("presence_observer_conflations_total").increment(1);
             self.conflated.push_back(event.room.clone());
-            self.latest.insert(event.room.clone(), event.snapshot.clone());
+            let latest = (event.snapshot.clone(), event.node.clone());
+            self.latest.insert(event.room.clone(), latest);
         } else {
             self.closed = true;
         }
@@ -183,12 +194,13 @@ impl Queue {
         if let Some(event) = self.events.pop_front() {
             return Some(event);
         }
-        let state = self.latest.remove(&self.conflated.pop_front()?)?;
+        let (state, node) = self.latest.remove(&self.conflated.pop_front()?)?;
         Some(PresenceChanged {
             room: state.room().clone(),
             epoch: state.epoch(),
             version: state.version(),
             snapshot: state,
+            node,
             change: Change::Resync,
         })
     }

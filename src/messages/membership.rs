@@ -127,6 +127,9 @@ pub struct Joined {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
+    /// The connection has left everything while its join waited for what other nodes know.
+    #[error("the connection has left before it could join")]
+    Withdrawn,
     /// A limit forbids it; somebody has to leave first.
     #[error(transparent)]
     Limit(#[from] LimitReached),

@@ -17,8 +17,10 @@ pub use membership::{
     Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
-pub use observing::{Change, PresenceChanged, RoomFilter, Subscribe, SubscriptionId, Unsubscribe};
+pub use observing::{
+    Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
+};
 pub use queries::{
-    Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
+    BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, Shutdown, Status, WhereIs,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use crate::model::{
-    Cause, Diff, Epoch, Left, Offline, Presence, RoomName, Snapshot, Update, UserId,
+    Cause, Diff, Epoch, Left, NodeName, Offline, Presence, RoomName, Snapshot, Update, UserId,
 };
 
 /// Which rooms an observer wants to hear of.
@@ -27,6 +27,19 @@ impl RoomFilter {
     }
 }
 
+/// Whose changes an observer wants to hear of, where several nodes share their rooms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// Those of the presences that this node holds: of observers on all nodes, exactly one hears of
+    /// each change. Presences that end with their node are told by the one that notices.
+    #[default]
+    Node,
+    /// Those of all nodes. This node follows the rooms of the filter then, which for
+    /// [`RoomFilter::Any`] is everything that happens anywhere.
+    Cluster,
+}
+
 /// Asks for a [`PresenceChanged`] after every change from now on. Answers an id to
 /// [`Unsubscribe`] with; an observer whose actor has stopped is forgotten by itself.
 ///
@@ -40,6 +53,22 @@ pub struct Subscribe {
     pub filter: RoomFilter,
     /// Who wants to hear.
     pub observer: Recipient<PresenceChanged>,
+    /// Of whose changes.
+    pub scope: Scope,
+}
+
+impl Subscribe {
+    /// A subscription to the changes of this node; [`scope`](Self::scope) widens it.
+    #[must_use]
+    pub fn new(filter: RoomFilter, observer: Recipient<PresenceChanged>) -> Self {
+        Self { filter, observer, scope: Scope::Node }
+    }
+
+    /// Chooses whose changes to hear of.
+    #[must_use]
+    pub fn scope(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
 }
 
 /// Ends a subscription. Answers whether there was one.
@@ -70,6 +99,8 @@ pub struct PresenceChanged {
     pub version: u64,
     /// The room after the change.
     pub snapshot: Snapshot,
+    /// The node whose presences changed.
+    pub node: NodeName,
     /// What happened.
     pub change: Change,
 }

@@ -153,10 +153,25 @@ pub struct Status {
     pub lease_age: Duration,
     /// Events that wait for the observer furthest behind.
     pub observer_lag: usize,
+    /// Nodes that live and stay, this one included.
+    pub nodes: usize,
+    /// How the other nodes are heard.
+    pub bus: BusState,
     /// Whether a [`Shutdown`] is under way.
     pub closing: bool,
     /// What has happened so far.
     pub counters: Counters,
+}
+
+/// How a node hears the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusState {
+    /// There are no others.
+    Local,
+    /// By the bus.
+    Up,
+    /// Not: why, in one word.
+    Down(&'static str),
 }
 
 /// What has happened since the registry started. Each number only grows, so a rate is the difference

@@ -8,8 +8,8 @@ use std::{collections::HashSet, hash::Hash};
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
-use super::store::{Batch, Row};
-use crate::model::{ConnectionId, Diff, RoomName, Rooms, SeenPresence};
+use super::{Memory, State, store::Batch};
+use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms};
 
 pub(super) type Key = (RoomName, ConnectionId);
 
@@ -20,6 +20,8 @@ pub(super) struct Mark {
     at: u64,
     /// Whether the database may have a row of it: if not, a leave needs no delete.
     stored: bool,
+    /// Why it left, if it has.
+    cause: Cause,
 }
 
 /// The presences and signs of life to be written, oldest mark first.
@@ -37,6 +39,8 @@ pub(super) struct Dirty {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub presences: Vec<(Key, Mark)>,
+    /// Why those have left that are to be deleted, in the order of the batch.
+    pub causes: Vec<Cause>,
     seen: Vec<(ConnectionId, u64)>,
 }
 
@@ -54,20 +58,38 @@ impl Dirty {
         let at = self.marks;
         for join in &diff.joins {
             let key = (diff.room.clone(), join.connection);
-            put(&mut self.presences, key, Mark { at, stored: false });
+            put(&mut self.presences, key, Mark { at, stored: false, cause: Cause::Left });
         }
         for update in &diff.updates {
-            let key = (diff.room.clone(), update.after.connection);
-            put(&mut self.presences, key, Mark { at, stored: true });
+            self.mark_stored(diff.room.clone(), update.after.connection, at);
         }
         for left in &diff.leaves {
             let key = (diff.room.clone(), left.presence.connection);
-            if self.presences.get(&key).is_some_and(|mark| !mark.stored) {
-                self.presences.remove(&key);
-            } else {
-                put(&mut self.presences, key, Mark { at, stored: true });
+            match self.presences.get_mut(&key) {
+                Some(mark) if !mark.stored => {
+                    self.presences.remove(&key);
+                }
+                Some(mark) => mark.cause = left.cause,
+                None => {
+                    self.presences.insert(key, Mark { at, stored: true, cause: left.cause });
+                }
             }
         }
+    }
+
+    /// Marks one presence of which the database may have a row.
+    pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
+        self.marks += 1;
+        self.mark_stored(room, connection, self.marks);
+    }
+
+    fn mark_stored(&mut self, room: RoomName, connection: ConnectionId, at: u64) {
+        put(&mut self.presences, (room, connection), Mark { at, stored: true, cause: Cause::Left });
+    }
+
+    /// Whether the database may have a row of the presence, which is there.
+    pub fn is_stored(&self, key: &Key) -> bool {
+        self.presences.get(key).is_none_or(|mark| mark.stored)
     }
 
     /// Marks everything there is: the database has lost its rows.
@@ -76,8 +98,7 @@ impl Dirty {
         let at = self.marks;
         for connection in rooms.connections() {
             for room in rooms.rooms_of(connection) {
-                let key = (room.clone(), connection);
-                put(&mut self.presences, key, Mark { at, stored: true });
+                self.mark_stored(room.clone(), connection, at);
             }
         }
     }
@@ -119,16 +140,19 @@ impl Dirty {
     }
 
     /// Takes at most `limit` of the oldest, with what memory says of them now.
-    pub fn take(&mut self, rooms: &Rooms, limit: usize) -> (Batch, Taken) {
+    pub fn take(&mut self, memory: &Memory<'_>, limit: usize) -> (Batch, Taken) {
         let (mut batch, mut taken) = (Batch::default(), Taken::default());
+        let rooms = memory.rooms;
         while taken.presences.len() < limit {
             let Some((key, mark)) = self.presences.pop_front() else { break };
-            match rooms.presence(&key.0, key.1) {
-                Some(SeenPresence { presence, last_seen, .. }) => {
-                    let (room, session, fading, turn) = (key.0.clone(), None, None, 0);
-                    batch.upserts.push(Row { room, presence, last_seen, session, fading, turn });
+            match memory.state(&key) {
+                State::Here(row) => batch.upserts.push(row),
+                State::Gone => {
+                    batch.deletes.push(key.clone());
+                    taken.causes.push(mark.cause);
                 }
-                None => batch.deletes.push(key.clone()),
+                // It is another node's to write.
+                State::Elsewhere => continue,
             }
             taken.presences.push((key, mark));
         }
@@ -142,11 +166,14 @@ impl Dirty {
         (batch, taken)
     }
 
-    /// Puts back what a failed batch had taken, in front. Whether its rows are in the database is
-    /// not known any more.
-    pub fn put_back(&mut self, taken: Taken) {
+    /// Puts back what a failed batch had taken, in front. Unless it is `sure` that nothing was
+    /// written, its rows may be in the database from now on.
+    pub fn put_back(&mut self, taken: Taken, sure: bool) {
         for (key, mut mark) in taken.presences.into_iter().rev() {
-            mark.stored = true;
+            mark.stored |= !sure;
+            if let Some(newer) = self.presences.get(&key) {
+                mark = Mark { at: mark.at, stored: mark.stored || newer.stored, ..*newer };
+            }
             self.presences.insert_front(key, mark);
         }
         for (connection, at) in taken.seen.into_iter().rev() {
@@ -158,7 +185,7 @@ impl Dirty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cause, Info, Moment};
+    use crate::model::{Info, Moment};
 
     const NOW: Moment = Moment { monotonic: 0, wall: 0 };
 
@@ -187,7 +214,7 @@ mod tests {
 
         /// What the next batch writes and deletes.
         fn take(&mut self) -> (Vec<u128>, Vec<u128>, Taken) {
-            let (batch, taken) = self.dirty.take(&self.rooms, 100);
+            let (batch, taken) = self.dirty.take(&Memory::alone(&self.rooms), 100);
             let number = |id: ConnectionId| u128::from_str_radix(&id.to_string(), 16).unwrap();
             let upserts = batch.upserts.iter().map(|row| number(row.presence.connection));
             let deletes = batch.deletes.iter().map(|(_, id)| number(*id));
@@ -213,7 +240,7 @@ mod tests {
             let (_, _, taken) = world.take();
             world.leave(1);
             if failed {
-                world.dirty.put_back(taken);
+                world.dirty.put_back(taken, false);
             }
             let (upserts, deletes, _) = world.take();
             assert_eq!((upserts, deletes), (vec![], vec![1]), "failed: {failed}");
@@ -230,7 +257,7 @@ mod tests {
         let info = Info::new(serde_json::json!({"again": true})).unwrap();
         world.dirty.mark(&world.rooms.update_info(&world.room, id, info).unwrap());
         assert!(!world.dirty.is_clean(mark));
-        let (batch, _) = world.dirty.take(&world.rooms, 1);
+        let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
         assert_eq!(batch.upserts[0].presence.connection, id);
         assert!(world.dirty.is_clean(mark));
     }
@@ -259,9 +286,9 @@ mod tests {
         let (_, _, taken) = world.take();
         world.join(2);
         assert!(world.dirty.is_clean(mark));
-        world.dirty.put_back(taken);
+        world.dirty.put_back(taken, false);
         assert!(!world.dirty.is_clean(mark));
-        let (batch, _) = world.dirty.take(&world.rooms, 1);
+        let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
         assert_eq!(batch.upserts[0].presence.connection, ConnectionId::from_u128(1));
         assert!(world.dirty.is_clean(mark));
     }

@@ -5,23 +5,35 @@
 //! back and tried again.
 
 mod dirty;
+mod memory;
+mod reader;
 pub mod store;
 mod writer;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use actix::{MailboxError, prelude::*};
+use actix::{MailboxError, dev::RecipientRequest};
 use ahash::RandomState;
 use tokio::sync::oneshot;
 
 pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
     dirty::{Dirty, Key, Taken},
-    store::{Applied, Change, Renewal, StoreError},
+    memory::State,
+    store::{Applied, Batch, Change, Renewal, StoreError},
+};
+pub(crate) use self::{
+    memory::Memory,
+    reader::{Ask, Desk, Reader},
+    writer::WriterDesk,
 };
 use crate::{
     messages::FlushError,
-    model::{ConnectionId, Diff, Moment, Rooms},
+    model::{Cause, ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
     tally::Tally,
 };
 
@@ -51,9 +63,11 @@ pub(crate) struct Trouble {
 /// The registry's side of the mirror: what is to be written, and how it goes.
 pub(crate) struct Mirror {
     dirty: Dirty,
-    writer: Addr<Writer>,
-    /// What the writer is writing, and since when.
-    in_flight: Option<(Taken, Moment)>,
+    writer: WriterDesk,
+    /// The number of the last batch.
+    number: u64,
+    /// What the writer is writing.
+    in_flight: Option<InFlight>,
     /// Whether a renewal of the lease is under way.
     renewing: bool,
     waiters: Vec<Waiter>,
@@ -66,20 +80,43 @@ pub(crate) struct Mirror {
     rows_written: Tally,
 }
 
+struct InFlight {
+    taken: Taken,
+    batch: Arc<Batch>,
+    since: Moment,
+}
+
+/// A batch that is in the database.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub batch: Arc<Batch>,
+    /// Why those have left that the batch deletes, in its order.
+    pub causes: Vec<Cause>,
+    /// What of it the database has refused.
+    pub refused: Vec<Change>,
+}
+
 /// What to do after an answer of the writer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Next {
     /// Ask for the next batch.
     Go,
+    /// Make known what was committed, and ask for the next batch.
+    Tell(Committed),
     /// Wait so long before that.
     Retry(Duration),
+    /// Renew the lease: others have removed this node's rows.
+    Renew,
+    /// The node has a new incarnation, and writes everything again.
+    Reborn(Epoch),
 }
 
 impl Mirror {
-    pub fn new(writer: Addr<Writer>) -> Self {
+    pub fn new(writer: WriterDesk) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
+            number: 0,
             in_flight: None,
             renewing: false,
             waiters: Vec::new(),
@@ -92,7 +129,7 @@ impl Mirror {
         }
     }
 
-    pub fn writer(&self) -> &Addr<Writer> {
+    pub fn writer(&self) -> &WriterDesk {
         &self.writer
     }
 
@@ -113,7 +150,7 @@ impl Mirror {
 
     /// Presences whose row is not yet what memory says.
     pub fn unwritten(&self) -> usize {
-        let in_flight = self.in_flight.as_ref().map_or(0, |(taken, _)| taken.presences.len());
+        let in_flight = self.in_flight.as_ref().map_or(0, |flight| flight.taken.presences.len());
         self.dirty.len() + in_flight + self.refused.len()
     }
 
@@ -130,7 +167,7 @@ impl Mirror {
     /// Why the database takes nothing, if so: it says so, or it says nothing at all.
     pub fn trouble(&self, now: Moment) -> Option<Trouble> {
         self.trouble.or_else(|| {
-            let (_, since) = *self.in_flight.as_ref()?;
+            let since = self.in_flight.as_ref()?.since;
             let stalled = Trouble { reason: "stalled", since };
             (now.since(since) > STALLED).then_some(stalled)
         })
@@ -149,15 +186,15 @@ impl Mirror {
     }
 
     /// The renewal of the lease that is due, if none is under way.
-    pub fn renew(&mut self, now: Moment) -> Option<Request<Writer, Renew>> {
+    pub fn renew(&mut self, now: Moment) -> Option<RecipientRequest<Renew>> {
         if std::mem::replace(&mut self.renewing, true) {
             return None;
         }
-        Some(self.writer.send(Renew { now: now.utc() }))
+        Some(self.writer.renew.send(Renew { now: now.utc() }))
     }
 
     /// The next batch to write, if there is one and the writer is free.
-    pub fn next(&mut self, rooms: &Rooms, now: Moment) -> Option<Request<Writer, Write>> {
+    pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
         let wanted = !self.dirty.is_empty() || !self.waiters.is_empty();
         if self.in_flight.is_some() || self.waiting || !wanted {
             return None;
@@ -165,12 +202,15 @@ impl Mirror {
         for waiter in &mut self.waiters {
             waiter.begun = true;
         }
-        let (batch, taken) = self.dirty.take(rooms, BATCH);
+        let (mut batch, taken) = self.dirty.take(memory, BATCH);
+        self.number += 1;
+        batch.number = self.number;
         for (key, _) in &taken.presences {
             self.refused.remove(key);
         }
-        self.in_flight = Some((taken, now));
-        Some(self.writer.send(Write { batch: Arc::new(batch), now: now.utc() }))
+        let batch = Arc::new(batch);
+        self.in_flight = Some(InFlight { taken, batch: Arc::clone(&batch), since: now });
+        Some(self.writer.write.send(Write { batch, now: now.utc() }))
     }
 
     /// Takes the writer's answer to the batch.
@@ -180,23 +220,19 @@ impl Mirror {
         rooms: &Rooms,
         now: Moment,
     ) -> Next {
-        let taken = self.in_flight.take().map(|(taken, _)| taken).unwrap_or_default();
-        match answer {
-            Ok(Ok(applied)) => {
+        let Some(InFlight { taken, batch, .. }) = self.in_flight.take() else { return Next::Go };
+        // Otherwise the writer's thread has ended with the system.
+        match answer.unwrap_or(Err(StoreError::Closed)) {
+            Ok(applied) => {
                 self.rows_written.add(taken.presences.len());
-                self.set_aside(applied);
+                let refused = self.set_aside(applied);
                 self.succeeded(now);
                 self.answer_waiters();
-                Next::Go
+                Next::Tell(Committed { batch, causes: taken.causes, refused })
             }
-            Ok(Err(error)) => {
-                self.dirty.put_back(taken);
+            Err(error) => {
+                self.dirty.put_back(taken, matches!(error, StoreError::Lapsed));
                 self.failed(&error, rooms, now)
-            }
-            // The writer's thread has ended with the system.
-            Err(_) => {
-                self.dirty.put_back(taken);
-                self.failed(&StoreError::Closed, rooms, now)
             }
         }
     }
@@ -211,17 +247,38 @@ impl Mirror {
         self.renewing = false;
         if answer.is_ok() {
             self.lease_renewed = Some(now);
+            self.waiting = false;
         }
         match answer {
             Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
             Ok(Renewal::Held) => {}
-            Ok(Renewal::Lapsed { .. }) => {
+            Ok(Renewal::Lapsed { incarnation }) => {
                 tracing::warn!("the lease of this node had run out: every row is written again");
-                self.dirty.mark_all(rooms);
+                return Next::Reborn(incarnation);
             }
             Err(error) => return self.failed(&error, rooms, now),
         }
         Next::Go
+    }
+
+    /// Begins a new incarnation, with all rows to be written. Answers which of the presences that are
+    /// here others may have seen end with the old one, by room.
+    pub fn reborn(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
+        let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
+        for connection in rooms.connections() {
+            for room in rooms.rooms_of(connection) {
+                if self.dirty.is_stored(&(room.clone(), connection)) {
+                    seen.entry(room.clone()).or_default().push(connection);
+                }
+            }
+        }
+        self.dirty.mark_all(rooms);
+        seen
+    }
+
+    /// Marks one presence that has changed in a way that no diff tells.
+    pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
+        self.dirty.mark_one(room, connection);
     }
 
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
@@ -239,16 +296,17 @@ impl Mirror {
         self.waiting = false;
     }
 
-    fn set_aside(&mut self, applied: Applied) {
-        for aside in applied.set_aside {
+    fn set_aside(&mut self, applied: Applied) -> Vec<Change> {
+        for aside in &applied.set_aside {
             tracing::error!(reason = aside.reason, "the database refuses a row: set aside");
             metrics::counter!("presence_rows_refused_total").increment(1);
             if let Change::Upsert(room, connection) | Change::Delete(room, connection) =
-                aside.change
+                &aside.change
             {
-                self.refused.insert((room, connection));
+                self.refused.insert((room.clone(), *connection));
             }
         }
+        applied.set_aside.into_iter().map(|aside| aside.change).collect()
     }
 
     fn answer_waiters(&mut self) {
@@ -290,6 +348,9 @@ impl Mirror {
             return Next::Go;
         }
         self.waiting = true;
+        if matches!(error, StoreError::Lapsed) {
+            return Next::Renew;
+        }
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LAST_RETRY);
         self.failures += 1;
         Next::Retry(wait)

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix::prelude::*;
+use actix::{dev::ToEnvelope, prelude::*};
 use chrono::{DateTime, Utc};
 
 use super::store::{Applied, Batch, Renewal, Store, StoreError};
@@ -65,6 +65,33 @@ impl Writer {
         let result = result.unwrap_or(Err(StoreError::Panicked));
         *restart |= matches!(result, Err(StoreError::Gone));
         result
+    }
+}
+
+/// How to reach a writer.
+#[derive(Clone)]
+pub(crate) struct WriterDesk {
+    pub write: Recipient<Write>,
+    pub renew: Recipient<Renew>,
+    pub prune_rooms: Recipient<PruneRoomRows>,
+    pub goodbye: Recipient<Goodbye>,
+}
+
+impl<A> From<Addr<A>> for WriterDesk
+where
+    A: Actor + Handler<Write> + Handler<Renew> + Handler<PruneRoomRows> + Handler<Goodbye>,
+    A::Context: ToEnvelope<A, Write>
+        + ToEnvelope<A, Renew>
+        + ToEnvelope<A, PruneRoomRows>
+        + ToEnvelope<A, Goodbye>,
+{
+    fn from(writer: Addr<A>) -> Self {
+        Self {
+            write: writer.clone().recipient(),
+            renew: writer.clone().recipient(),
+            prune_rooms: writer.clone().recipient(),
+            goodbye: writer.recipient(),
+        }
     }
 }
 
@@ -130,6 +157,7 @@ impl Handler<PruneRoomRows> for Writer {
 }
 
 /// "That was all." Removes what this node has in the database and closes it; sent once, at the end.
+/// With a grace, what is fading stays for so long, see [`Store::hand_over`].
 ///
 /// Answers how many presences it removed. On an error the database stays open, and it can be sent
 /// again; afterwards every message is answered with [`StoreError::Closed`].
@@ -138,13 +166,19 @@ impl Handler<PruneRoomRows> for Writer {
 pub struct Goodbye {
     /// The time now.
     pub now: DateTime<Utc>,
+    /// How long clients may take to come back to another node, if there is one.
+    pub grace: Option<Duration>,
 }
 
 impl Handler<Goodbye> for Writer {
     type Result = Result<usize, StoreError>;
 
-    fn handle(&mut self, Goodbye { now }: Goodbye, _: &mut SyncContext<Self>) -> Self::Result {
-        let removed = match self.call(now, |store, node| store.stop(node)) {
+    fn handle(&mut self, msg: Goodbye, _: &mut SyncContext<Self>) -> Self::Result {
+        let Goodbye { now, grace } = msg;
+        let removed = match self.call(now, |store, node| match grace {
+            Some(grace) => store.hand_over(node, now, grace),
+            None => store.stop(node),
+        }) {
             // The new database has nothing of this node.
             Err(StoreError::Gone) => 0,
             result => result?,
@@ -271,7 +305,7 @@ mod tests {
     async fn after_goodbye_the_store_is_closed() {
         let (writer, calls) = writer(vec![Next::Succeed, Next::Fail(StoreError::Locked)]);
         assert_eq!(writer.send(PruneRoomRows { now: NOW }).await.unwrap().unwrap(), 2);
-        let goodbye = Goodbye { now: NOW };
+        let goodbye = Goodbye { now: NOW, grace: None };
         assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Locked)));
         assert_eq!(writer.send(goodbye).await.unwrap().unwrap(), 3);
         assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Closed)));
@@ -284,6 +318,6 @@ mod tests {
         let renewal = writer.send(Renew { now: NOW }).await.unwrap().unwrap();
         assert!(matches!(renewal, Renewal::Lapsed { .. }));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
-        assert_eq!(writer.send(Goodbye { now: NOW }).await.unwrap().unwrap(), 0);
+        assert_eq!(writer.send(Goodbye { now: NOW, grace: None }).await.unwrap().unwrap(), 0);
     }
 }

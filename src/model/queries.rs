@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
-    SeenPresence, Snapshot, UserId, snapshot::Place,
+    SeenPresence, Snapshot, UserId, remote::Strangers, snapshot::Place,
 };
 
 impl Rooms {
@@ -111,6 +111,13 @@ impl Rooms {
     #[must_use]
     pub fn holds(&self, room: &RoomName, connection: ConnectionId) -> bool {
         self.connections.get(&connection).is_some_and(|known| known.stay(room).is_some())
+    }
+
+    /// Whether this node holds anybody in the room; O(1).
+    #[must_use]
+    pub fn holds_any(&self, room: &RoomName) -> bool {
+        let all = self.occupancy(room).connections;
+        all > self.remotes.get(room).map_or(0, Strangers::len)
     }
 
     /// How often the presence went from one node to another, if this node holds it.

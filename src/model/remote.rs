@@ -4,7 +4,7 @@
 //! silence and ends it. The others show it in their rooms as they hear of it. A presence goes from
 //! one node to another when its client comes back there; the one with the higher turn holds it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ahash::RandomState;
 use chrono::{DateTime, Utc};
@@ -76,6 +76,10 @@ pub(super) struct Strangers {
 }
 
 impl Strangers {
+    pub(super) fn len(&self) -> usize {
+        self.presences.len()
+    }
+
     fn client(remote: &Remote) -> Option<Client> {
         Some((remote.session.clone()?, remote.presence.user.clone()))
     }
@@ -132,28 +136,30 @@ impl Rooms {
         outcome
     }
 
-    /// Takes in who is in a room on the other nodes, and no one else is. `cause` says why those of a
-    /// node have left who are not.
+    /// Takes in who is in a room on the other nodes, and no one else is: one change for each node.
+    /// `cause` says why those of a node have left who are not.
     pub fn hear_all(
         &mut self,
         room: &RoomName,
         everybody: Vec<Remote>,
         me: &NodeName,
         cause: impl Fn(&NodeName) -> Cause,
-    ) -> Outcome {
-        let mut gone: HashMap<_, _, RandomState> = HashMap::default();
-        for remote in self.remotes_in(room) {
-            gone.insert(remote.presence.connection, remote.node.clone());
+    ) -> Vec<(NodeName, Outcome)> {
+        let mut nodes: BTreeMap<NodeName, Vec<Heard>> = BTreeMap::new();
+        let named: HashSet<ConnectionId, RandomState> =
+            everybody.iter().map(|remote| remote.presence.connection).collect();
+        for Remote { presence, node, .. } in self.remotes_in(room) {
+            let connection = presence.connection;
+            if !named.contains(&connection) {
+                let gone = Heard::Gone { node: node.clone(), connection, cause: cause(node) };
+                nodes.entry(node.clone()).or_default().push(gone);
+            }
         }
-        for remote in &everybody {
-            gone.remove(&remote.presence.connection);
+        for remote in everybody {
+            nodes.entry(remote.node.clone()).or_default().push(Heard::Here(remote));
         }
-        let gone = gone.into_iter().map(|(connection, node)| {
-            let cause = cause(&node);
-            Heard::Gone { node, connection, cause }
-        });
-        let heard: Vec<_> = gone.chain(everybody.into_iter().map(Heard::Here)).collect();
-        self.hear(room, heard, me)
+        let heard = nodes.into_iter();
+        heard.map(|(node, heard)| (node, self.hear(room, heard, me))).collect()
     }
 
     fn hear_of(&mut self, room: &RoomName, remote: Remote, me: &NodeName, outcome: &mut Outcome) {

@@ -259,11 +259,21 @@ impl Rooms {
         diffs.into_values().flatten().collect()
     }
 
-    /// Everybody in the room goes.
+    /// Everybody of this node who is in the room goes.
     pub fn close_room(&mut self, room: &RoomName, cause: Cause) -> Option<Diff> {
         let connections: Vec<_> = self.rooms.get(room)?.connections().collect();
+        self.leave_together(room, &connections, cause)
+    }
+
+    /// The connections go out of the room, in one change.
+    pub fn leave_together(
+        &mut self,
+        room: &RoomName,
+        connections: &[ConnectionId],
+        cause: Cause,
+    ) -> Option<Diff> {
         let mut diff = None;
-        for connection in connections {
+        for &connection in connections {
             if let Some((stay, last)) = self.take_stay(room, connection) {
                 self.end(connection, stay, last, cause, &mut diff);
             }

@@ -100,7 +100,8 @@ impl Sessions {
     }
 
     /// Whose place the connection gets if it joins a room as the client with this key: that of an
-    /// older connection that is in the room, which `there` says.
+    /// older connection that is in the room, which `there` says, or one that another node holds there,
+    /// which is `elsewhere`.
     ///
     /// # Errors
     ///
@@ -111,6 +112,7 @@ impl Sessions {
         key: Option<SessionKey>,
         user: Option<&UserId>,
         there: impl Fn(ConnectionId) -> bool,
+        elsewhere: Option<ConnectionId>,
     ) -> Result<Claim, Superseded> {
         let presence = self.resolve(connection).ok_or(Superseded)?;
         if let Some(session) = self.sessions.get(&presence) {
@@ -122,7 +124,7 @@ impl Sessions {
             return Ok(Claim { presence, replaces: false, connection, client: None });
         };
         let client = (key, user.cloned());
-        let older = self.presence_of(&client, there);
+        let older = self.presence_of(&client, there).or(elsewhere);
         let speaker = older.and_then(|older| self.sessions.get(&older)).map(|older| older.speaker);
         if speaker.is_some_and(|speaker| connection < speaker) {
             return Err(Superseded);
@@ -148,6 +150,18 @@ impl Sessions {
         }
     }
 
+    /// A presence of before, whose client is away.
+    pub fn restore(
+        &mut self,
+        presence: ConnectionId,
+        key: Option<SessionKey>,
+        user: Option<UserId>,
+    ) {
+        let client = key.map(|key| (key, user));
+        let (replaces, connection) = (false, presence);
+        self.take(Claim { presence, replaces, connection, client });
+    }
+
     /// The presence is not that of its client any more.
     fn unbind(&mut self, presence: ConnectionId) {
         let Some(session) = self.sessions.get(&presence) else { return };
@@ -156,6 +170,12 @@ impl Sessions {
         if presences.is_empty() {
             self.clients.remove(&session.client);
         }
+    }
+
+    /// The key of the client session that the presences belong to.
+    #[must_use]
+    pub fn key_of(&self, presence: ConnectionId) -> Option<&SessionKey> {
+        self.sessions.get(&presence).map(|session| &session.client.0)
     }
 
     /// Whether the presences belong to a client session.
@@ -236,7 +256,7 @@ mod tests {
         key: Option<SessionKey>,
         user: Option<&UserId>,
     ) -> (ConnectionId, bool) {
-        let claim = sessions.claim(id(connection), key, user, |_| true).unwrap();
+        let claim = sessions.claim(id(connection), key, user, |_| true, None).unwrap();
         let (presence, replaces) = (claim.presence, claim.replaces);
         sessions.take(claim);
         (presence, replaces)
@@ -251,7 +271,7 @@ mod tests {
             assert_eq!(join(&mut sessions, new, key(), None), (id(1), true));
             assert_eq!(sessions.resolve(id(new)), Some(id(1)));
             assert_ne!(sessions.resolve(id(old)), Some(id(1)));
-            assert_eq!(sessions.claim(id(old), key(), None, |_| true), Err(Superseded));
+            assert_eq!(sessions.claim(id(old), key(), None, |_| true, None), Err(Superseded));
         }
         sessions.forget(id(1));
         assert!(sessions.is_empty());
@@ -289,7 +309,7 @@ mod tests {
         join(&mut sessions, 1, key(), None);
         for (connection, in_the_room, expected) in [(2, 0, (2, false)), (3, 1, (1, true))] {
             let there = |presence| presence == id(in_the_room);
-            let claim = sessions.claim(id(connection), key(), None, there).unwrap();
+            let claim = sessions.claim(id(connection), key(), None, there, None).unwrap();
             assert_eq!((claim.presence, claim.replaces), (id(expected.0), expected.1));
             sessions.take(claim);
         }

@@ -2,43 +2,72 @@
 
 use actix::prelude::*;
 
-use super::RoomRegistry;
+use super::{RoomRegistry, following::Reply};
 use crate::{
+    bus::Told,
     clock::Stopwatch,
     messages::{
-        Admit, CloseRoom, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
+        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
     },
-    model::{Cause, Diff, Sign, micros},
+    model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign, micros},
     wire::json::Sender,
 };
 
 impl Handler<Admit> for RoomRegistry {
-    type Result = Result<(), JoinError>;
+    type Result = Reply<Result<(), JoinError>>;
 
-    fn handle(&mut self, msg: Admit, _: &mut Context<Self>) -> Self::Result {
-        let Admit { room, user, info, session } = msg;
-        self.admit(&room, user.as_ref(), &info)?;
-        let there = |presence| self.rooms.presence(&room, presence).is_some();
-        if session.is_some_and(|key| self.sessions.presence_of(&(key, user), there).is_some()) {
-            return Ok(());
-        }
-        Ok(self.rooms.has_place(&room)?)
+    fn handle(&mut self, msg: Admit, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.when_known(&room, ctx, |registry, _| registry.may_join(msg))
     }
 }
 
 impl Handler<Join> for RoomRegistry {
-    type Result = Result<Joined, JoinError>;
+    type Result = Reply<Result<Joined, JoinError>>;
 
     fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
+        let (room, connection) = (msg.room.clone(), msg.connection);
+        if self.is_known(&room) {
+            return Reply::Now(self.join(msg, ctx));
+        }
+        *self.parked.entry(connection).or_default() += 1;
+        self.when_known(&room, ctx, move |registry, ctx| {
+            registry.unpark(connection).ok_or(JoinError::Withdrawn)?;
+            registry.join(msg, ctx)
+        })
+    }
+}
+
+impl RoomRegistry {
+    fn may_join(&self, Admit { room, user, info, session }: Admit) -> Result<(), JoinError> {
+        self.admit(&room, user.as_ref(), &info)?;
+        if let Some(key) = session {
+            let elsewhere = self.rooms.remote_client(&room, &key, user.as_ref());
+            let here = |presence| self.rooms.holds(&room, presence);
+            if elsewhere.or(self.sessions.presence_of(&(key, user), here)).is_some() {
+                return Ok(());
+            }
+        }
+        Ok(self.rooms.has_place(&room)?)
+    }
+
+    fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
         let now = self.clock.now();
         let Join { room, connection, user, info, session, dialect, forward, disconnect } = msg;
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
-        let there = |presence| self.rooms.presence(&room, presence).is_some();
-        let claim = self.sessions.claim(connection, session, user.as_ref(), there)?;
+        let here = |presence| self.rooms.holds(&room, presence);
+        let elsewhere = session.as_ref();
+        let elsewhere =
+            elsewhere.and_then(|key| self.rooms.remote_client(&room, key, user.as_ref()));
+        let claim = self.sessions.claim(connection, session, user.as_ref(), here, elsewhere)?;
         let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
+        if self.rooms.adopt(&room, connection, now) {
+            tracing::debug!(%room, %connection, "came back from another node");
+            self.mirror.mark_one(room.clone(), connection);
+        }
         let diff = self.rooms.join(&room, connection, user, info, now)?;
 
         self.take_place(claim, &room, now);
@@ -57,21 +86,34 @@ impl Handler<Join> for RoomRegistry {
         self.settle(ctx, now);
         Ok(Joined { snapshot, changed })
     }
+
+    /// A join of the connection waits no longer; `None` if it has left meanwhile.
+    fn unpark(&mut self, connection: ConnectionId) -> Option<()> {
+        let parked = self.parked.get_mut(&connection)?;
+        *parked -= 1;
+        if *parked == 0 {
+            self.parked.remove(&connection);
+        }
+        Some(())
+    }
 }
 
 impl Handler<Leave> for RoomRegistry {
-    type Result = bool;
+    type Result = Reply<bool>;
 
-    fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
-        let now = self.clock.now();
-        let Leave { room, connection, cause } = msg;
-        let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
-        let Some(connection) = self.sessions.resolve(connection) else { return false };
-        let diff = self.rooms.leave(&room, connection, cause);
-        let left = diff.is_some();
-        self.announce_leave(diff, cause, now);
-        self.settle(ctx, now);
-        left
+    fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.in_turn(&room, ctx, move |registry, ctx| {
+            let now = registry.clock.now();
+            let Leave { room, connection, cause } = msg;
+            let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
+            let Some(connection) = registry.sessions.resolve(connection) else { return false };
+            let diff = registry.rooms.leave(&room, connection, cause);
+            let left = diff.is_some();
+            registry.announce_leave(diff, cause, now);
+            registry.settle(ctx, now);
+            left
+        })
     }
 }
 
@@ -82,6 +124,13 @@ impl Handler<LeaveAll> for RoomRegistry {
         let now = self.clock.now();
         let LeaveAll { connection, cause } = msg;
         let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
+        if !self.parked.is_empty() {
+            self.parked.remove(&connection);
+        }
+        if self.closing {
+            // What becomes of its presences has been decided.
+            return 0;
+        }
         let Some(connection) = self.sessions.resolve(connection) else { return 0 };
         let rooms = self.end_connection(connection, cause, now);
         self.settle(ctx, now);
@@ -103,82 +152,138 @@ impl Handler<Touch> for RoomRegistry {
 }
 
 impl Handler<UpdateInfo> for RoomRegistry {
-    type Result = bool;
+    type Result = Reply<bool>;
 
-    fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
-        let now = self.clock.now();
-        let Some(connection) = self.sessions.resolve(msg.connection) else { return false };
-        let diff = self.rooms.update_info(&msg.room, connection, msg.info);
-        let changed = diff.is_some();
-        if let Some(diff) = diff {
-            self.announce(diff, now);
-            self.settle(ctx, now);
-        }
-        changed
+    fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.in_turn(&room, ctx, move |registry, ctx| {
+            let now = registry.clock.now();
+            let Some(connection) = registry.sessions.resolve(msg.connection) else { return false };
+            let diff = registry.rooms.update_info(&msg.room, connection, msg.info);
+            let changed = diff.is_some();
+            if let Some(diff) = diff {
+                registry.announce(diff, now);
+                registry.settle(ctx, now);
+            }
+            changed
+        })
     }
 }
 
 impl Handler<Publish> for RoomRegistry {
-    type Result = Result<usize, NotAMember>;
+    type Result = Reply<Result<usize, NotAMember>>;
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx))
+    }
+}
+
+impl RoomRegistry {
+    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<usize, NotAMember> {
         let now = self.clock.now();
-        let _span = tracing::debug_span!("publish", room = %msg.room).entered();
-        let from = match msg.from {
+        let Publish { room, content, from, except } = msg;
+        let _span = tracing::debug_span!("publish", %room).entered();
+        let from = match from {
             Some(connection) => {
                 let connection = self.sessions.resolve(connection).ok_or(NotAMember)?;
-                let sender = self.rooms.presence(&msg.room, connection).ok_or(NotAMember)?;
+                if !self.rooms.holds(&room, connection) {
+                    return Err(NotAMember);
+                }
+                let sender = self.rooms.presence(&room, connection).ok_or(NotAMember)?;
                 self.rooms.touch(connection, Sign::Message, now);
                 self.mirror.heard(connection);
                 Some(Sender { id: sender.presence.user, connection })
             }
             None => None,
         };
-        let Some(room) = self.rooms.room(&msg.room) else { return Ok(0) };
-        // Whose client is away may have an outlet, which is that of another room then.
-        let away = |connection| self.sessions.fading(connection, &msg.room).is_some();
-        let except = msg.except.and_then(|connection| self.sessions.resolve(connection));
-        let wanted = |connection| Some(connection) != except && !away(connection);
-        let work = Stopwatch::start();
-        let (taken, refused) = self.delivery.publish(room, &msg.content, from.as_ref(), wanted);
-        let busy = micros(work.elapsed());
-        metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
+        let except = except.and_then(|connection| self.sessions.resolve(connection));
+        let mut taken = self.deliver(&room, &content, from.as_ref(), except, now);
+        if let Some(cluster) = &mut self.cluster {
+            let from = from.map(|Sender { id, connection }| (id, connection));
+            if cluster.tell_said(room.clone(), content, from, except) {
+                let here = |remote: &&Remote| remote.fading.is_none();
+                let others = self.rooms.remotes_in(&room).filter(here);
+                let wanted = others.filter(|one| Some(one.presence.connection) != except);
+                taken += wanted.count();
+            }
+        }
         self.messages.add(1);
-        self.deliveries.add(taken);
-        self.put_out(&refused, now);
         self.settle(ctx, now);
         Ok(taken)
+    }
+
+    /// Sends to the members of the room that are here. Answers how many took it.
+    pub(super) fn deliver(
+        &mut self,
+        room: &RoomName,
+        content: &Content,
+        from: Option<&Sender>,
+        except: Option<ConnectionId>,
+        now: Moment,
+    ) -> usize {
+        let Some(room) = self.rooms.room(room) else { return 0 };
+        // Whose client is away may have an outlet, which is that of another room then.
+        let away = |connection| self.sessions.fading(connection, room.room()).is_some();
+        let wanted = |connection| Some(connection) != except && !away(connection);
+        let work = Stopwatch::start();
+        let (taken, refused) = self.delivery.publish(room, content, from, wanted);
+        let busy = micros(work.elapsed());
+        metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
+        self.deliveries.add(taken);
+        self.put_out(&refused, now);
+        taken
     }
 }
 
 impl Handler<Kick> for RoomRegistry {
-    type Result = usize;
+    type Result = Reply<usize>;
 
-    fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> usize {
+    fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
-        let connections = match msg {
-            Kick::Connection(connection) => vec![connection],
-            Kick::User(user) => self.rooms.connections_of(&user),
+        let kicked = self.kick(&msg, now);
+        self.settle(ctx, now);
+        self.kick_elsewhere(msg, kicked, ctx)
+    }
+}
+
+impl RoomRegistry {
+    /// Puts out those who are here. Answers how many.
+    pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
+        let connections = match whom {
+            Kick::Connection(connection) => vec![*connection],
+            Kick::User(user) => self.rooms.connections_of(user),
         };
         let kicked = connections
             .into_iter()
-            .filter(|connection| self.leave_all(*connection, Cause::Kicked, now) > 0)
-            .count();
-        self.settle(ctx, now);
-        kicked
+            .filter(|connection| self.leave_all(*connection, Cause::Kicked, now) > 0);
+        kicked.count()
+    }
+
+    /// Puts out everybody who is here. Answers how many.
+    pub(super) fn close_room(&mut self, room: &RoomName, now: Moment) -> usize {
+        let Some(diff) = self.rooms.close_room(room, Cause::RoomClosed) else { return 0 };
+        let closed = diff.leaves.len();
+        self.announce_leave(Some(diff), Cause::RoomClosed, now);
+        closed
     }
 }
 
 impl Handler<CloseRoom> for RoomRegistry {
-    type Result = usize;
+    type Result = Reply<usize>;
 
-    fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> usize {
-        let now = self.clock.now();
-        let Some(diff) = self.rooms.close_room(&msg.room, Cause::RoomClosed) else { return 0 };
-        let closed = diff.leaves.len();
-        self.announce_leave(Some(diff), Cause::RoomClosed, now);
-        self.settle(ctx, now);
-        closed
+    fn handle(&mut self, CloseRoom { room }: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
+        self.when_known(&room.clone(), ctx, move |registry, ctx| {
+            let now = registry.clock.now();
+            let mut closed = registry.close_room(&room, now);
+            if let Some(cluster) = &mut registry.cluster
+                && cluster.tell(Told::Close { room: room.clone() })
+            {
+                closed += registry.rooms.remotes_in(&room).count();
+            }
+            registry.settle(ctx, now);
+            closed
+        })
     }
 }
 

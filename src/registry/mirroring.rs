@@ -1,16 +1,22 @@
 //! Keeping the database in step, and the end.
 
+use std::time::Duration;
+
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::RoomRegistry;
+use super::{RoomRegistry, following::PATIENCE};
 use crate::{
     messages::{Flush, FlushError, PruneRooms, Shutdown},
-    mirror::{Goodbye, Next, PruneRoomRows, store::StoreError},
+    mirror::{Goodbye, Memory, Next, PruneRoomRows, store::StoreError},
     model::{Cause, Moment},
 };
 
 type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
+
+/// Close codes (RFC 6455, section 7.4.1, and its registry): the server goes away, or restarts.
+const GOING_AWAY: u16 = 1001;
+const RESTARTING: u16 = 1012;
 
 const CLOSED: FlushError = FlushError { reason: "closed" };
 
@@ -32,19 +38,35 @@ impl RoomRegistry {
         ctx.run_interval(self.lease / 3, |registry, ctx| {
             let now = registry.clock.now();
             registry.mirror.give_up_waiting(now);
-            let Some(renewal) = registry.mirror.renew(now) else { return };
-            ctx.spawn(renewal.into_actor(registry).map(|answer, registry, ctx| {
-                let now = registry.clock.now();
-                let answer = answer.unwrap_or(Err(StoreError::Closed));
-                let next = registry.mirror.renewed(answer, &registry.rooms, now);
-                registry.go_on(ctx, next, now);
-            }));
+            registry.renew(ctx);
+            registry.stop_lingering(now);
         });
+    }
+
+    /// Renews the lease, then looks for other nodes.
+    pub(super) fn renew(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(renewal) = self.mirror.renew(now) else { return };
+        ctx.spawn(renewal.into_actor(self).map(|answer, registry, ctx| {
+            let now = registry.clock.now();
+            let answer = answer.unwrap_or(Err(StoreError::Closed));
+            let renewed = answer.is_ok();
+            if let Some(cluster) = &mut registry.cluster {
+                cluster.peers.renewed(renewed, now);
+            }
+            let next = registry.mirror.renewed(answer, &registry.rooms, now);
+            registry.go_on(ctx, next, now);
+            if renewed {
+                registry.survey(ctx);
+            }
+        }));
     }
 
     /// Has the next batch written, if the writer is free.
     pub(super) fn write(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        let Some(writing) = self.mirror.next(&self.rooms, now) else { return };
+        let sessions = self.cluster.is_some().then_some((&self.sessions, now));
+        let memory = Memory { rooms: &self.rooms, sessions };
+        let Some(writing) = self.mirror.next(&memory, now) else { return };
         ctx.spawn(writing.into_actor(self).map(|answer, registry, ctx| {
             let now = registry.clock.now();
             let next = registry.mirror.written(answer, &registry.rooms, now);
@@ -55,6 +77,12 @@ impl RoomRegistry {
     fn go_on(&mut self, ctx: &mut Context<Self>, next: Next, now: Moment) {
         match next {
             Next::Go => self.write(ctx, now),
+            Next::Tell(committed) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.tell_committed(&committed);
+                }
+                self.write(ctx, now);
+            }
             Next::Retry(wait) => {
                 ctx.run_later(wait, |registry, ctx| {
                     registry.mirror.retry();
@@ -62,10 +90,18 @@ impl RoomRegistry {
                     registry.write(ctx, now);
                 });
             }
+            Next::Renew => self.renew(ctx),
+            Next::Reborn(incarnation) => {
+                self.reborn(incarnation, now);
+                self.settle(ctx, now);
+            }
         }
     }
 
-    fn flush(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub(super) fn flush(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> oneshot::Receiver<Result<(), FlushError>> {
         let flushed = self.mirror.flush(&self.rooms);
         let now = self.clock.now();
         self.write(ctx, now);
@@ -92,7 +128,7 @@ impl Handler<PruneRooms> for RoomRegistry {
         let flushed = self.flush(ctx);
         let pruned = async move {
             flushed.await.unwrap_or(Err(CLOSED))?;
-            told(writer.send(PruneRoomRows { now }).await)
+            told(writer.prune_rooms.send(PruneRoomRows { now }).await)
         };
         Box::pin(pruned.into_actor(self))
     }
@@ -104,20 +140,59 @@ impl Handler<Shutdown> for RoomRegistry {
     fn handle(&mut self, _: Shutdown, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
         self.closing = true;
-        let rooms: Vec<_> =
-            self.rooms.list(None, usize::MAX).into_iter().map(|summary| summary.room).collect();
-        for room in rooms {
-            let diff = self.rooms.close_room(&room, Cause::Shutdown);
-            self.announce_leave(diff, Cause::Shutdown, now);
+        let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
+        let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
+        let farewells = self.delivery.dismiss(if others { RESTARTING } else { GOING_AWAY });
+        for room in self.waiting.keys().cloned().collect::<Vec<_>>() {
+            self.wait_no_longer(&room, ctx);
         }
+        self.end_all(grace, now);
         let flushed = self.flush(ctx);
         let writer = self.mirror.writer().clone();
         let clock = self.clock.clone();
         let closed = async move {
-            let flushed = flushed.await.unwrap_or(Err(CLOSED));
-            told(writer.send(Goodbye { now: clock.now().utc() }).await)?;
+            let mut flushed = flushed;
+            let mut early = None;
+            if grace.is_some() {
+                // Where a client comes back, it has to be known that it may.
+                early = tokio::time::timeout(PATIENCE, &mut flushed).await.ok();
+            }
+            farewells.say().await;
+            let flushed = match early {
+                Some(flushed) => flushed,
+                None => flushed.await,
+            };
+            let flushed = flushed.unwrap_or(Err(CLOSED));
+            let goodbye = Goodbye { now: clock.now().utc(), grace };
+            told(writer.goodbye.send(goodbye).await)?;
             flushed
         };
         Box::pin(closed.into_actor(self))
+    }
+}
+
+impl RoomRegistry {
+    /// Everybody who is here leaves, but for those who may come back to another node within the grace:
+    /// they fade.
+    fn end_all(&mut self, grace: Option<Duration>, now: Moment) {
+        let rooms: Vec<_> =
+            self.rooms.list(None, usize::MAX).into_iter().map(|summary| summary.room).collect();
+        for room in rooms {
+            let Some(grace) = grace else {
+                let diff = self.rooms.close_room(&room, Cause::Shutdown);
+                self.announce_leave(diff, Cause::Shutdown, now);
+                continue;
+            };
+            let here: Vec<_> = self.rooms.snapshot(&room).connections().collect();
+            let here = here.into_iter().filter(|one| self.rooms.holds(&room, *one));
+            let (stay, go): (Vec<_>, Vec<_>) = here.partition(|one| self.sessions.has_key(*one));
+            let diff = self.rooms.leave_together(&room, &go, Cause::Shutdown);
+            self.announce_leave(diff, Cause::Shutdown, now);
+            for connection in stay {
+                self.mirror.mark_one(room.clone(), connection);
+                // The rows end by the database's clock; this node is gone by then.
+                self.sessions.fade(connection, room.clone(), now, grace);
+            }
+        }
     }
 }

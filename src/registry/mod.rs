@@ -3,24 +3,36 @@
 //! It decides nothing. The model says what happened, and the registry makes it known: to the members,
 //! the observers and the mirror. One short handler per message, one reading of the clock in each.
 
+mod clustering;
+mod following;
 mod membership;
 mod mirroring;
 mod observing;
 mod queries;
 mod sessions;
 
-use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
+use ahash::RandomState;
 
+use self::following::Waiter;
 use crate::{
     clock::Clock,
+    cluster::Cluster,
     config::Decision,
     delivery::{Delivery, Observers, Refused},
-    messages::{Change, Explained, JoinError, PresenceChanged},
-    mirror::Mirror,
+    messages::{Explained, JoinError},
+    mirror::{Memory, Mirror, store::Row},
     model::{
-        Cause, ConnectionId, Departures, Diff, Info, Moment, RoomName, Rooms, Sessions, UserId,
+        Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
+        UserId,
     },
     tally::{Leaves, Tally},
 };
@@ -36,6 +48,11 @@ pub(crate) struct Parts {
     pub rooms: Rooms,
     pub clock: Clock,
     pub mirror: Mirror,
+    pub node: NodeName,
+    /// Where there may be other nodes.
+    pub cluster: Option<Box<Cluster>>,
+    /// What an earlier life of this node had in the database.
+    pub inherited: Vec<Row>,
     pub authorize: Option<Authorize>,
     pub max_age: Duration,
     pub lease: Duration,
@@ -55,6 +72,16 @@ pub struct RoomRegistry {
     delivery: Delivery,
     observers: Observers,
     mirror: Mirror,
+    node: NodeName,
+    cluster: Option<Box<Cluster>>,
+    /// What waits until all is known of a room.
+    waiting: HashMap<RoomName, Vec<Waiter>, RandomState>,
+    /// Connections whose joins do, and how many.
+    parked: HashMap<ConnectionId, usize, RandomState>,
+    /// Presences that an earlier life of this node has left.
+    orphans: HashSet<(ConnectionId, RoomName), RandomState>,
+    /// Others have removed this node's rows: its lease is to be renewed at once.
+    renewal_is_due: bool,
     authorize: Option<Authorize>,
     max_age: Duration,
     lease: Duration,
@@ -73,7 +100,7 @@ pub struct RoomRegistry {
 
 impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
-        Self {
+        let mut registry = Self {
             started: parts.clock.now(),
             joins: Tally::new("presence_joins_total"),
             leaves: Leaves::new(),
@@ -87,13 +114,27 @@ impl RoomRegistry {
             delivery: Delivery::default(),
             observers: Observers::new(parts.observer_queue),
             mirror: parts.mirror,
+            node: parts.node,
+            cluster: parts.cluster,
+            waiting: HashMap::default(),
+            parked: HashMap::default(),
+            orphans: HashSet::default(),
+            renewal_is_due: false,
             authorize: parts.authorize,
             max_age: parts.max_age,
             lease: parts.lease,
             grace: parts.grace,
             closing: false,
             timer: None,
-        }
+        };
+        registry.inherit(parts.inherited);
+        registry
+    }
+
+    /// What a batch is made of.
+    fn memory(&self, now: Moment) -> Memory<'_> {
+        let sessions = self.cluster.is_some().then_some((&self.sessions, now));
+        Memory { rooms: &self.rooms, sessions }
     }
 
     /// Whether the app lets the user in.
@@ -121,17 +162,12 @@ impl RoomRegistry {
         for left in &diff.leaves {
             self.end(&diff, left, now);
         }
-        if self.observers.any() {
-            let room = self.rooms.snapshot(&diff.room);
-            let event = PresenceChanged {
-                room: diff.room.clone(),
-                epoch: room.epoch(),
-                version: diff.version,
-                snapshot: room,
-                change: Change::Diff(Arc::new(diff)),
-            };
-            self.observers.tell(&event);
+        if let Some(cluster) = &mut self.cluster
+            && !self.rooms.holds_any(&diff.room)
+        {
+            cluster.linger(&diff.room, now);
         }
+        self.tell_observers(diff, self.node.clone(), true);
     }
 
     /// Sends the member lists that are due, has the next batch written, and sets the timer: the end
@@ -145,6 +181,9 @@ impl RoomRegistry {
         }
         self.arm(ctx, now);
         self.write(ctx, now);
+        if std::mem::take(&mut self.renewal_is_due) {
+            self.renew(ctx);
+        }
     }
 
     /// Members that do not take their frames leave.
@@ -204,6 +243,11 @@ impl Actor for RoomRegistry {
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
         self.keep_mirror(ctx);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.listen(ctx.address().recipient());
+        }
+        let now = self.clock.now();
+        self.settle(ctx, now);
     }
 }
 

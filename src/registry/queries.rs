@@ -1,55 +1,170 @@
 //! Questions.
 
-use actix::prelude::*;
+use std::collections::HashMap;
 
-use super::RoomRegistry;
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::{RoomRegistry, following::Reply};
 use crate::{
+    bus::Told,
     messages::{
-        Counters, GetOccupancy, GetSnapshot, GetStatus, ListPresences, ListRooms, Status, WhereIs,
+        BusState, Counters, GetOccupancy, GetSnapshot, GetStatus, Kick, ListPresences, ListRooms,
+        Status, WhereIs,
+    },
+    mirror::{
+        Desk,
+        store::{SharedStore, StoreError, Whom},
     },
     model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
 };
 
 impl Handler<GetSnapshot> for RoomRegistry {
-    type Result = Option<Snapshot>;
+    type Result = Reply<Option<Snapshot>>;
 
-    fn handle(&mut self, msg: GetSnapshot, _: &mut Context<Self>) -> Self::Result {
-        self.rooms.room(&msg.room).cloned()
+    fn handle(&mut self, msg: GetSnapshot, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.when_known(&room, ctx, move |registry, _| registry.rooms.room(&msg.room).cloned())
     }
 }
 
 impl Handler<GetOccupancy> for RoomRegistry {
-    type Result = Occupancy;
+    type Result = Reply<Occupancy>;
 
-    fn handle(&mut self, msg: GetOccupancy, _: &mut Context<Self>) -> Occupancy {
-        self.rooms.occupancy(&msg.room)
+    fn handle(&mut self, msg: GetOccupancy, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        self.when_known(&room, ctx, move |registry, _| registry.rooms.occupancy(&msg.room))
     }
 }
 
 impl Handler<WhereIs> for RoomRegistry {
-    type Result = Vec<(RoomName, usize)>;
+    type Result = Reply<Vec<(RoomName, usize)>>;
 
-    fn handle(&mut self, msg: WhereIs, _: &mut Context<Self>) -> Self::Result {
-        self.rooms.where_is(&msg.user)
+    fn handle(&mut self, WhereIs { user }: WhereIs, ctx: &mut Context<Self>) -> Self::Result {
+        let here = self.rooms.where_is(&user);
+        self.ask_all(ctx, here, move |store| store.where_is(&user))
     }
 }
 
 impl Handler<ListRooms> for RoomRegistry {
-    type Result = Vec<RoomSummary>;
+    type Result = Reply<Vec<RoomSummary>>;
 
-    fn handle(&mut self, msg: ListRooms, _: &mut Context<Self>) -> Self::Result {
-        self.rooms.list(msg.after.as_ref(), msg.limit)
+    fn handle(&mut self, msg: ListRooms, ctx: &mut Context<Self>) -> Self::Result {
+        let ListRooms { after, limit } = msg;
+        let here = self.rooms.list(after.as_ref(), limit);
+        let versions: HashMap<_, _> = match self.desk() {
+            Some(_) => here.iter().map(|one| (one.room.clone(), one.version)).collect(),
+            None => HashMap::new(),
+        };
+        let reply = self.ask_all(ctx, here, move |store| store.list(after.as_ref(), limit));
+        if self.desk().is_none() {
+            return reply;
+        }
+        // The database does not know this node's versions.
+        reply.then(move |mut rooms| async move {
+            for one in &mut rooms {
+                one.version = versions.get(&one.room).copied().unwrap_or(one.version);
+            }
+            rooms
+        })
     }
 }
 
 impl Handler<ListPresences> for RoomRegistry {
-    type Result = Option<Vec<SeenPresence>>;
+    type Result = Reply<Option<Vec<SeenPresence>>>;
 
-    fn handle(&mut self, msg: ListPresences, _: &mut Context<Self>) -> Self::Result {
-        self.rooms.room(&msg.room)?;
-        let now = self.clock.now();
-        let page = self.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit);
-        Some(page.into_iter().map(|seen| self.with_state(&msg.room, seen, now)).collect())
+    fn handle(&mut self, msg: ListPresences, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        let page = self.when_known(&room, ctx, move |registry, _| {
+            registry.rooms.room(&msg.room)?;
+            let now = registry.clock.now();
+            let page = registry.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit);
+            let state = |seen| registry.with_state(&msg.room, seen, now);
+            Some(page.into_iter().map(state).collect())
+        });
+        let Some(desk) = self.desk() else { return page };
+        page.then(|page: Option<Vec<_>>| async {
+            let mut page = page?;
+            last_heard_of(desk, room, page.iter_mut().collect()).await;
+            Some(page)
+        })
+    }
+}
+
+/// Asks the database when presences of other nodes were last heard of: those nodes say so only there.
+pub(super) async fn last_heard_of(desk: Desk, room: RoomName, mut seen: Vec<&mut SeenPresence>) {
+    seen.retain(|seen| seen.node.is_some());
+    if seen.is_empty() {
+        return;
+    }
+    let connections: Vec<_> = seen.iter().map(|seen| seen.presence.connection).collect();
+    let rows = desk.ask(move |store| store.find(&room, &connections)).await;
+    // Without an answer it is what was heard when they joined.
+    let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
+    for (_, row) in rows.unwrap_or_default() {
+        let same =
+            |seen: &&mut &mut SeenPresence| seen.presence.connection == row.presence.connection;
+        if let Some(seen) = seen.iter_mut().find(same) {
+            seen.last_seen = row.last_seen;
+        }
+    }
+}
+
+impl RoomRegistry {
+    /// Where to ask the database, if other nodes share it and rooms with it.
+    pub(super) fn desk(&self) -> Option<Desk> {
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.is_shared());
+        cluster.map(|cluster| cluster.desk.clone())
+    }
+
+    /// Asks the database about all rooms, of which this node follows only some; if it does not answer,
+    /// what is known here has to do.
+    fn ask_all<T: Send + 'static>(
+        &mut self,
+        ctx: &mut Context<Self>,
+        here: T,
+        question: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Reply<T> {
+        let Some(desk) = self.desk() else { return Reply::Now(here) };
+        // What this node has answered before is to be in it.
+        let flushed = self.flush(ctx);
+        Reply::Now(here).then(|here| async move {
+            // A database that takes no rows may give some.
+            let _ = flushed.await;
+            let answer = desk.ask(question).await;
+            let answer =
+                answer.inspect_err(|error| tracing::warn!(%error, "no answer about all rooms"));
+            answer.unwrap_or(here)
+        })
+    }
+
+    /// Has those put out who are on other nodes, besides the `kicked` ones who were here.
+    pub(super) fn kick_elsewhere(
+        &mut self,
+        whom: Kick,
+        kicked: usize,
+        ctx: &mut Context<Self>,
+    ) -> Reply<usize> {
+        let done = kicked > 0 && matches!(whom, Kick::Connection(_));
+        let Some(desk) = self.desk().filter(|_| !done) else { return Reply::Now(kicked) };
+        let whom = match whom {
+            Kick::Connection(connection) => Whom::Connection(connection),
+            Kick::User(user) => Whom::User(user),
+        };
+        let (reply, answer) = oneshot::channel();
+        let asked = whom.clone();
+        let found = desk.ask(move |store| store.connections(&asked));
+        ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
+            let found =
+                found.inspect_err(|error| tracing::warn!(%error, "no answer where to kick"));
+            let mut found = found.unwrap_or_default();
+            let Some(cluster) = &mut registry.cluster else { return };
+            found.retain(|(_, node)| node != cluster.me());
+            let told = !found.is_empty() && cluster.tell(Told::Kick(whom));
+            // Who asked may have gone.
+            drop(reply.send(kicked + if told { found.len() } else { 0 }));
+        }));
+        Reply::Later(answer)
     }
 }
 
@@ -72,6 +187,13 @@ impl Handler<GetStatus> for RoomRegistry {
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             observer_lag: self.observers.lag(),
+            nodes: 1 + self.cluster.as_ref().map_or(0, |cluster| cluster.peers.alive()),
+            bus: match &self.cluster {
+                Some(cluster) if cluster.is_shared() => {
+                    cluster.down().map_or(BusState::Up, BusState::Down)
+                }
+                _ => BusState::Local,
+            },
             closing: self.closing,
             counters: Counters {
                 joins: self.joins.count(),

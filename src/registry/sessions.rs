@@ -1,14 +1,23 @@
 //! Ends of connections: at once, or after a grace in which their client may come back.
 
+use std::time::Duration;
+
 use actix::prelude::*;
 
-use super::RoomRegistry;
+use super::{RoomRegistry, following::Reply, queries::last_heard_of};
 use crate::{
+    cluster::remote,
     messages::{Departed, Explain, Explained},
+    mirror::store::Row,
     model::{
-        Cause, Claim, ConnectionId, Diff, Left, Moment, PresenceState, RoomName, SeenPresence, Sign,
+        Cause, Claim, ConnectionId, Diff, Heard, Left, Moment, NodeName, PresenceState, RoomName,
+        SeenPresence, Sign,
     },
 };
+
+/// How long presences stay that an earlier life of this node has left and nobody can come back to: so
+/// that observers who subscribe when it starts hear of their end.
+const SOON: Duration = Duration::from_secs(1);
 
 impl RoomRegistry {
     /// The connection speaks for the presences of the claim from now on.
@@ -21,6 +30,7 @@ impl RoomRegistry {
             self.fade(presence, Some(room), Cause::Replaced, now);
         }
         self.sessions.unfade(presence, room);
+        self.adopted_orphan(presence, room);
     }
 
     /// The connection of these presences has ended. Answers in how many rooms it was.
@@ -55,24 +65,59 @@ impl RoomRegistry {
                 self.announce_leave(diff, cause, now);
             } else if self.sessions.fading(presence, &room).is_none() {
                 self.delivery.unlisten(&room, presence);
+                if self.cluster.is_some() {
+                    self.mirror.mark_one(room.clone(), presence);
+                }
                 self.sessions.fade(presence, room, now, self.grace);
             }
         }
         count
     }
 
+    /// Whether the presence was left by an earlier life of this node, until somebody asks.
+    fn adopted_orphan(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
+        !self.orphans.is_empty() && self.orphans.remove(&(presence, room.clone()))
+    }
+
+    /// Takes what an earlier life of this node has left in the database: its clients may come back,
+    /// and those that cannot end soon.
+    pub(super) fn inherit(&mut self, rows: Vec<Row>) {
+        let now = self.clock.now();
+        let me = self.node.clone();
+        for row in rows {
+            let (room, connection) = (row.room.clone(), row.presence.connection);
+            let (user, session) = (row.presence.user.clone(), row.session.clone());
+            let grace = if session.is_some() { self.grace.max(SOON) } else { SOON };
+            // It is the same node's, so it goes on as it was.
+            let heard = Heard::Here(remote(me.clone(), row));
+            self.rooms.hear(&room, [heard], &me);
+            if self.rooms.adopt(&room, connection, now) {
+                self.sessions.restore(connection, session, user);
+                self.sessions.fade(connection, room.clone(), now, grace);
+                self.mirror.mark_one(room.clone(), connection);
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.follow(&room);
+                }
+                self.orphans.insert((connection, room));
+            }
+        }
+    }
+
     /// Ends the stays whose client did not come back in time.
     pub(super) fn end_faded(&mut self, now: Moment) {
         while let Some((presence, room)) = self.sessions.take_faded(now) {
-            let diff = self.rooms.leave(&room, presence, Cause::Disconnected);
-            self.announce_leave(diff, Cause::Disconnected, now);
+            let cause = match self.adopted_orphan(presence, &room) {
+                true => Cause::NodeLost,
+                false => Cause::Disconnected,
+            };
+            let diff = self.rooms.leave(&room, presence, cause);
+            self.announce_leave(diff, cause, now);
         }
     }
 
     /// A presence has ended: remembers it, and lets its connection go if it is nowhere any more.
     pub(super) fn end(&mut self, diff: &Diff, left: &Left, now: Moment) {
-        let Left { presence, cause, last_seen, sign, joined_version } = left.clone();
-        let connection = presence.connection;
+        let (connection, cause) = (left.presence.connection, left.cause);
         self.sessions.unfade(connection, &diff.room);
         if self.rooms.last_seen(connection).is_none() {
             self.delivery.disconnect(connection, cause);
@@ -80,9 +125,21 @@ impl RoomRegistry {
         } else {
             self.delivery.close_room(&diff.room, connection, cause);
         }
-        let state = PresenceState::Live;
+        self.remember(diff, left, None, now);
+    }
+
+    /// Remembers the end of a presence that this node held, or another.
+    pub(super) fn remember(
+        &mut self,
+        diff: &Diff,
+        left: &Left,
+        node: Option<&NodeName>,
+        now: Moment,
+    ) {
+        let Left { presence, cause, last_seen, sign, joined_version } = left.clone();
+        let (connection, state, node) = (presence.connection, PresenceState::Live, node.cloned());
         let explained = Explained {
-            seen: SeenPresence { presence, last_seen, sign, joined_version, state, node: None },
+            seen: SeenPresence { presence, last_seen, sign, joined_version, state, node },
             now: now.utc(),
             max_age: self.max_age,
             departed: Some(Departed { at: now.utc(), cause, version: diff.version }),
@@ -109,15 +166,30 @@ impl RoomRegistry {
 }
 
 impl Handler<Explain> for RoomRegistry {
-    type Result = Option<Explained>;
+    type Result = Reply<Option<Explained>>;
 
-    fn handle(&mut self, msg: Explain, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, msg: Explain, ctx: &mut Context<Self>) -> Self::Result {
+        let room = msg.room.clone();
+        let explained = self.when_known(&room, ctx, move |registry, _| registry.explain(&msg));
+        let Some(desk) = self.desk() else { return explained };
+        explained.then(|explained: Option<Explained>| async {
+            let mut explained = explained?;
+            if explained.departed.is_none() {
+                last_heard_of(desk, room, vec![&mut explained.seen]).await;
+            }
+            Some(explained)
+        })
+    }
+}
+
+impl RoomRegistry {
+    fn explain(&self, Explain { room, connection }: &Explain) -> Option<Explained> {
         let now = self.clock.now();
-        if let Some(seen) = self.rooms.presence(&msg.room, msg.connection) {
-            let seen = self.with_state(&msg.room, seen, now);
+        if let Some(seen) = self.rooms.presence(room, *connection) {
+            let seen = self.with_state(room, seen, now);
             return Some(Explained { seen, now: now.utc(), max_age: self.max_age, departed: None });
         }
-        let departed = self.departures.find(&msg.room, msg.connection, now)?;
+        let departed = self.departures.find(room, *connection, now)?;
         Some(Explained { now: now.utc(), ..departed.clone() })
     }
 }

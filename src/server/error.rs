@@ -94,6 +94,7 @@ impl From<JoinError> for ApiError {
             }
             JoinError::Denied { .. } => Self::forbidden("not_allowed", message),
             JoinError::Superseded(_) => Self::forbidden("replaced", message),
+            JoinError::Withdrawn => Self::unavailable("withdrawn", message),
             JoinError::ShuttingDown => Self::unavailable("shutting_down", message),
         }
     }

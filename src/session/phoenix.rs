@@ -281,6 +281,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
                 JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
                 JoinError::Denied { reason } => reason,
                 JoinError::Superseded(_) => "replaced",
+                JoinError::Withdrawn => "withdrawn",
                 JoinError::ShuttingDown => "shutting down",
             };
             refuse(ctx, Some(&join_ref), &frame, reason);

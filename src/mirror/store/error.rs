@@ -76,7 +76,7 @@ impl StoreError {
         }
     }
 
-    pub(super) fn unavailable(source: impl Into<Source>) -> Self {
+    pub(crate) fn unavailable(source: impl Into<Source>) -> Self {
         Self::Unavailable { source: source.into() }
     }
 }

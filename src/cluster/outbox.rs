@@ -1,0 +1,102 @@
+//! What this node has told the others of its batches.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use ahash::RandomState;
+use hashlink::LinkedHashMap;
+
+use crate::{
+    bus::{Change, Changes},
+    mirror::{Committed, store},
+    model::RoomName,
+};
+
+/// Rooms of which is remembered in which batch they were last.
+const REMEMBERED: usize = 65_536;
+/// Rooms that a beat names at most.
+const IN_A_BEAT: usize = 4096;
+
+/// The numbers that let others see whether they have missed something.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    /// The last batch that had changes of a room, the latest last.
+    last: LinkedHashMap<RoomName, u64, RandomState>,
+    /// No room that was forgotten was in a later batch.
+    floor: u64,
+    /// The rooms of the batches since the last beat.
+    since: BTreeMap<RoomName, u64>,
+    said: u64,
+    /// Whether something could not be told.
+    pub missed: bool,
+}
+
+impl Outbox {
+    /// The changes that a committed batch has made, room by room.
+    pub fn changes(&mut self, committed: &Committed) -> Vec<Changes> {
+        let Committed { batch, causes, refused } = committed;
+        let refused: HashSet<_> = refused
+            .iter()
+            .filter_map(|change| match change {
+                store::Change::Upsert(room, connection)
+                | store::Change::Delete(room, connection) => Some((room, *connection)),
+                store::Change::Seen(_) => None,
+            })
+            .collect();
+        let mut rooms: HashMap<&RoomName, Vec<Change>, RandomState> = HashMap::default();
+        for row in &batch.upserts {
+            let presence = row.presence.clone();
+            if !refused.contains(&(&row.room, presence.connection)) {
+                rooms.entry(&row.room).or_default().push(Change::Here {
+                    connection: presence.connection,
+                    user: presence.user,
+                    info: presence.info,
+                    joined_at: presence.joined_at,
+                    last_seen: row.last_seen,
+                    session: row.session.clone(),
+                    fading: row.fading,
+                    turn: row.turn,
+                });
+            }
+        }
+        for ((room, connection), cause) in batch.deletes.iter().zip(causes) {
+            if !refused.contains(&(room, *connection)) {
+                let gone = Change::Gone { connection: *connection, cause: *cause };
+                rooms.entry(room).or_default().push(gone);
+            }
+        }
+        let mut rooms: Vec<_> = rooms.into_iter().collect();
+        rooms.sort_unstable_by_key(|(room, _)| *room);
+        let number = batch.number;
+        let changes = rooms.into_iter().map(|(room, changes)| {
+            let previous = self.note(room, number);
+            Changes { room: room.clone(), number, previous, changes }
+        });
+        changes.collect()
+    }
+
+    /// Notes that the room is in the batch, and answers in which it was before.
+    fn note(&mut self, room: &RoomName, number: u64) -> u64 {
+        if self.since.len() < IN_A_BEAT || self.since.contains_key(room) {
+            self.since.insert(room.clone(), number);
+        }
+        let previous = self.last.remove(room).unwrap_or(self.floor);
+        self.last.insert(room.clone(), number);
+        if self.last.len() > REMEMBERED
+            && let Some((_, forgotten)) = self.last.pop_front()
+        {
+            self.floor = self.floor.max(forgotten);
+        }
+        previous
+    }
+
+    /// The rooms of the batches since the last time.
+    pub fn beat(&mut self) -> Vec<(RoomName, u64)> {
+        std::mem::take(&mut self.since).into_iter().collect()
+    }
+
+    /// The number of the next thing that is published to a room.
+    pub fn next_said(&mut self) -> u64 {
+        self.said += 1;
+        self.said
+    }
+}

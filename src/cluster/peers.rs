@@ -1,0 +1,185 @@
+//! Which other nodes there are, by the database, and by what they tell.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use crate::{
+    mirror::store::NodeRow,
+    model::{Epoch, Moment, NodeName},
+};
+
+/// Lives that are over, of which something may still be heard.
+const RETIRED: usize = 1024;
+/// How often a node that is heard of has to be missing in the database before it is gone.
+const PATIENCE: u8 = 2;
+
+#[derive(Debug)]
+struct Peer {
+    incarnation: Epoch,
+    leaving: bool,
+    /// Whether its row has been seen.
+    listed: bool,
+    /// How often it has not been, since it was heard of.
+    missing: u8,
+    /// The number of the last thing that it published.
+    said: u64,
+}
+
+/// Whether something of a node is to be listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Met {
+    /// Yes.
+    Known,
+    /// Yes, for the first time.
+    New,
+    /// Yes; it has begun another life, and what is known of it is of the one before.
+    Reborn,
+    /// No: that life of it is over.
+    Over,
+}
+
+/// What the database says of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// It is gone, with its rows.
+    Gone { node: NodeName, leaving: bool },
+    /// Its lease has run out.
+    Expired { node: NodeName, incarnation: Epoch },
+    /// It has begun another life.
+    Reborn,
+}
+
+/// The other nodes.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    me: NodeName,
+    peers: BTreeMap<NodeName, Peer>,
+    retired: VecDeque<Epoch>,
+    /// Since when this node has renewed its lease without a failure.
+    steady: Option<Moment>,
+}
+
+impl Peers {
+    pub fn new(me: NodeName) -> Self {
+        Self { me, peers: BTreeMap::new(), retired: VecDeque::new(), steady: None }
+    }
+
+    /// How many other nodes live and stay.
+    pub fn alive(&self) -> usize {
+        self.peers.values().filter(|peer| !peer.leaving).count()
+    }
+
+    /// Whether the node lives, as far as is known.
+    pub fn is_alive(&self, node: &NodeName) -> bool {
+        self.peers.contains_key(node)
+    }
+
+    /// Notes how a renewal of this node's own lease went.
+    pub fn renewed(&mut self, held: bool, now: Moment) {
+        self.steady = match (held, self.steady) {
+            (false, _) => None,
+            (true, since) => since.or(Some(now)),
+        };
+    }
+
+    /// Whether this node has been in touch with the database for so long that it may judge others:
+    /// who was away itself would call everybody dead.
+    pub fn may_judge(&self, lease: Duration, now: Moment) -> bool {
+        self.steady.is_some_and(|since| now.since(since) >= lease)
+    }
+
+    /// Something was heard of a node.
+    pub fn meet(&mut self, node: &NodeName, incarnation: Epoch) -> Met {
+        if self.is_retired(incarnation) {
+            return Met::Over;
+        }
+        let (leaving, listed, missing, said) = (false, false, 0, 0);
+        let new = Peer { incarnation, leaving, listed, missing, said };
+        match self.peers.get_mut(node) {
+            Some(peer) if peer.incarnation == incarnation => Met::Known,
+            Some(peer) => {
+                let before = std::mem::replace(peer, new);
+                self.retire(before.incarnation);
+                Met::Reborn
+            }
+            None => {
+                tracing::info!(%node, "met a node");
+                self.peers.insert(node.clone(), new);
+                Met::New
+            }
+        }
+    }
+
+    /// Whether that life of some node is over.
+    pub fn is_retired(&self, incarnation: Epoch) -> bool {
+        self.retired.contains(&incarnation)
+    }
+
+    fn retire(&mut self, incarnation: Epoch) {
+        if self.retired.len() >= RETIRED {
+            self.retired.pop_front();
+        }
+        self.retired.push_back(incarnation);
+    }
+
+    /// Whether a message with this number was not heard before.
+    pub fn says(&mut self, node: &NodeName, number: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        let new = number > peer.said;
+        peer.said = peer.said.max(number);
+        new
+    }
+
+    /// A node's life is over. Answers whether it was known in that one.
+    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) -> bool {
+        if !self.is_retired(incarnation) {
+            self.retire(incarnation);
+        }
+        match self.peers.get(node) {
+            Some(peer) if peer.incarnation == incarnation => {
+                self.peers.remove(node);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes what the database says of all nodes.
+    pub fn survey(&mut self, rows: &[NodeRow]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let others = || rows.iter().filter(|row| row.node != self.me);
+        let others: Vec<_> = others().collect();
+        for row in &others {
+            let NodeRow { node, incarnation, expired, leaving, .. } = row;
+            match self.meet(node, *incarnation) {
+                Met::Over => continue,
+                Met::Reborn => findings.push(Finding::Reborn),
+                Met::New | Met::Known => {}
+            }
+            if let Some(peer) = self.peers.get_mut(node) {
+                (peer.listed, peer.leaving) = (true, *leaving);
+            }
+            if *expired {
+                let (node, incarnation) = (node.clone(), *incarnation);
+                findings.push(Finding::Expired { node, incarnation });
+            }
+        }
+        let mut gone = Vec::new();
+        for (node, peer) in &mut self.peers {
+            if others.iter().any(|row| row.node == *node) {
+                continue;
+            }
+            peer.missing += 1;
+            if peer.listed || peer.missing >= PATIENCE {
+                gone.push((node.clone(), peer.incarnation, peer.leaving));
+            }
+        }
+        for (node, incarnation, leaving) in gone {
+            self.bury(&node, incarnation);
+            findings.push(Finding::Gone { node, leaving });
+        }
+        findings
+    }
+}

@@ -1,0 +1,145 @@
+//! How much this node knows of one room on the others.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::{
+    bus::Changes,
+    mirror::store::NodeRow,
+    model::{Epoch, NodeName},
+};
+
+/// Changes that may wait while a room is read.
+const HELD: usize = 1024;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Nothing is known.
+    #[default]
+    Unknown,
+    /// What the rows said, and what came after.
+    Known,
+}
+
+/// Whether a room's rows are to be read.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Reading {
+    #[default]
+    No,
+    /// They wait for it.
+    Queued,
+    /// They are being read.
+    Now,
+    /// They are, and have to be again.
+    NowAndAgain,
+}
+
+/// What to do with changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Take them into the room.
+    Take,
+    /// Nothing: they are in it.
+    Known,
+    /// Wait for the rows.
+    Later,
+    /// Others before them were missed: read the rows.
+    Missed,
+}
+
+/// One room as it is on the other nodes.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    state: State,
+    reading: Reading,
+    /// The nodes when the rows were read, with the batches that were in them.
+    read: Option<Arc<[NodeRow]>>,
+    /// The batches heard of since.
+    heads: SmallVec<[(NodeName, Epoch, u64); 1]>,
+    /// What came while the rows were read.
+    held: Vec<(NodeName, Epoch, Changes)>,
+    /// Until when it is followed though nobody here is in it.
+    pub until: u64,
+    /// Whether it waits for that.
+    pub lingers: bool,
+}
+
+impl View {
+    pub fn is_complete(&self) -> bool {
+        self.state == State::Known
+    }
+
+    /// The number of the last batch of a node that is known here; 0 is none.
+    pub fn head(&self, node: &NodeName, incarnation: Epoch) -> u64 {
+        let heard = self.heads.iter().find(|(n, e, _)| n == node && *e == incarnation);
+        if let Some((_, _, head)) = heard {
+            return *head;
+        }
+        let mut read = self.read.iter().flat_map(|read| read.iter());
+        let row = read.find(|row| row.node == *node && row.incarnation == incarnation);
+        row.map_or(0, |row| row.head)
+    }
+
+    /// What to do with changes; those to be taken count as known.
+    pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &Changes) -> Verdict {
+        if self.state == State::Unknown
+            || matches!(self.reading, Reading::Now | Reading::NowAndAgain)
+        {
+            return Verdict::Later;
+        }
+        let head = self.head(node, incarnation);
+        if changes.number <= head {
+            return Verdict::Known;
+        }
+        if changes.previous > head {
+            return Verdict::Missed;
+        }
+        self.heads.retain(|(known, _, _)| known != node);
+        self.heads.push((node.clone(), incarnation, changes.number));
+        Verdict::Take
+    }
+
+    /// Keeps changes until the rows are read; too many, and the rows are read again after that.
+    pub fn hold(&mut self, node: NodeName, incarnation: Epoch, changes: Changes) {
+        if self.held.len() < HELD {
+            self.held.push((node, incarnation, changes));
+        } else if self.reading == Reading::Now {
+            self.reading = Reading::NowAndAgain;
+        }
+    }
+
+    /// The rows are to be read; whether the room has to be put into the queue for that.
+    pub fn wants_reading(&mut self) -> bool {
+        match self.reading {
+            Reading::No => {
+                self.reading = Reading::Queued;
+                true
+            }
+            Reading::Now => {
+                self.reading = Reading::NowAndAgain;
+                false
+            }
+            Reading::Queued | Reading::NowAndAgain => false,
+        }
+    }
+
+    /// The rows are being read.
+    pub fn reads(&mut self) {
+        self.reading = Reading::Now;
+    }
+
+    /// The rows were read. Answers what came meanwhile, and whether they have to be read again.
+    pub fn was_read(&mut self, nodes: &Arc<[NodeRow]>) -> (Vec<(NodeName, Epoch, Changes)>, bool) {
+        let again = std::mem::take(&mut self.reading) == Reading::NowAndAgain;
+        self.state = State::Known;
+        self.read = Some(Arc::clone(nodes));
+        self.heads.clear();
+        (std::mem::take(&mut self.held), again)
+    }
+
+    /// The rows could not be read.
+    pub fn was_not_read(&mut self) {
+        self.reading = Reading::No;
+    }
+}

@@ -1,0 +1,49 @@
+//! What memory says of a presence, as it is to stand in the database.
+
+use chrono::{DateTime, Utc};
+
+use super::{dirty::Key, store::Row};
+use crate::model::{Moment, Rooms, SeenPresence, Sessions};
+
+/// What the registry knows, while a batch is made of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    pub rooms: &'a Rooms,
+    /// Where other nodes write to the database, too: they want to know of client sessions.
+    pub sessions: Option<(&'a Sessions, Moment)>,
+}
+
+/// What became of a presence.
+pub(super) enum State {
+    Here(Row),
+    Gone,
+    /// Another node holds it now.
+    Elsewhere,
+}
+
+impl<'a> Memory<'a> {
+    /// What a node knows that has the database for itself.
+    pub fn alone(rooms: &'a Rooms) -> Self {
+        Self { rooms, sessions: None }
+    }
+
+    pub(super) fn state(&self, (room, connection): &Key) -> State {
+        let Some(seen) = self.rooms.presence(room, *connection) else { return State::Gone };
+        let SeenPresence { presence, last_seen, node: None, .. } = seen else {
+            return State::Elsewhere;
+        };
+        let (mut session, mut fading, mut turn) = (None, None, 0);
+        if let Some((sessions, now)) = self.sessions {
+            session = sessions.key_of(*connection).cloned();
+            let until = sessions.fading(*connection, room);
+            fading = until.map(|until| wall(until, now));
+            turn = self.rooms.turn(room, *connection).unwrap_or(0);
+        }
+        State::Here(Row { room: room.clone(), presence, last_seen, session, fading, turn })
+    }
+}
+
+/// A time of the monotonic clock on the wall.
+fn wall(at: u64, now: Moment) -> DateTime<Utc> {
+    now.utc() + Moment { monotonic: at, wall: 0 }.since(now)
+}

@@ -1,0 +1,220 @@
+//! The other nodes: what they tell, who lives, and the end of those that do not.
+
+use actix::prelude::*;
+
+use super::RoomRegistry;
+use crate::{
+    bus::{Content, Envelope, Said, Told},
+    cluster::{Finding, Met, cause_of, remote},
+    messages::Kick,
+    mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
+    model::{Cause, Diff, Epoch, Heard, Moment, NodeName, RoomName},
+    wire::json::Sender,
+};
+
+impl RoomRegistry {
+    /// Somebody has told something.
+    pub(super) fn heard(&mut self, envelope: Envelope, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Envelope { node, incarnation, told } = envelope;
+        if node == *cluster.me() {
+            return;
+        }
+        match cluster.peers.meet(&node, incarnation) {
+            Met::Over => return,
+            // What is known of its presences is of its life before.
+            Met::Reborn => cluster.read_all(),
+            Met::New | Met::Known => {}
+        }
+        match told {
+            Told::Changes(changes) => {
+                if let Some(news) = cluster.heard(&node, incarnation, changes) {
+                    self.take_news(news, now);
+                }
+            }
+            Told::Said(said) => {
+                if cluster.peers.says(&node, said.number) {
+                    self.said(said, now);
+                }
+            }
+            Told::Beat { rooms } => cluster.catch_up(&node, incarnation, &rooms),
+            Told::Missed => cluster.read_all(),
+            Told::Close { room } => {
+                self.close_room(&room, now);
+            }
+            Told::Kick(Whom::Connection(connection)) => {
+                self.kick(&Kick::Connection(connection), now);
+            }
+            Told::Kick(Whom::User(user)) => {
+                self.kick(&Kick::User(user), now);
+            }
+            Told::Buried { node, incarnation, leaving } => {
+                self.buried(&node, incarnation, leaving, now);
+            }
+        }
+    }
+
+    /// Passes on to the members here what was published on another node.
+    fn said(&mut self, said: Said, now: Moment) {
+        let Said { room, content, from, except, .. } = said;
+        let from = from.map(|(id, connection)| Sender { id, connection });
+        let content = Content::into(content);
+        self.deliver(&room, &content, from.as_ref(), except, now);
+    }
+
+    /// Looks who lives, after this node's own lease was renewed.
+    pub(super) fn survey(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.beat();
+        let now = self.clock.now().utc();
+        let nodes = cluster.desk.ask(move |store| store.nodes(now));
+        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
+            Ok(nodes) => registry.surveyed(&nodes, ctx),
+            Err(error) => tracing::warn!(%error, "the nodes cannot be read: nobody is judged"),
+        }));
+    }
+
+    fn surveyed(&mut self, nodes: &[NodeRow], ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        let may_judge = cluster.peers.may_judge(self.lease, now);
+        for finding in cluster.peers.survey(nodes) {
+            match finding {
+                Finding::Reborn => {
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.read_all();
+                    }
+                }
+                Finding::Gone { node, leaving } => {
+                    tracing::info!(%node, "a node is gone");
+                    self.lose(&node, cause_of(leaving), false, now);
+                }
+                Finding::Expired { node, incarnation } if may_judge => {
+                    self.bury(node, incarnation, ctx);
+                }
+                Finding::Expired { .. } => {}
+            }
+        }
+        self.read(ctx);
+        self.settle(ctx, now);
+    }
+
+    /// Removes what a dead node has left, unless it lives after all, or another was faster.
+    fn bury(&mut self, node: NodeName, incarnation: Epoch, ctx: &mut Context<Self>) {
+        let Some(cluster) = &self.cluster else { return };
+        let (name, now) = (node.clone(), self.clock.now().utc());
+        let burial = cluster.desk.ask(move |store| store.bury(&name, incarnation, now));
+        ctx.spawn(burial.into_actor(self).map(move |burial, registry, ctx| {
+            registry.was_buried(&node, incarnation, burial, ctx);
+        }));
+    }
+
+    fn was_buried(
+        &mut self,
+        node: &NodeName,
+        incarnation: Epoch,
+        burial: Result<Burial, StoreError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let now = self.clock.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        match burial {
+            Ok(Burial::Buried { rows, leaving }) => {
+                let presences = rows.len();
+                tracing::warn!(%node, presences, leaving, "a node's lease has run out: its presences end");
+                let (buried, incarnation) = (node.clone(), incarnation);
+                cluster.tell(Told::Buried { node: buried.clone(), incarnation, leaving });
+                cluster.peers.bury(node, incarnation);
+                self.hear_last_of(node, rows, now);
+                self.lose(node, cause_of(leaving), true, now);
+            }
+            // The next survey says so, unless who did it has.
+            Ok(Burial::Gone | Burial::Alive) => {}
+            Err(error) => tracing::warn!(%node, %error, "a dead node cannot be removed"),
+        }
+        self.settle(ctx, now);
+    }
+
+    /// What the rows of a dead node say that was not heard: each of its presences has to end here, so
+    /// that observers hear of each end, and once.
+    fn hear_last_of(&mut self, node: &NodeName, rows: Vec<Row>, now: Moment) {
+        let Some(cluster) = &self.cluster else { return };
+        let me = cluster.me().clone();
+        let mut rooms: std::collections::BTreeMap<RoomName, Vec<Heard>> = Default::default();
+        for row in rows {
+            let room = row.room.clone();
+            if cluster.follows(&room) || self.observers.any() {
+                rooms.entry(room).or_default().push(Heard::Here(remote(node.clone(), row)));
+            }
+        }
+        for (room, heard) in rooms {
+            if let Some(diff) = self.rooms.hear(&room, heard, &me).diff {
+                self.announce_from(diff, node, false, now);
+            }
+        }
+    }
+
+    /// Another node says that it has removed what a dead one left: perhaps what this one left.
+    fn buried(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if node == cluster.me() {
+            if incarnation == cluster.incarnation() {
+                self.renewal_is_due = true;
+            }
+        } else if cluster.peers.bury(node, incarnation) {
+            self.lose(node, cause_of(leaving), false, now);
+        } else {
+            cluster.read_all();
+        }
+    }
+
+    /// The presences of a node have ended with it.
+    fn lose(&mut self, node: &NodeName, cause: Cause, ours: bool, now: Moment) {
+        for diff in self.rooms.lose(node, cause) {
+            if ours {
+                self.leaves.add(cause, diff.leaves.len());
+            }
+            let room = diff.room.clone();
+            self.announce_from(diff, node, ours, now);
+            if let Some(cluster) = &mut self.cluster
+                && !self.rooms.holds_any(&room)
+            {
+                cluster.linger(&room, now);
+            }
+        }
+    }
+
+    /// This node was taken for dead, and its rows were removed: it lives on in a new incarnation. Others
+    /// have seen its presences end, and see them come again.
+    pub(super) fn reborn(&mut self, incarnation: Epoch, now: Moment) {
+        let seen = self.mirror.reborn(&self.rooms);
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.reborn(incarnation);
+        cluster.peers.renewed(false, now);
+        let me = cluster.me().clone();
+        for (room, connections) in seen {
+            let Some([left, back]) = self.rooms.revive(&room, &connections) else { continue };
+            let changed: [(Diff, bool); 2] = [(left, false), (back, true)];
+            for (diff, ours) in changed {
+                self.delivery.changed_in_place(&diff, now.monotonic);
+                self.tell_observers(diff, me.clone(), ours);
+            }
+        }
+    }
+
+    /// Lets go of rooms that nobody here needs any more.
+    pub(super) fn stop_lingering(&mut self, now: Moment) {
+        let Self { cluster: Some(cluster), rooms, observers, waiting, .. } = self else { return };
+        let needs = |room: &RoomName| {
+            let watched = observers.follow(room) && rooms.room(room).is_some();
+            rooms.holds_any(room) || watched || waiting.contains_key(room)
+        };
+        let mut gone = Vec::new();
+        while let Some(room) = cluster.take_lingering(now, needs) {
+            gone.push(room);
+        }
+        for room in gone {
+            rooms.unfollow(&room);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Rooms that other nodes have a part in: what is asked of one waits until it is known.
+
+use std::time::Duration;
+
+use actix::{
+    dev::{MessageResponse, OneshotSender},
+    prelude::*,
+};
+use tokio::sync::oneshot;
+
+use super::RoomRegistry;
+use crate::{
+    bus::FromBus,
+    cluster::{News, ReadRooms},
+    messages::{Change, PresenceChanged},
+    mirror::store::{RoomRows, StoreError},
+    model::{Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName},
+};
+
+/// How long something waits for what other nodes know of a room. After that it is done with what is
+/// known here.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is done when a room is known.
+pub(super) type Waiter = Box<dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>)>;
+
+/// An answer, now or when the room is known.
+pub enum Reply<T> {
+    /// Now.
+    Now(T),
+    /// When it comes.
+    Later(oneshot::Receiver<T>),
+}
+
+impl<T: 'static> Reply<T> {
+    /// Has the answer worked on before it is given.
+    pub(super) fn then<U, F>(self, work: impl FnOnce(T) -> F + 'static) -> Reply<U>
+    where
+        U: 'static,
+        F: Future<Output = U> + 'static,
+    {
+        let (reply, done) = oneshot::channel();
+        actix::spawn(async {
+            let answer = match self {
+                Self::Now(answer) => answer,
+                Self::Later(answer) => match answer.await {
+                    Ok(answer) => answer,
+                    Err(_) => return,
+                },
+            };
+            // Who asked may have gone.
+            drop(reply.send(work(answer).await));
+        });
+        Reply::Later(done)
+    }
+}
+
+impl<M: Message<Result = T>, T: 'static> MessageResponse<RoomRegistry, M> for Reply<T> {
+    fn handle(self, _: &mut Context<RoomRegistry>, asker: Option<OneshotSender<T>>) {
+        let Some(asker) = asker else { return };
+        match self {
+            // Who asked may have gone.
+            Self::Now(answer) => drop(asker.send(answer)),
+            Self::Later(answer) => drop(actix::spawn(async {
+                if let Ok(answer) = answer.await {
+                    drop(asker.send(answer));
+                }
+            })),
+        }
+    }
+}
+
+impl RoomRegistry {
+    /// Whether all is known of the room that can be.
+    pub(super) fn is_known(&self, room: &RoomName) -> bool {
+        self.closing || self.cluster.as_ref().is_none_or(|cluster| cluster.knows(room))
+    }
+
+    /// Does something with a room as soon as all is known of it, in the order in which it was asked.
+    pub(super) fn when_known<T: 'static>(
+        &mut self,
+        room: &RoomName,
+        ctx: &mut Context<Self>,
+        what: impl FnOnce(&mut Self, &mut Context<Self>) -> T + 'static,
+    ) -> Reply<T> {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.follow(room);
+            if !self.rooms.holds_any(room) {
+                cluster.linger(room, self.clock.now());
+            }
+        }
+        if self.is_known(room) {
+            return Reply::Now(what(self, ctx));
+        }
+        self.read(ctx);
+        self.wait_for(room, ctx, what)
+    }
+
+    /// Does something after what waits for the room already, or now if nothing does.
+    pub(super) fn in_turn<T: 'static>(
+        &mut self,
+        room: &RoomName,
+        ctx: &mut Context<Self>,
+        what: impl FnOnce(&mut Self, &mut Context<Self>) -> T + 'static,
+    ) -> Reply<T> {
+        if self.waiting.is_empty() || !self.waiting.contains_key(room) {
+            return Reply::Now(what(self, ctx));
+        }
+        self.wait_for(room, ctx, what)
+    }
+
+    fn wait_for<T: 'static>(
+        &mut self,
+        room: &RoomName,
+        ctx: &mut Context<Self>,
+        what: impl FnOnce(&mut Self, &mut Context<Self>) -> T + 'static,
+    ) -> Reply<T> {
+        let (reply, answer) = oneshot::channel();
+        let waiter = move |registry: &mut Self, ctx: &mut Context<Self>| {
+            // Who asked may have gone.
+            drop(reply.send(what(registry, ctx)));
+        };
+        let waiting = self.waiting.entry(room.clone()).or_default();
+        if waiting.is_empty() {
+            let room = room.clone();
+            ctx.run_later(PATIENCE, move |registry, ctx| registry.wait_no_longer(&room, ctx));
+        }
+        waiting.push(Box::new(waiter));
+        Reply::Later(answer)
+    }
+
+    /// Does what waits for a room.
+    pub(super) fn wait_no_longer(&mut self, room: &RoomName, ctx: &mut Context<Self>) {
+        for waiter in self.waiting.remove(room).unwrap_or_default() {
+            waiter(self, ctx);
+        }
+    }
+
+    /// Reads the rooms that wait for it, if nothing is being read.
+    pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(rooms) = cluster.next_read() else { return };
+        let (names, now) = (rooms.clone(), self.clock.now().utc());
+        let reading = cluster.desk.ask(move |store| store.read(&names, now));
+        ctx.spawn(reading.into_actor(self).map(move |found, registry, ctx| {
+            registry.was_read(rooms, found, ctx);
+        }));
+    }
+
+    fn was_read(
+        &mut self,
+        rooms: Vec<RoomName>,
+        found: Result<RoomRows, StoreError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let now = self.clock.now();
+        match found {
+            Ok(found) => {
+                let read = cluster.read(rooms, found);
+                let known: Vec<_> = read.rooms.iter().map(|(room, _)| room.clone()).collect();
+                self.take_rooms(read, now);
+                for room in known {
+                    self.wait_no_longer(&room, ctx);
+                }
+                self.read(ctx);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "rooms cannot be read: what other nodes know of them is missing");
+                let wait = cluster.not_read(rooms.clone());
+                ctx.run_later(wait, |registry, ctx| registry.read(ctx));
+                for room in rooms {
+                    self.wait_no_longer(&room, ctx);
+                }
+            }
+        }
+        self.settle(ctx, now);
+    }
+
+    fn take_rooms(&mut self, read: ReadRooms, now: Moment) {
+        for (room, everybody) in read.rooms {
+            self.end_rivals(&room, everybody.iter(), now);
+            let Some(cluster) = &self.cluster else { return };
+            let left = |node: &NodeName| match cluster.peers.is_alive(node) {
+                true => Cause::Disconnected,
+                false => Cause::NodeLost,
+            };
+            let outcomes = self.rooms.hear_all(&room, everybody, cluster.me(), left);
+            for (node, outcome) in outcomes {
+                self.take_outcome(&room, &node, outcome, now);
+            }
+        }
+        for news in read.news {
+            self.take_news(news, now);
+        }
+    }
+
+    pub(super) fn take_news(&mut self, news: News, now: Moment) {
+        let Some(cluster) = &self.cluster else { return };
+        let me = cluster.me().clone();
+        let News { room, node, heard } = news;
+        let here = heard.iter().filter_map(|heard| match heard {
+            Heard::Here(remote) => Some(remote),
+            Heard::Gone { .. } => None,
+        });
+        self.end_rivals(&room, here, now);
+        let outcome = self.rooms.hear(&room, heard, &me);
+        self.take_outcome(&room, &node, outcome, now);
+    }
+
+    fn take_outcome(&mut self, room: &RoomName, node: &NodeName, outcome: Outcome, now: Moment) {
+        for connection in outcome.yielded {
+            self.yielded(room, connection);
+        }
+        if let Some(diff) = outcome.diff {
+            self.announce_from(diff, node, false, now);
+        }
+        if let Some(cluster) = &mut self.cluster
+            && !self.rooms.holds_any(room)
+        {
+            cluster.linger(room, now);
+        }
+    }
+
+    /// The client of a presence has come back on another node, which holds it from now on.
+    fn yielded(&mut self, room: &RoomName, connection: ConnectionId) {
+        self.sessions.unfade(connection, room);
+        self.delivery.unlisten(room, connection);
+        if self.rooms.last_seen(connection).is_none() {
+            self.delivery.disconnect(connection, Cause::Replaced);
+            self.sessions.forget(connection);
+        } else {
+            self.delivery.close_room(room, connection, Cause::Replaced);
+        }
+    }
+
+    /// A client session has one presence in a room. Where two nodes took it in at the same time, the
+    /// earlier connection ends.
+    fn end_rivals<'a>(
+        &mut self,
+        room: &RoomName,
+        remotes: impl Iterator<Item = &'a Remote>,
+        now: Moment,
+    ) {
+        for remote in remotes {
+            let Some(session) = remote.session.clone() else { continue };
+            let client = (session, remote.presence.user.clone());
+            let here = |presence| self.rooms.holds(room, presence);
+            let Some(own) = self.sessions.presence_of(&client, here) else { continue };
+            if own < remote.presence.connection {
+                let diff = self.rooms.leave(room, own, Cause::Replaced);
+                self.announce_leave(diff, Cause::Replaced, now);
+            }
+        }
+    }
+
+    /// Makes a change of presences known that this node does not hold; `ours` if it is the one to
+    /// tell the observers of the cluster.
+    pub(super) fn announce_from(&mut self, diff: Diff, node: &NodeName, ours: bool, now: Moment) {
+        self.delivery.changed(&diff, now.monotonic);
+        for left in &diff.leaves {
+            self.remember(&diff, left, Some(node), now);
+        }
+        self.tell_observers(diff, node.clone(), ours);
+    }
+
+    pub(super) fn tell_observers(&mut self, diff: Diff, node: NodeName, ours: bool) {
+        if self.observers.any() {
+            let room = self.rooms.snapshot(&diff.room);
+            let event = PresenceChanged {
+                room: diff.room.clone(),
+                epoch: room.epoch(),
+                version: diff.version,
+                snapshot: room,
+                node,
+                change: Change::Diff(std::sync::Arc::new(diff)),
+            };
+            self.observers.tell(&event, ours);
+        }
+    }
+}
+
+impl Handler<FromBus> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        match msg {
+            FromBus::Up => {
+                tracing::info!("the bus is up");
+                cluster.up();
+            }
+            FromBus::Down(why) => {
+                tracing::warn!(why, "the bus is down: other nodes are not heard");
+                cluster.is_down(why);
+            }
+            FromBus::Subscribed(channel) => cluster.subscribed(&channel),
+            FromBus::Heard(envelope) => self.heard(envelope, now),
+            FromBus::Unreadable(error) => {
+                metrics::counter!("presence_bus_unreadable_total").increment(1);
+                tracing::warn!(%error, "another node said something that this one does not understand");
+            }
+        }
+        self.read(ctx);
+        self.settle(ctx, now);
+    }
+}
