@@ -1,5 +1,6 @@
 //! What tests of an app that embeds presence need: a clock of their own, and actors that listen.
 
+pub mod bus_contract;
 mod memory_bus;
 
 use std::{
