@@ -1,5 +1,8 @@
 //! What tests of an app that embeds presence need: a clock of their own, and actors that listen.
 
+pub mod bus_contract;
+mod memory_bus;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -9,7 +12,9 @@ use actix::prelude::*;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::mpsc;
 
+pub use self::memory_bus::{MemoryBus, MemoryConnection, MemoryHub};
 use crate::{
+    bus::FromBus,
     clock::Clock,
     messages::{Disconnect, ForwardMessage, PresenceChanged},
     model::Moment,
@@ -119,6 +124,14 @@ impl Handler<PresenceChanged> for Probe<PresenceChanged> {
 
     fn handle(&mut self, msg: PresenceChanged, _: &mut Context<Self>) {
         // The test may have stopped listening.
+        let _ = self.0.send(msg);
+    }
+}
+
+impl Handler<FromBus> for Probe<FromBus> {
+    type Result = ();
+
+    fn handle(&mut self, msg: FromBus, _: &mut Context<Self>) {
         let _ = self.0.send(msg);
     }
 }

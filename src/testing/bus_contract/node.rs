@@ -1,0 +1,230 @@
+//! The nodes in the tests of the contract.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use chrono::DateTime;
+use serde_json::json;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{A_MOMENT, Bench};
+use crate::{
+    bus::{Bus, Change, Changes, Channel, Content, Envelope, FromBus, NotSent, Said, Told},
+    model::{ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
+    testing::Seen,
+};
+
+/// Nothing takes longer than this that happens at all.
+pub(super) const MOST_WAIT: Duration = Duration::from_secs(60);
+
+/// More than a listener takes in.
+const OPEN: usize = usize::MAX >> 8;
+
+/// An end of the bus, and an actor that listens to it.
+pub(super) struct Node {
+    pub bus: Box<dyn Bus>,
+    pub seen: Seen<FromBus>,
+    name: NodeName,
+    incarnation: Epoch,
+    said: u64,
+    gate: Arc<Semaphore>,
+    listener: Addr<Listener>,
+}
+
+impl Node {
+    /// A node that has heard nothing yet.
+    pub fn unheard(bench: &impl Bench, name: &str) -> Self {
+        let gate = Arc::new(Semaphore::new(OPEN));
+        let (sender, seen) = mpsc::unbounded_channel();
+        let listener = Listener { gate: gate.clone(), sender }.start();
+        let mut bus = bench.bus();
+        bus.listen(listener.clone().recipient());
+        let name = NodeName::new(name).expect("a name");
+        Self { bus, seen: Seen(seen), name, incarnation: Epoch::new(), said: 0, gate, listener }
+    }
+
+    /// A node whose bus is up.
+    pub async fn new(bench: &impl Bench, name: &str) -> Self {
+        let mut node = Self::unheard(bench, name);
+        let first = node.next().await;
+        assert!(matches!(first, FromBus::Up), "{first:?}");
+        node
+    }
+
+    /// A node that has subscribed to rooms.
+    pub async fn hearing(bench: &impl Bench, name: &str, rooms: &[&str]) -> Self {
+        let mut node = Self::new(bench, name).await;
+        for room in rooms {
+            node.subscribe(channel(room)).await;
+        }
+        node
+    }
+
+    /// A node that has subscribed to the lobby, and whose listener stands still from then on.
+    pub async fn stuck(bench: &impl Bench, name: &str) -> Self {
+        let node = Self::hearing(bench, name, &["lobby"]).await;
+        node.gate.forget_permits(OPEN);
+        node
+    }
+
+    /// Lets the listener of a stuck node go on.
+    pub fn release(&self) {
+        self.gate.add_permits(OPEN);
+    }
+
+    /// Lets the listener of a stuck node take in so much.
+    pub fn take_in(&self, messages: usize) {
+        self.gate.add_permits(messages);
+    }
+
+    /// Stops the listener.
+    pub async fn stop_listening(&mut self) {
+        self.listener.send(Stop).await.expect("a listener");
+        let stopped = async {
+            while self.listener.connected() {
+                tokio::time::sleep(A_MOMENT).await;
+            }
+        };
+        tokio::time::timeout(MOST_WAIT, stopped).await.expect("an end");
+    }
+
+    /// Subscribes, and waits until it is so.
+    pub async fn subscribe(&mut self, channel: Channel) {
+        self.bus.subscribe(channel.clone());
+        loop {
+            match self.next().await {
+                FromBus::Subscribed(subscribed) => break assert_eq!(subscribed, channel),
+                FromBus::Heard(_) => {}
+                other => panic!("{other:?} instead of Subscribed({channel:?})"),
+            }
+        }
+    }
+
+    /// Says something in a room, if the bus takes it. The numbers of what a node says begin with 1.
+    pub fn try_say(&mut self, room: &str) -> Result<(), NotSent> {
+        let room = RoomName::new(room).expect("a name");
+        let number = self.said + 1;
+        let content = Content::Text("hello".to_owned());
+        let told = Told::Said(Said { room, number, content, from: None, except: None });
+        self.try_tell(told)?;
+        self.said = number;
+        Ok(())
+    }
+
+    /// Says something in a room, as soon as the bus takes it; with which number.
+    pub async fn say(&mut self, room: &str) -> u64 {
+        let taken = async {
+            while self.try_say(room).is_err() {
+                tokio::time::sleep(A_MOMENT).await;
+            }
+        };
+        tokio::time::timeout(MOST_WAIT, taken).await.expect("a bus that takes it");
+        self.said
+    }
+
+    /// Tells something, as soon as the bus takes it.
+    pub async fn tell(&mut self, told: Told) {
+        let taken = async {
+            while self.try_tell(told.clone()).is_err() {
+                tokio::time::sleep(A_MOMENT).await;
+            }
+        };
+        tokio::time::timeout(MOST_WAIT, taken).await.expect("a bus that takes it");
+    }
+
+    fn try_tell(&mut self, told: Told) -> Result<(), NotSent> {
+        let (node, incarnation) = (self.name.clone(), self.incarnation);
+        self.bus.publish(&Envelope { node, incarnation, told })
+    }
+
+    /// The next thing that the listener hears.
+    pub async fn next(&mut self) -> FromBus {
+        let next = tokio::time::timeout(MOST_WAIT, self.seen.0.recv()).await;
+        next.ok().flatten().unwrap_or_else(|| panic!("{} hears nothing", self.name))
+    }
+
+    /// Who says something next in whatever room, with which number.
+    pub async fn heard_anywhere(&mut self) -> (String, u64) {
+        let (_, node, number) = self.next_said().await;
+        (node, number)
+    }
+
+    /// Who says something next, which has to be in this room, and with which number.
+    pub async fn heard(&mut self, room: &str) -> (String, u64) {
+        let (heard, node, number) = self.next_said().await;
+        assert_eq!(heard, room);
+        (node, number)
+    }
+
+    async fn next_said(&mut self) -> (String, String, u64) {
+        match self.next().await {
+            FromBus::Heard(Envelope { node, told: Told::Said(said), .. }) => {
+                (said.room.to_string(), node.to_string(), said.number)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The channel of a room.
+pub(super) fn channel(room: &str) -> Channel {
+    Channel::Room(RoomName::new(room).expect("a name"))
+}
+
+/// Changes of a room with at least so many bytes.
+pub(super) fn large_changes(room: &str, bytes: usize) -> Changes {
+    let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap_or_default();
+    let info = Info::new(json!({ "text": "\u{1F426}\"\\\n".repeat(200) })).expect("an info");
+    let here = || Change::Here {
+        connection: ConnectionId::new(),
+        user: UserId::new("ada").ok(),
+        info: info.clone(),
+        joined_at: at,
+        last_seen: at,
+        session: None,
+        fading: None,
+        turn: 0,
+    };
+    let changes = (0..bytes / info.as_json().len() + 1).map(|_| here()).collect();
+    let room = RoomName::new(room).expect("a name");
+    Changes { room, number: 2, previous: 1, changes }
+}
+
+/// Passes on what it hears, as its gate lets it.
+struct Listener {
+    gate: Arc<Semaphore>,
+    sender: mpsc::UnboundedSender<FromBus>,
+}
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Handler<FromBus> for Listener {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, msg: FromBus, _: &mut Context<Self>) -> Self::Result {
+        let gate = self.gate.clone();
+        let pass = async move {
+            if let Ok(passed) = gate.acquire().await {
+                passed.forget();
+            }
+        };
+        AtomicResponse::new(Box::pin(pass.into_actor(self).map(|(), listener, _| {
+            let _ = listener.sender.send(msg);
+        })))
+    }
+}
+
+/// "Stop listening."
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Stop;
+
+impl Handler<Stop> for Listener {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+        ctx.stop();
+    }
+}

@@ -1,0 +1,572 @@
+//! A bus inside one process, whose connections a test breaks, slows and garbles as it likes.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::bus::{Bus, Channel, Envelope, FromBus, NotSent};
+
+/// So many envelopes of one end wait while the hub is stalled.
+const MOST_WAITING: usize = 8_192;
+
+/// So much waits to be heard by one end.
+const MOST_UNHEARD: usize = 65_536;
+
+/// What the ends of a [`MemoryBus`] are connected to. A clone is the same hub.
+///
+/// It behaves as Redis does: a node hears its own envelopes, and one twice that it has subscribed to
+/// as a room and among all rooms. What is published is encoded and read again. There are no threads
+/// and no chance in it: in a runtime of one thread, also with a paused clock, everything happens in
+/// the same order each time.
+///
+/// ```
+/// use actix_presence::testing::MemoryHub;
+///
+/// let hub = MemoryHub::new();
+/// let (here, there) = (hub.bus(), hub.bus());
+/// // The ends go to their nodes; the test keeps hold of the connection.
+/// let connection = here.connection();
+/// connection.cut();
+/// connection.heal();
+/// # drop((here, there));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct MemoryHub(Arc<Mutex<Hub>>);
+
+/// One end of a [`MemoryHub`], for one node. Dropping it disconnects it.
+///
+/// `listen` has to be called inside a Tokio runtime, as that of actix is.
+#[derive(Debug)]
+pub struct MemoryBus(MemoryConnection);
+
+/// The connection between a [`MemoryBus`] and its hub, for the test to play with. A clone is the same
+/// connection.
+#[derive(Clone, Debug)]
+pub struct MemoryConnection {
+    hub: MemoryHub,
+    end: u64,
+}
+
+#[derive(Debug, Default)]
+struct Hub {
+    ends: BTreeMap<u64, End>,
+    links: HashMap<(u64, u64), Link>,
+    last_end: u64,
+    /// Rises with each thing that is to be heard, so that none of the same moment overtakes another.
+    last_told: u64,
+    stalled: bool,
+    waiting: VecDeque<(u64, Published)>,
+}
+
+/// From one end to another.
+#[derive(Debug, Default)]
+struct Link {
+    delay: Duration,
+    /// When the last envelope arrives: none arrives before it.
+    last: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    listens: bool,
+    cut: bool,
+    held: bool,
+    lose: usize,
+    duplicate: usize,
+    subscriptions: HashSet<Channel>,
+    /// By when it is to be heard.
+    unheard: BTreeMap<(Instant, u64), FromBus>,
+    changed: Arc<Notify>,
+}
+
+#[derive(Clone, Debug)]
+struct Published {
+    channel: Channel,
+    told: FromBus,
+}
+
+/// What the task of an end does next.
+enum Next {
+    Tell(FromBus),
+    WaitUntil(Instant),
+    Wait,
+    End,
+}
+
+impl MemoryHub {
+    /// Makes a hub without ends.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a further end.
+    #[must_use]
+    pub fn bus(&self) -> MemoryBus {
+        let mut hub = self.lock();
+        hub.last_end += 1;
+        let end = hub.last_end;
+        hub.ends.insert(end, End::default());
+        MemoryBus(MemoryConnection { hub: self.clone(), end })
+    }
+
+    /// Publishes bytes as somebody would who is no node: what is no [`Envelope`] is heard as
+    /// [`FromBus::Unreadable`].
+    pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
+        let told = Envelope::decode(bytes).map_or_else(FromBus::Unreadable, FromBus::Heard);
+        // Nobody has the number 0.
+        self.lock().publish(0, Published { channel: channel.clone(), told });
+    }
+
+    /// Lets nothing through any more, without anybody's being told: what is published waits, at most
+    /// 8,192 envelopes of each end.
+    pub fn stall(&self) {
+        self.lock().stalled = true;
+    }
+
+    /// Ends [`stall`](Self::stall): what waits is heard.
+    pub fn resume(&self) {
+        let mut hub = self.lock();
+        hub.stalled = false;
+        for (from, published) in std::mem::take(&mut hub.waiting) {
+            hub.publish(from, published);
+        }
+        hub.ends.values().for_each(End::wake);
+    }
+
+    /// Breaks the connections of all ends, which come back at once, without subscriptions.
+    pub fn break_connections(&self) {
+        let ends: Vec<u64> = self.lock().ends.keys().copied().collect();
+        for end in ends {
+            let connection = MemoryConnection { hub: self.clone(), end };
+            connection.cut();
+            connection.heal();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hub> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryBus {
+    /// The connection of this end.
+    #[must_use]
+    pub fn connection(&self) -> MemoryConnection {
+        self.0.clone()
+    }
+}
+
+impl MemoryConnection {
+    /// Cuts it: the node is told [`FromBus::Down`], and hears and sends nothing any more. What it was
+    /// still to hear is lost, and its subscriptions are gone.
+    pub fn cut(&self) {
+        self.change(|hub, end| hub.cut(end, "cut"));
+    }
+
+    /// Connects it again: the node is told [`FromBus::Up`]. Does nothing if it is not cut.
+    pub fn heal(&self) {
+        self.change(Hub::heal);
+    }
+
+    /// Keeps from the node what it is to hear, other than `Up` and `Down`, until
+    /// [`release`](Self::release). What it publishes goes out.
+    pub fn hold(&self) {
+        self.change(|hub, end| hub.with(end, |end| end.held = true));
+    }
+
+    /// Lets the node hear what was kept from it.
+    pub fn release(&self) {
+        self.change(|hub, end| hub.with(end, |end| end.held = false));
+    }
+
+    /// Makes what this node publishes from now on arrive at the other (or at itself) so much later.
+    /// It stays in order, so it may arrive later still, after what was published before.
+    pub fn delay_to(&self, other: &Self, delay: Duration) {
+        self.change(|hub, end| hub.links.entry((end, other.end)).or_default().delay = delay);
+    }
+
+    /// Makes the next envelopes that this node publishes arrive twice.
+    pub fn duplicate_next(&self, envelopes: usize) {
+        self.change(|hub, end| hub.with(end, |end| end.duplicate = envelopes));
+    }
+
+    /// Makes the next envelopes that this node publishes arrive nowhere, without anybody's being told.
+    /// Redis does not do this.
+    pub fn lose_next(&self, envelopes: usize) {
+        self.change(|hub, end| hub.with(end, |end| end.lose = envelopes));
+    }
+
+    /// What the node has subscribed to.
+    #[must_use]
+    pub fn subscriptions(&self) -> HashSet<Channel> {
+        let hub = self.hub.lock();
+        hub.ends.get(&self.end).map(|end| end.subscriptions.clone()).unwrap_or_default()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Hub, u64)) {
+        let mut hub = self.hub.lock();
+        change(&mut hub, self.end);
+        hub.with(self.end, |end| end.wake());
+    }
+}
+
+impl Bus for MemoryBus {
+    fn listen(&mut self, listener: Recipient<FromBus>) {
+        self.0.change(|hub, end| {
+            hub.with(end, |end| end.listens = true);
+            let cut = hub.ends.get(&end).is_some_and(|end| end.cut);
+            hub.tell(end, if cut { FromBus::Down("cut") } else { FromBus::Up }, None);
+        });
+        tokio::spawn(tell_all(self.connection(), listener));
+    }
+
+    fn subscribe(&mut self, channel: Channel) {
+        self.0.change(|hub, end| hub.subscribe(end, channel));
+    }
+
+    fn unsubscribe(&mut self, channel: Channel) {
+        self.0.change(|hub, end| {
+            hub.with(end, |end| {
+                end.subscriptions.remove(&channel);
+            });
+        });
+    }
+
+    fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
+        let told =
+            Envelope::decode(&envelope.encode()).map_or_else(FromBus::Unreadable, FromBus::Heard);
+        self.0.hub.lock().take(self.0.end, Published { channel: envelope.channel(), told })
+    }
+}
+
+impl Drop for MemoryBus {
+    fn drop(&mut self) {
+        let end = self.0.hub.lock().ends.remove(&self.0.end);
+        if let Some(end) = end {
+            end.wake();
+        }
+    }
+}
+
+impl Hub {
+    fn with(&mut self, end: u64, change: impl FnOnce(&mut End)) {
+        self.ends.get_mut(&end).map(change);
+    }
+
+    fn cut(&mut self, end: u64, why: &'static str) {
+        let Some(state) = self.ends.get_mut(&end).filter(|end| !end.cut) else { return };
+        state.cut = true;
+        state.subscriptions.clear();
+        state.unheard.clear();
+        self.waiting.retain(|(from, _)| *from != end);
+        self.tell(end, FromBus::Down(why), None);
+    }
+
+    fn heal(&mut self, end: u64) {
+        let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
+        state.cut = false;
+        self.tell(end, FromBus::Up, None);
+    }
+
+    fn subscribe(&mut self, end: u64, channel: Channel) {
+        let Some(state) = self.ends.get_mut(&end).filter(|end| end.connected()) else { return };
+        state.subscriptions.insert(channel.clone());
+        self.tell(end, FromBus::Subscribed(channel), None);
+    }
+
+    /// Takes what an end publishes.
+    fn take(&mut self, from: u64, published: Published) -> Result<(), NotSent> {
+        let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
+        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MOST_WAITING {
+            return Err(NotSent);
+        }
+        if state.lose > 0 {
+            state.lose -= 1;
+            return Ok(());
+        }
+        if state.duplicate > 0 {
+            state.duplicate -= 1;
+            self.publish(from, published.clone());
+        }
+        self.publish(from, published);
+        Ok(())
+    }
+
+    fn publish(&mut self, from: u64, published: Published) {
+        if self.stalled {
+            return self.waiting.push_back((from, published));
+        }
+        let hearers: Vec<(u64, usize)> =
+            self.ends.iter().map(|(id, end)| (*id, end.hears(&published.channel))).collect();
+        for (end, times) in hearers {
+            for _ in 0..times {
+                self.tell(end, published.told.clone(), Some(from));
+            }
+        }
+    }
+
+    /// Puts down what an end is to hear, perhaps from another.
+    fn tell(&mut self, to: u64, told: FromBus, from: Option<u64>) {
+        let now = Instant::now();
+        let due = from.and_then(|from| self.links.get_mut(&(from, to))).map_or(now, |link| {
+            let due = (now + link.delay).max(link.last.unwrap_or(now));
+            *link.last.insert(due)
+        });
+        self.last_told += 1;
+        let Some(end) = self.ends.get_mut(&to).filter(|end| end.listens) else { return };
+        let overrun = end.unheard.len() >= MOST_UNHEARD;
+        end.unheard.insert((due, self.last_told), told);
+        end.wake();
+        if overrun {
+            self.cut(to, "overrun");
+            self.heal(to);
+        }
+    }
+
+    fn next(&mut self, end: u64) -> Next {
+        let stalled = self.stalled;
+        let Some(end) = self.ends.get_mut(&end) else { return Next::End };
+        let Some(first) = end.unheard.first_entry() else { return Next::Wait };
+        if (stalled || end.held) && !matches!(first.get(), FromBus::Up | FromBus::Down(_)) {
+            return Next::Wait;
+        }
+        let (due, _) = *first.key();
+        if due > Instant::now() { Next::WaitUntil(due) } else { Next::Tell(first.remove()) }
+    }
+}
+
+impl End {
+    fn connected(&self) -> bool {
+        self.listens && !self.cut
+    }
+
+    /// How many of its subscriptions a channel belongs to.
+    fn hears(&self, channel: &Channel) -> usize {
+        let among_rooms =
+            matches!(channel, Channel::Room(_)) && self.subscriptions.contains(&Channel::Rooms);
+        usize::from(self.subscriptions.contains(channel)) + usize::from(among_rooms)
+    }
+
+    fn wake(&self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Tells the listener one thing after the other, until the end is dropped or the listener stops.
+async fn tell_all(connection: MemoryConnection, listener: Recipient<FromBus>) {
+    let MemoryConnection { hub, end } = connection;
+    let Some(changed) = hub.lock().ends.get(&end).map(|end| end.changed.clone()) else { return };
+    loop {
+        let next = hub.lock().next(end);
+        match next {
+            Next::Tell(told) => {
+                if listener.send(told).await.is_err() {
+                    return;
+                }
+            }
+            Next::WaitUntil(due) => {
+                // It may change meanwhile what comes first.
+                let _ = tokio::time::timeout_at(due, changed.notified()).await;
+            }
+            Next::Wait => changed.notified().await,
+            Next::End => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use super::*;
+    use crate::{
+        bus::{Content, Said, Told},
+        model::{Epoch, NodeName, RoomName},
+        testing::{Probe, Seen},
+    };
+
+    /// Runs a test with a clock that jumps to what is waited for.
+    fn in_virtual_time(test: impl Future<Output = ()>) {
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().start_paused(true).build().unwrap()
+        };
+        System::with_tokio_rt(runtime).block_on(test);
+    }
+
+    struct Node {
+        bus: MemoryBus,
+        seen: Seen<FromBus>,
+        name: &'static str,
+    }
+
+    impl Node {
+        /// A node that hears the lobby.
+        async fn new(hub: &MemoryHub, name: &'static str) -> Self {
+            let (probe, seen) = Probe::<FromBus>::new();
+            let mut bus = hub.bus();
+            bus.listen(probe.recipient());
+            bus.subscribe(lobby());
+            let mut node = Self { bus, seen, name };
+            assert!(matches!(node.next().await, FromBus::Up));
+            assert!(matches!(node.next().await, FromBus::Subscribed(c) if c == lobby()));
+            node
+        }
+
+        fn say(&mut self, number: u64) -> Result<(), NotSent> {
+            let content = Content::Text(String::new());
+            let Channel::Room(room) = lobby() else { unreachable!() };
+            let told = Told::Said(Said { room, number, content, from: None, except: None });
+            let node = NodeName::new(self.name).unwrap();
+            self.bus.publish(&Envelope { node, incarnation: Epoch::new(), told })
+        }
+
+        async fn next(&mut self) -> FromBus {
+            self.seen.next().await.expect("something to hear")
+        }
+
+        async fn heard(&mut self) -> (String, u64) {
+            match self.next().await {
+                FromBus::Heard(Envelope { node, told: Told::Said(said), .. }) => {
+                    (node.to_string(), said.number)
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn silent(&mut self) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let heard = self.seen.now();
+            assert!(heard.is_none(), "{heard:?}");
+        }
+    }
+
+    fn lobby() -> Channel {
+        Channel::Room(RoomName::new("lobby").unwrap())
+    }
+
+    fn from(node: &str, number: u64) -> (String, u64) {
+        (node.to_owned(), number)
+    }
+
+    #[test]
+    fn a_delayed_link_stays_in_order_and_delays_no_other() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+            let (to_b, at_b) = (a.bus.connection(), b.bus.connection());
+            let start = Instant::now();
+            to_b.delay_to(&at_b, Duration::from_secs(3));
+            a.say(1).unwrap();
+            to_b.delay_to(&at_b, Duration::ZERO);
+            a.say(2).unwrap();
+            b.say(1).unwrap();
+            let heard = [b.heard().await, b.heard().await, b.heard().await];
+            assert_eq!(heard, [from("b", 1), from("a", 1), from("a", 2)]);
+            assert_eq!(start.elapsed().as_secs(), 3);
+            let heard = [a.heard().await, a.heard().await, a.heard().await];
+            assert_eq!(heard, [from("a", 1), from("a", 2), from("b", 1)]);
+        });
+    }
+
+    #[test]
+    fn envelopes_are_lost_and_doubled_as_asked() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let mut a = Node::new(&hub, "a").await;
+            let connection = a.bus.connection();
+            connection.lose_next(1);
+            connection.duplicate_next(1);
+            (1..4).for_each(|number| a.say(number).unwrap());
+            let heard = [a.heard().await, a.heard().await, a.heard().await];
+            assert_eq!(heard, [from("a", 2), from("a", 2), from("a", 3)]);
+        });
+    }
+
+    #[test]
+    fn a_held_node_hears_later_and_a_cut_one_never() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+            let connection = b.bus.connection();
+            connection.hold();
+            a.say(1).unwrap();
+            b.silent().await;
+            connection.release();
+            assert_eq!(b.heard().await, from("a", 1));
+
+            connection.hold();
+            a.say(2).unwrap();
+            connection.cut();
+            assert!(matches!(b.next().await, FromBus::Down("cut")));
+            assert_eq!(b.say(1), Err(NotSent));
+            connection.release();
+            b.bus.subscribe(lobby());
+            b.silent().await;
+            connection.heal();
+            assert!(matches!(b.next().await, FromBus::Up));
+            a.say(3).unwrap();
+            b.silent().await;
+            assert!(connection.subscriptions().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_stalled_hub_keeps_what_it_takes_and_takes_no_more_than_its_bound() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+            hub.stall();
+            let taken = (0..10_000).take_while(|number| a.say(*number).is_ok()).count();
+            assert_eq!(taken, MOST_WAITING);
+            b.say(0).unwrap();
+            b.silent().await;
+            hub.resume();
+            for number in 0..taken as u64 {
+                assert_eq!(b.heard().await, from("a", number));
+            }
+            assert_eq!(b.heard().await, from("b", 0));
+        });
+    }
+
+    #[test]
+    fn who_cannot_keep_up_loses_the_connection() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+            a.bus.connection().delay_to(&b.bus.connection(), Duration::from_secs(3600));
+            (0..=MOST_UNHEARD as u64).for_each(|number| a.say(number).unwrap());
+            assert!(matches!(b.next().await, FromBus::Down("overrun")));
+            assert!(matches!(b.next().await, FromBus::Up));
+            b.silent().await;
+        });
+    }
+
+    #[test]
+    fn bytes_of_somebody_else_are_unreadable() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let mut a = Node::new(&hub, "a").await;
+            hub.publish_bytes(&lobby(), b"hello");
+            assert!(matches!(a.next().await, FromBus::Unreadable(_)));
+        });
+    }
+
+    #[test]
+    fn a_dropped_end_leaves_the_hub() {
+        in_virtual_time(async {
+            let hub = MemoryHub::new();
+            let (mut a, b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+            drop(b);
+            a.say(1).unwrap();
+            assert_eq!(a.heard().await, from("a", 1));
+            assert_eq!(hub.lock().ends.len(), 1);
+        });
+    }
+}

@@ -1,0 +1,3 @@
+//! The buses, and what they have to do.
+
+mod memory;
