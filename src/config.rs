@@ -1,26 +1,13 @@
-//! Options, and starting everything from them.
+//! Options.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use actix::{MailboxError, prelude::*};
-
 use crate::{
     clock::Clock,
-    messages::{FlushError, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId},
-    mirror::{
-        Mirror, Writer,
-        store::{
-            DatabaseUrl, InvalidDatabaseUrl, OwnerError, OwnerLock, SqliteStore, Store, StoreError,
-            migrate,
-        },
-    },
-    model::{Info, InvalidNodeName, Limits, NodeName, RoomName, Rooms, UserId},
-    pruner::Pruner,
-    registry::{Authorize, Parts, RoomRegistry},
+    mirror::store::{DatabaseUrl, InvalidDatabaseUrl, OwnerError, StoreError},
+    model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
+    registry::Authorize,
 };
-
-/// How long the actors may take to stop when they have done their work.
-const ENDING: Duration = Duration::from_secs(1);
 
 /// Whether somebody may join: what the [`authorize`](PresenceConfig::authorize) hook answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,17 +47,17 @@ impl Decision {
 /// ```
 #[derive(Clone)]
 pub struct PresenceConfig {
-    database: String,
-    node: Option<String>,
-    lease: Duration,
-    max_age: Duration,
-    grace: Duration,
-    prune_every: Option<Duration>,
-    prune_rooms_every: Duration,
-    limits: Limits,
-    observer_queue: usize,
-    clock: Clock,
-    authorize: Option<Authorize>,
+    pub(crate) database: String,
+    pub(crate) node: Option<String>,
+    pub(crate) lease: Duration,
+    pub(crate) max_age: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) prune_every: Option<Duration>,
+    pub(crate) prune_rooms_every: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) observer_queue: usize,
+    pub(crate) clock: Clock,
+    pub(crate) authorize: Option<Authorize>,
 }
 
 /// Why a presence system did not start.
@@ -207,67 +194,6 @@ impl PresenceConfig {
         Self { clock, ..self }
     }
 
-    /// Migrates the database, removes what a dead process left in it, and starts the actors:
-    /// [`RoomRegistry`] on a thread of its own, [`Pruner`] beside it.
-    ///
-    /// Waits for the database: call it before the server runs.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`] if an option is wrong or the database cannot be used.
-    ///
-    /// # Panics
-    ///
-    /// If no actix system runs on this thread.
-    pub fn start(self) -> Result<PresenceHandle, StartError> {
-        let prune_every = self.check()?;
-        let url: DatabaseUrl = self.database.parse()?;
-        let node = match &self.node {
-            Some(name) => NodeName::new(name)?,
-            None => NodeName::new(format!("node-{}", uuid::Uuid::new_v4().as_simple()))?,
-        };
-        let owner = match &url {
-            DatabaseUrl::SqliteFile(path) => Some(OwnerLock::take(path)?),
-            _ => None,
-        };
-        migrate(&url)?;
-        let mut store = SqliteStore::open(&url)?.owned(owner);
-        let started = store.start(&node, self.clock.now().utc(), self.lease)?;
-        for dead in started.dead {
-            tracing::info!(
-                node = dead.node,
-                presences = dead.presences,
-                "removed what a dead node had left in the database"
-            );
-        }
-
-        let mirror = Mirror::new(Writer::start(Box::new(store), node.clone(), self.lease).into());
-        let parts = Parts {
-            rooms: Rooms::new(self.limits),
-            clock: self.clock.clone(),
-            mirror,
-            node: node.clone(),
-            cluster: None,
-            inherited: started.inherited,
-            authorize: self.authorize,
-            max_age: self.max_age,
-            lease: self.lease,
-            grace: self.grace,
-            observer_queue: self.observer_queue,
-        };
-        let arbiter = Arbiter::new().handle();
-        let registry = RoomRegistry::start_in_arbiter(&arbiter, |_| RoomRegistry::new(parts));
-        let pruner = Pruner::new(
-            registry.clone(),
-            self.clock,
-            self.max_age,
-            prune_every,
-            self.prune_rooms_every,
-        );
-        let pruner = Pruner::start_in_arbiter(&arbiter, |_| pruner);
-        Ok(PresenceHandle { registry, pruner, arbiter, node })
-    }
-
     /// Checks the options without touching the database, as [`start`](Self::start) does first.
     ///
     /// # Errors
@@ -283,7 +209,7 @@ impl PresenceConfig {
     }
 
     /// Checks the options against each other, and answers the prune interval.
-    fn check(&self) -> Result<Duration, StartError> {
+    pub(crate) fn check(&self) -> Result<Duration, StartError> {
         let prune_every =
             self.prune_every.unwrap_or_else(|| (self.max_age / 4).min(Duration::from_secs(15)));
         for (option, value) in [
@@ -318,71 +244,5 @@ impl fmt::Debug for PresenceConfig {
             .field("observer_queue", &self.observer_queue)
             .field("authorize", &self.authorize.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-/// A running presence system. A clone is another handle of the same.
-#[derive(Clone, Debug)]
-pub struct PresenceHandle {
-    registry: Addr<RoomRegistry>,
-    pruner: Addr<Pruner>,
-    arbiter: ArbiterHandle,
-    node: NodeName,
-}
-
-impl PresenceHandle {
-    /// The registry, to send [messages](crate::messages) to.
-    #[must_use]
-    pub fn registry(&self) -> Addr<RoomRegistry> {
-        self.registry.clone()
-    }
-
-    /// The pruner.
-    #[must_use]
-    pub fn pruner(&self) -> Addr<Pruner> {
-        self.pruner.clone()
-    }
-
-    /// The name of this node.
-    #[must_use]
-    pub fn node(&self) -> &NodeName {
-        &self.node
-    }
-
-    /// Has an observer told of every change from now on.
-    ///
-    /// # Errors
-    ///
-    /// [`MailboxError`] if the registry has stopped.
-    pub async fn subscribe(
-        &self,
-        filter: RoomFilter,
-        observer: Recipient<PresenceChanged>,
-    ) -> Result<SubscriptionId, MailboxError> {
-        self.registry.send(Subscribe::new(filter, observer)).await
-    }
-
-    /// Ends everything in order, see [`Shutdown`], in at most so long.
-    ///
-    /// # Errors
-    ///
-    /// [`FlushError`] if the rows could not be written in time; the next start removes them.
-    pub async fn shutdown(self, at_most: Duration) -> Result<(), FlushError> {
-        let closing = tokio::time::timeout(at_most, self.registry.send(Shutdown)).await;
-        self.arbiter.stop();
-        // When this answers, nobody is there to be asked any more.
-        let stopped = async {
-            while self.registry.connected() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if tokio::time::timeout(ENDING, stopped).await.is_err() {
-            tracing::warn!("the registry is busy, and ends when it can");
-        }
-        match closing {
-            Ok(Ok(closed)) => closed,
-            Ok(Err(_)) => Err(FlushError { reason: "closed" }),
-            Err(_) => Err(FlushError { reason: "timeout" }),
-        }
     }
 }

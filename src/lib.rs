@@ -25,12 +25,13 @@ mod registry;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod session;
+mod start;
 mod tally;
 pub mod testing;
 pub mod wire;
 
 pub use clock::Clock;
-pub use config::{Decision, PresenceConfig, PresenceHandle, StartError};
+pub use config::{Decision, PresenceConfig, StartError};
 pub use messages::*;
 pub use model::*;
 pub use pruner::Pruner;
@@ -38,3 +39,4 @@ pub use registry::RoomRegistry;
 pub use session::{
     Connection, PhoenixSession, WsOptions, WsSession, WsSessionError, limit_silence,
 };
+pub use start::PresenceHandle;

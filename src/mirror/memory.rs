@@ -23,6 +23,7 @@ pub(super) enum State {
 
 impl<'a> Memory<'a> {
     /// What a node knows that has the database for itself.
+    #[cfg(test)]
     pub fn alone(rooms: &'a Rooms) -> Self {
         Self { rooms, sessions: None }
     }

@@ -19,6 +19,7 @@ use crate::model::NodeName;
 ///
 /// [`StoreError::Gone`] is answered for the call that met it, and the writer calls [`Store::start`]
 /// before it does anything else, so who asks has to write every row again, and no more.
+#[derive(Clone)]
 pub struct Writer {
     node: NodeName,
     lease: Duration,
@@ -38,12 +39,13 @@ impl Writer {
     /// Starts the writer's thread. The store has been started for this node already.
     #[must_use]
     pub fn start(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Addr<Self> {
+        let writer = Self::new(store, node, lease);
+        SyncArbiter::start(1, move || writer.clone())
+    }
+
+    pub(crate) fn new(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: Some(store), restart: false }));
-        SyncArbiter::start(1, move || Self {
-            node: node.clone(),
-            lease,
-            shared: Arc::clone(&shared),
-        })
+        Self { node, lease, shared }
     }
 
     fn call<T>(
@@ -114,7 +116,13 @@ pub struct Write {
 impl Handler<Write> for Writer {
     type Result = Result<Applied, StoreError>;
 
-    fn handle(&mut self, Write { batch, now }: Write, _: &mut SyncContext<Self>) -> Self::Result {
+    fn handle(&mut self, msg: Write, _: &mut SyncContext<Self>) -> Self::Result {
+        self.write(msg)
+    }
+}
+
+impl Writer {
+    pub(crate) fn write(&self, Write { batch, now }: Write) -> Result<Applied, StoreError> {
         let (upserts, deletes) = (batch.upserts.len(), batch.deletes.len());
         let _span = tracing::debug_span!("write", upserts, deletes).entered();
         self.call(now, |store, node| store.apply(node, &batch, now))
@@ -134,7 +142,13 @@ pub struct Renew {
 impl Handler<Renew> for Writer {
     type Result = Result<Renewal, StoreError>;
 
-    fn handle(&mut self, Renew { now }: Renew, _: &mut SyncContext<Self>) -> Self::Result {
+    fn handle(&mut self, msg: Renew, _: &mut SyncContext<Self>) -> Self::Result {
+        self.renew(msg)
+    }
+}
+
+impl Writer {
+    pub(crate) fn renew(&self, Renew { now }: Renew) -> Result<Renewal, StoreError> {
         let lease = self.lease;
         self.call(now, |store, node| store.renew(node, now, lease))
     }
@@ -152,6 +166,12 @@ impl Handler<PruneRoomRows> for Writer {
     type Result = Result<usize, StoreError>;
 
     fn handle(&mut self, msg: PruneRoomRows, _: &mut SyncContext<Self>) -> Self::Result {
+        self.prune_rooms(msg)
+    }
+}
+
+impl Writer {
+    pub(crate) fn prune_rooms(&self, msg: PruneRoomRows) -> Result<usize, StoreError> {
         self.call(msg.now, |store, _| store.prune_rooms())
     }
 }
@@ -174,6 +194,12 @@ impl Handler<Goodbye> for Writer {
     type Result = Result<usize, StoreError>;
 
     fn handle(&mut self, msg: Goodbye, _: &mut SyncContext<Self>) -> Self::Result {
+        self.goodbye(msg)
+    }
+}
+
+impl Writer {
+    pub(crate) fn goodbye(&self, msg: Goodbye) -> Result<usize, StoreError> {
         let Goodbye { now, grace } = msg;
         let removed = match self.call(now, |store, node| match grace {
             Some(grace) => store.hand_over(node, now, grace),

@@ -29,7 +29,7 @@ use crate::{
     config::Decision,
     delivery::{Delivery, Observers, Refused},
     messages::{Explained, JoinError},
-    mirror::{Memory, Mirror, store::Row},
+    mirror::{Mirror, store::Row},
     model::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
         UserId,
@@ -129,12 +129,6 @@ impl RoomRegistry {
         };
         registry.inherit(parts.inherited);
         registry
-    }
-
-    /// What a batch is made of.
-    fn memory(&self, now: Moment) -> Memory<'_> {
-        let sessions = self.cluster.is_some().then_some((&self.sessions, now));
-        Memory { rooms: &self.rooms, sessions }
     }
 
     /// Whether the app lets the user in.

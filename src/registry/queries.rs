@@ -162,7 +162,7 @@ impl RoomRegistry {
             found.retain(|(_, node)| node != cluster.me());
             let told = !found.is_empty() && cluster.tell(Told::Kick(whom));
             // Who asked may have gone.
-            drop(reply.send(kicked + if told { found.len() } else { 0 }));
+            let _ = reply.send(kicked + if told { found.len() } else { 0 });
         }));
         Reply::Later(answer)
     }

@@ -1,0 +1,215 @@
+//! Starting everything, and the handle of what runs.
+
+use std::time::Duration;
+
+use actix::{MailboxError, prelude::*};
+
+use crate::{
+    bus::Bus,
+    cluster::Cluster,
+    config::{PresenceConfig, StartError},
+    messages::{FlushError, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId},
+    mirror::{
+        Desk, Mirror, Reader, Writer, WriterDesk,
+        store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store, migrate},
+    },
+    model::{Epoch, NodeName, Rooms},
+    pruner::Pruner,
+    registry::{Parts, RoomRegistry},
+};
+
+/// How long the actors may take to stop when they have done their work.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// What a registry is joined to.
+pub(crate) struct Ties {
+    pub node: NodeName,
+    pub writer: WriterDesk,
+    pub inherited: Vec<Row>,
+    /// Where other nodes may write to the database: this one's life there, the way to read what they
+    /// write, and the way to hear them.
+    pub shared: Option<(Epoch, Desk, Option<Box<dyn Bus>>)>,
+}
+
+impl PresenceConfig {
+    /// Migrates the database, removes what a dead process left in it, and starts the actors:
+    /// [`RoomRegistry`] on a thread of its own, [`Pruner`] beside it.
+    ///
+    /// Waits for the database: call it before the server runs.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if an option is wrong or the database cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// If no actix system runs on this thread.
+    pub fn start(self) -> Result<PresenceHandle, StartError> {
+        self.check()?;
+        let node = self.node_name()?;
+        let url: DatabaseUrl = self.database.parse()?;
+        let owner = match &url {
+            DatabaseUrl::SqliteFile(path) => Some(OwnerLock::take(path)?),
+            _ => None,
+        };
+        migrate(&url)?;
+        let store = SqliteStore::open(&url)?.owned(owner);
+        self.start_on(node, Box::new(store), None)
+    }
+
+    /// Starts the actors as [`start`](Self::start) does, on a database that nodes share, and a bus on
+    /// which they tell each other what has changed there: for those of one's own making, and for
+    /// tests with those of [`testing`](crate::testing). The [database](Self::new) of the options is
+    /// not used.
+    ///
+    /// `writer` and `reader` are two stores on the same database, so that neither waits for the
+    /// other.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if an option is wrong or the database cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// If no actix system runs on this thread.
+    pub fn start_shared(
+        self,
+        writer: Box<dyn SharedStore>,
+        reader: Box<dyn SharedStore>,
+        bus: Box<dyn Bus>,
+    ) -> Result<PresenceHandle, StartError> {
+        self.check()?;
+        let node = self.node_name()?;
+        self.start_on(node, writer, Some((reader, Some(bus))))
+    }
+
+    fn node_name(&self) -> Result<NodeName, StartError> {
+        Ok(match &self.node {
+            Some(name) => NodeName::new(name)?,
+            None => NodeName::new(format!("node-{}", uuid::Uuid::new_v4().as_simple()))?,
+        })
+    }
+
+    fn start_on(
+        self,
+        node: NodeName,
+        mut store: Box<dyn Store>,
+        shared: Option<(Box<dyn SharedStore>, Option<Box<dyn Bus>>)>,
+    ) -> Result<PresenceHandle, StartError> {
+        let Started { incarnation, dead, inherited } =
+            store.start(&node, self.clock.now().utc(), self.lease)?;
+        for dead in dead {
+            tracing::info!(
+                node = dead.node,
+                presences = dead.presences,
+                "removed what a dead node had left in the database"
+            );
+        }
+        let writer = Writer::start(store, node.clone(), self.lease).into();
+        let shared = shared.map(|(reader, bus)| (incarnation, Reader::start(reader), bus));
+        let arbiter = Arbiter::new().handle();
+        self.run(Ties { node, writer, inherited, shared }, &arbiter)
+    }
+
+    /// Starts the actors on this arbiter.
+    pub(crate) fn run(
+        self,
+        ties: Ties,
+        arbiter: &ArbiterHandle,
+    ) -> Result<PresenceHandle, StartError> {
+        let prune_every = self.check()?;
+        let Ties { node, writer, inherited, shared } = ties;
+        let cluster = shared.map(|(incarnation, desk, bus)| {
+            Box::new(Cluster::new(node.clone(), incarnation, bus, desk))
+        });
+        let parts = Parts {
+            rooms: Rooms::new(self.limits),
+            clock: self.clock.clone(),
+            mirror: Mirror::new(writer),
+            node: node.clone(),
+            cluster,
+            inherited,
+            authorize: self.authorize,
+            max_age: self.max_age,
+            lease: self.lease,
+            grace: self.grace,
+            observer_queue: self.observer_queue,
+        };
+        let registry = RoomRegistry::start_in_arbiter(arbiter, |_| RoomRegistry::new(parts));
+        let pruner = Pruner::new(
+            registry.clone(),
+            self.clock,
+            self.max_age,
+            prune_every,
+            self.prune_rooms_every,
+        );
+        let pruner = Pruner::start_in_arbiter(arbiter, |_| pruner);
+        Ok(PresenceHandle { registry, pruner, arbiter: arbiter.clone(), node })
+    }
+}
+
+/// A running presence system. A clone is another handle of the same.
+#[derive(Clone, Debug)]
+pub struct PresenceHandle {
+    registry: Addr<RoomRegistry>,
+    pruner: Addr<Pruner>,
+    arbiter: ArbiterHandle,
+    node: NodeName,
+}
+
+impl PresenceHandle {
+    /// The registry, to send [messages](crate::messages) to.
+    #[must_use]
+    pub fn registry(&self) -> Addr<RoomRegistry> {
+        self.registry.clone()
+    }
+
+    /// The pruner.
+    #[must_use]
+    pub fn pruner(&self) -> Addr<Pruner> {
+        self.pruner.clone()
+    }
+
+    /// The name of this node.
+    #[must_use]
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Has an observer told of every change from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`MailboxError`] if the registry has stopped.
+    pub async fn subscribe(
+        &self,
+        filter: RoomFilter,
+        observer: Recipient<PresenceChanged>,
+    ) -> Result<SubscriptionId, MailboxError> {
+        self.registry.send(Subscribe::new(filter, observer)).await
+    }
+
+    /// Ends everything in order, see [`Shutdown`], in at most so long.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushError`] if the rows could not be written in time; the next start removes them.
+    pub async fn shutdown(self, at_most: Duration) -> Result<(), FlushError> {
+        let closing = tokio::time::timeout(at_most, self.registry.send(Shutdown)).await;
+        self.arbiter.stop();
+        // When this answers, nobody is there to be asked any more.
+        let stopped = async {
+            while self.registry.connected() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(ENDING, stopped).await.is_err() {
+            tracing::warn!("the registry is busy, and ends when it can");
+        }
+        match closing {
+            Ok(Ok(closed)) => closed,
+            Ok(Err(_)) => Err(FlushError { reason: "closed" }),
+            Err(_) => Err(FlushError { reason: "timeout" }),
+        }
+    }
+}
