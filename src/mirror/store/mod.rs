@@ -11,9 +11,8 @@ use serde::Serialize;
 use crate::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
-#[cfg(test)]
-mod contract;
 mod error;
+mod life;
 mod migrate;
 mod owner;
 pub mod schema;
@@ -26,6 +25,7 @@ mod transact;
 mod url;
 
 pub use error::{Source, StoreError};
+pub(crate) use life::Life;
 pub use migrate::migrate;
 pub use owner::{OwnerError, OwnerLock};
 pub use shared::{Burial, NodeRow, RoomRows, SharedStore, Whom};
@@ -150,7 +150,8 @@ pub struct RoomCounts {
 
 /// A database that mirrors presences: what the mirror and the commands ask of it.
 ///
-/// Duties of every implementation, which `contract.rs` checks:
+/// Duties of every implementation, which [`testing::store_contract`](crate::testing::store_contract)
+/// checks:
 ///
 /// - A call is one transaction: all of it is committed when it answers, or nothing is.
 /// - Everything can be asked again: a second time changes nothing.
@@ -238,7 +239,7 @@ pub trait Store: Send {
         max_age: Duration,
     ) -> Result<usize, StoreError>;
 
-    /// Removes rooms without presences, in one statement. Answers how many.
+    /// Removes rooms without presences, with a few statements for all of them. Answers how many.
     ///
     /// # Errors
     ///

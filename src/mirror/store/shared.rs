@@ -59,7 +59,8 @@ pub enum Whom {
 
 /// A database that several nodes share. Each writes the rows of its own presences and no others'.
 ///
-/// Duties of every implementation besides those of [`Store`], which the contract suite checks:
+/// Duties of every implementation besides those of [`Store`], which
+/// [`testing::store_contract`](crate::testing::store_contract) checks:
 ///
 /// - What [`apply`](Store::apply) commits of a started node raises the head in its row to the
 ///   batch's number and extends its lease, in the same transaction. If its row is gone or of another

@@ -8,24 +8,30 @@ use std::{
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use diesel::{
-    Connection, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection,
-    sql_query, sql_types::Text,
+    SqliteConnection, connection::SimpleConnection, prelude::*, sql_query, sql_types::Text,
 };
 use diesel_migrations::MigrationHarness;
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
-    DatabaseUrl, Renewal, SqliteOptions, SqlitePath, SqliteStore, Store, StoreError,
-    contract::{Bench, LEASE, at, node, row, store_contract, upserts, write},
-    migrate,
+    DatabaseUrl, Renewal, SqliteOptions, SqlitePath, SqliteStore, Store, StoreError, migrate,
     migrate::MIGRATIONS,
+    schema::{presences, rooms},
     sqlite::Access,
+    stamp::Stamp,
 };
-use crate::ConnectionId;
+use crate::{
+    ConnectionId, Info, NodeName, Presence, RoomName, UserId, owned_store_contract, store_contract,
+    testing::store_contract::{Bench, Deed, LEASE, Verb, at, node, row, upserts, write},
+};
 
 store_contract!(in_memory, super::Memory);
 store_contract!(in_a_file, super::InFile);
+owned_store_contract!(of_one_process_in_memory, super::Memory);
+owned_store_contract!(of_one_process_in_a_file, super::InFile);
 
 const IMPATIENT: SqliteOptions = SqliteOptions {
     busy_timeout: Duration::from_millis(20),
@@ -43,19 +49,53 @@ fn lines(conn: &mut SqliteConnection, sql: &str) -> Vec<String> {
     lines.into_iter().map(|line| line.line).collect()
 }
 
-const ROWS: &str = "SELECT rooms.channel_name || ' ' || presences.channel_name || ' ' ||
-    coalesce(user_id, '-') || ' ' || info || ' ' || joined_at || ' ' || last_seen || ' ' || node_id
-    AS line FROM presences LEFT JOIN rooms ON rooms.id = room_id ORDER BY line";
+fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, super::Row)> {
+    type Columns = (String, String, Option<String>, String, Stamp, Stamp, String);
+    let columns = (
+        rooms::channel_name,
+        presences::channel_name,
+        presences::user_id,
+        presences::info,
+        presences::joined_at,
+        presences::last_seen,
+        presences::node_id,
+    );
+    let rows: Vec<Columns> = presences::table
+        .inner_join(rooms::table)
+        .order((rooms::channel_name, presences::channel_name))
+        .select(columns)
+        .load(conn)
+        .unwrap();
+    let typed = rows.into_iter().map(|(room, connection, user, info, joined_at, seen, node)| {
+        let presence = Presence {
+            connection: connection.parse().unwrap(),
+            user: user.map(|user| UserId::new(user).unwrap()),
+            info: serde_json::from_str(&info).unwrap(),
+            joined_at: joined_at.0,
+        };
+        let (room, last_seen) = (RoomName::new(room).unwrap(), seen.0);
+        let row = super::Row { room, presence, last_seen, session: None, fading: None, turn: 0 };
+        (NodeName::new(node).unwrap(), row)
+    });
+    typed.collect()
+}
 
-fn refusal(what: &str, connection: ConnectionId) -> String {
-    let row = if what == "INSERT" { "NEW" } else { "OLD" };
+fn refusal(verb: Verb, connection: ConnectionId) -> String {
+    let row = if verb == Verb::Insert { "NEW" } else { "OLD" };
+    let verb = verb.as_sql();
     format!(
-        "CREATE TRIGGER refuse_{what}_{connection} BEFORE {what} ON presences
+        "CREATE TRIGGER refuse_{verb}_{connection} BEFORE {verb} ON presences
          WHEN {row}.channel_name = '{connection}' BEGIN SELECT RAISE(ABORT, 'refused'); END"
     )
 }
 
 struct Memory(SqliteStore);
+
+impl Memory {
+    fn sql(&mut self, sql: &str) {
+        self.0.connection(Access::Write).unwrap().batch_execute(sql).unwrap();
+    }
+}
 
 impl Bench for Memory {
     type Store = SqliteStore;
@@ -68,16 +108,16 @@ impl Bench for Memory {
         &mut self.0
     }
 
-    fn by_hand(&mut self, sql: &str) {
-        self.0.connection(Access::Write).unwrap().batch_execute(sql).unwrap();
+    fn by_hand(&mut self, deed: Deed<'_>) {
+        self.sql(&deed.to_sql());
     }
 
-    fn rows(&mut self) -> Vec<String> {
-        lines(&mut self.0.connection(Access::Read).unwrap(), ROWS)
+    fn rows(&mut self) -> Vec<(NodeName, super::Row)> {
+        rows(&mut self.0.connection(Access::Read).unwrap())
     }
 
-    fn refuse(&mut self, what: &str, connection: ConnectionId) {
-        self.by_hand(&refusal(what, connection));
+    fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+        self.sql(&refusal(verb, connection));
     }
 }
 
@@ -107,6 +147,10 @@ impl InFile {
         shell
     }
 
+    fn sql(&self, sql: &str) {
+        self.shell().batch_execute(sql).unwrap();
+    }
+
     fn writable(&self, writable: bool) {
         let mut permissions = fs::metadata(self.file()).unwrap().permissions();
         #[cfg(unix)]
@@ -131,16 +175,16 @@ impl Bench for InFile {
         &mut self.store
     }
 
-    fn by_hand(&mut self, sql: &str) {
-        self.shell().batch_execute(sql).unwrap();
+    fn by_hand(&mut self, deed: Deed<'_>) {
+        self.sql(&deed.to_sql());
     }
 
-    fn rows(&mut self) -> Vec<String> {
-        lines(&mut self.shell(), ROWS)
+    fn rows(&mut self) -> Vec<(NodeName, super::Row)> {
+        rows(&mut self.shell())
     }
 
-    fn refuse(&mut self, what: &str, connection: ConnectionId) {
-        self.by_hand(&refusal(what, connection));
+    fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+        self.sql(&refusal(verb, connection));
     }
 }
 
@@ -153,6 +197,20 @@ fn with_a_row() -> (InFile, super::Batch) {
 
 fn fails(bench: &mut InFile, batch: &super::Batch) -> StoreError {
     bench.store.apply(&node("n"), batch, at(0)).unwrap_err()
+}
+
+#[test]
+fn a_row_is_readable_with_sql() {
+    let mut bench = Memory::new();
+    let mut full = row("café", 1, Some("123"));
+    full.presence.info = Info::new(json!({"b": 1.50, "a": "\u{0}ü\"\\"})).unwrap();
+    full.last_seen = at(1) + TimeDelta::microseconds(250_000);
+    write(&mut bench.0, &upserts([full, row("x", 2, None)]));
+    let sql = "SELECT user_id || ' ' || info || ' ' || joined_at || ' ' || last_seen AS line
+        FROM presences WHERE user_id IS NOT NULL";
+    let expected =
+        r#"123 {"a":"\u0000ü\"\\","b":1.5} 2023-11-14 22:13:20 2023-11-14 22:13:21.250000"#;
+    assert_eq!(lines(&mut bench.0.connection(Access::Read).unwrap(), sql), [expected]);
 }
 
 #[test]
@@ -187,7 +245,7 @@ fn a_full_database_fails_as_a_whole_and_is_written_when_there_is_room() {
 #[test]
 fn a_row_that_is_left_out_without_an_error_is_set_aside() {
     let (mut bench, batch) = with_a_row();
-    bench.by_hand(
+    bench.sql(
         "CREATE TRIGGER no_b BEFORE INSERT ON rooms WHEN NEW.channel_name = 'b'
          BEGIN SELECT RAISE(IGNORE); END",
     );
@@ -215,7 +273,7 @@ fn a_deleted_file_is_made_again_and_told_once() {
     write(&mut bench.store, &batch);
     let rows = bench.rows();
     assert_eq!(rows.len(), 1);
-    assert!(rows[0].starts_with("b "), "only what was written since: {rows:?}");
+    assert_eq!(rows[0].1.room, "b", "only what was written since: {rows:?}");
     assert!(matches!(bench.store.renew(&node("n"), at(0), LEASE).unwrap(), Renewal::Lapsed { .. }));
 }
 

@@ -1,0 +1,378 @@
+//! A database in memory that several nodes share.
+
+mod tables;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use self::tables::{Node, Tables};
+use super::store_contract::{Deed, Verb};
+use crate::{
+    ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId,
+    mirror::store::{
+        Applied, Batch, Burial, Life, NodeRow, Renewal, RoomCounts, RoomRows, Row, SharedStore,
+        Started, Store, StoreError, Whom,
+    },
+};
+
+/// A database in memory, for tests of several nodes in one process. A clone is the same database.
+///
+/// Its clock is the `now` of each call, so nothing happens by itself and a run can be repeated.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use actix_presence::{NodeName, mirror::store::{Store, StoreError}, testing::MemoryDatabase};
+/// use chrono::DateTime;
+///
+/// let database = MemoryDatabase::new();
+/// let mut store = database.store();
+/// let link = store.link();
+/// let (node, now) = (NodeName::new("a")?, DateTime::UNIX_EPOCH);
+/// link.cut();
+/// let refused = store.start(&node, now, Duration::from_secs(15));
+/// assert!(matches!(refused, Err(StoreError::Unavailable { .. })));
+/// link.heal();
+/// let _ = store.start(&node, now, Duration::from_secs(15))?;
+/// assert!(database.rows().is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct MemoryDatabase(Arc<Mutex<Tables>>);
+
+impl MemoryDatabase {
+    /// An empty database.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A store on it: one node's, with a link of its own.
+    #[must_use]
+    pub fn store(&self) -> MemoryStore {
+        MemoryStore { database: self.clone(), link: MemoryLink::default(), life: None }
+    }
+
+    /// Every presence with the node that holds it, ordered by room and connection.
+    #[must_use]
+    pub fn rows(&self) -> Vec<(NodeName, Row)> {
+        self.with(|tables| tables.presences.values().cloned().collect())
+    }
+
+    /// Makes the database refuse every row of a connection.
+    pub fn refuse(&self, verb: Verb, connection: ConnectionId) {
+        self.with(|tables| tables.refused.insert((verb, connection)));
+    }
+
+    /// Does something behind the stores' backs.
+    ///
+    /// # Panics
+    ///
+    /// If the deed names something that is no name.
+    pub fn by_hand(&self, deed: Deed<'_>) {
+        self.with(|tables| match deed {
+            Deed::DeletePresences => tables.presences.clear(),
+            Deed::DeleteRoom(name) => {
+                tables.rooms.retain(|room| room != name);
+                tables.presences.retain(|(room, _), _| room != name);
+            }
+            Deed::AddRoom(name) => {
+                tables.rooms.insert(RoomName::new(name).expect("a deed has good names"));
+            }
+            Deed::AddDeadNode(name) => {
+                let node = Node {
+                    incarnation: Epoch::new(),
+                    head: 0,
+                    lease_expires_at: DateTime::UNIX_EPOCH,
+                    leaving: false,
+                };
+                tables.nodes.insert(NodeName::new(name).expect("a deed has good names"), node);
+            }
+            Deed::DeleteNodes => tables.nodes.clear(),
+            Deed::HideNodes => tables.hidden = true,
+            Deed::ShowNodes => tables.hidden = false,
+        });
+    }
+
+    fn with<T>(&self, call: impl FnOnce(&mut Tables) -> T) -> T {
+        call(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The way from a [`MemoryStore`] to its database, to be cut and healed. A clone is the same link.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryLink(Arc<Mutex<State>>);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Whole,
+    Cut,
+    Mute,
+}
+
+impl MemoryLink {
+    /// Lets every call fail with [`StoreError::Unavailable`], and do nothing.
+    pub fn cut(&self) {
+        self.set(State::Cut);
+    }
+
+    /// Lets every call do its work, and fail all the same: what is lost is the answer.
+    pub fn mute(&self) {
+        self.set(State::Mute);
+    }
+
+    /// Lets calls succeed again.
+    pub fn heal(&self) {
+        self.set(State::Whole);
+    }
+
+    fn set(&self, state: State) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    fn state(&self) -> State {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A [`SharedStore`] on a [`MemoryDatabase`].
+#[derive(Debug)]
+pub struct MemoryStore {
+    database: MemoryDatabase,
+    link: MemoryLink,
+    life: Option<Life>,
+}
+
+impl MemoryStore {
+    /// The way to the database.
+    #[must_use]
+    pub fn link(&self) -> MemoryLink {
+        self.link.clone()
+    }
+
+    fn call<T>(
+        &self,
+        call: impl FnOnce(&mut Tables) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
+        let state = self.link.state();
+        if state == State::Cut {
+            return cut();
+        }
+        let answer = self.database.with(|tables| match tables.hidden {
+            true => Err(StoreError::Schema { source: "a table is missing".into() }),
+            false => call(tables),
+        });
+        if state == State::Mute { cut() } else { answer }
+    }
+
+    fn own(&self, node: &NodeName) -> Option<Epoch> {
+        Life::fence(self.life.as_ref(), node).map(|(incarnation, _)| incarnation)
+    }
+
+    /// The life of the node, known from now on.
+    fn life(&mut self, node: &NodeName, lease: Duration) -> Life {
+        let life = Life::of(self.life.as_ref(), node, lease);
+        self.life.insert(life).clone()
+    }
+
+    fn begin(&mut self) {
+        if let Some(life) = &mut self.life {
+            life.begin();
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    fn apply(
+        &mut self,
+        node: &NodeName,
+        batch: &Batch,
+        now: DateTime<Utc>,
+    ) -> Result<Applied, StoreError> {
+        let fence = Life::fence(self.life.as_ref(), node);
+        self.call(|tables| tables.apply(node, fence, batch, now))
+    }
+
+    fn start(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Started, StoreError> {
+        let next = self.life(node, lease).next();
+        let started = self.call(|tables| Ok(tables.start(node, next, now, lease)))?;
+        self.begin();
+        Ok(started)
+    }
+
+    fn renew(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Renewal, StoreError> {
+        let life = self.life(node, lease);
+        let renewal = self.call(|tables| tables.renew(&life, now, lease))?;
+        if matches!(renewal, Renewal::Lapsed { .. }) {
+            self.begin();
+        }
+        Ok(renewal)
+    }
+
+    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
+        let own = self.own(node);
+        self.call(|tables| Ok(tables.stop(node, own)))
+    }
+
+    fn hand_over(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        grace: Duration,
+    ) -> Result<usize, StoreError> {
+        let own = self.own(node);
+        self.call(|tables| Ok(tables.hand_over(node, own, now, grace)))
+    }
+
+    fn prune_presences(
+        &mut self,
+        now: DateTime<Utc>,
+        max_age: Duration,
+    ) -> Result<usize, StoreError> {
+        self.call(|tables| Ok(tables.prune_presences(now, max_age)))
+    }
+
+    fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+        self.call(|tables| Ok(tables.prune_rooms()))
+    }
+
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+        self.call(|tables| Ok(tables.rooms()))
+    }
+}
+
+impl SharedStore for MemoryStore {
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError> {
+        self.call(|tables| Ok(tables.read(rooms, now)))
+    }
+
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError> {
+        self.call(|tables| Ok(tables.nodes(now)))
+    }
+
+    fn bury(
+        &mut self,
+        node: &NodeName,
+        incarnation: Epoch,
+        now: DateTime<Utc>,
+    ) -> Result<Burial, StoreError> {
+        self.call(|tables| Ok(tables.bury(node, incarnation, now)))
+    }
+
+    fn find(
+        &mut self,
+        room: &RoomName,
+        connections: &[ConnectionId],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        self.call(|tables| Ok(tables.find(room, connections)))
+    }
+
+    fn list(
+        &mut self,
+        after: Option<&RoomName>,
+        limit: usize,
+    ) -> Result<Vec<RoomSummary>, StoreError> {
+        self.call(|tables| Ok(tables.list(after, limit)))
+    }
+
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError> {
+        self.call(|tables| Ok(tables.where_is(user)))
+    }
+
+    fn connections(&mut self, whom: &Whom) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+        self.call(|tables| Ok(tables.connections(whom)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::store_contract::{
+        Bench, LEASE, SharedBench, at, node, row, upserts, write,
+    };
+
+    struct Memory(MemoryDatabase, MemoryStore);
+
+    impl Bench for Memory {
+        type Store = MemoryStore;
+
+        fn new() -> Self {
+            let database = MemoryDatabase::new();
+            let store = database.store();
+            Self(database, store)
+        }
+
+        fn store(&mut self) -> &mut MemoryStore {
+            &mut self.1
+        }
+
+        fn by_hand(&mut self, deed: Deed<'_>) {
+            self.0.by_hand(deed);
+        }
+
+        fn rows(&mut self) -> Vec<(NodeName, Row)> {
+            self.0.rows()
+        }
+
+        fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+            self.0.refuse(verb, connection);
+        }
+    }
+
+    impl SharedBench for Memory {
+        fn another(&mut self) -> MemoryStore {
+            self.0.store()
+        }
+    }
+
+    crate::store_contract!(every_store, super::Memory);
+    crate::shared_store_contract!(shared_store, super::Memory);
+
+    #[test]
+    fn a_cut_link_does_nothing_and_a_mute_one_does_it_without_saying_so() {
+        let database = MemoryDatabase::new();
+        let mut store = database.store();
+        let link = store.link();
+        link.cut();
+        let batch = upserts([row("a", 1, None)]);
+        let _ = store.apply(&node("n"), &batch, at(0)).unwrap_err();
+        assert_eq!(database.rows().len(), 0);
+        link.mute();
+        let _ = store.apply(&node("n"), &batch, at(0)).unwrap_err();
+        assert_eq!(database.rows().len(), 1);
+        link.heal();
+        write(&mut store, &batch);
+    }
+
+    #[test]
+    fn a_node_whose_renewal_was_not_answered_finds_its_own_row() {
+        let database = MemoryDatabase::new();
+        let mut store = database.store();
+        let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+        database.by_hand(Deed::DeleteNodes);
+        store.link().mute();
+        let _ = store.renew(&node("n"), at(1), LEASE).unwrap_err();
+        store.link().heal();
+        let Renewal::Lapsed { incarnation } = store.renew(&node("n"), at(2), LEASE).unwrap() else {
+            panic!("it has never heard of its new incarnation")
+        };
+        assert_eq!(store.nodes(at(2)).unwrap()[0].incarnation, incarnation);
+        assert_eq!(store.renew(&node("n"), at(3), LEASE).unwrap(), Renewal::Held);
+    }
+}

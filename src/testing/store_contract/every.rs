@@ -1,0 +1,197 @@
+//! The duties of every store. Each test panics if its store does not do one.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use serde_json::json;
+
+use super::{Bench, Deed, LEASE, Verb, at, counts, id, node, room, row, upserts, write, write_as};
+use crate::{
+    Info,
+    mirror::store::{Applied, Batch, Change, Renewal, Row, Store, StoreError},
+};
+
+/// Names, info and times come back as they were, to the microsecond.
+pub fn a_row_holds_what_was_written<B: Bench>(mut bench: B) {
+    let mut full = row("café/\"7\" ' [1]", 1, Some("123"));
+    let info = json!({"b": 1.50, "a": "\u{0}ü\"\\", "big": 1e300, "odd": 0.1 + 0.2});
+    full.presence.info = Info::new(info).unwrap();
+    full.presence.joined_at = at(0) + TimeDelta::microseconds(250_000);
+    full.last_seen = at(1) + TimeDelta::microseconds(1);
+    let rows = [full, row("null", 2, Some("null")), row("null", 3, None)];
+    write(bench.store(), &upserts(rows.clone()));
+    assert_eq!(bench.rows(), rows.map(|row| (node("n"), row)));
+}
+
+/// The second time changes nothing.
+pub fn a_batch_can_be_given_twice<B: Bench>(mut bench: B) {
+    write(bench.store(), &upserts([row("a", 1, Some("ada")), row("a", 2, None)]));
+    let batch = Batch {
+        upserts: vec![row("a", 1, Some("bob")), row("b", 3, None)],
+        deletes: vec![(room("a"), id(2)), (room("none"), id(2))],
+        seen: vec![(id(1), at(5)), (id(9), at(5))],
+        ..Batch::default()
+    };
+    write(bench.store(), &batch);
+    let once = bench.rows();
+    assert_eq!(once.len(), 2);
+    assert_eq!(once[0].1, Row { last_seen: at(5), ..row("a", 1, Some("bob")) });
+    write(bench.store(), &batch);
+    assert_eq!(bench.rows(), once);
+}
+
+/// A sign of life moves every presence of the connection, but not another node's.
+pub fn a_sign_of_life_is_for_all_presences_of_this_node<B: Bench>(mut bench: B) {
+    write(bench.store(), &upserts([row("a", 1, None), row("b", 1, None), row("a", 2, None)]));
+    write_as("m", bench.store(), &upserts([row("c", 1, None)]));
+    write(bench.store(), &Batch { seen: vec![(id(1), at(40))], ..Batch::default() });
+    let seen: Vec<bool> = bench.rows().iter().map(|(_, row)| row.last_seen == at(40)).collect();
+    assert_eq!(seen, [true, false, true, false]);
+}
+
+/// Batches may be large.
+pub fn more_than_one_chunk_is_written_and_deleted<B: Bench>(mut bench: B) {
+    let rows = || (0..4321).map(|n| row(&format!("r{}", n % 7), n, None));
+    write(bench.store(), &upserts(rows()));
+    assert_eq!(bench.rows().len(), 4321);
+    let deletes = rows().map(|row| (row.room, row.presence.connection)).collect();
+    write(bench.store(), &Batch { deletes, ..Batch::default() });
+    assert_eq!(bench.rows().len(), 0);
+}
+
+/// Rows are found by name.
+pub fn rows_deleted_by_hand_come_back<B: Bench>(mut bench: B) {
+    let batch = upserts([row("a", 1, Some("ada")), row("a", 2, None), row("b", 3, None)]);
+    write(bench.store(), &batch);
+    let rows = bench.rows();
+    bench.by_hand(Deed::DeletePresences);
+    write(bench.store(), &batch);
+    assert_eq!(bench.rows(), rows);
+}
+
+/// So are rooms.
+pub fn a_room_deleted_by_hand_takes_its_rows_and_comes_back<B: Bench>(mut bench: B) {
+    let batch = upserts([row("a", 1, Some("ada")), row("b", 3, None)]);
+    write(bench.store(), &batch);
+    let rows = bench.rows();
+    bench.by_hand(Deed::DeleteRoom("b"));
+    assert_eq!(bench.rows(), rows[..1]);
+    // A room that may get the number of the deleted one inherits nothing.
+    write(bench.store(), &upserts([row("c", 4, None)]));
+    let names: Vec<_> = bench.store().rooms().unwrap();
+    assert_eq!(names, [counts("a", 1, 1, 0), counts("c", 1, 0, 1)]);
+    write(bench.store(), &batch);
+    assert_eq!(bench.rows()[..2], rows);
+}
+
+/// One bad row keeps no other out.
+pub fn a_row_that_cannot_be_written_is_set_aside<B: Bench>(mut bench: B) {
+    write(bench.store(), &upserts([row("a", 100, None), row("a", 101, None), row("a", 102, None)]));
+    bench.refuse(Verb::Insert, id(3));
+    bench.refuse(Verb::Insert, id(40));
+    bench.refuse(Verb::Delete, id(100));
+    bench.refuse(Verb::Update, id(102));
+    let batch = Batch {
+        upserts: (0..50).map(|n| row("a", n, None)).chain([row("only 3", 3, None)]).collect(),
+        deletes: vec![(room("a"), id(100)), (room("a"), id(101))],
+        seen: vec![(id(102), at(1)), (id(1), at(1))],
+        ..Batch::default()
+    };
+    let Applied { set_aside } = bench.store().apply(&node("n"), &batch, at(0)).unwrap();
+    let changes: Vec<_> = set_aside.iter().map(|aside| aside.change.clone()).collect();
+    let expected = [
+        Change::Delete(room("a"), id(100)),
+        Change::Upsert(room("a"), id(3)),
+        Change::Upsert(room("a"), id(40)),
+        Change::Upsert(room("only 3"), id(3)),
+        Change::Seen(id(102)),
+    ];
+    assert_eq!(changes, expected);
+    assert!(set_aside.iter().all(|aside| aside.reason.contains("refused")), "{set_aside:?}");
+    // 48 of 50, and 100 and 102; nothing is left of the room that only had a bad row.
+    assert_eq!(bench.store().rooms().unwrap(), [counts("a", 50, 0, 50)]);
+    assert_eq!(bench.rows()[1].1.last_seen, at(1));
+}
+
+/// Somebody has deleted it.
+pub fn a_lease_that_is_gone_lapses<B: Bench>(mut bench: B) {
+    let store = bench.store();
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    assert_eq!(store.renew(&node("n"), at(15), LEASE).unwrap(), Renewal::Held);
+    bench.by_hand(Deed::DeleteNodes);
+    let renewal = bench.store().renew(&node("n"), at(16), LEASE).unwrap();
+    assert!(matches!(renewal, Renewal::Lapsed { .. }));
+    assert_eq!(bench.store().renew(&node("n"), at(16), LEASE).unwrap(), Renewal::Held);
+}
+
+/// Pruned is what is older than the age, of nodes whose lease is over.
+pub fn pruning_spares_equal_age_and_living_owners<B: Bench>(mut bench: B) {
+    let age = Duration::from_secs(60);
+    let store = bench.store();
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    write(store, &upserts([row("a", 1, None), row("a", 2, None)]));
+    write_as("dead", store, &upserts([row("b", 3, None)]));
+    assert_eq!(store.prune_presences(at(60), age).unwrap(), 0, "equal age stays");
+    let _ = store.renew(&node("n"), at(100), LEASE).unwrap();
+    let past = at(60) + TimeDelta::microseconds(1);
+    assert_eq!(store.prune_presences(past, age).unwrap(), 1, "the living owner's stay");
+    assert_eq!(store.prune_presences(at(115), age).unwrap(), 0, "the lease runs to its end");
+    write(store, &Batch { seen: vec![(id(2), at(60))], ..Batch::default() });
+    assert_eq!(store.prune_presences(at(116), age).unwrap(), 1, "the lease is over");
+    assert_eq!(store.prune_presences(at(116), Duration::MAX).unwrap(), 0);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+/// And no others.
+pub fn pruning_rooms_removes_the_empty_ones<B: Bench>(mut bench: B) {
+    write(bench.store(), &upserts([row("a", 1, None), row("b", 2, None), row("c", 3, None)]));
+    let deletes = vec![(room("a"), id(1)), (room("c"), id(3))];
+    write(bench.store(), &Batch { deletes, ..Batch::default() });
+    assert_eq!(bench.store().rooms().unwrap().len(), 3);
+    assert_eq!(bench.store().prune_rooms().unwrap(), 2);
+    assert_eq!(bench.store().prune_rooms().unwrap(), 0);
+    assert_eq!(bench.store().rooms().unwrap(), [counts("b", 1, 0, 1)]);
+}
+
+/// Rooms are counted as people see them.
+pub fn rooms_count_users_once_and_the_anonymous_each<B: Bench>(mut bench: B) {
+    assert_eq!(bench.store().rooms().unwrap(), []);
+    write(
+        bench.store(),
+        &upserts([
+            row("b", 1, Some("ada")),
+            row("b", 2, Some("ada")),
+            row("b", 3, Some("bob")),
+            row("b", 4, None),
+            row("b", 5, None),
+            row("a", 1, Some("ada")),
+        ]),
+    );
+    bench.by_hand(Deed::AddRoom("c"));
+    let expected = [counts("a", 1, 1, 0), counts("b", 5, 2, 2), counts("c", 0, 0, 0)];
+    assert_eq!(bench.store().rooms().unwrap(), expected);
+}
+
+/// And leaves what others have.
+pub fn stopping_takes_what_is_ones_own<B: Bench>(mut bench: B) {
+    let store = bench.store();
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    write(store, &upserts([row("a", 1, None), row("b", 2, None)]));
+    write_as("m", store, &upserts([row("b", 3, None)]));
+    assert_eq!(store.stop(&node("n")).unwrap(), 2);
+    assert_eq!(store.stop(&node("n")).unwrap(), 0);
+    assert!(matches!(store.renew(&node("n"), at(0), LEASE).unwrap(), Renewal::Lapsed { .. }));
+    assert_eq!(bench.rows().len(), 1);
+}
+
+/// A failure says what is wrong, and is over when that is.
+pub fn a_store_answers_after_a_failed_call<B: Bench>(mut bench: B) {
+    bench.by_hand(Deed::HideNodes);
+    let failed = bench.store().renew(&node("n"), at(0), LEASE).unwrap_err();
+    assert!(matches!(failed, StoreError::Schema { .. }), "{failed:?}");
+    bench.by_hand(Deed::ShowNodes);
+    assert!(matches!(
+        bench.store().renew(&node("n"), at(0), LEASE).unwrap(),
+        Renewal::Lapsed { .. }
+    ));
+}
