@@ -25,6 +25,8 @@ mod registry;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod session;
+#[cfg(test)]
+mod simulation;
 mod start;
 mod tally;
 pub mod testing;

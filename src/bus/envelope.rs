@@ -49,6 +49,8 @@ pub enum Told {
     /// The node lives, and the last batches that had changes of these rooms have these numbers: who
     /// knows less has missed something.
     Beat {
+        /// Counts the beats of the node's life, from 1.
+        number: u64,
         /// The rooms of the batches since the last beat.
         rooms: Vec<(RoomName, u64)>,
     },

@@ -180,8 +180,8 @@ impl Cluster {
         if self.outbox.missed && self.tell(Told::Missed) {
             self.outbox.missed = false;
         }
-        let rooms = self.outbox.beat();
-        self.tell(Told::Beat { rooms });
+        let (number, rooms) = self.outbox.beat();
+        self.tell(Told::Beat { number, rooms });
     }
 
     // Which rooms it follows.
@@ -311,8 +311,18 @@ impl Cluster {
         }
     }
 
-    /// Somebody tells that there is more to know of rooms than this.
-    pub fn catch_up(&mut self, node: &NodeName, incarnation: Epoch, rooms: &[(RoomName, u64)]) {
+    /// A node tells how far it has come with some rooms: who knows less of them, or has missed a beat,
+    /// has missed something.
+    pub fn beats(
+        &mut self,
+        node: &NodeName,
+        incarnation: Epoch,
+        number: u64,
+        rooms: &[(RoomName, u64)],
+    ) {
+        if !self.peers.beats(node, number) {
+            return self.read_all();
+        }
         for (room, number) in rooms {
             let behind = |view: &View| view.head(node, incarnation) < *number;
             if self.views.get(room).is_some_and(behind) {

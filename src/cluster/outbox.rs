@@ -26,6 +26,7 @@ pub(super) struct Outbox {
     /// The rooms of the batches since the last beat.
     since: BTreeMap<RoomName, u64>,
     said: u64,
+    beats: u64,
     /// Whether something could not be told.
     pub missed: bool,
 }
@@ -89,9 +90,10 @@ impl Outbox {
         previous
     }
 
-    /// The rooms of the batches since the last time.
-    pub fn beat(&mut self) -> Vec<(RoomName, u64)> {
-        std::mem::take(&mut self.since).into_iter().collect()
+    /// The number of the next beat, and the rooms of the batches since the last one.
+    pub fn beat(&mut self) -> (u64, Vec<(RoomName, u64)>) {
+        self.beats += 1;
+        (self.beats, std::mem::take(&mut self.since).into_iter().collect())
     }
 
     /// The number of the next thing that is published to a room.

@@ -25,6 +25,8 @@ struct Peer {
     missing: u8,
     /// The number of the last thing that it published.
     said: u64,
+    /// That of its last beat.
+    beat: u64,
 }
 
 /// Whether something of a node is to be listened to.
@@ -95,8 +97,8 @@ impl Peers {
         if self.is_retired(incarnation) {
             return Met::Over;
         }
-        let (leaving, listed, missing, said) = (false, false, 0, 0);
-        let new = Peer { incarnation, leaving, listed, missing, said };
+        let (leaving, listed, missing, said, beat) = (false, false, 0, 0, 0);
+        let new = Peer { incarnation, leaving, listed, missing, said, beat };
         match self.peers.get_mut(node) {
             Some(peer) if peer.incarnation == incarnation => Met::Known,
             Some(peer) => {
@@ -130,6 +132,14 @@ impl Peers {
         let new = number > peer.said;
         peer.said = peer.said.max(number);
         new
+    }
+
+    /// Whether a beat with this number follows the last one, or is the first that is heard.
+    pub fn beats(&mut self, node: &NodeName, number: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(node) else { return false };
+        let last = peer.beat;
+        peer.beat = last.max(number);
+        last == 0 || number <= last + 1
     }
 
     /// A node's life is over. Answers whether it was known in that one.

@@ -37,7 +37,7 @@ impl RoomRegistry {
                     self.said(said, now);
                 }
             }
-            Told::Beat { rooms } => cluster.catch_up(&node, incarnation, &rooms),
+            Told::Beat { number, rooms } => cluster.beats(&node, incarnation, number, &rooms),
             Told::Missed => cluster.read_all(),
             Told::Close { room } => {
                 self.close_room(&room, now);

@@ -65,8 +65,8 @@ pub(crate) struct Parts {
 /// Started by [`PresenceConfig::start`](crate::PresenceConfig::start); its messages are in
 /// [`messages`](crate::messages). It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
-    rooms: Rooms,
-    sessions: Sessions,
+    pub(crate) rooms: Rooms,
+    pub(crate) sessions: Sessions,
     departures: Departures<Explained>,
     clock: Clock,
     delivery: Delivery,

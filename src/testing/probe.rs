@@ -14,7 +14,7 @@ pub struct Probe<M>(mpsc::UnboundedSender<M>);
 
 /// What a [`Probe`] was sent.
 #[derive(Debug)]
-pub struct Seen<M>(mpsc::UnboundedReceiver<M>);
+pub struct Seen<M>(pub(crate) mpsc::UnboundedReceiver<M>);
 
 impl<M: 'static> Probe<M>
 where

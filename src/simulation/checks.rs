@@ -1,0 +1,138 @@
+//! What has to be true when all is healed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cluster::{World, look};
+use crate::{
+    messages::{Change, GetSnapshot},
+    model::{ConnectionId, NodeName, Presence, RoomName, Snapshot},
+    registry::RoomRegistry,
+};
+
+type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence)>;
+
+/// The presences that a registry holds.
+fn held(registry: &RoomRegistry) -> Vec<(RoomName, Presence)> {
+    let all = registry.rooms.connections();
+    let stays = all.flat_map(|one| registry.rooms.rooms_of(one).map(move |room| (room, one)));
+    let presence = |(room, one): (&RoomName, _)| {
+        Some((room.clone(), registry.rooms.presence(room, one)?.presence))
+    };
+    stays.filter_map(presence).collect()
+}
+
+pub async fn everybody_agrees(world: &mut World) {
+    for client in 0..world.clients.len() {
+        world.observe(client);
+    }
+    let mut all = Held::new();
+    for node in world.nodes.iter().flatten() {
+        for (room, presence) in look(&node.registry, |registry, _| held(registry)).await.unwrap() {
+            let place = (room, presence.connection);
+            let twice = all.insert(place.clone(), (node.name.clone(), presence));
+            assert!(twice.is_none(), "{place:?} is held by {twice:?} and {}", node.name);
+        }
+    }
+    nobody_is_lost_or_there_twice(world, &all).await;
+    rows_are_memory(world, &all);
+    views_are_equal(world, &all).await;
+    observers_have_heard_it(world, &all);
+    nothing_is_said_twice(world);
+}
+
+/// Exactly those are there who are connected.
+async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
+    let mut expected = BTreeSet::new();
+    for (number, client) in world.clients.iter().enumerate() {
+        let Some(connected) = &client.connection else { continue };
+        let node = world.nodes[connected.node].as_ref().unwrap();
+        assert_eq!(node.life, connected.life);
+        assert!(connected.joins.is_empty(), "a join is not answered");
+        for room in &connected.rooms {
+            let id = connected.id;
+            let presence = look(&node.registry, move |registry, _| registry.sessions.resolve(id));
+            let presence = presence.await.flatten();
+            let place = presence.map(|presence| (room.clone(), presence));
+            let place = place.filter(|place| all.get(place).is_some_and(|(n, _)| *n == node.name));
+            let place = place.unwrap_or_else(|| {
+                panic!("client {number} ({id}, {presence:?}) is lost in {room} on {}", node.name)
+            });
+            assert!(expected.insert(place), "client {number} shares a presence");
+        }
+    }
+    let there: BTreeSet<_> = all.keys().cloned().collect();
+    let ghosts: Vec<_> = there.difference(&expected).map(|place| (place, &all[place])).collect();
+    assert!(ghosts.is_empty(), "nobody speaks for {ghosts:?}");
+}
+
+/// Law 8.
+fn rows_are_memory(world: &World, all: &Held) {
+    let rows = world
+        .database
+        .rows()
+        .into_iter()
+        .map(|(node, row)| ((row.room, row.presence.connection), (node, row.presence)));
+    assert_eq!(rows.collect::<Held>(), *all, "rows and memory");
+}
+
+/// Law 10.
+async fn views_are_equal(world: &World, all: &Held) {
+    let rooms: BTreeSet<_> = all.keys().map(|(room, _)| room.clone()).collect();
+    for room in rooms {
+        let here = all.iter().filter(|((name, _), _)| *name == room);
+        let expected: BTreeMap<_, _> =
+            here.map(|((_, connection), (_, presence))| (*connection, presence.clone())).collect();
+        for node in world.nodes.iter().flatten() {
+            let snapshot = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+            let found: BTreeMap<_, _> =
+                snapshot.iter().flat_map(Snapshot::presences).map(|p| (p.connection, p)).collect();
+            assert_eq!(found, expected, "{room} on {}", node.name);
+        }
+    }
+}
+
+/// An observer of the cluster has heard one join and one leave of each presence, in turn, and what it
+/// has heard in all is who is there.
+fn observers_have_heard_it(world: &mut World, all: &Held) {
+    for node in world.nodes.iter_mut().flatten() {
+        let inherited = node
+            .inherited
+            .iter()
+            .map(|row| ((row.room.clone(), row.presence.connection), row.presence.clone()));
+        let mut there: BTreeMap<(RoomName, ConnectionId), Presence> = inherited.collect();
+        let mut versions: BTreeMap<RoomName, u64> = BTreeMap::new();
+        while let Some(changed) = node.changes.now() {
+            let Change::Diff(diff) = &changed.change else { panic!("conflated: {changed:?}") };
+            let room = &diff.room;
+            let before = versions.insert(room.clone(), diff.version).unwrap_or(0);
+            assert!(diff.version > before, "{room} went from {before} to {}", diff.version);
+            for left in &diff.leaves {
+                let place = (room.clone(), left.presence.connection);
+                let was = there.remove(&place);
+                assert!(was.is_some(), "{place:?} left {} twice ({})", node.name, left.cause);
+            }
+            for update in &diff.updates {
+                let place = (room.clone(), update.after.connection);
+                let was = there.insert(place.clone(), update.after.clone());
+                assert_eq!(was.as_ref(), Some(&update.before), "{place:?} on {}", node.name);
+            }
+            for join in &diff.joins {
+                let place = (room.clone(), join.connection);
+                let was = there.insert(place.clone(), join.clone());
+                assert!(was.is_none(), "{place:?} joined {} twice", node.name);
+            }
+        }
+        let expected: BTreeMap<_, _> =
+            all.iter().map(|(place, (_, presence))| (place.clone(), presence.clone())).collect();
+        assert_eq!(there, expected, "what the observer on {} has heard", node.name);
+    }
+}
+
+/// Messages cross the bus at most once.
+fn nothing_is_said_twice(world: &World) {
+    for client in &world.clients {
+        let Some(connected) = &client.connection else { continue };
+        let twice: Vec<_> = connected.heard.iter().filter(|(_, times)| **times > 1).collect();
+        assert!(twice.is_empty(), "{twice:?}");
+    }
+}

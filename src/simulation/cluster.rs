@@ -1,0 +1,331 @@
+//! The nodes and their clients.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use chrono::{DateTime, Utc};
+use tokio::time::Instant;
+
+use crate::{
+    clock::Clock,
+    config::PresenceConfig,
+    messages::{Dialect, Forwarded, Join, LeaveAll, PresenceChanged, RoomFilter, Scope, Subscribe},
+    mirror::{
+        Ask, Desk, Goodbye, PruneRoomRows, Renew, Write, Writer,
+        store::{Row, SharedStore, Started, Store},
+    },
+    model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, UserId},
+    registry::RoomRegistry,
+    start::Ties,
+    testing::{
+        Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,
+    },
+};
+
+pub const LEASE: Duration = Duration::from_secs(15);
+pub const GRACE: Duration = Duration::from_secs(10);
+const NODES: usize = 3;
+const CLIENTS: usize = 8;
+const ROOMS: usize = 3;
+
+pub struct World {
+    pub rng: fastrand::Rng,
+    hub: MemoryHub,
+    pub database: MemoryDatabase,
+    clock: Clock,
+    /// The living, each in its place.
+    pub nodes: Vec<Option<Node>>,
+    pub clients: Vec<Client>,
+    /// Connections that have ended without their nodes having seen it.
+    pub broken: Vec<Connected>,
+    pub said: usize,
+    lives: usize,
+}
+
+pub struct Node {
+    pub name: NodeName,
+    pub life: usize,
+    pub registry: Addr<RoomRegistry>,
+    pub bus: MemoryConnection,
+    pub database: [MemoryLink; 2],
+    /// Who was there when it came to life.
+    pub inherited: Vec<Row>,
+    /// What an observer of the whole cluster hears here.
+    pub changes: Seen<PresenceChanged>,
+}
+
+/// A client that connects again and again.
+pub struct Client {
+    pub key: Option<SessionKey>,
+    pub user: Option<UserId>,
+    pub connection: Option<Connected>,
+}
+
+pub struct Connected {
+    pub id: ConnectionId,
+    pub node: usize,
+    pub life: usize,
+    probe: Addr<Probe<Heard>>,
+    seen: Seen<Heard>,
+    /// Joins under way, and the rooms it is in as far as it knows.
+    pub joins: Vec<(RoomName, Rc<Cell<Option<bool>>>)>,
+    pub rooms: BTreeSet<RoomName>,
+    pub heard: BTreeMap<String, usize>,
+}
+
+/// Looks into a registry, or changes something there.
+#[derive(Message)]
+#[rtype(result = "()")]
+#[allow(clippy::type_complexity, reason = "one closure")]
+pub struct Look(Box<dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) + Send>);
+
+impl Handler<Look> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, look: Look, ctx: &mut Context<Self>) {
+        (look.0)(self, ctx);
+    }
+}
+
+/// The writer and the reader of a node, on the one thread there is; each call takes its time.
+struct Inline<T> {
+    inner: T,
+    rng: fastrand::Rng,
+}
+
+impl<T> Inline<T> {
+    fn pause(&mut self) -> Duration {
+        Duration::from_millis(self.rng.u64(0..40))
+    }
+}
+
+impl<T: Unpin + 'static> Actor for Inline<T> {
+    type Context = Context<Self>;
+}
+
+macro_rules! answer_later {
+    ($message:ty, $method:ident) => {
+        impl Handler<$message> for Inline<Writer> {
+            type Result = AtomicResponse<Self, <$message as Message>::Result>;
+
+            fn handle(&mut self, msg: $message, _: &mut Context<Self>) -> Self::Result {
+                let (before, after, writer) = (self.pause(), self.pause(), self.inner.clone());
+                AtomicResponse::new(Box::pin(
+                    async move {
+                        tokio::time::sleep(before).await;
+                        let answer = writer.$method(msg);
+                        tokio::time::sleep(after).await;
+                        answer
+                    }
+                    .into_actor(self),
+                ))
+            }
+        }
+    };
+}
+answer_later!(Write, write);
+answer_later!(Renew, renew);
+answer_later!(PruneRoomRows, prune_rooms);
+answer_later!(Goodbye, goodbye);
+
+impl Handler<Ask> for Inline<Box<dyn SharedStore>> {
+    type Result = ();
+
+    fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+        let pause = tokio::time::sleep(self.pause()).into_actor(self);
+        ctx.wait(pause.map(|(), reader, _| ask.answer(&mut *reader.inner)));
+    }
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let start = Instant::now();
+        let epoch: DateTime<Utc> = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+        let clock = Clock::from_fn(move || {
+            let elapsed = start.elapsed();
+            Moment::new(elapsed, epoch + elapsed)
+        });
+        let clients = (0..CLIENTS).map(|number| Client {
+            // Some cannot come back unnoticed, some are nobody.
+            key: (number % 4 != 3).then(|| SessionKey::new(format!("tab {number}")).unwrap()),
+            user: (number % 5 != 4).then(|| UserId::new(format!("user {}", number / 2)).unwrap()),
+            connection: None,
+        });
+        let mut world = Self {
+            rng: fastrand::Rng::with_seed(seed),
+            hub: MemoryHub::new(),
+            database: MemoryDatabase::new(),
+            clock,
+            nodes: (0..NODES).map(|_| None).collect(),
+            clients: clients.collect(),
+            broken: Vec::new(),
+            said: 0,
+            lives: 0,
+        };
+        for place in 0..NODES {
+            world.start(place, true);
+        }
+        world
+    }
+
+    pub fn room(&mut self) -> RoomName {
+        RoomName::new(format!("room {}", self.rng.usize(0..ROOMS))).unwrap()
+    }
+
+    /// A node comes to life, with the name of the one that was in its place before or a new one. It
+    /// does not if the database is away, which is up to the caller.
+    pub fn start(&mut self, place: usize, same_name: bool) {
+        self.lives += 1;
+        let life = self.lives;
+        let name = if same_name { format!("n{place}") } else { format!("n{place}-{life}") };
+        let node = NodeName::new(name).unwrap();
+        let (mut store, reader) = (self.database.store(), self.database.store());
+        let database = [store.link(), reader.link()];
+        let now = self.clock.now().utc();
+        let Started { incarnation, inherited, .. } = store.start(&node, now, LEASE).unwrap();
+        let rng = self.rng.fork();
+        let writer = Writer::new(Box::new(store), node.clone(), LEASE);
+        let writer = Inline { inner: writer, rng: rng.clone() }.start();
+        let reader: Box<dyn SharedStore> = Box::new(reader);
+        let desk = Desk::new(Inline { inner: reader, rng }.start().recipient());
+        let bus: MemoryBus = self.hub.bus();
+        let connection = bus.connection();
+        let shared = Some((incarnation, desk, Some(Box::new(bus) as _)));
+        let rows = inherited.clone();
+        let ties = Ties { node: node.clone(), writer: writer.into(), inherited: rows, shared };
+        let config = PresenceConfig::new("")
+            .clock(self.clock.clone())
+            .lease(LEASE)
+            .grace(GRACE)
+            .max_age(Duration::from_secs(3600));
+        let presence = config.run(ties, &Arbiter::current()).unwrap();
+        let registry = presence.registry();
+        let (observer, changes) = Probe::new();
+        let subscribe = Subscribe::new(RoomFilter::Any, observer.recipient());
+        registry.do_send(subscribe.scope(Scope::Cluster));
+        let (bus, name) = (connection, node);
+        self.nodes[place] = Some(Node { name, life, registry, bus, database, inherited, changes });
+    }
+
+    /// A node ends without a word, and its sockets with it.
+    pub async fn kill(&mut self, place: usize) {
+        let Some(node) = self.nodes[place].take() else { return };
+        // Who runs on this thread cannot be killed, but can be cut off and stopped.
+        node.bus.cut();
+        node.database.iter().for_each(MemoryLink::cut);
+        look(&node.registry, |_, ctx| ctx.terminate()).await;
+        for client in &mut self.clients {
+            if client.connection.as_ref().is_some_and(|c| c.node == place && c.life == node.life) {
+                client.connection = None;
+            }
+        }
+    }
+
+    /// A client connects to a node and joins some rooms.
+    pub fn connect(&mut self, client: usize, place: usize) {
+        let Some(node) = &self.nodes[place] else { return };
+        let (probe, seen) = Probe::new();
+        let id = ConnectionId::new();
+        let (joins, rooms, heard) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        let (node, life) = (place, node.life);
+        let connection = Connected { id, node, life, probe, seen, joins, rooms, heard };
+        self.clients[client].connection = Some(connection);
+        for _ in 0..self.rng.usize(1..3) {
+            let room = self.room();
+            self.join(client, room);
+        }
+    }
+
+    pub fn join(&mut self, client: usize, room: RoomName) {
+        let info = serde_json::json!({"n": self.rng.u8(0..3)});
+        let Client { key, user, connection } = &mut self.clients[client];
+        let Some(connection) = connection else { return };
+        let Some(node) = &self.nodes[connection.node] else { return };
+        let probe = connection.probe.clone();
+        let join = Join::anonymous(room.clone(), connection.id, probe.clone().recipient())
+            .disconnect(probe.recipient())
+            .dialect(Dialect::Phoenix)
+            .user(user.clone())
+            .session(key.clone())
+            .info(Info::new(info).unwrap());
+        let done = Rc::new(Cell::new(None));
+        connection.joins.push((room, done.clone()));
+        let joining = node.registry.send(join);
+        actix::spawn(async move {
+            let joined = joining.await;
+            done.set(Some(matches!(joined, Ok(Ok(_)))));
+        });
+    }
+
+    /// What its client sees of a connection; it ends when it is told to.
+    pub fn observe(&mut self, client: usize) {
+        let Some(connection) = &mut self.clients[client].connection else { return };
+        for (room, done) in std::mem::take(&mut connection.joins) {
+            match done.get() {
+                Some(true) => drop(connection.rooms.insert(room)),
+                Some(false) => {}
+                None => connection.joins.push((room, done)),
+            }
+        }
+        let mut closed = false;
+        while let Some(heard) = connection.seen.now() {
+            match heard {
+                Heard::Close(_) => closed = true,
+                Heard::Frame(frame) if frame.kind == Forwarded::Closed => {
+                    connection.rooms.remove(&frame.room);
+                }
+                Heard::Frame(frame) if frame.kind == Forwarded::Message => {
+                    *connection.heard.entry(frame.payload.to_string()).or_default() += 1;
+                }
+                Heard::Frame(_) => {}
+            }
+        }
+        if closed {
+            self.clients[client].connection = None;
+        }
+    }
+
+    /// Nothing is broken any more.
+    pub fn heal(&mut self) {
+        for connection in std::mem::take(&mut self.broken) {
+            let node = self.nodes[connection.node].as_ref();
+            if let Some(node) = node.filter(|node| node.life == connection.life) {
+                let cause = Cause::Disconnected;
+                node.registry.do_send(LeaveAll::because(connection.id, cause));
+            }
+        }
+        for place in 0..self.nodes.len() {
+            if self.nodes[place].is_none() {
+                self.start(place, true);
+            }
+        }
+        let nodes: Vec<_> = self.nodes.iter().flatten().collect();
+        for node in &nodes {
+            node.bus.heal();
+            node.bus.release();
+            node.bus.lose_next(0);
+            node.bus.duplicate_next(0);
+            node.database.iter().for_each(MemoryLink::heal);
+            for other in &nodes {
+                node.bus.delay_to(&other.bus, Duration::ZERO);
+            }
+        }
+    }
+}
+
+/// Looks into a registry.
+pub async fn look<T: Send + 'static>(
+    registry: &Addr<RoomRegistry>,
+    look: impl FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    registry.do_send(Look(Box::new(move |registry, ctx| {
+        let _ = sender.send(look(registry, ctx));
+    })));
+    receiver.await.ok()
+}
