@@ -81,6 +81,8 @@ pub(crate) struct ReadRooms {
     pub rooms: Vec<(RoomName, Vec<Remote>)>,
     /// What came while they were read, and is not in the rows.
     pub news: Vec<News>,
+    /// Whether there are nodes that the database has to know more of.
+    pub unsure: bool,
 }
 
 impl Cluster {
@@ -378,8 +380,15 @@ impl Cluster {
     /// Takes what was read.
     pub fn read(&mut self, rooms: Vec<RoomName>, found: RoomRows) -> ReadRooms {
         (self.reading, self.failures) = (false, 0);
-        let alive = |row: &NodeRow| !self.peers.is_retired(row.incarnation);
-        let nodes: Arc<[NodeRow]> = found.nodes.into_iter().filter(alive).collect();
+        let mut read = ReadRooms::default();
+        let mut alive = |row: &NodeRow| match self.peers.meet(&row.node, row.incarnation) {
+            Met::Over => false,
+            met => {
+                read.unsure |= met == Met::Unsure;
+                true
+            }
+        };
+        let nodes: Arc<[NodeRow]> = found.nodes.into_iter().filter(|row| alive(row)).collect();
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
             if node != self.me && nodes.iter().any(|known| known.node == node) {
@@ -387,7 +396,6 @@ impl Cluster {
                 remotes.entry(room).or_default().push(remote(node, row));
             }
         }
-        let mut read = ReadRooms::default();
         for room in rooms {
             let Some(view) = self.views.get_mut(&room) else { continue };
             let (held, again) = view.was_read(&nodes);

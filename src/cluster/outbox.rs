@@ -60,8 +60,10 @@ impl Outbox {
             }
         }
         for ((room, connection), cause) in batch.deletes.iter().zip(causes) {
-            if !refused.contains(&(room, *connection)) {
-                let gone = Change::Gone { connection: *connection, cause: *cause };
+            if let Some(cause) = *cause
+                && !refused.contains(&(room, *connection))
+            {
+                let gone = Change::Gone { connection: *connection, cause };
                 rooms.entry(room).or_default().push(gone);
             }
         }

@@ -36,8 +36,8 @@ pub(crate) enum Met {
     Known,
     /// Yes, for the first time.
     New,
-    /// Yes; it has begun another life, and what is known of it is of the one before.
-    Reborn,
+    /// Not yet: it is another life than is known, later or earlier, which the database knows.
+    Unsure,
     /// No: that life of it is over.
     Over,
 }
@@ -49,7 +49,7 @@ pub(crate) enum Finding {
     Gone { node: NodeName, leaving: bool },
     /// Its lease has run out.
     Expired { node: NodeName, incarnation: Epoch },
-    /// It has begun another life.
+    /// One has begun another life, and what is known of it is of the one before.
     Reborn,
 }
 
@@ -59,13 +59,19 @@ pub(crate) struct Peers {
     me: NodeName,
     peers: BTreeMap<NodeName, Peer>,
     retired: VecDeque<Epoch>,
+    /// Lives that were heard of and that the database has to confirm: those of before the survey that
+    /// is under way, and those of since.
+    asked: Vec<Epoch>,
+    doubtful: Vec<Epoch>,
     /// Since when this node has renewed its lease without a failure.
     steady: Option<Moment>,
 }
 
 impl Peers {
     pub fn new(me: NodeName) -> Self {
-        Self { me, peers: BTreeMap::new(), retired: VecDeque::new(), steady: None }
+        let (peers, retired) = (BTreeMap::new(), VecDeque::new());
+        let (asked, doubtful) = (Vec::new(), Vec::new());
+        Self { me, peers, retired, asked, doubtful, steady: None }
     }
 
     /// How many other nodes live and stay.
@@ -97,17 +103,21 @@ impl Peers {
         if self.is_retired(incarnation) {
             return Met::Over;
         }
+        if *node == self.me {
+            return Met::Known;
+        }
         let (leaving, listed, missing, said, beat) = (false, false, 0, 0, 0);
-        let new = Peer { incarnation, leaving, listed, missing, said, beat };
-        match self.peers.get_mut(node) {
+        match self.peers.get(node) {
             Some(peer) if peer.incarnation == incarnation => Met::Known,
-            Some(peer) => {
-                let before = std::mem::replace(peer, new);
-                self.retire(before.incarnation);
-                Met::Reborn
+            Some(_) => {
+                if self.doubtful.len() < RETIRED && !self.doubtful.contains(&incarnation) {
+                    self.doubtful.push(incarnation);
+                }
+                Met::Unsure
             }
             None => {
                 tracing::info!(%node, "met a node");
+                let new = Peer { incarnation, leaving, listed, missing, said, beat };
                 self.peers.insert(node.clone(), new);
                 Met::New
             }
@@ -134,12 +144,12 @@ impl Peers {
         new
     }
 
-    /// Whether a beat with this number follows the last one, or is the first that is heard.
+    /// Whether a beat with this number follows the last one that was heard.
     pub fn beats(&mut self, node: &NodeName, number: u64) -> bool {
         let Some(peer) = self.peers.get_mut(node) else { return false };
         let last = peer.beat;
         peer.beat = last.max(number);
-        last == 0 || number <= last + 1
+        number <= last + 1
     }
 
     /// A node's life is over. Answers whether it was known in that one.
@@ -156,6 +166,11 @@ impl Peers {
         }
     }
 
+    /// The database is asked about all nodes.
+    pub fn ask(&mut self) {
+        self.asked.append(&mut self.doubtful);
+    }
+
     /// Takes what the database says of all nodes.
     pub fn survey(&mut self, rows: &[NodeRow]) -> Vec<Finding> {
         let mut findings = Vec::new();
@@ -165,7 +180,13 @@ impl Peers {
             let NodeRow { node, incarnation, expired, leaving, .. } = row;
             match self.meet(node, *incarnation) {
                 Met::Over => continue,
-                Met::Reborn => findings.push(Finding::Reborn),
+                Met::Unsure => {
+                    if let Some(before) = self.peers.remove(node) {
+                        self.retire(before.incarnation);
+                    }
+                    self.meet(node, *incarnation);
+                    findings.push(Finding::Reborn);
+                }
                 Met::New | Met::Known => {}
             }
             if let Some(peer) = self.peers.get_mut(node) {
@@ -174,6 +195,11 @@ impl Peers {
             if *expired {
                 let (node, incarnation) = (node.clone(), *incarnation);
                 findings.push(Finding::Expired { node, incarnation });
+            }
+        }
+        for doubtful in std::mem::take(&mut self.asked) {
+            if !rows.iter().any(|row| row.incarnation == doubtful) && !self.is_retired(doubtful) {
+                self.retire(doubtful);
             }
         }
         let mut gone = Vec::new();

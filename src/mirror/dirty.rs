@@ -39,8 +39,9 @@ pub(super) struct Dirty {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub presences: Vec<(Key, Mark)>,
-    /// Why those have left that are to be deleted, in the order of the batch.
-    pub causes: Vec<Cause>,
+    /// Why those have left that are to be deleted, in the order of the batch; none if another node
+    /// holds it.
+    pub causes: Vec<Option<Cause>>,
     seen: Vec<(ConnectionId, u64)>,
 }
 
@@ -149,10 +150,13 @@ impl Dirty {
                 State::Here(row) => batch.upserts.push(row),
                 State::Gone => {
                     batch.deletes.push(key.clone());
-                    taken.causes.push(mark.cause);
+                    taken.causes.push(Some(mark.cause));
                 }
-                // It is another node's to write.
-                State::Elsewhere => continue,
+                State::Elsewhere => {
+                    // If there is a row of this node still, it goes; the presence has not left.
+                    batch.deletes.push(key.clone());
+                    taken.causes.push(None);
+                }
             }
             taken.presences.push((key, mark));
         }

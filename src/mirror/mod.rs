@@ -90,8 +90,8 @@ struct InFlight {
 #[derive(Debug)]
 pub(crate) struct Committed {
     pub batch: Arc<Batch>,
-    /// Why those have left that the batch deletes, in its order.
-    pub causes: Vec<Cause>,
+    /// Why those have left that the batch deletes, in its order; none if another node holds it.
+    pub causes: Vec<Option<Cause>>,
     /// What of it the database has refused.
     pub refused: Vec<Change>,
 }

@@ -118,11 +118,21 @@ impl Rooms {
         heard: impl IntoIterator<Item = Heard>,
         me: &NodeName,
     ) -> Outcome {
+        self.hear_from(room, heard, me, false)
+    }
+
+    fn hear_from(
+        &mut self,
+        room: &RoomName,
+        heard: impl IntoIterator<Item = Heard>,
+        me: &NodeName,
+        certain: bool,
+    ) -> Outcome {
         let mut outcome = Outcome::default();
         let mut gone = Vec::new();
         for heard in heard {
             match heard {
-                Heard::Here(remote) => self.hear_of(room, remote, me, &mut outcome),
+                Heard::Here(remote) => self.hear_of(room, remote, me, certain, &mut outcome),
                 // Last, so that nobody is offline in between.
                 Heard::Gone { node, connection, cause } => gone.push((node, connection, cause)),
             }
@@ -159,38 +169,48 @@ impl Rooms {
             nodes.entry(remote.node.clone()).or_default().push(Heard::Here(remote));
         }
         let heard = nodes.into_iter();
-        heard.map(|(node, heard)| (node, self.hear(room, heard, me))).collect()
+        heard.map(|(node, heard)| (node, self.hear_from(room, heard, me, true))).collect()
     }
 
-    fn hear_of(&mut self, room: &RoomName, remote: Remote, me: &NodeName, outcome: &mut Outcome) {
+    /// Takes in one presence; of what is known already, a `certain` word is newer whoever says it.
+    fn hear_of(
+        &mut self,
+        room: &RoomName,
+        remote: Remote,
+        me: &NodeName,
+        certain: bool,
+        outcome: &mut Outcome,
+    ) {
         let connection = remote.presence.connection;
-        if let Some(stay) = self.connections.get(&connection).and_then(|known| known.stay(room)) {
+        let later = (remote.turn, &remote.node);
+        let (before, joined) = if self.holds(room, connection) {
             // It was here: whoever took it later holds it.
-            if (stay.turn, me) >= (remote.turn, &remote.node) {
+            let turn = self.turn(room, connection).unwrap_or(0);
+            if later <= (turn, me) {
                 return;
             }
             let Some((stay, _)) = self.take_stay(room, connection) else { return };
             outcome.yielded.push(connection);
-            let update =
-                Update { before: stay.presence(connection), after: remote.presence.clone() };
-            self.stranger(room, Away { remote, joined: stay.joined });
-            return self.exchange(room, update, &mut outcome.diff);
-        }
-        match self.away(room, connection) {
-            Some(known)
-                if (known.remote.turn, &known.remote.node) > (remote.turn, &remote.node) => {}
-            Some(known) => {
-                let joined = known.joined;
-                let before = known.remote.presence.clone();
-                let update = Update { before, after: remote.presence.clone() };
-                self.stranger(room, Away { remote, joined });
-                self.exchange(room, update, &mut outcome.diff);
+            (stay.presence(connection), stay.joined)
+        } else if let Some(Away { remote: known, joined }) = self.away(room, connection) {
+            if !certain && known.node != remote.node && later < (known.turn, &known.node) {
+                return;
             }
-            None => {
-                let joined = self.enter(room, remote.presence.clone(), &mut outcome.diff);
-                self.stranger(room, Away { remote, joined });
-            }
+            (known.presence.clone(), *joined)
+        } else {
+            let joined = self.enter(room, remote.presence.clone(), &mut outcome.diff);
+            return self.stranger(room, Away { remote, joined });
+        };
+        let after = remote.presence.clone();
+        self.stranger(room, Away { remote, joined });
+        if before.joined_at == after.joined_at {
+            return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
+        // It has left and come again, and nobody said so.
+        let (cause, sign, last_seen) = (Cause::Disconnected, Sign::Elsewhere, after.joined_at);
+        let left = Left { presence: before, cause, last_seen, sign, joined_version: joined };
+        self.exit(room, left, &mut outcome.diff);
+        self.enter(room, after, &mut outcome.diff);
     }
 
     /// Everybody that the node holds has left: one change for each room.
@@ -211,13 +231,19 @@ impl Rooms {
         diffs
     }
 
-    /// This node holds the presence from now on, if another did until now: nothing changes for the
-    /// room. A sign of life.
-    pub fn adopt(&mut self, room: &RoomName, connection: ConnectionId, now: Moment) -> bool {
+    /// This node, `me`, holds the presence from now on, if another did until now, or an earlier life of
+    /// this one: nothing changes for the room. A sign of life.
+    pub fn adopt(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        me: &NodeName,
+        now: Moment,
+    ) -> bool {
         let Some(away) = self.take_stranger(room, connection) else { return false };
         let now = self.hold(now);
         let Presence { user, info, joined_at, .. } = away.remote.presence;
-        let turn = away.remote.turn.saturating_add(1);
+        let turn = away.remote.turn.saturating_add(u32::from(away.remote.node != *me));
         let stay = Stay { room: room.clone(), user, info, joined_at, joined: away.joined, turn };
         let last = LastSign { at: now, sign: Sign::Join };
         match self.connections.to_back(&connection) {

@@ -22,8 +22,10 @@ impl RoomRegistry {
         }
         match cluster.peers.meet(&node, incarnation) {
             Met::Over => return,
-            // What is known of its presences is of its life before.
-            Met::Reborn => cluster.read_all(),
+            Met::Unsure => {
+                self.survey_is_due = true;
+                return;
+            }
             Met::New | Met::Known => {}
         }
         match told {
@@ -62,15 +64,19 @@ impl RoomRegistry {
         self.deliver(&room, &content, from.as_ref(), except, now);
     }
 
-    /// Looks who lives, after this node's own lease was renewed.
+    /// Looks who lives.
     pub(super) fn survey(&mut self, ctx: &mut Context<Self>) {
-        let Some(cluster) = &mut self.cluster else { return };
-        cluster.beat();
+        let Some(cluster) = self.cluster.as_mut().filter(|_| !self.surveying) else { return };
+        self.surveying = true;
+        cluster.peers.ask();
         let now = self.clock.now().utc();
         let nodes = cluster.desk.ask(move |store| store.nodes(now));
-        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
-            Ok(nodes) => registry.surveyed(&nodes, ctx),
-            Err(error) => tracing::warn!(%error, "the nodes cannot be read: nobody is judged"),
+        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| {
+            registry.surveying = false;
+            match nodes {
+                Ok(nodes) => registry.surveyed(&nodes, ctx),
+                Err(error) => tracing::warn!(%error, "the nodes cannot be read: nobody is judged"),
+            }
         }));
     }
 

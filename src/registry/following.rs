@@ -157,7 +157,9 @@ impl RoomRegistry {
         let now = self.clock.now();
         match found {
             Ok(found) => {
+                tracing::trace!(node = %cluster.me(), ?rooms, ?found, "read");
                 let read = cluster.read(rooms, found);
+                self.survey_is_due |= read.unsure;
                 let known: Vec<_> = read.rooms.iter().map(|(room, _)| room.clone()).collect();
                 self.take_rooms(read, now);
                 for room in known {
@@ -224,6 +226,7 @@ impl RoomRegistry {
 
     /// The client of a presence has come back on another node, which holds it from now on.
     fn yielded(&mut self, room: &RoomName, connection: ConnectionId) {
+        self.mirror.mark_one(room.clone(), connection);
         self.sessions.unfade(connection, room);
         self.delivery.unlisten(room, connection);
         if self.rooms.last_seen(connection).is_none() {
@@ -286,6 +289,7 @@ impl Handler<FromBus> for RoomRegistry {
     fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(cluster) = &mut self.cluster else { return };
+        tracing::trace!(node = %cluster.me(), ?msg, "from the bus");
         match msg {
             FromBus::Up => {
                 tracing::info!("the bus is up");

@@ -64,7 +64,7 @@ impl RoomRegistry {
         let claim = self.sessions.claim(connection, session, user.as_ref(), here, elsewhere)?;
         let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
-        if self.rooms.adopt(&room, connection, now) {
+        if self.rooms.adopt(&room, connection, &self.node, now) {
             tracing::debug!(%room, %connection, "came back from another node");
             self.mirror.mark_one(room.clone(), connection);
         }

@@ -57,6 +57,9 @@ impl RoomRegistry {
             let next = registry.mirror.renewed(answer, &registry.rooms, now);
             registry.go_on(ctx, next, now);
             if renewed {
+                if let Some(cluster) = &mut registry.cluster {
+                    cluster.beat();
+                }
                 registry.survey(ctx);
             }
         }));

@@ -82,6 +82,9 @@ pub struct RoomRegistry {
     orphans: HashSet<(ConnectionId, RoomName), RandomState>,
     /// Others have removed this node's rows: its lease is to be renewed at once.
     renewal_is_due: bool,
+    /// A node is heard of that the database has to know more of.
+    survey_is_due: bool,
+    surveying: bool,
     authorize: Option<Authorize>,
     max_age: Duration,
     lease: Duration,
@@ -120,6 +123,8 @@ impl RoomRegistry {
             parked: HashMap::default(),
             orphans: HashSet::default(),
             renewal_is_due: false,
+            survey_is_due: false,
+            surveying: false,
             authorize: parts.authorize,
             max_age: parts.max_age,
             lease: parts.lease,
@@ -177,6 +182,9 @@ impl RoomRegistry {
         self.write(ctx, now);
         if std::mem::take(&mut self.renewal_is_due) {
             self.renew(ctx);
+        }
+        if std::mem::take(&mut self.survey_is_due) {
+            self.survey(ctx);
         }
     }
 

@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// How long presences stay that an earlier life of this node has left and nobody can come back to: so
-/// that observers who subscribe when it starts hear of their end.
+/// How long presences stay at least that an earlier life of this node has left: so that observers who
+/// subscribe when it starts hear of their end.
 const SOON: Duration = Duration::from_secs(1);
 
 impl RoomRegistry {
@@ -79,21 +79,19 @@ impl RoomRegistry {
         !self.orphans.is_empty() && self.orphans.remove(&(presence, room.clone()))
     }
 
-    /// Takes what an earlier life of this node has left in the database: its clients may come back,
-    /// and those that cannot end soon.
+    /// Takes what an earlier life of this node has left in the database: its clients may come back.
     pub(super) fn inherit(&mut self, rows: Vec<Row>) {
         let now = self.clock.now();
         let me = self.node.clone();
         for row in rows {
             let (room, connection) = (row.room.clone(), row.presence.connection);
             let (user, session) = (row.presence.user.clone(), row.session.clone());
-            let grace = if session.is_some() { self.grace.max(SOON) } else { SOON };
             // It is the same node's, so it goes on as it was.
             let heard = Heard::Here(remote(me.clone(), row));
             self.rooms.hear(&room, [heard], &me);
-            if self.rooms.adopt(&room, connection, now) {
+            if self.rooms.adopt(&room, connection, &me, now) {
                 self.sessions.restore(connection, session, user);
-                self.sessions.fade(connection, room.clone(), now, grace);
+                self.sessions.fade(connection, room.clone(), now, self.grace.max(SOON));
                 self.mirror.mark_one(room.clone(), connection);
                 if let Some(cluster) = &mut self.cluster {
                     cluster.follow(&room);

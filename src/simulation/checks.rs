@@ -77,8 +77,7 @@ fn rows_are_memory(world: &World, all: &Held) {
 
 /// Law 10.
 async fn views_are_equal(world: &World, all: &Held) {
-    let rooms: BTreeSet<_> = all.keys().map(|(room, _)| room.clone()).collect();
-    for room in rooms {
+    for room in World::rooms() {
         let here = all.iter().filter(|((name, _), _)| *name == room);
         let expected: BTreeMap<_, _> =
             here.map(|((_, connection), (_, presence))| (*connection, presence.clone())).collect();

@@ -173,8 +173,13 @@ impl World {
         world
     }
 
+    pub fn rooms() -> impl Iterator<Item = RoomName> {
+        (0..ROOMS).map(|number| RoomName::new(format!("room {number}")).unwrap())
+    }
+
     pub fn room(&mut self) -> RoomName {
-        RoomName::new(format!("room {}", self.rng.usize(0..ROOMS))).unwrap()
+        let number = self.rng.usize(0..ROOMS);
+        Self::rooms().nth(number).unwrap()
     }
 
     /// A node comes to life, with the name of the one that was in its place before or a new one. It
@@ -218,7 +223,7 @@ impl World {
         // Who runs on this thread cannot be killed, but can be cut off and stopped.
         node.bus.cut();
         node.database.iter().for_each(MemoryLink::cut);
-        look(&node.registry, |_, ctx| ctx.terminate()).await;
+        look(&node.registry, |_, ctx| ctx.stop()).await;
         for client in &mut self.clients {
             if client.connection.as_ref().is_some_and(|c| c.node == place && c.life == node.life) {
                 client.connection = None;
@@ -272,10 +277,10 @@ impl World {
                 None => connection.joins.push((room, done)),
             }
         }
-        let mut closed = false;
+        let mut closed = None;
         while let Some(heard) = connection.seen.now() {
             match heard {
-                Heard::Close(_) => closed = true,
+                Heard::Close(order) => closed = Some(order.cause),
                 Heard::Frame(frame) if frame.kind == Forwarded::Closed => {
                     connection.rooms.remove(&frame.room);
                 }
@@ -285,13 +290,20 @@ impl World {
                 Heard::Frame(_) => {}
             }
         }
-        if closed {
+        if let Some(cause) = closed {
+            // As every session does.
+            if let Some(node) = &self.nodes[connection.node] {
+                node.registry.do_send(LeaveAll::because(connection.id, cause));
+            }
             self.clients[client].connection = None;
         }
     }
 
     /// Nothing is broken any more.
     pub fn heal(&mut self) {
+        for client in 0..self.clients.len() {
+            self.observe(client);
+        }
         for connection in std::mem::take(&mut self.broken) {
             let node = self.nodes[connection.node].as_ref();
             if let Some(node) = node.filter(|node| node.life == connection.life) {

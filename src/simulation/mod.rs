@@ -40,6 +40,10 @@ fn run(seed: u64, tell: bool) -> BTreeMap<&'static str, usize> {
         world.heal();
         // Time for leases to run out, for graces to end, for what was missed to be read.
         tokio::time::sleep(Duration::from_secs(90)).await;
+        for client in 0..world.clients.len() {
+            world.observe(client);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
         checks::everybody_agrees(&mut world).await;
         taken
     })
@@ -48,6 +52,9 @@ fn run(seed: u64, tell: bool) -> BTreeMap<&'static str, usize> {
 #[test]
 fn when_all_is_healed_every_node_knows_the_same() {
     if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+        let told = tracing_subscriber::fmt().without_time().with_ansi(false).with_test_writer();
+        let _guard =
+            tracing::subscriber::set_default(told.with_max_level(tracing::Level::TRACE).finish());
         run(seed, true);
         return;
     }

@@ -279,6 +279,7 @@ fn with_database(world: &World, node: usize, what: impl Fn(&MemoryLink)) {
 fn leave(world: &mut World, client: usize) {
     let Some(connection) = &mut world.clients[client].connection else { return };
     let Some(room) = connection.rooms.pop_first() else { return };
+    connection.joins.retain(|(joining, _)| *joining != room);
     if let Some(node) = &world.nodes[connection.node] {
         node.registry.do_send(Leave::new(room, connection.id));
     }
