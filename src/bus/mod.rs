@@ -5,12 +5,16 @@
 //! not be lost is in the database before it is told; who misses something reads there.
 
 mod envelope;
+#[cfg(feature = "redis")]
+mod redis;
 
 use actix::prelude::*;
 
 pub use self::envelope::{
     Change, Changes, Content, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, Said, Told,
 };
+#[cfg(feature = "redis")]
+pub use self::redis::{InvalidRedisUrl, RedisBus};
 use crate::model::RoomName;
 
 /// Where nodes tell each other something.
