@@ -53,7 +53,7 @@ pub struct NotSent;
 
 /// A node's end of the bus.
 ///
-/// Duties of every implementation, which [`testing::bus_contract`](crate::testing) checks:
+/// Duties of every implementation, which [`testing::bus_contract`](crate::testing::bus_contract) checks:
 ///
 /// - Nothing here waits or fails; what happens is told to the listener. The first thing it hears is
 ///   [`FromBus::Up`], or [`FromBus::Down`] if there is nobody to connect to yet.

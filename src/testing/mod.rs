@@ -1,4 +1,5 @@
-//! What tests of an app that embeds presence need: a clock of their own, and actors that listen.
+//! What tests of an app that embeds presence need: a clock of their own, actors that listen,
+//! and a bus to cut.
 
 pub mod bus_contract;
 mod memory_bus;

@@ -215,6 +215,14 @@ async fn a_wrong_password_is_said_once_and_tried_again() {
 }
 
 #[actix::test]
+async fn what_does_not_speak_tls_is_not_talked_to() {
+    let redis = Redis::start();
+    let node = Node::new(&redis.url().replace("redis", "rediss"));
+    // It waits for the end of what it takes for a line.
+    assert_eq!(node.down().await, "timeout");
+}
+
+#[actix::test]
 async fn either_lost_connection_loses_both() {
     let redis = Redis::start();
     let mut node = Node::hearing(&redis.url()).await;

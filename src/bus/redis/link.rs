@@ -9,9 +9,10 @@ use std::{
 use futures_util::StreamExt;
 use metrics::counter;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, Msg, RedisError, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, Msg, RedisError, Value,
     aio::{MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
 };
+use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
@@ -53,8 +54,24 @@ pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str
         Ok(Connections { publish, hear })
     };
     match timeout(CONNECT_WITHIN, connect).await {
-        Ok(connected) => connected.map_err(|error| why(&error, "unreachable")),
+        Ok(connected) => connected.map_err(|error: RedisError| {
+            // These words are not the server's: they say what is wrong with its certificate.
+            if error.is_io_error() {
+                tracing::debug!(%error, "not connected to the bus: {error}");
+            }
+            why(&error, "unreachable")
+        }),
         Err(_) => Err("timeout"),
+    }
+}
+
+/// Chooses how TLS encrypts, if an address asks for it and nobody has chosen in this process: rustls would
+/// panic.
+pub(super) fn provide_encryption(client: &Client) {
+    let tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+    if tls && CryptoProvider::get_default().is_none() {
+        // Somebody else may have chosen just now.
+        let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }
 
@@ -108,7 +125,6 @@ impl<'a> Link<'a> {
 
     /// Publishes what waits, as much as there is at once; or asks for a sign of life.
     async fn publish(&self, mut connection: MultiplexedConnection) -> &'static str {
-        let sent = counter!("presence_bus_sent_total");
         loop {
             let batch = timeout(PING_EVERY, self.outbox.envelopes()).await.unwrap_or_default();
             let bytes: usize = batch.iter().map(|envelope| envelope.payload.len()).sum();
@@ -122,7 +138,7 @@ impl<'a> Link<'a> {
             let within = ANSWER_WITHIN + Duration::from_secs((bytes / BYTES_PER_SECOND) as u64);
             match timeout(within, commands.exec_async(&mut connection)).await {
                 Ok(Ok(())) => {
-                    sent.increment(batch.len() as u64);
+                    counter!("presence_bus_sent_total").increment(batch.len() as u64);
                     self.outbox.sent();
                 }
                 Ok(Err(error)) => return why(&error, "lost"),

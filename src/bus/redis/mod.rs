@@ -47,6 +47,10 @@ const MOST_AHEAD: u32 = 32;
 /// MiB. An envelope of more than 16 MiB is refused ([`NotSent`]): Redis cuts off who is to be sent more
 /// than 32 MiB (`client-output-buffer-limit`).
 ///
+/// The reasons that come with [`FromBus::Down`] are `refused`, `unreachable`, `denied` (the password, or
+/// what it permits), `timeout`, `lost`, `overrun` (the listener did not keep up), `error` (Redis did not
+/// do what it was asked) and `ended` (the thread did, which is a bug: nothing comes after it).
+///
 /// ```
 /// use actix_presence::bus::RedisBus;
 ///
@@ -74,7 +78,7 @@ pub struct InvalidRedisUrl;
 impl RedisBus {
     /// A bus through the Redis at this address: `redis://[[user]:password@]host[:port]`, `rediss://` for
     /// TLS with the certificates that the system trusts, or `unix:path`. It connects when it is listened
-    /// to.
+    /// to. With TLS, if the process has not chosen a `CryptoProvider` of rustls by then, ring becomes it.
     ///
     /// The number of a database in the address says nothing, since what is published in Redis is heard
     /// in all of them: systems that share a Redis need a [prefix](Self::prefix) each.
@@ -99,6 +103,7 @@ impl RedisBus {
 impl Bus for RedisBus {
     fn listen(&mut self, listener: Recipient<FromBus>) {
         let (client, names) = (self.client.clone(), self.names.clone());
+        link::provide_encryption(&client);
         let outbox = self.outbox.clone();
         let last_words = LastWords { outbox: outbox.clone(), listener: listener.clone() };
         let started = thread::Builder::new().name("presence-bus".to_owned()).spawn(move || {
@@ -229,7 +234,6 @@ impl BusThread {
 
     /// Tells the listener one thing after the other, as it takes them, until it has stopped.
     async fn tell_all(&self, listener: &Recipient<FromBus>) {
-        let heard = counter!("presence_bus_heard_total");
         let mut ahead = 0;
         loop {
             let told = match self.inbox.next().await {
@@ -237,7 +241,7 @@ impl BusThread {
                 Untold::Down(why) => FromBus::Down(why),
                 Untold::Subscribed(channel) => FromBus::Subscribed(channel),
                 Untold::Message(message) => {
-                    heard.increment(1);
+                    counter!("presence_bus_heard_total").increment(1);
                     let bytes = message.get_payload_bytes();
                     Envelope::decode(bytes).map_or_else(FromBus::Unreadable, FromBus::Heard)
                 }
