@@ -112,3 +112,71 @@ impl State {
         Some(told)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use redis::Value;
+
+    use super::*;
+
+    fn message(bytes: usize) -> Msg {
+        let words = [b"message".to_vec(), b"channel".to_vec(), vec![0; bytes]];
+        let value = Value::Array(words.into_iter().map(Value::BulkString).collect());
+        Msg::from_owned_value(value).unwrap()
+    }
+
+    fn take(inbox: &Inbox) -> Option<&'static str> {
+        inbox.next().now_or_never().map(|told| match told {
+            Untold::Up => "up",
+            Untold::Down(why) => why,
+            Untold::Subscribed(_) => "subscribed",
+            Untold::Message(_) => "message",
+        })
+    }
+
+    #[test]
+    fn down_is_told_once_and_at_once() {
+        let inbox = Inbox::default();
+        assert!(inbox.down("refused"));
+        assert!(!inbox.down("timeout"));
+        assert_eq!((take(&inbox), take(&inbox)), (Some("timeout"), None));
+        assert!(!inbox.down("refused"));
+        assert_eq!(take(&inbox), None);
+
+        inbox.up();
+        assert_eq!(take(&inbox), Some("up"));
+        inbox.subscribed(Channel::Nodes);
+        inbox.message(message(1)).unwrap();
+        assert!(inbox.down("lost"));
+        inbox.up();
+        assert_eq!([(); 3].map(|()| take(&inbox)), [Some("lost"), Some("up"), None]);
+    }
+
+    #[test]
+    fn an_up_that_has_not_been_told_is_taken_back() {
+        let inbox = Inbox::default();
+        inbox.down("refused");
+        take(&inbox);
+        inbox.up();
+        assert!(inbox.down("lost"));
+        assert_eq!(take(&inbox), None);
+    }
+
+    #[test]
+    fn it_holds_so_many_and_so_much() {
+        let inbox = Inbox::default();
+        assert_eq!(
+            (0..100_000).take_while(|_| inbox.message(message(1)).is_ok()).count(),
+            MOST_UNHEARD
+        );
+        let inbox = Inbox::default();
+        inbox.message(message(MOST_BYTES)).unwrap();
+        assert!(inbox.message(message(1)).is_err());
+        // One alone is taken whatever its size.
+        let inbox = Inbox::default();
+        inbox.message(message(MOST_BYTES + 1)).unwrap();
+        assert_eq!(take(&inbox), Some("message"));
+        inbox.message(message(MOST_BYTES)).unwrap();
+    }
+}
