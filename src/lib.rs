@@ -9,7 +9,7 @@
 //! - [`mirror`]: the database that follows
 //! - [`bus`]: what nodes tell each other
 //! - [`mod@wire`]: the bytes of the frames
-//! - [`testing`]: a manual clock and actors that listen
+//! - [`testing`]: a manual clock, actors that listen, a bus to cut, and what a bus has to do
 #![deny(missing_docs)]
 
 pub mod bus;

@@ -5,12 +5,16 @@
 //! not be lost is in the database before it is told; who misses something reads there.
 
 mod envelope;
+#[cfg(feature = "redis")]
+mod redis;
 
 use actix::prelude::*;
 
 pub use self::envelope::{
     Change, Changes, Content, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, Said, Told,
 };
+#[cfg(feature = "redis")]
+pub use self::redis::{InvalidRedisUrl, RedisBus};
 use crate::model::RoomName;
 
 /// Where nodes tell each other something.
@@ -49,7 +53,7 @@ pub struct NotSent;
 
 /// A node's end of the bus.
 ///
-/// Duties of every implementation, which [`testing::bus_contract`](crate::testing) checks:
+/// Duties of every implementation, which [`testing::bus_contract`](crate::testing::bus_contract) checks:
 ///
 /// - Nothing here waits or fails; what happens is told to the listener. The first thing it hears is
 ///   [`FromBus::Up`], or [`FromBus::Down`] if there is nobody to connect to yet.

@@ -138,6 +138,7 @@ impl RoomRegistry {
             Ok(Burial::Gone | Burial::Alive) => {}
             Err(error) => tracing::warn!(%node, %error, "a dead node cannot be removed"),
         }
+        self.read(ctx);
         self.settle(ctx, now);
     }
 
@@ -176,6 +177,10 @@ impl RoomRegistry {
 
     /// The presences of a node have ended with it.
     fn lose(&mut self, node: &NodeName, cause: Cause, ours: bool, now: Moment) {
+        if let Some(cluster) = &mut self.cluster {
+            // It may have written what it did not get to tell: that it took presences of others.
+            cluster.read_all();
+        }
         for diff in self.rooms.lose(node, cause) {
             if ours {
                 self.leaves.add(cause, diff.leaves.len());

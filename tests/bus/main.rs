@@ -1,3 +1,5 @@
 //! The buses, and what they have to do.
 
 mod memory;
+#[cfg(feature = "redis")]
+mod redis;
