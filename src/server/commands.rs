@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Clock, Info, InvalidInfo, InvalidName, SessionKey, StartError, UserId,
     mirror::store::{
-        DatabaseUrl, InvalidDatabaseUrl, RoomCounts, SqliteStore, Store, StoreError, migrate,
+        self, DatabaseUrl, InvalidDatabaseUrl, RoomCounts, Store, StoreError, migrate,
     },
 };
 
@@ -130,14 +130,15 @@ fn run(command: Command) -> Result<(), CommandError> {
 }
 
 /// Opens a database that is there; a command that only looks or tidies up makes none.
-fn open(database: &Database) -> Result<SqliteStore, CommandError> {
+fn open(database: &Database) -> Result<Box<dyn Store>, CommandError> {
     let url: DatabaseUrl = database.url.parse()?;
-    let path = url.path().ok_or(CommandError::InMemory)?;
-    if !path.exists() {
-        return Err(CommandError::NoDatabase { path: path.to_owned() });
+    if url == DatabaseUrl::SqliteMemory {
+        return Err(CommandError::InMemory);
     }
-    migrate(&url)?;
-    Ok(SqliteStore::open(&url)?)
+    match url.path() {
+        Some(path) if !path.exists() => Err(CommandError::NoDatabase { path: path.to_owned() }),
+        _ => Ok(store::open(&url)?),
+    }
 }
 
 fn prune_presences(flags: &PrunePresences) -> Result<(), CommandError> {

@@ -46,7 +46,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Database {
-    /// The database: sqlite://PATH or sqlite::memory:
+    /// The database: sqlite://PATH, sqlite::memory:, or postgres://USER:PASSWORD@HOST:PORT/NAME where
+    /// PostgreSQL is in the build
     #[arg(
         long = "database",
         value_name = "URL",

@@ -8,10 +8,8 @@ use diesel::{
 use serde::Serialize;
 
 use super::{
-    Applied, Batch, Change, Row, SetAside, StoreError,
-    error::Failure,
+    Applied, Batch, Change, Row, SetAside, StoreError, chunks::each_chunk, error::Failure,
     stamp::Stamp,
-    transact::{Depth, transact},
 };
 use crate::{ConnectionId, NodeName, RoomName};
 
@@ -58,16 +56,16 @@ pub(super) fn apply(
     now: DateTime<Utc>,
 ) -> Result<Applied, Failure> {
     let mut set_aside = Vec::new();
-    each_chunk(conn, &batch.deletes, delete, |(room, connection), reason| {
+    each_chunk(conn, &batch.deletes, CHUNK, delete, |(room, connection), reason| {
         set_aside.push(SetAside { change: Change::Delete(room.clone(), *connection), reason });
     })?;
     let upsert = |conn: &mut _, rows: &[_]| upsert(conn, node, rows, now);
-    each_chunk(conn, &batch.upserts, upsert, |row, reason| {
+    each_chunk(conn, &batch.upserts, CHUNK, upsert, |row, reason| {
         let change = Change::Upsert(row.room.clone(), row.presence.connection);
         set_aside.push(SetAside { change, reason });
     })?;
     let seen = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-    each_chunk(conn, &batch.seen, seen, |(connection, _), reason| {
+    each_chunk(conn, &batch.seen, CHUNK, seen, |(connection, _), reason| {
         set_aside.push(SetAside { change: Change::Seen(*connection), reason });
     })?;
     Ok(Applied { set_aside })
@@ -116,30 +114,6 @@ fn seen(
 fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<String, Failure> {
     let rows: Vec<T> = rows.into_iter().collect();
     serde_json::to_string(&rows).map_err(|error| StoreError::unavailable(error).into())
-}
-
-/// Writes rows chunk by chunk; a chunk that fails for a row is halved until that row is alone.
-///
-/// So one bad row costs a few statements more, not a statement for each good one.
-fn each_chunk<T>(
-    conn: &mut SqliteConnection,
-    rows: &[T],
-    write: impl Fn(&mut SqliteConnection, &[T]) -> Result<(), Failure>,
-    mut set_aside: impl FnMut(&T, String),
-) -> Result<(), Failure> {
-    let mut todo: Vec<&[T]> = rows.chunks(CHUNK).rev().collect();
-    while let Some(chunk) = todo.pop() {
-        match (transact(conn, Depth::Inner, |conn| write(conn, chunk)), chunk) {
-            (Ok(()), _) => {}
-            (Err(Failure::Row(reason)), [row]) => set_aside(row, reason),
-            (Err(Failure::Row(_)), _) => {
-                let (first, second) = chunk.split_at(chunk.len() / 2);
-                todo.extend([second, first]);
-            }
-            (Err(failure), _) => return Err(failure),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

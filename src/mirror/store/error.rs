@@ -1,6 +1,9 @@
 //! What can go wrong with a database, by what the caller can do about it.
 
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
+
+#[cfg(feature = "postgres")]
+use super::postgres::error as postgres;
 
 /// What lies under a [`StoreError`], for logs.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -86,6 +89,8 @@ impl StoreError {
 pub(super) enum Failure {
     Row(String),
     Store(StoreError),
+    /// The transaction was in another one's way, and would succeed now.
+    Conflict,
 }
 
 impl Failure {
@@ -94,6 +99,7 @@ impl Failure {
         match self {
             Self::Store(error) => error,
             Self::Row(reason) => StoreError::unavailable(reason),
+            Self::Conflict => StoreError::Locked,
         }
     }
 }
@@ -107,14 +113,26 @@ impl From<StoreError> for Failure {
 impl From<DieselError> for Failure {
     fn from(error: DieselError) -> Self {
         use DatabaseErrorKind::{
-            CheckViolation, ForeignKeyViolation, NotNullViolation, UniqueViolation,
+            CheckViolation, ClosedConnection, ExclusionViolation, ForeignKeyViolation,
+            NotNullViolation, ReadOnlyTransaction, RestrictViolation, SerializationFailure,
+            UnableToSendCommand, UniqueViolation,
         };
         match error {
             DieselError::DatabaseError(
-                UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation,
+                UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation
+                | RestrictViolation | ExclusionViolation,
                 info,
             ) => Self::Row(info.message().to_owned()),
-            DieselError::DatabaseError(_, ref info) => match of_message(info.message()) {
+            DieselError::DatabaseError(SerializationFailure, _) => Self::Conflict,
+            DieselError::DatabaseError(ReadOnlyTransaction, _) => StoreError::ReadOnly.into(),
+            DieselError::DatabaseError(ClosedConnection | UnableToSendCommand, _) => {
+                StoreError::unavailable(error).into()
+            }
+            #[cfg(feature = "postgres")]
+            DieselError::DatabaseError(_, ref info) if postgres::is_conflict(info.message()) => {
+                Self::Conflict
+            }
+            DieselError::DatabaseError(_, ref info) => match of_info(&**info) {
                 Some(kind) => Self::Store(kind(error.into())),
                 None => Self::Row(info.message().to_owned()),
             },
@@ -128,6 +146,14 @@ impl From<DieselError> for StoreError {
     fn from(error: DieselError) -> Self {
         Failure::from(error).into_error()
     }
+}
+
+/// Which failure of the database its words tell; `None` if none that is known.
+fn of_info(info: &dyn DatabaseErrorInformation) -> Option<fn(Source) -> StoreError> {
+    let known = of_message(info.message());
+    #[cfg(feature = "postgres")]
+    let known = known.or_else(|| postgres::of_info(info));
+    known
 }
 
 /// Which failure of the database a message of SQLite tells; `None` if it is none.

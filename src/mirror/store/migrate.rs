@@ -8,16 +8,18 @@ use std::{
 use diesel::{SqliteConnection, connection::SimpleConnection, result::Error};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+#[cfg(feature = "postgres")]
+use super::PostgresOptions;
 use super::{
     DatabaseUrl, SqliteOptions, SqliteStore, StoreError,
     error::{Failure, Source},
-    transact::{Depth, transact},
+    transact::transact_locked,
 };
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
-/// Brings a database's tables up to this version, making the database if there is none. Answers how
-/// many migrations that took.
+/// Brings a database's tables up to this version, making a SQLite database if there is none. Answers
+/// how many migrations that took.
 ///
 /// Several processes may start at once on one database; they wait for one another, up to 30 seconds.
 ///
@@ -25,6 +27,10 @@ pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/
 ///
 /// [`StoreError`]; the migrations done until then stay, each one is all or nothing.
 pub fn migrate(url: &DatabaseUrl) -> Result<usize, StoreError> {
+    #[cfg(feature = "postgres")]
+    if let DatabaseUrl::Postgres(url) = url {
+        return super::postgres::migrate(url, PostgresOptions::default());
+    }
     let (_, applied) = SqliteStore::open_counting(url, SqliteOptions::default())?;
     Ok(applied)
 }
@@ -53,18 +59,18 @@ fn prepare_once(conn: &mut SqliteConnection) -> Result<usize, StoreError> {
     if !conn.has_pending_migration(MIGRATIONS).map_err(migration_error)? {
         return Ok(0);
     }
-    transact(conn, Depth::Outer, |conn| {
+    transact_locked(conn, |conn| {
         let applied = conn.run_pending_migrations(MIGRATIONS).map_err(migration_error)?;
         Ok(applied.len())
     })
     .map_err(Failure::into_error)
 }
 
-fn migration_error(source: Source) -> StoreError {
+pub(super) fn migration_error(source: Source) -> StoreError {
     match source.downcast::<Error>() {
         Ok(error) => match Failure::from(*error) {
-            Failure::Store(error) => error,
             Failure::Row(reason) => StoreError::Schema { source: reason.into() },
+            failure => failure.into_error(),
         },
         Err(source) => StoreError::Schema { source },
     }

@@ -1,7 +1,9 @@
 //! The database: the only place that knows SQL.
 //!
-//! [`Store`] says what is asked of a database, [`SqliteStore`] does it with SQLite. A store is slow
-//! and may fail; it belongs on a thread of its own (the [`Writer`](super::Writer)'s), or in a command.
+//! [`Store`] says what is asked of a database, [`SqliteStore`] does it with SQLite. [`SharedStore`]
+//! says what is asked of one that several nodes share; with the feature `postgres` there is a
+//! `PostgresStore` that does it. A store is slow and may fail; it belongs on a thread of its own (the
+//! [`Writer`](super::Writer)'s), or in a command.
 
 use std::time::Duration;
 
@@ -11,10 +13,14 @@ use serde::Serialize;
 use crate::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
+mod chunks;
 mod error;
 mod life;
 mod migrate;
+mod open;
 mod owner;
+#[cfg(feature = "postgres")]
+mod postgres;
 pub mod schema;
 mod shared;
 mod sqlite;
@@ -27,7 +33,10 @@ mod url;
 pub use error::{Source, StoreError};
 pub(crate) use life::Life;
 pub use migrate::migrate;
+pub use open::open;
 pub use owner::{OwnerError, OwnerLock};
+#[cfg(feature = "postgres")]
+pub use postgres::{LeaseClock, PostgresOptions, PostgresStore, PostgresUrl};
 pub use shared::{Burial, NodeRow, RoomRows, SharedStore, Whom};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use url::{DatabaseUrl, InvalidDatabaseUrl, SqlitePath};

@@ -26,7 +26,7 @@ use super::{
     migrate,
     schema::{nodes, presences, rooms},
     stamp::Stamp,
-    transact::{Depth, transact},
+    transact::transact_locked,
 };
 
 use crate::{Epoch, NodeName};
@@ -111,6 +111,8 @@ impl SqliteStore {
         let place = match url {
             DatabaseUrl::SqliteMemory => Place::Memory,
             DatabaseUrl::SqliteFile(path) => Place::File(path.clone()),
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(_) => return Err(StoreError::unavailable("this is not SQLite")),
         };
         let mut store = Self { place, options, open: None, known: None, lost: false, _owner: None };
         store.find()?;
@@ -211,9 +213,7 @@ impl SqliteStore {
         &mut self,
         body: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        self.call(Access::Write, |conn| {
-            transact(conn, Depth::Outer, body).map_err(Failure::into_error)
-        })
+        self.call(Access::Write, |conn| transact_locked(conn, body).map_err(Failure::into_error))
     }
 
     /// Lets go of a file; memory would be lost with its connection.

@@ -1,38 +1,45 @@
 //! Transactions that tell why they failed.
 
-use diesel::{Connection, SqliteConnection, result::Error};
+use diesel::{
+    Connection, SqliteConnection,
+    result::{Error, QueryResult},
+};
 
 use super::error::Failure;
 
-/// Which kind of transaction.
-pub(super) enum Depth {
-    /// Takes the write lock at once: one that reads first may be refused later without waiting.
-    Outer,
-    /// A savepoint.
-    Inner,
+/// Runs `body` in a transaction, or in a savepoint of the one that is open, and keeps *its* failure.
+///
+/// A database ends a transaction by itself when its disk or its connection fails; undoing it then
+/// fails too, and Diesel would answer that second failure.
+pub(super) fn transact<C: Connection, T>(
+    conn: &mut C,
+    body: impl FnOnce(&mut C) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    keep_failure(body, |run| conn.transaction(run))
 }
 
-/// Runs `body` in a transaction, or savepoint, and keeps *its* failure.
-///
-/// SQLite ends a transaction by itself when its disk fails; undoing it then fails too, and Diesel
-/// would answer that second failure.
-pub(super) fn transact<T>(
+/// The same with SQLite's write lock from the beginning: a transaction that reads first may be
+/// refused the lock later, without waiting.
+pub(super) fn transact_locked<T>(
     conn: &mut SqliteConnection,
-    depth: Depth,
     body: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let mut why = None;
-    let run = |conn: &mut SqliteConnection| {
+    keep_failure(body, |run| conn.immediate_transaction(run))
+}
+
+fn keep_failure<C, T>(
+    body: impl FnOnce(&mut C) -> Result<T, Failure>,
+    transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> QueryResult<T>) -> QueryResult<T>,
+) -> Result<T, Failure> {
+    let (mut body, mut why) = (Some(body), None);
+    let mut run = |conn: &mut C| {
+        let body = body.take().ok_or(Error::AlreadyInTransaction)?;
         body(conn).map_err(|failure| {
             why = Some(failure);
             Error::RollbackTransaction
         })
     };
-    let done = match depth {
-        Depth::Outer => conn.immediate_transaction(run),
-        Depth::Inner => conn.transaction(run),
-    };
-    done.map_err(|error| match (error, why) {
+    transaction(&mut run).map_err(|error| match (error, why) {
         (Error::RollbackTransaction, Some(failure)) => failure,
         (_, Some(Failure::Store(error))) => error.into(),
         (error, _) => error.into(),

@@ -6,9 +6,13 @@ use std::{
     str::FromStr,
 };
 
-/// Where the database is: `sqlite://PATH` or `sqlite::memory:`.
+#[cfg(feature = "postgres")]
+use super::PostgresUrl;
+
+/// Where the database is: `sqlite://PATH`, `sqlite::memory:`, or `postgres://…` with the feature
+/// `postgres`.
 ///
-/// The path is what follows `sqlite://`, as it stands: nothing in it has a meaning of its own, not
+/// The path of a file is what follows `sqlite://`, as it stands: nothing in it has a meaning of its own, not
 /// `?`, `#` or `%`, and a name such as `:memory:` or `file:x` is a file's name. It may be relative.
 ///
 /// ```
@@ -26,6 +30,9 @@ pub enum DatabaseUrl {
     SqliteMemory,
     /// A file of SQLite.
     SqliteFile(SqlitePath),
+    /// A database of PostgreSQL, which several nodes may share.
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresUrl),
 }
 
 /// Path of a SQLite file: not empty, without NUL.
@@ -45,6 +52,12 @@ pub enum InvalidDatabaseUrl {
     /// The path has a NUL character.
     #[error("the path of a database has no NUL character")]
     Nul,
+    /// The text begins as one for PostgreSQL, and goes on otherwise.
+    #[error(
+        "a database of PostgreSQL is `postgres://USER:PASSWORD@HOST:PORT/NAME?OPTION=VALUE`, with \
+        other characters in a part written as `%xx`"
+    )]
+    MalformedPostgres,
     /// The text names PostgreSQL, which this build leaves out.
     #[error("PostgreSQL is not in this build; use `sqlite://PATH` or `sqlite::memory:`")]
     NotInThisBuild,
@@ -57,6 +70,8 @@ impl DatabaseUrl {
         match self {
             Self::SqliteMemory => None,
             Self::SqliteFile(path) => Some(path.as_path()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => None,
         }
     }
 }
@@ -108,6 +123,9 @@ impl FromStr for DatabaseUrl {
             return SqlitePath::new(path).map(Self::SqliteFile);
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            #[cfg(feature = "postgres")]
+            return PostgresUrl::new(url).map(Self::Postgres);
+            #[cfg(not(feature = "postgres"))]
             return Err(InvalidDatabaseUrl::NotInThisBuild);
         }
         Err(InvalidDatabaseUrl::UnknownForm)
@@ -119,6 +137,8 @@ impl fmt::Display for DatabaseUrl {
         match self {
             Self::SqliteMemory => f.write_str("sqlite::memory:"),
             Self::SqliteFile(path) => write!(f, "sqlite://{}", path.0),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(url) => url.fmt(f),
         }
     }
 }
@@ -147,10 +167,8 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_without_repeating_it() {
-        use InvalidDatabaseUrl::{EmptyPath, NotInThisBuild, Nul, UnknownForm};
+        use InvalidDatabaseUrl::{EmptyPath, Nul, UnknownForm};
         for (url, error) in [
-            ("postgres://ada:s3cret@db/x", NotInThisBuild),
-            ("postgresql://ada:s3cret@db/x", NotInThisBuild),
             ("mysql://ada:s3cret@db/x", UnknownForm),
             ("sqlite:s3cret.db", UnknownForm),
             ("s3cret.db", UnknownForm),
@@ -162,5 +180,9 @@ mod tests {
             assert!(!error.to_string().contains("s3cret"));
         }
         assert!(UnknownForm.to_string().contains("sqlite://PATH"));
+        #[cfg(not(feature = "postgres"))]
+        for url in ["postgres://ada:s3cret@db/x", "postgresql://ada:s3cret@db/x"] {
+            assert_eq!(url.parse::<DatabaseUrl>(), Err(InvalidDatabaseUrl::NotInThisBuild));
+        }
     }
 }

@@ -1,0 +1,3 @@
+DROP TABLE presences;
+DROP TABLE rooms;
+DROP TABLE nodes;

@@ -1,0 +1,263 @@
+//! Batches as statements: the rows go to PostgreSQL as arrays, one for each column.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use diesel::{
+    PgConnection, QueryableByName, RunQueryDsl,
+    sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
+};
+
+use super::statement::statement;
+use crate::{
+    ConnectionId, NodeName, RoomName,
+    mirror::store::{Applied, Batch, Change, Row, SetAside, chunks::each_chunk, error::Failure},
+};
+
+/// How many rows a statement takes at most when some are refused.
+const CHUNK: usize = 1024;
+
+/// Only what is missing is inserted: a room that is there is not locked, and uses up no number.
+///
+/// In the order of the names, as everybody does: who waits for another's room holds none that the
+/// other one still wants.
+pub(super) const INSERT_ROOMS: &str = "
+    INSERT INTO rooms (channel_name, created_at)
+    SELECT given.room, $1 FROM unnest($2) WITH ORDINALITY AS given (room, place)
+    WHERE NOT EXISTS (SELECT FROM rooms WHERE channel_name = given.room)
+    ORDER BY given.place ON CONFLICT (channel_name) DO NOTHING";
+
+/// The rooms are held until the end, so that nobody removes one as empty before its presences are
+/// seen; one that was removed since its insertion is not found, and its presences are missing in the
+/// number of those written.
+pub(super) const UPSERT_PRESENCES: &str = "
+    WITH room AS MATERIALIZED (
+        SELECT id, channel_name FROM rooms WHERE channel_name = ANY ($1)
+        ORDER BY channel_name FOR KEY SHARE)
+    INSERT INTO presences
+        (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fading_until,
+        turn, node_id)
+    SELECT room.id, given.connection, given.user_id, given.info, given.joined_at, given.last_seen,
+        given.session_key, given.fading_until, given.turn, $2
+    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11) WITH ORDINALITY AS given
+        (room, connection, user_id, info, joined_at, last_seen, session_key, fading_until, turn,
+        place)
+    JOIN room ON room.channel_name = given.room
+    ORDER BY given.place
+    ON CONFLICT (room_id, channel_name) DO UPDATE SET
+        user_id = excluded.user_id, info = excluded.info, joined_at = excluded.joined_at,
+        last_seen = excluded.last_seen, session_key = excluded.session_key,
+        fading_until = excluded.fading_until, turn = excluded.turn, node_id = excluded.node_id
+    WHERE presences.node_id = excluded.node_id
+        OR (presences.turn, presences.node_id) < (excluded.turn, excluded.node_id)";
+
+/// How many of these are not to be written, for another node holds them.
+pub(super) const COUNT_OUTRANKED: &str = "
+    WITH writer AS (SELECT $1 AS node_id)
+    SELECT count(*) AS count
+    FROM unnest($2, $3, $4) AS given (room, connection, turn) CROSS JOIN writer
+    JOIN rooms ON rooms.channel_name = given.room
+    JOIN presences ON presences.room_id = rooms.id AND presences.channel_name = given.connection
+    WHERE presences.node_id <> writer.node_id
+        AND (presences.turn, presences.node_id) > (given.turn, writer.node_id)";
+
+pub(super) const DELETE: &str = "
+    WITH own AS MATERIALIZED (
+        SELECT presences.id
+        FROM unnest($1, $2) WITH ORDINALITY AS given (room, connection, place)
+        JOIN rooms ON rooms.channel_name = given.room
+        JOIN presences
+            ON presences.room_id = rooms.id AND presences.channel_name = given.connection
+        WHERE presences.node_id = $3
+        ORDER BY given.place FOR UPDATE OF presences)
+    DELETE FROM presences USING own WHERE presences.id = own.id";
+
+pub(super) const SEEN: &str = "
+    UPDATE presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
+    WHERE presences.channel_name = given.connection AND presences.node_id = $3";
+
+/// A batch in the order in which everybody writes: by room, then by connection.
+pub(super) struct Sorted<'a> {
+    upserts: Vec<&'a Row>,
+    deletes: Vec<(&'a RoomName, ConnectionId)>,
+    seen: &'a [(ConnectionId, DateTime<Utc>)],
+}
+
+impl<'a> Sorted<'a> {
+    pub(super) fn new(batch: &'a Batch) -> Self {
+        let mut upserts: Vec<_> = batch.upserts.iter().collect();
+        upserts.sort_by_key(|row| (&row.room, row.presence.connection));
+        let mut deletes: Vec<_> =
+            batch.deletes.iter().map(|(room, connection)| (room, *connection)).collect();
+        deletes.sort();
+        Self { upserts, deletes, seen: &batch.seen }
+    }
+
+    /// Writes all of it with a statement for each kind, in the transaction that is open.
+    pub(super) fn write(
+        &self,
+        conn: &mut PgConnection,
+        node: &NodeName,
+        now: DateTime<Utc>,
+    ) -> Result<Applied, Failure> {
+        // Before the deletes, which hold rows of the node that another one may wait for.
+        insert_rooms(conn, &self.upserts, now)?;
+        delete(conn, node, &self.deletes)?;
+        upsert(conn, node, &self.upserts, now)?;
+        seen(conn, node, self.seen)?;
+        Ok(Applied::default())
+    }
+
+    /// Writes all that the database takes, in the transaction that is open.
+    pub(super) fn write_piecemeal(
+        &self,
+        conn: &mut PgConnection,
+        node: &NodeName,
+        now: DateTime<Utc>,
+    ) -> Result<Applied, Failure> {
+        let mut set_aside = Vec::new();
+        let mut refused = |change, reason| set_aside.push(SetAside { change, reason });
+        let write = |conn: &mut _, rows: &[_]| delete(conn, node, rows);
+        each_chunk(conn, &self.deletes, CHUNK, write, |(room, connection), reason| {
+            refused(Change::Delete(RoomName::clone(room), *connection), reason);
+        })?;
+        let write = |conn: &mut _, rows: &[_]| {
+            insert_rooms(conn, rows, now)?;
+            upsert(conn, node, rows, now)
+        };
+        each_chunk(conn, &self.upserts, CHUNK, write, |row, reason| {
+            refused(Change::Upsert(row.room.clone(), row.presence.connection), reason);
+        })?;
+        let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
+        each_chunk(conn, self.seen, CHUNK, write, |(connection, _), reason| {
+            refused(Change::Seen(*connection), reason);
+        })?;
+        Ok(Applied { set_aside })
+    }
+}
+
+/// The names of the rooms, each once; they are sorted.
+fn names<'a>(rows: &[&'a Row]) -> Vec<&'a str> {
+    let mut names: Vec<_> = rows.iter().map(|row| row.room.as_str()).collect();
+    names.dedup();
+    names
+}
+
+fn insert_rooms(conn: &mut PgConnection, rows: &[&Row], now: DateTime<Utc>) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    statement(INSERT_ROOMS)
+        .bind::<Timestamp>(now.naive_utc())
+        .bind::<Array<Text>>(names(rows))
+        .execute(conn)?;
+    Ok(())
+}
+
+fn upsert(
+    conn: &mut PgConnection,
+    node: &NodeName,
+    rows: &[&Row],
+    now: DateTime<Utc>,
+) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    // A room may have been removed as empty between its insertion and now. That does not happen again:
+    // those that were there are held, and nobody else sees those that are inserted.
+    for again in [false, true] {
+        if again {
+            insert_rooms(conn, rows, now)?;
+        }
+        let written = write_presences(conn, node, rows)?;
+        if written == rows.len() || written + outranked(conn, node, rows)? >= rows.len() {
+            return Ok(());
+        }
+    }
+    // A trigger can keep a row out without an error.
+    Err(Failure::Row("the database left it out".to_owned()))
+}
+
+fn write_presences(
+    conn: &mut PgConnection,
+    node: &NodeName,
+    rows: &[&Row],
+) -> Result<usize, Failure> {
+    fn column<'a, T>(rows: &[&'a Row], value: impl Fn(&'a Row) -> T) -> Vec<T> {
+        rows.iter().map(|row| value(row)).collect()
+    }
+    let ids: Vec<_> = rows.iter().map(|row| row.presence.connection.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let users = column(rows, |row| row.presence.user.as_ref().map(|user| user.as_str()));
+    let sessions = column(rows, |row| row.session.as_ref().map(|session| session.as_str()));
+    let fading = column(rows, |row| row.fading.map(|until| until.naive_utc()));
+    let written = statement(UPSERT_PRESENCES)
+        .bind::<Array<Text>>(names(rows))
+        .bind::<Text>(node.as_str())
+        .bind::<Array<Text>>(column(rows, |row| row.room.as_str()))
+        .bind::<Array<Text>>(ids)
+        .bind::<Array<Nullable<Text>>>(users)
+        .bind::<Array<Text>>(column(rows, |row| row.presence.info.as_json()))
+        .bind::<Array<Timestamp>>(column(rows, |row| row.presence.joined_at.naive_utc()))
+        .bind::<Array<Timestamp>>(column(rows, |row| row.last_seen.naive_utc()))
+        .bind::<Array<Nullable<Text>>>(sessions)
+        .bind::<Array<Nullable<Timestamp>>>(fading)
+        .bind::<Array<Integer>>(column(rows, turn))
+        .execute(conn)?;
+    Ok(written)
+}
+
+fn outranked(conn: &mut PgConnection, node: &NodeName, rows: &[&Row]) -> Result<usize, Failure> {
+    let ids: Vec<_> = rows.iter().map(|row| row.presence.connection.to_string()).collect();
+    let Count { count } = statement(COUNT_OUTRANKED)
+        .bind::<Text>(node.as_str())
+        .bind::<Array<Text>>(rows.iter().map(|row| row.room.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Text>>(ids)
+        .bind::<Array<Integer>>(rows.iter().map(|row| turn(row)).collect::<Vec<_>>())
+        .get_result(conn)?;
+    Ok(super::rows::number(count))
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+fn turn(row: &Row) -> i32 {
+    i32::try_from(row.turn).unwrap_or(i32::MAX)
+}
+
+fn delete(
+    conn: &mut PgConnection,
+    node: &NodeName,
+    rows: &[(&RoomName, ConnectionId)],
+) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (rooms, ids): (Vec<_>, Vec<_>) =
+        rows.iter().map(|(room, connection)| (room.as_str(), connection.to_string())).unzip();
+    statement(DELETE)
+        .bind::<Array<Text>>(rooms)
+        .bind::<Array<Text>>(ids)
+        .bind::<Text>(node.as_str())
+        .execute(conn)?;
+    Ok(())
+}
+
+fn seen(
+    conn: &mut PgConnection,
+    node: &NodeName,
+    rows: &[(ConnectionId, DateTime<Utc>)],
+) -> Result<(), Failure> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let (ids, times): (Vec<_>, Vec<NaiveDateTime>) =
+        rows.iter().map(|(connection, at)| (connection.to_string(), at.naive_utc())).unzip();
+    statement(SEEN)
+        .bind::<Array<Text>>(ids)
+        .bind::<Array<Timestamp>>(times)
+        .bind::<Text>(node.as_str())
+        .execute(conn)?;
+    Ok(())
+}

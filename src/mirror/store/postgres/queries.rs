@@ -1,0 +1,234 @@
+//! What is asked of the tables, and the rooms that nobody is in.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use diesel::{
+    PgConnection, QueryableByName, RunQueryDsl,
+    pg::Pg,
+    sql_types::{Array, BigInt, Nullable, Text, Timestamp},
+};
+
+use super::{
+    PostgresStore, Scope, nodes,
+    rows::{self, Counted, Held, Holder, Node, held_columns, number},
+    statement::{Statement, statement},
+};
+use crate::{
+    ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId,
+    mirror::store::{
+        Burial, NodeRow, RoomCounts, RoomRows, Row, SharedStore, StoreError, Whom, error::Failure,
+    },
+};
+
+const NODES: &str = "
+    SELECT id, incarnation, head, leaving,
+        lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC') AS expired
+    FROM nodes ORDER BY id";
+
+/// Presences with their rooms, of nodes that have a row: others are none.
+macro_rules! held {
+    ($condition:literal) => {
+        concat!(
+            "SELECT ",
+            held_columns!(),
+            " FROM rooms JOIN presences ON presences.room_id = rooms.id
+            JOIN nodes ON nodes.id = presences.node_id WHERE ",
+            $condition
+        )
+    };
+}
+
+pub(super) const READ: &str = held!("rooms.channel_name = ANY ($1)");
+
+pub(super) const FIND: &str =
+    held!("rooms.channel_name = $1 AND presences.channel_name = ANY ($2)");
+
+/// Room by room, so that a page costs what it shows.
+pub(super) const LIST: &str = "
+    SELECT rooms.channel_name, counts.connections, counts.users, counts.known
+    FROM rooms CROSS JOIN LATERAL (
+        SELECT count(*) AS connections, count(DISTINCT user_id) AS users, count(user_id) AS known
+        FROM presences JOIN nodes ON nodes.id = presences.node_id
+        WHERE presences.room_id = rooms.id) AS counts
+    WHERE rooms.channel_name > $1 AND counts.connections > 0
+    ORDER BY rooms.channel_name LIMIT $2";
+
+pub(super) const WHERE_IS: &str = "
+    SELECT rooms.channel_name, count(*) AS connections, 1::bigint AS users, count(*) AS known
+    FROM presences JOIN rooms ON rooms.id = presences.room_id
+    JOIN nodes ON nodes.id = presences.node_id
+    WHERE presences.user_id = $1 GROUP BY rooms.channel_name ORDER BY rooms.channel_name";
+
+macro_rules! holders {
+    ($condition:literal) => {
+        concat!(
+            "SELECT presences.channel_name AS connection, min(presences.node_id) AS node_id
+            FROM presences JOIN nodes ON nodes.id = presences.node_id WHERE ",
+            $condition,
+            " GROUP BY presences.channel_name ORDER BY presences.channel_name"
+        )
+    };
+}
+
+pub(super) const CONNECTION: &str = holders!("presences.channel_name = $1");
+pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
+
+const ROOMS: &str = "
+    SELECT rooms.channel_name, count(presences.id) AS connections,
+        count(DISTINCT presences.user_id) AS users, count(presences.user_id) AS known
+    FROM rooms LEFT JOIN presences ON presences.room_id = rooms.id
+    GROUP BY rooms.id, rooms.channel_name ORDER BY rooms.channel_name";
+
+/// Those that somebody enters at this moment are left alone.
+const EMPTY_ROOMS: &str = "
+    SELECT id FROM rooms
+    WHERE NOT EXISTS (SELECT FROM presences WHERE presences.room_id = rooms.id)
+    ORDER BY channel_name FOR UPDATE SKIP LOCKED";
+
+pub(super) const DELETE_EMPTY_ROOMS: &str = "
+    DELETE FROM rooms
+    WHERE id = ANY ($1) AND NOT EXISTS (SELECT FROM presences WHERE presences.room_id = rooms.id)";
+
+#[derive(QueryableByName)]
+struct RoomId {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+}
+
+/// Removes rooms without presences.
+///
+/// Two statements: the first one holds the rooms, so that nobody enters them; the second one sees who
+/// had done so before, since the first one began. Deleting a room would take its presences with it.
+pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
+    let empty: Vec<RoomId> = statement(EMPTY_ROOMS).load(conn)?;
+    if empty.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<i64> = empty.into_iter().map(|room| room.id).collect();
+    Ok(statement(DELETE_EMPTY_ROOMS).bind::<Array<BigInt>>(ids).execute(conn)?)
+}
+
+pub(super) fn rooms(conn: &mut PgConnection) -> Result<Vec<RoomCounts>, Failure> {
+    let counted: Vec<Counted> = statement(ROOMS).load(conn)?;
+    let counts = counted.into_iter().map(|room| {
+        let Occupancy { connections, users, anonymous } = room.occupancy();
+        RoomCounts { channel_name: room.channel_name, connections, users, anonymous }
+    });
+    Ok(counts.collect())
+}
+
+impl Counted {
+    fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            connections: number(self.connections),
+            users: number(self.users),
+            anonymous: number(self.connections - self.known),
+        }
+    }
+
+    fn room(&self) -> Result<RoomName, &'static str> {
+        RoomName::new(&self.channel_name).map_err(|_| "channel_name")
+    }
+}
+
+impl PostgresStore {
+    /// Asks one thing.
+    fn load<T>(&self, query: Statement<'_>) -> Result<Vec<T>, StoreError>
+    where
+        T: QueryableByName<Pg> + 'static,
+    {
+        self.call(|conn| Ok(query.load(conn)?)).map_err(Failure::into_error)
+    }
+}
+
+impl SharedStore for PostgresStore {
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError> {
+        let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
+        let clock = self.clock(now);
+        let found = self.call(|conn| {
+            conn.build_transaction().read_only().repeatable_read().run(|conn| {
+                let nodes: Vec<Node> = all_nodes(clock).load(conn)?;
+                let held: Vec<Held> = match rooms.is_empty() {
+                    true => Vec::new(),
+                    false => statement(READ).bind::<Array<Text>>(rooms).load(conn)?,
+                };
+                Ok::<_, Failure>((nodes, held))
+            })
+        });
+        let (nodes, held) = found.map_err(Failure::into_error)?;
+        Ok(RoomRows { nodes: rows::nodes(nodes), rows: rows::presences(held) })
+    }
+
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError> {
+        Ok(rows::nodes(self.load(all_nodes(self.clock(now)))?))
+    }
+
+    fn bury(
+        &mut self,
+        node: &NodeName,
+        incarnation: Epoch,
+        now: DateTime<Utc>,
+    ) -> Result<Burial, StoreError> {
+        let clock = self.clock(now);
+        self.transact(Scope::All, |conn| nodes::bury(conn, node, incarnation, clock))
+    }
+
+    fn find(
+        &mut self,
+        room: &RoomName,
+        connections: &[ConnectionId],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
+        let query = statement(FIND).bind::<Text>(room.as_str()).bind::<Array<Text>>(ids);
+        Ok(rows::presences(self.load(query)?))
+    }
+
+    fn list(
+        &mut self,
+        after: Option<&RoomName>,
+        limit: usize,
+    ) -> Result<Vec<RoomSummary>, StoreError> {
+        let mut after = after.map_or(String::new(), RoomName::to_string);
+        let mut summaries = Vec::new();
+        // Names that are none are skipped, and must not shorten the page.
+        while summaries.len() < limit {
+            let missing = limit - summaries.len();
+            let query = statement(LIST)
+                .bind::<Text>(after)
+                .bind::<BigInt>(i64::try_from(missing).unwrap_or(i64::MAX));
+            let page: Vec<Counted> = self.load(query)?;
+            let Some(last) = page.last() else { break };
+            let is_last = page.len() < missing;
+            after = last.channel_name.clone();
+            let read = page.iter().map(|counted| {
+                let (room, occupancy) = (counted.room()?, counted.occupancy());
+                Ok(RoomSummary { room, occupancy, version: 0 })
+            });
+            summaries.extend(rows::all("rooms", read));
+            if is_last {
+                break;
+            }
+        }
+        Ok(summaries)
+    }
+
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError> {
+        let counted: Vec<Counted> = self.load(statement(WHERE_IS).bind::<Text>(user.as_str()))?;
+        let read = counted.iter().map(|counted| Ok((counted.room()?, number(counted.connections))));
+        Ok(rows::all("rooms", read))
+    }
+
+    fn connections(&mut self, whom: &Whom) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+        let query = match whom {
+            Whom::Connection(connection) => {
+                statement(CONNECTION).bind::<Text>(connection.to_string())
+            }
+            Whom::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
+        };
+        let holders: Vec<Holder> = self.load(query)?;
+        Ok(rows::all("presences", holders.into_iter().map(Holder::read)))
+    }
+}
+
+fn all_nodes<'a>(clock: Option<NaiveDateTime>) -> Statement<'a> {
+    statement(NODES).bind::<Nullable<Timestamp>>(clock)
+}

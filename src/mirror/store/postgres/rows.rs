@@ -1,0 +1,163 @@
+//! Rows of the tables as values. Anybody may have written them: what is no value is skipped.
+
+use chrono::NaiveDateTime;
+use diesel::{
+    QueryableByName,
+    sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamp},
+};
+
+use crate::{
+    ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey, UserId,
+    mirror::store::{NodeRow, Row},
+};
+
+/// The columns of [`Held`].
+macro_rules! held_columns {
+    () => {
+        "rooms.channel_name AS room, presences.channel_name AS connection, presences.user_id,
+         presences.info, presences.joined_at, presences.last_seen, presences.node_id,
+         presences.session_key, presences.fading_until, presences.turn"
+    };
+}
+pub(super) use held_columns;
+
+/// A presence with its room.
+#[derive(QueryableByName)]
+pub(super) struct Held {
+    #[diesel(sql_type = Text)]
+    room: String,
+    #[diesel(sql_type = Text)]
+    connection: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    user_id: Option<String>,
+    #[diesel(sql_type = Text)]
+    info: String,
+    #[diesel(sql_type = Timestamp)]
+    joined_at: NaiveDateTime,
+    #[diesel(sql_type = Timestamp)]
+    last_seen: NaiveDateTime,
+    #[diesel(sql_type = Text)]
+    node_id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    session_key: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    fading_until: Option<NaiveDateTime>,
+    #[diesel(sql_type = Integer)]
+    turn: i32,
+}
+
+impl Held {
+    fn read(self) -> Result<(NodeName, Row), &'static str> {
+        let connection = self.connection.parse::<ConnectionId>().map_err(|_| "channel_name")?;
+        let user = self.user_id.map(UserId::new).transpose().map_err(|_| "user_id")?;
+        let info = serde_json::from_str(&self.info).map_err(|_| "info")?;
+        let joined_at = self.joined_at.and_utc();
+        let row = Row {
+            room: RoomName::new(self.room).map_err(|_| "the room's channel_name")?,
+            presence: Presence { connection, user, info, joined_at },
+            last_seen: self.last_seen.and_utc(),
+            session: self
+                .session_key
+                .map(SessionKey::new)
+                .transpose()
+                .map_err(|_| "session_key")?,
+            fading: self.fading_until.map(|until| until.and_utc()),
+            turn: self.turn.try_into().map_err(|_| "turn")?,
+        };
+        Ok((NodeName::new(self.node_id).map_err(|_| "node_id")?, row))
+    }
+}
+
+/// A row of `nodes`, with whether its lease is over.
+#[derive(QueryableByName)]
+pub(super) struct Node {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Text)]
+    incarnation: String,
+    #[diesel(sql_type = BigInt)]
+    head: i64,
+    #[diesel(sql_type = Bool)]
+    expired: bool,
+    #[diesel(sql_type = Bool)]
+    leaving: bool,
+}
+
+impl Node {
+    fn read(self) -> Result<NodeRow, &'static str> {
+        Ok(NodeRow {
+            node: NodeName::new(self.id).map_err(|_| "id")?,
+            incarnation: self.incarnation.parse::<Epoch>().map_err(|_| "incarnation")?,
+            head: self.head.try_into().map_err(|_| "head")?,
+            expired: self.expired,
+            leaving: self.leaving,
+        })
+    }
+}
+
+/// A room, or a user's, with the number of connections.
+#[derive(QueryableByName)]
+pub(super) struct Counted {
+    #[diesel(sql_type = Text)]
+    pub channel_name: String,
+    #[diesel(sql_type = BigInt)]
+    pub connections: i64,
+    #[diesel(sql_type = BigInt)]
+    pub users: i64,
+    #[diesel(sql_type = BigInt)]
+    pub known: i64,
+}
+
+/// A connection and who holds it.
+#[derive(QueryableByName)]
+pub(super) struct Holder {
+    #[diesel(sql_type = Text)]
+    connection: String,
+    #[diesel(sql_type = Text)]
+    node_id: String,
+}
+
+impl Holder {
+    pub(super) fn read(self) -> Result<(ConnectionId, NodeName), &'static str> {
+        let connection = self.connection.parse().map_err(|_| "channel_name")?;
+        Ok((connection, NodeName::new(self.node_id).map_err(|_| "node_id")?))
+    }
+}
+
+pub(super) fn presences(held: Vec<Held>) -> Vec<(NodeName, Row)> {
+    all("presences", held.into_iter().map(Held::read))
+}
+
+pub(super) fn nodes(nodes: Vec<Node>) -> Vec<NodeRow> {
+    all("nodes", nodes.into_iter().map(Node::read))
+}
+
+/// Those that are values; that there were others is said once for all of them.
+pub(super) fn all<T>(
+    table: &'static str,
+    read: impl Iterator<Item = Result<T, &'static str>>,
+) -> Vec<T> {
+    let (mut skipped, mut column) = (0, "");
+    let read = read.filter_map(|read| {
+        read.inspect_err(|bad| {
+            skipped += 1;
+            column = bad;
+        })
+        .ok()
+    });
+    let values = read.collect();
+    if skipped > 0 {
+        tracing::warn!(
+            table,
+            column,
+            skipped,
+            "skipped rows of `{table}` that somebody else wrote"
+        );
+    }
+    values
+}
+
+/// A count of SQL, which is never negative.
+pub(super) fn number(count: i64) -> usize {
+    usize::try_from(count).unwrap_or(0)
+}

@@ -1,0 +1,142 @@
+//! The contract of stores.
+
+use actix_presence::{
+    ConnectionId, NodeName, Presence, RoomName, SessionKey, UserId,
+    mirror::store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
+    testing::store_contract::{Bench, Deed, SharedBench, Verb},
+};
+use chrono::NaiveDateTime;
+use diesel::{
+    PgConnection,
+    connection::SimpleConnection,
+    prelude::*,
+    sql_query,
+    sql_types::{Integer, Nullable, Text, Timestamp},
+};
+
+use crate::server::Postgres;
+
+actix_presence::store_contract!(every_store, super::OnPostgres);
+actix_presence::shared_store_contract!(shared_store, super::OnPostgres);
+
+/// A database with a store that goes by the time it is given.
+pub struct OnPostgres {
+    pub url: String,
+    pub store: PostgresStore,
+}
+
+pub fn options() -> PostgresOptions {
+    let mut options = PostgresOptions::default();
+    options.clock = LeaseClock::Given;
+    options
+}
+
+pub fn url(url: &str) -> PostgresUrl {
+    let DatabaseUrl::Postgres(url) = url.parse().unwrap() else { panic!("{url}") };
+    url
+}
+
+impl OnPostgres {
+    pub fn on(server: &Postgres) -> Self {
+        let database = server.fresh_database();
+        let store = PostgresStore::open_with(&url(&database), options()).unwrap();
+        Self { url: database, store }
+    }
+
+    pub fn shell(&self) -> PgConnection {
+        PgConnection::establish(&self.url).unwrap()
+    }
+
+    pub fn sql(&self, sql: &str) {
+        self.shell().batch_execute(sql).unwrap();
+    }
+}
+
+#[derive(QueryableByName)]
+struct Columns {
+    #[diesel(sql_type = Text)]
+    room: String,
+    #[diesel(sql_type = Text)]
+    connection: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    user_id: Option<String>,
+    #[diesel(sql_type = Text)]
+    info: String,
+    #[diesel(sql_type = Timestamp)]
+    joined_at: NaiveDateTime,
+    #[diesel(sql_type = Timestamp)]
+    last_seen: NaiveDateTime,
+    #[diesel(sql_type = Text)]
+    node_id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    session_key: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    fading_until: Option<NaiveDateTime>,
+    #[diesel(sql_type = Integer)]
+    turn: i32,
+}
+
+impl Columns {
+    fn typed(self) -> (NodeName, Row) {
+        let presence = Presence {
+            connection: self.connection.parse().unwrap(),
+            user: self.user_id.map(|user| UserId::new(user).unwrap()),
+            info: serde_json::from_str(&self.info).unwrap(),
+            joined_at: self.joined_at.and_utc(),
+        };
+        let row = Row {
+            room: RoomName::new(self.room).unwrap(),
+            presence,
+            last_seen: self.last_seen.and_utc(),
+            session: self.session_key.map(|key| SessionKey::new(key).unwrap()),
+            fading: self.fading_until.map(|until| until.and_utc()),
+            turn: self.turn.try_into().unwrap(),
+        };
+        (NodeName::new(self.node_id).unwrap(), row)
+    }
+}
+
+impl Bench for OnPostgres {
+    type Store = PostgresStore;
+
+    fn new() -> Self {
+        Self::on(Postgres::shared())
+    }
+
+    fn store(&mut self) -> &mut PostgresStore {
+        &mut self.store
+    }
+
+    fn by_hand(&mut self, deed: Deed<'_>) {
+        self.sql(&deed.to_sql());
+    }
+
+    fn rows(&mut self) -> Vec<(NodeName, Row)> {
+        let rows: Vec<Columns> = sql_query(
+            "SELECT rooms.channel_name AS room, presences.channel_name AS connection, presences.*
+             FROM presences JOIN rooms ON rooms.id = room_id
+             ORDER BY rooms.channel_name, presences.channel_name",
+        )
+        .load(&mut self.shell())
+        .unwrap();
+        rows.into_iter().map(Columns::typed).collect()
+    }
+
+    fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+        let name = format!("refuse_{}_{connection}", verb.as_sql());
+        let row = if verb == Verb::Insert { "NEW" } else { "OLD" };
+        self.sql(&format!(
+            "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN RAISE ''refused''; END';
+             CREATE TRIGGER {name} BEFORE {} ON presences FOR EACH ROW
+             WHEN ({row}.channel_name = '{connection}') EXECUTE FUNCTION {name}()",
+            verb.as_sql(),
+        ));
+    }
+}
+
+impl SharedBench for OnPostgres {
+    fn another(&mut self) -> PostgresStore {
+        PostgresStore::open_with(&url(&self.url), options()).unwrap()
+    }
+}

@@ -1,0 +1,148 @@
+//! The tables, and the commands.
+
+use std::{
+    sync::{Arc, Barrier},
+    thread,
+};
+
+use actix_presence::{
+    mirror::store::{self, DatabaseUrl, PostgresStore, Store, migrate},
+    testing::store_contract::{Bench, at, node, row, upserts, write},
+};
+use diesel::{
+    PgConnection, connection::SimpleConnection, migration::MigrationSource, pg::Pg, prelude::*,
+    sql_query, sql_types::Text,
+};
+use diesel_migrations::{FileBasedMigrations, MigrationHarness};
+
+use crate::{
+    contract::{OnPostgres, url},
+    server::Postgres,
+};
+
+#[derive(QueryableByName)]
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
+}
+
+fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+    let lines: Vec<Line> = sql_query(sql).load(conn).unwrap();
+    lines.into_iter().map(|line| line.line).collect()
+}
+
+#[test]
+fn migrations_go_up_down_and_up_again() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    let objects = "SELECT relkind::text || ' ' || relname AS line FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '%diesel%' ORDER BY 1";
+    let parsed: DatabaseUrl = database.parse().unwrap();
+    assert_eq!(migrate(&parsed).unwrap(), 1);
+    let made = lines(&mut conn, objects);
+    assert_eq!(made.len(), 14, "3 tables, 9 indexes, 2 sequences: {made:?}");
+    assert_eq!(migrate(&parsed).unwrap(), 0);
+    let files = FileBasedMigrations::from_path("migrations/postgres").unwrap();
+    assert_eq!(MigrationSource::<Pg>::migrations(&files).unwrap().len(), 1);
+    conn.revert_all_migrations(files).unwrap();
+    assert!(lines(&mut conn, objects).is_empty());
+    assert_eq!(migrate(&parsed).unwrap(), 1);
+    assert_eq!(lines(&mut conn, objects), made);
+}
+
+#[test]
+fn both_databases_have_the_columns_that_people_read() {
+    let bench = OnPostgres::new();
+    let columns = lines(
+        &mut bench.shell(),
+        "SELECT table_name || '.' || column_name AS line FROM information_schema.columns
+         WHERE table_schema = 'public' AND table_name NOT LIKE '%diesel%' ORDER BY 1",
+    );
+    for line in include_str!("../../src/mirror/store/schema.rs").lines() {
+        if let Some((column, _)) = line.split_once(" -> ").filter(|_| line.ends_with(',')) {
+            let column = column.trim();
+            assert!(columns.iter().any(|found| found.ends_with(&format!(".{column}"))), "{column}");
+        }
+    }
+    assert_eq!(columns.len(), 3 + 11 + 6);
+}
+
+#[test]
+fn many_may_migrate_a_new_database_at_once() {
+    const THREADS: usize = 8;
+    let database = Postgres::shared().fresh_database();
+    let parsed: DatabaseUrl = database.parse().unwrap();
+    let barrier = Arc::new(Barrier::new(THREADS));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|_| {
+            let (parsed, barrier) = (parsed.clone(), Arc::clone(&barrier));
+            thread::spawn(move || {
+                barrier.wait();
+                migrate(&parsed).unwrap()
+            })
+        })
+        .collect();
+    let applied: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(applied.iter().sum::<usize>(), 1, "{applied:?}");
+}
+
+#[test]
+fn who_may_not_make_tables_can_use_those_that_are_there() {
+    let database = Postgres::shared().fresh_database();
+    let superuser = Postgres::as_superuser(&database);
+    assert_eq!(migrate(&superuser.parse().unwrap()).unwrap(), 1);
+    PgConnection::establish(&superuser)
+        .unwrap()
+        .batch_execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO presence",
+        )
+        .unwrap();
+    let mut store = PostgresStore::open(&url(&database)).unwrap();
+    write(&mut store, &upserts([row("a", 1, None)]));
+}
+
+#[test]
+fn a_database_of_any_kind_is_opened_by_its_url() {
+    let mut bench = OnPostgres::new();
+    let parsed: DatabaseUrl = bench.url.parse().unwrap();
+    let mut opened = store::open(&parsed).unwrap();
+    let _ = opened.apply(&node("n"), &upserts([row("a", 1, None)]), at(0)).unwrap();
+    assert_eq!(bench.rows().len(), 1);
+    assert_eq!(opened.rooms().unwrap(), bench.store.rooms().unwrap());
+    let mut memory = store::open(&DatabaseUrl::SqliteMemory).unwrap();
+    assert_eq!(memory.rooms().unwrap(), []);
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn the_commands_work_on_it() {
+    use std::process::Command;
+
+    let run = |command: &str, url: &str| {
+        let mut presence = Command::new(env!("CARGO_BIN_EXE_presence"));
+        let output = presence.args([command, "--database", url]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), output.stderr)
+    };
+    let database = Postgres::shared().fresh_database();
+    let says = |command, answer: &str| {
+        let (code, said, error) = run(command, &database);
+        assert_eq!((code, said.trim()), (Some(0), answer), "{}", String::from_utf8_lossy(&error));
+    };
+    says("migrate", "applied 1 migration");
+    says("migrate", "the database is up to date");
+    let mut store = PostgresStore::open(&url(&database)).unwrap();
+    write(&mut store, &upserts([row("lobby", 1, None), row("café", 2, Some("ada"))]));
+    says("prune-rooms", "0");
+    let (_, listed, _) = run("rooms", &database);
+    let rooms: Vec<_> = listed.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    assert_eq!(rooms, ["ROOM", "café", "lobby"]);
+    says("prune-presences", "2");
+    says("prune-rooms", "2");
+
+    let (code, _, error) = run("rooms", "postgres://ada:s3cret@127.0.0.1:1/x");
+    let error = String::from_utf8(error).unwrap();
+    assert!(code == Some(1) && !error.contains("s3cret"), "{error}");
+    let (code, _, error) = run("rooms", "postgres://ada:s3/cret@127.0.0.1:1/x");
+    let error = String::from_utf8(error).unwrap();
+    assert!(code == Some(2) && !error.contains("s3") && !error.contains("cret"), "{error}");
+}

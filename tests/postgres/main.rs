@@ -1,0 +1,9 @@
+//! The store on a real PostgreSQL.
+
+#[path = "../common/postgres.rs"]
+mod server;
+
+mod contract;
+mod database;
+mod plans;
+mod trouble;

@@ -1,0 +1,272 @@
+//! A database that is away, busy, or refuses.
+
+use std::time::{Duration, Instant};
+
+use actix_presence::{
+    mirror::store::{
+        Applied, Batch, Change, DatabaseUrl, PostgresOptions, PostgresStore, Renewal, SharedStore,
+        Store, StoreError,
+    },
+    testing::store_contract::{Bench, LEASE, at, id, node, room, row, upserts, write, write_as},
+};
+use diesel::connection::SimpleConnection;
+
+use crate::{
+    contract::{OnPostgres, options, url},
+    server::Postgres,
+};
+
+fn impatient() -> PostgresOptions {
+    let mut options = options();
+    options.statement_timeout = Duration::from_millis(300);
+    options.lock_timeout = Duration::from_millis(100);
+    options
+}
+
+fn store(bench: &OnPostgres, options: PostgresOptions) -> PostgresStore {
+    PostgresStore::open_with(&url(&bench.url), options).unwrap()
+}
+
+fn fails(store: &mut PostgresStore, batch: &Batch) -> StoreError {
+    store.apply(&node("n"), batch, at(0)).unwrap_err()
+}
+
+#[test]
+fn a_database_that_is_away_is_unavailable_and_found_when_it_is_back() {
+    let server = Postgres::start();
+    let mut bench = OnPostgres::on(&server);
+    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    server.stop();
+    let started = Instant::now();
+    for _ in 0..3 {
+        let away = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+        assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "a refused connection is no waiting");
+    server.start_again();
+    write(&mut bench.store, &upserts([row("a", 2, None)]));
+    assert_eq!(bench.store.renew(&node("n"), at(1), LEASE).unwrap(), Renewal::Held);
+
+    // Away and back between two calls: the first one finds out.
+    server.stop();
+    server.start_again();
+    let lost = fails(&mut bench.store, &upserts([row("a", 3, None)]));
+    assert!(matches!(lost, StoreError::Unavailable { .. }), "{lost:?}");
+    write(&mut bench.store, &upserts([row("a", 3, None)]));
+    assert_eq!(bench.rows().len(), 3);
+}
+
+#[test]
+fn a_database_that_stands_still_is_not_waited_for_when_opening() {
+    let server = Postgres::start();
+    let database = server.fresh_database();
+    server.pause();
+    let mut options = options();
+    options.connect_timeout = Duration::from_secs(2);
+    let started = Instant::now();
+    let away = PostgresStore::open_with(&url(&database), options).err().unwrap();
+    assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    server.resume();
+    let _ = PostgresStore::open_with(&url(&database), options).unwrap();
+}
+
+#[test]
+fn what_cannot_be_reached_is_told_without_the_password() {
+    for place in ["127.0.0.1:1/x", "/x?host=/nowhere", "no-such-host.invalid/x"] {
+        let url = url(&format!("postgres://ada:s3cret@{place}"));
+        let away = PostgresStore::open(&url).err().unwrap();
+        assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
+        assert!(!format!("{away:?}").contains("s3cret"), "{away:?}");
+    }
+    let missing = Postgres::shared().fresh_database() + "_not";
+    let missing = PostgresStore::open(&url(&missing)).err().unwrap();
+    assert!(matches!(missing, StoreError::Unavailable { .. }), "{missing:?}");
+}
+
+#[test]
+fn what_others_hold_is_locked_and_then_written() {
+    let bench = OnPostgres::new();
+    let mut store = store(&bench, impatient());
+    write(&mut store, &upserts([row("a", 1, None)]));
+    let mut shell = bench.shell();
+    shell.batch_execute("BEGIN; LOCK TABLE presences IN EXCLUSIVE MODE").unwrap();
+    let batch = upserts((0..100).map(|n| row("b", n, None)));
+    let started = Instant::now();
+    let locked = fails(&mut store, &batch);
+    assert!(matches!(locked, StoreError::Locked), "{locked:?}");
+    assert!(started.elapsed() < Duration::from_secs(2), "not row by row");
+    assert_eq!(
+        store.read(&[room("a")], at(0)).unwrap().rows.len(),
+        0,
+        "readers are not locked out"
+    );
+    shell.batch_execute("COMMIT").unwrap();
+    write(&mut store, &batch);
+}
+
+#[test]
+fn a_statement_that_takes_too_long_is_ended() {
+    let bench = OnPostgres::new();
+    let mut store = store(&bench, impatient());
+    bench.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN PERFORM pg_sleep(60); RETURN NEW; END';
+         CREATE TRIGGER slow BEFORE INSERT ON presences FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    let batch = upserts([row("b", 1, None), row("b", 2, None)]);
+    let late = fails(&mut store, &batch);
+    assert!(matches!(late, StoreError::Locked), "{late:?}");
+    bench.sql("DROP TRIGGER slow ON presences");
+    write(&mut store, &batch);
+}
+
+#[test]
+fn a_session_that_is_ended_is_made_anew() {
+    let mut bench = OnPostgres::new();
+    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = 'actix-presence' AND datname = current_database()";
+    bench.sql(end);
+    let ended = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+    assert!(matches!(ended, StoreError::Unavailable { .. }), "{ended:?}");
+    write(&mut bench.store, &upserts([row("a", 2, None)]));
+}
+
+#[test]
+fn rights_that_are_missing_are_told() {
+    let mut bench = OnPostgres::new();
+    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    bench.sql("REVOKE INSERT ON presences FROM presence");
+    let refused = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+    assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
+    bench.sql("GRANT INSERT ON presences TO presence");
+    write(&mut bench.store, &upserts([row("a", 2, None)]));
+}
+
+#[test]
+fn a_database_that_may_only_be_read_is_read_only_until_it_may_be_written() {
+    let bench = OnPostgres::new();
+    let database = bench.url.rsplit('/').next().unwrap().to_owned();
+    bench.sql(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on"));
+    let mut store = store(&bench, options());
+    let refused = fails(&mut store, &upserts([row("a", 2, None)]));
+    assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
+    assert_eq!(store.rooms().unwrap(), []);
+    let mut shell = bench.shell();
+    shell.batch_execute("SET default_transaction_read_only = off").unwrap();
+    shell
+        .batch_execute(&format!("ALTER DATABASE {database} RESET default_transaction_read_only"))
+        .unwrap();
+    // The session that has read is still one of before.
+    let refused = fails(&mut store, &upserts([row("a", 2, None)]));
+    assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
+    write(&mut store, &upserts([row("a", 2, None)]));
+}
+
+#[test]
+fn tables_that_are_missing_are_told() {
+    let mut bench = OnPostgres::new();
+    for (broken, mended) in [
+        ("ALTER TABLE presences RENAME TO p", "ALTER TABLE p RENAME TO presences"),
+        ("ALTER TABLE presences RENAME turn TO t", "ALTER TABLE presences RENAME t TO turn"),
+        (
+            "ALTER TABLE presences DROP CONSTRAINT presences_room_id_channel_name_key",
+            "ALTER TABLE presences ADD UNIQUE (room_id, channel_name)",
+        ),
+    ] {
+        bench.sql(broken);
+        let failed = fails(&mut bench.store, &upserts([row("a", 1, None)]));
+        assert!(matches!(failed, StoreError::Schema { .. }), "{failed:?}");
+        bench.sql(mended);
+        write(&mut bench.store, &upserts([row("a", 1, None)]));
+    }
+}
+
+#[test]
+fn a_row_that_is_left_out_without_an_error_is_set_aside() {
+    let mut bench = OnPostgres::new();
+    bench.sql(
+        "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER no BEFORE INSERT ON rooms FOR EACH ROW
+         WHEN (NEW.channel_name = 'b') EXECUTE FUNCTION no();
+         CREATE TRIGGER no BEFORE INSERT ON presences FOR EACH ROW
+         WHEN (NEW.user_id = 'eve') EXECUTE FUNCTION no()",
+    );
+    let batch = upserts([row("a", 1, None), row("a", 2, Some("eve")), row("b", 1, None)]);
+    let Applied { set_aside } = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    let changes: Vec<_> = set_aside.into_iter().map(|aside| aside.change).collect();
+    let upsert = |name, number| Change::Upsert(room(name), id(number));
+    assert_eq!(changes, [upsert("a", 2), upsert("b", 1)]);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn what_is_set_aside_does_not_keep_the_head_back() {
+    let mut bench = OnPostgres::new();
+    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
+    bench.sql("ALTER TABLE presences ADD CHECK (user_id <> 'eve')");
+    let rows = [row("a", 1, Some("eve")), row("a", 2, None)];
+    let batch = Batch { number: 4, ..upserts(rows) };
+    let applied = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    assert_eq!(applied.set_aside.len(), 1);
+    assert_eq!(bench.store.nodes(at(0)).unwrap()[0].head, 4);
+}
+
+#[test]
+fn rows_that_are_no_values_are_skipped() {
+    let mut bench = OnPostgres::new();
+    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut bench.store, &upserts([row("a", 1, Some("ada"))]));
+    bench.sql(
+        "INSERT INTO nodes (id, started_at, lease_expires_at) VALUES ('', now(), now()), ('x', now(), now());
+         INSERT INTO rooms (channel_name, created_at)
+            SELECT E'b\\n' || n, now() FROM generate_series(1, 20) AS n;
+         INSERT INTO rooms (channel_name, created_at) VALUES ('c', now());
+         INSERT INTO presences (room_id, channel_name, user_id, info, joined_at, last_seen, node_id, turn)
+         SELECT rooms.id, bad.*
+         FROM rooms CROSS JOIN (VALUES
+            ('specific.a!b', 'ada', '{}', now(), now(), 'n', 0),
+            (repeat('0', 32), '__proto__', '{}', now(), now(), 'n', 0),
+            (repeat('1', 32), 'ada', '[', now(), now(), 'n', 0),
+            (repeat('2', 32), 'ada', '[]', now(), now(), 'n', 0),
+            (repeat('3', 32), 'ada', '{}', now(), now(), '', 0),
+            (repeat('4', 32), 'ada', '{}', now(), now(), 'n', -1)) AS bad
+         WHERE rooms.channel_name = 'a';
+         INSERT INTO presences (room_id, channel_name, joined_at, last_seen, node_id)
+         SELECT id, repeat('5', 32), '2024-01-01', '2024-01-01', 'n'
+         FROM rooms WHERE channel_name <> 'a'",
+    );
+    let read = bench.store.read(&[room("a")], at(0)).unwrap();
+    assert_eq!(read.rows, [(node("n"), row("a", 1, Some("ada")))]);
+    assert_eq!(read.nodes.len(), 1);
+    let listed = bench.store.list(Some(&room("a")), 3).unwrap();
+    assert_eq!(listed.iter().map(|room| room.room.as_str()).collect::<Vec<_>>(), ["c"]);
+    let forever = "UPDATE presences SET last_seen = 'infinity'";
+    assert!(bench.shell().batch_execute(forever).is_err(), "no such time is taken");
+}
+
+#[test]
+fn leases_go_by_the_clock_of_the_database() {
+    let mut bench = OnPostgres::new();
+    let mut store = store(&bench, PostgresOptions::default());
+    let lease = Duration::from_millis(200);
+    // Whatever this process thinks the time is.
+    let _ = store.start(&node("n"), at(1_000_000_000), Duration::from_secs(60)).unwrap();
+    assert!(!store.nodes(at(2_000_000_000)).unwrap()[0].expired);
+    let _ = store.renew(&node("n"), at(1_000_000_000), lease).unwrap();
+    std::thread::sleep(lease * 2);
+    assert!(store.nodes(at(0)).unwrap()[0].expired);
+    write_as("n", &mut store, &upserts([row("a", 1, None)]));
+    assert!(!store.nodes(at(0)).unwrap()[0].expired, "who writes lives");
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn a_url_may_have_options_of_its_own() {
+    let url = Postgres::shared().fresh_database() + "?application_name=mine&connect_timeout=3";
+    let DatabaseUrl::Postgres(url) = url.parse().unwrap() else { panic!() };
+    let mut store = PostgresStore::open(&url).unwrap();
+    assert_eq!(store.rooms().unwrap(), []);
+}
