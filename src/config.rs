@@ -48,6 +48,7 @@ impl Decision {
 #[derive(Clone)]
 pub struct PresenceConfig {
     pub(crate) database: String,
+    pub(crate) redis: Option<String>,
     pub(crate) node: Option<String>,
     pub(crate) lease: Duration,
     pub(crate) max_age: Duration,
@@ -84,6 +85,15 @@ pub enum StartError {
         /// The age.
         max_age: Duration,
     },
+    /// The address of Redis is none.
+    #[error("not the address of a Redis: that is `redis://[[user]:password@]host[:port]`")]
+    Redis,
+    /// The options name Redis, which this build leaves out.
+    #[error("Redis is not in this build")]
+    NoRedis,
+    /// There is a Redis, and a database that only one node can use.
+    #[error("Redis is for several nodes, which have to share a database: use `postgres://…`")]
+    RedisAlone,
     /// Another server owns the database file.
     #[error(transparent)]
     Owner(#[from] OwnerError),
@@ -93,11 +103,12 @@ pub enum StartError {
 }
 
 impl PresenceConfig {
-    /// The defaults, with this database: `sqlite://PATH` or `sqlite::memory:`.
+    /// The defaults, with this database: `sqlite://PATH`, `sqlite::memory:` or `postgres://…`.
     #[must_use]
     pub fn new(database: impl Into<String>) -> Self {
         Self {
             database: database.into(),
+            redis: None,
             node: None,
             lease: Duration::from_secs(15),
             max_age: Duration::from_secs(60),
@@ -109,6 +120,15 @@ impl PresenceConfig {
             clock: Clock::system(),
             authorize: None,
         }
+    }
+
+    /// The Redis through which several nodes on one PostgreSQL hear each other, and share their rooms:
+    /// `redis://[[user]:password@]host[:port][/number]`. Default none.
+    ///
+    /// Systems that use the same Redis need a number each.
+    #[must_use]
+    pub fn redis(self, url: impl Into<String>) -> Self {
+        Self { redis: Some(url.into()), ..self }
     }
 
     /// How long a silent connection counts as present. Default 60 s.
@@ -201,7 +221,8 @@ impl PresenceConfig {
     /// [`StartError`] if an option is wrong.
     pub fn validate(&self) -> Result<(), StartError> {
         self.check()?;
-        self.database.parse::<DatabaseUrl>()?;
+        let database = self.database.parse::<DatabaseUrl>()?;
+        self.bus(database.is_shared())?;
         if let Some(name) = &self.node {
             NodeName::new(name)?;
         }

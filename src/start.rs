@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
 
+#[cfg(feature = "postgres")]
+use crate::mirror::store::PostgresStore;
 use crate::{
     bus::Bus,
     cluster::Cluster,
@@ -11,7 +13,7 @@ use crate::{
     messages::{FlushError, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId},
     mirror::{
         Desk, Mirror, Reader, Writer, WriterDesk,
-        store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store, migrate},
+        store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store},
     },
     model::{Epoch, NodeName, Rooms},
     pruner::Pruner,
@@ -48,13 +50,34 @@ impl PresenceConfig {
         self.check()?;
         let node = self.node_name()?;
         let url: DatabaseUrl = self.database.parse()?;
+        let bus = self.bus(url.is_shared())?;
+        #[cfg(feature = "postgres")]
+        if let DatabaseUrl::Postgres(url) = &url {
+            let writer = Box::new(PostgresStore::open(url)?);
+            let reader = Box::new(PostgresStore::open(url)?);
+            return self.start_on(node, writer, Some((reader, bus)));
+        }
         let owner = match &url {
             DatabaseUrl::SqliteFile(path) => Some(OwnerLock::take(path)?),
             _ => None,
         };
-        migrate(&url)?;
         let store = SqliteStore::open(&url)?.owned(owner);
         self.start_on(node, Box::new(store), None)
+    }
+
+    /// The bus of the options, if there is one, for a database that is `shared` or not.
+    pub(crate) fn bus(&self, shared: bool) -> Result<Option<Box<dyn Bus>>, StartError> {
+        let Some(url) = &self.redis else { return Ok(None) };
+        if !shared {
+            return Err(StartError::RedisAlone);
+        }
+        #[cfg(feature = "redis")]
+        return Ok(Some(Box::new(crate::bus::RedisBus::new(url).map_err(|_| StartError::Redis)?)));
+        #[cfg(not(feature = "redis"))]
+        {
+            let _ = url;
+            Err(StartError::NoRedis)
+        }
     }
 
     /// Starts the actors as [`start`](Self::start) does, on a database that nodes share, and a bus on

@@ -105,6 +105,9 @@ pub(super) struct Serve {
     pub bind: Bind,
     #[command(flatten)]
     pub database: Database,
+    /// The Redis through which several nodes on one PostgreSQL share their rooms: redis://HOST[:PORT][/N].
+    #[arg(long, value_name = "URL", env = "PRESENCE_REDIS", hide_env_values = true)]
+    pub redis: Option<String>,
     /// The name of this node in the database; made up unless given.
     #[arg(long, value_name = "NAME", env = "PRESENCE_NODE")]
     pub node: Option<String>,
@@ -275,7 +278,6 @@ mod tests {
             "--log loud",
             "--log actix_web=loud",
             "--allow-origin nonsense",
-            "--redis redis://localhost",
             "--grace -1s",
             "--grace x",
             "prune-presences --max-age 0",

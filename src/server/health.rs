@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{api::reply, state::ServerState};
-use crate::{GetStatus, Status};
+use crate::{BusState, GetStatus, Status};
 
 /// Whether the server does all of its work, with the state of the database and the bus.
 #[derive(Debug, Serialize)]
@@ -27,22 +27,31 @@ struct Database {
 
 #[derive(Debug, Serialize)]
 struct Bus {
+    /// `local` where there are no other nodes, `ok`, or why they are not heard.
     state: &'static str,
+    /// Nodes that live and stay, this one included.
+    nodes: usize,
 }
 
 impl Health {
     pub fn of(status: &Status) -> Self {
-        let word = match (status.closing, status.database) {
+        let bus = match status.bus {
+            BusState::Local => "local",
+            BusState::Up => "ok",
+            BusState::Down(why) => why,
+        };
+        let away = status.database.is_some() || matches!(status.bus, BusState::Down(_));
+        let word = match (status.closing, away) {
             (true, _) => "closing",
-            (false, Some(_)) => "degraded",
-            (false, None) => "ready",
+            (false, true) => "degraded",
+            (false, false) => "ready",
         };
         let database = Database {
             state: status.database.unwrap_or("ok"),
             unwritten: status.unwritten,
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
         };
-        Self { status: word, database, bus: Bus { state: "local" } }
+        Self { status: word, database, bus: Bus { state: bus, nodes: status.nodes } }
     }
 }
 

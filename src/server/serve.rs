@@ -78,6 +78,9 @@ fn config(flags: &Serve) -> PresenceConfig {
         .max_age(flags.max_age)
         .grace(flags.grace)
         .prune_rooms_every(flags.prune_rooms_interval);
+    if let Some(redis) = &flags.redis {
+        config = config.redis(redis);
+    }
     if let Some(node) = &flags.node {
         config = config.node(node);
     }

@@ -80,19 +80,24 @@ impl RedisBus {
     /// TLS with the certificates that the system trusts, or `unix:path`. It connects when it is listened
     /// to. With TLS, if the process has not chosen a `CryptoProvider` of rustls by then, ring becomes it.
     ///
-    /// The number of a database in the address says nothing, since what is published in Redis is heard
-    /// in all of them: systems that share a Redis need a [prefix](Self::prefix) each.
+    /// What is published in Redis is heard in all of its databases, so the number of one in the address
+    /// becomes a part of the [prefix](Self::prefix): systems that share a Redis need a number each.
     ///
     /// # Errors
     ///
     /// [`InvalidRedisUrl`].
     pub fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
         let client = Client::open(url).map_err(|_| InvalidRedisUrl)?;
-        Ok(Self { client, names: Names::new("presence"), outbox: Arc::default() })
+        let names = match client.get_connection_info().redis_settings().db() {
+            0 => Names::new("presence"),
+            number => Names::new(&format!("presence:{number}")),
+        };
+        Ok(Self { client, names, outbox: Arc::default() })
     }
 
-    /// What the names of its channels begin with. Default `presence`: the channels are
-    /// `presence:nodes`, and `presence:room:lobby` for the room `lobby`.
+    /// What the names of its channels begin with. Default `presence`, with `:` and the number of the
+    /// database in the address unless that is 0: the channels are `presence:nodes`, and
+    /// `presence:room:lobby` for the room `lobby`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
         self.names = Names::new(prefix.as_ref());

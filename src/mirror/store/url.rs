@@ -64,6 +64,12 @@ pub enum InvalidDatabaseUrl {
 }
 
 impl DatabaseUrl {
+    /// Whether several nodes can share the database.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        !matches!(self, Self::SqliteMemory | Self::SqliteFile(_))
+    }
+
     /// The file, if the database is one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

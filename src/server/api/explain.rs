@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::reply;
 use crate::{
-    Cause, ConnectionId, Departed, Explain, Explained, PresenceState, RoomName, Sign, UserId,
+    Cause, ConnectionId, Departed, Explain, Explained, NodeName, PresenceState, RoomName, Sign,
+    UserId,
     server::{address, error::ApiError, state::ServerState},
 };
 
@@ -55,7 +56,8 @@ pub(super) async fn explain(
             "nothing is known of this presence: it never was, or left over ten minutes ago";
         ApiError::not_found("unknown_presence", message)
     })?;
-    Ok(reply(StatusCode::OK, &explanation(&room, &explained, state.node())))
+    let node = explained.seen.node.as_ref().map_or(state.node(), NodeName::as_str);
+    Ok(reply(StatusCode::OK, &explanation(&room, &explained, node)))
 }
 
 fn explanation<'a>(room: &'a RoomName, explained: &'a Explained, node: &'a str) -> Explanation<'a> {

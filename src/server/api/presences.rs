@@ -1,5 +1,7 @@
 //! `GET /api/rooms/{room}/presences`.
 
+use std::borrow::Cow;
+
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
@@ -29,7 +31,7 @@ struct Entry<'a> {
     joined_at: DateTime<Utc>,
     #[serde(serialize_with = "rfc3339")]
     last_seen: DateTime<Utc>,
-    node: &'a str,
+    node: Cow<'a, str>,
     state: &'static str,
 }
 
@@ -49,10 +51,14 @@ pub(super) async fn list(
     let presences = state.ask(ListPresences { room, after, limit: limit + 1 }).await?;
     let (presences, more) = cut(presences.ok_or_else(nobody)?, limit);
     let next = presences.last().filter(|_| more).map(|last| cursor::after_presence(&last.presence));
-    let entry = |SeenPresence { presence, last_seen, state: here, .. }| {
+    let entry = |SeenPresence { presence, last_seen, state: here, node, .. }| {
         let Presence { connection, user, info, joined_at } = presence;
-        let (node, state) = (state.node(), here.as_str());
-        Entry { channel_name: connection, user, info, joined_at, last_seen, node, state }
+        let state_of = here.as_str();
+        let node = match node {
+            Some(node) => Cow::Owned(node.as_str().to_owned()),
+            None => Cow::Borrowed(state.node()),
+        };
+        Entry { channel_name: connection, user, info, joined_at, last_seen, node, state: state_of }
     };
     let page = Page { presences: presences.into_iter().map(entry).collect(), next };
     Ok(reply(StatusCode::OK, &page))
