@@ -294,6 +294,9 @@ impl Handler<FromBus> for RoomRegistry {
             FromBus::Up => {
                 tracing::info!("the bus is up");
                 cluster.up();
+                // Nodes that start need not wait for one another's next beat.
+                cluster.beat();
+                self.survey_is_due = true;
             }
             FromBus::Down(why) => {
                 tracing::warn!(why, "the bus is down: other nodes are not heard");
