@@ -303,9 +303,9 @@ async fn a_database_that_is_none_is_refused_at_the_start() {
     assert!(matches!(start, Err(StartError::Store(StoreError::Corrupt { .. }))), "{start:?}");
     let missing = PresenceConfig::new("sqlite:///no/such/directory/presence.db").start();
     assert!(missing.is_err());
-    for bad in ["mysql://x", "sqlite://", "postgres://somebody:secret@host/x"] {
+    for bad in ["mysql://x", "sqlite://", "postgres://somebody:sec/ret@host/x"] {
         let error = PresenceConfig::new(bad).start().unwrap_err();
         assert!(matches!(error, StartError::Url(_)), "{error:?}");
-        assert!(!error.to_string().contains("secret"));
+        assert!(!error.to_string().contains("sec"), "{error}");
     }
 }

@@ -1,13 +1,18 @@
 //! A database that is away, busy, or refuses.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use actix_presence::{
     mirror::store::{
         Applied, Batch, Change, DatabaseUrl, PostgresOptions, PostgresStore, Renewal, SharedStore,
         Store, StoreError,
     },
-    testing::store_contract::{Bench, LEASE, at, id, node, room, row, upserts, write, write_as},
+    testing::store_contract::{
+        Bench, Deed, LEASE, at, id, node, room, row, upserts, write, write_as,
+    },
 };
 use diesel::connection::SimpleConnection;
 
@@ -104,6 +109,27 @@ fn what_others_hold_is_locked_and_then_written() {
     );
     shell.batch_execute("COMMIT").unwrap();
     write(&mut store, &batch);
+}
+
+#[test]
+fn a_room_that_somebody_is_entering_is_not_pruned() {
+    let mut bench = OnPostgres::new();
+    bench.by_hand(Deed::AddRoom("a"));
+    bench.by_hand(Deed::AddRoom("b"));
+    let mut shell = bench.shell();
+    let enter = "BEGIN;
+        INSERT INTO presences (room_id, channel_name, joined_at, last_seen, node_id)
+        SELECT id, repeat('0', 32), '2024-01-01', '2024-01-01', 'n'
+        FROM rooms WHERE channel_name = 'a'";
+    shell.batch_execute(enter).unwrap();
+    let pruned = thread::scope(|scope| {
+        let pruning = scope.spawn(|| bench.store.prune_rooms().unwrap());
+        // Whether it waits for the transaction or not.
+        thread::sleep(Duration::from_millis(100));
+        shell.batch_execute("COMMIT").unwrap();
+        pruning.join().unwrap()
+    });
+    assert_eq!((pruned, bench.rows().len()), (1, 1));
 }
 
 #[test]
@@ -256,7 +282,7 @@ fn leases_go_by_the_clock_of_the_database() {
     let _ = store.start(&node("n"), at(1_000_000_000), Duration::from_secs(60)).unwrap();
     assert!(!store.nodes(at(2_000_000_000)).unwrap()[0].expired);
     let _ = store.renew(&node("n"), at(1_000_000_000), lease).unwrap();
-    std::thread::sleep(lease * 2);
+    thread::sleep(lease * 2);
     assert!(store.nodes(at(0)).unwrap()[0].expired);
     write_as("n", &mut store, &upserts([row("a", 1, None)]));
     assert!(!store.nodes(at(0)).unwrap()[0].expired, "who writes lives");

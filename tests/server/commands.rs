@@ -158,8 +158,8 @@ fn what_cannot_be_done_is_said_with_the_code_1_and_what_was_asked_wrongly_with_2
     std::fs::write(&garbage, "no database at all, ".repeat(1000)).unwrap();
     failure(1, &["rooms", "--database", &format!("sqlite://{}", garbage.display())]);
     failure(1, &["migrate", "--database", "sqlite:///nowhere/at/all.db"]);
-    let said = failure(2, &["migrate", "--database", "postgres://ada:s3cret@db/x"]);
-    assert!(!said.contains("s3cret"), "{said}");
+    let said = failure(2, &["migrate", "--database", "postgres://ada:s3/cret@db/x"]);
+    assert!(!said.contains("s3") && !said.contains("cret"), "{said}");
 
     let secret = ["--secret", "s"];
     for wrong in [

@@ -34,7 +34,7 @@ fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
         ("--allow-origin", "chat.example"),
         ("--database", "nonsense"),
         ("--database", "sqlite://"),
-        ("--database", "postgres://db/x"),
+        ("--database", "postgres://db:port/x"),
         ("--grace", "soon"),
         ("--grace", "-1s"),
         // Not yet there.
