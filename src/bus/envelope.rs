@@ -113,6 +113,11 @@ pub enum Change {
         #[serde(default)]
         turn: u32,
     },
+    /// The node does not hold it any more, since another does: who thinks otherwise reads the rows.
+    Yielded {
+        /// Which connection.
+        connection: ConnectionId,
+    },
     /// It has left.
     Gone {
         /// Which connection.

@@ -31,7 +31,8 @@ use crate::{
         store::{NodeRow, RoomRows, Row},
     },
     model::{
-        Cause, ConnectionId, Epoch, Heard, Moment, NodeName, Remote, RoomName, UserId, micros,
+        Cause, ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName, UserId,
+        micros,
     },
 };
 
@@ -72,6 +73,8 @@ pub(crate) struct News {
     pub room: RoomName,
     pub node: NodeName,
     pub heard: Vec<Heard>,
+    /// Presences that the node does not hold any more.
+    pub yielded: Vec<ConnectionId>,
 }
 
 /// Rooms as they were read.
@@ -307,7 +310,8 @@ impl Cluster {
         }
     }
 
-    fn read_later(&mut self, room: &RoomName) {
+    /// The rows of a room are to be read.
+    pub fn read_later(&mut self, room: &RoomName) {
         if self.views.get_mut(room).is_some_and(View::wants_reading) {
             self.to_read.push_back(room.clone());
         }
@@ -429,15 +433,37 @@ impl Cluster {
 
 /// Changes as the model takes them.
 fn news(node: &NodeName, changes: Changes) -> News {
-    let heard = changes.changes.into_iter().map(|change| match change {
-        Change::Here { connection, user, info, joined_at, last_seen, session, fading, turn } => {
-            let presence = crate::model::Presence { connection, user, info, joined_at };
-            let node = node.clone();
-            Heard::Here(Remote { presence, node, session, fading, turn, last_seen })
+    let (mut heard, mut yielded) = (Vec::new(), Vec::new());
+    for change in changes.changes {
+        match change {
+            Change::Here {
+                connection,
+                user,
+                info,
+                joined_at,
+                last_seen,
+                session,
+                fading,
+                turn,
+            } => {
+                let presence = Presence { connection, user, info, joined_at };
+                let node = node.clone();
+                heard.push(Heard::Here(Remote {
+                    presence,
+                    node,
+                    session,
+                    fading,
+                    turn,
+                    last_seen,
+                }));
+            }
+            Change::Yielded { connection } => yielded.push(connection),
+            Change::Gone { connection, cause } => {
+                heard.push(Heard::Gone { node: node.clone(), connection, cause });
+            }
         }
-        Change::Gone { connection, cause } => Heard::Gone { node: node.clone(), connection, cause },
-    });
-    News { room: changes.room, node: node.clone(), heard: heard.collect() }
+    }
+    News { room: changes.room, node: node.clone(), heard, yielded }
 }
 
 /// A row as the model takes it.

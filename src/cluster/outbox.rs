@@ -60,11 +60,12 @@ impl Outbox {
             }
         }
         for ((room, connection), cause) in batch.deletes.iter().zip(causes) {
-            if let Some(cause) = *cause
-                && !refused.contains(&(room, *connection))
-            {
-                let gone = Change::Gone { connection: *connection, cause };
-                rooms.entry(room).or_default().push(gone);
+            if !refused.contains(&(room, *connection)) {
+                let connection = *connection;
+                rooms.entry(room).or_default().push(match *cause {
+                    Some(cause) => Change::Gone { connection, cause },
+                    None => Change::Yielded { connection },
+                });
             }
         }
         let mut rooms: Vec<_> = rooms.into_iter().collect();

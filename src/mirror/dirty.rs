@@ -21,7 +21,7 @@ pub(super) struct Mark {
     /// Whether the database may have a row of it: if not, a leave needs no delete.
     stored: bool,
     /// Why it left, if it has.
-    cause: Cause,
+    cause: Option<Cause>,
 }
 
 /// The presences and signs of life to be written, oldest mark first.
@@ -39,8 +39,8 @@ pub(super) struct Dirty {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub presences: Vec<(Key, Mark)>,
-    /// Why those have left that are to be deleted, in the order of the batch; none if another node
-    /// holds it.
+    /// Why those have left that are to be deleted, in the order of the batch; none for one that
+    /// another node holds.
     pub causes: Vec<Option<Cause>>,
     seen: Vec<(ConnectionId, u64)>,
 }
@@ -59,7 +59,12 @@ impl Dirty {
         let at = self.marks;
         for join in &diff.joins {
             let key = (diff.room.clone(), join.connection);
-            put(&mut self.presences, key, Mark { at, stored: false, cause: Cause::Left });
+            match self.presences.get_mut(&key) {
+                Some(mark) => mark.cause = None,
+                None => {
+                    self.presences.insert(key, Mark { at, stored: false, cause: None });
+                }
+            }
         }
         for update in &diff.updates {
             self.mark_stored(diff.room.clone(), update.after.connection, at);
@@ -70,9 +75,10 @@ impl Dirty {
                 Some(mark) if !mark.stored => {
                     self.presences.remove(&key);
                 }
-                Some(mark) => mark.cause = left.cause,
+                Some(mark) => mark.cause = Some(left.cause),
                 None => {
-                    self.presences.insert(key, Mark { at, stored: true, cause: left.cause });
+                    let cause = Some(left.cause);
+                    self.presences.insert(key, Mark { at, stored: true, cause });
                 }
             }
         }
@@ -85,7 +91,7 @@ impl Dirty {
     }
 
     fn mark_stored(&mut self, room: RoomName, connection: ConnectionId, at: u64) {
-        put(&mut self.presences, (room, connection), Mark { at, stored: true, cause: Cause::Left });
+        put(&mut self.presences, (room, connection), Mark { at, stored: true, cause: None });
     }
 
     /// Whether the database may have a row of the presence, which is there.
@@ -148,14 +154,10 @@ impl Dirty {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match memory.state(&key) {
                 State::Here(row) => batch.upserts.push(row),
-                State::Gone => {
+                // Where another node holds it, a row of this one goes all the same.
+                State::Gone | State::Elsewhere => {
                     batch.deletes.push(key.clone());
-                    taken.causes.push(Some(mark.cause));
-                }
-                State::Elsewhere => {
-                    // If there is a row of this node still, it goes; the presence has not left.
-                    batch.deletes.push(key.clone());
-                    taken.causes.push(None);
+                    taken.causes.push(mark.cause);
                 }
             }
             taken.presences.push((key, mark));

@@ -90,7 +90,8 @@ struct InFlight {
 #[derive(Debug)]
 pub(crate) struct Committed {
     pub batch: Arc<Batch>,
-    /// Why those have left that the batch deletes, in its order; none if another node holds it.
+    /// Why those have left that the batch deletes, in its order; none for one that another node
+    /// holds.
     pub causes: Vec<Option<Cause>>,
     /// What of it the database has refused.
     pub refused: Vec<Change>,

@@ -198,9 +198,13 @@ impl RoomRegistry {
     }
 
     pub(super) fn take_news(&mut self, news: News, now: Moment) {
-        let Some(cluster) = &self.cluster else { return };
+        let Some(cluster) = &mut self.cluster else { return };
         let me = cluster.me().clone();
-        let News { room, node, heard } = news;
+        let News { room, node, heard, yielded } = news;
+        let held = |one: &_| self.rooms.remote(&room, *one).is_some_and(|known| known.node == node);
+        if yielded.iter().any(held) {
+            cluster.read_later(&room);
+        }
         let here = heard.iter().filter_map(|heard| match heard {
             Heard::Here(remote) => Some(remote),
             Heard::Gone { .. } => None,
