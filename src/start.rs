@@ -28,9 +28,16 @@ pub(crate) struct Ties {
     pub node: NodeName,
     pub writer: WriterDesk,
     pub inherited: Vec<Row>,
-    /// Where other nodes may write to the database: this one's life there, the way to read what they
-    /// write, and the way to hear them.
-    pub shared: Option<(Epoch, Desk, Option<Box<dyn Bus>>)>,
+    pub shared: Option<Shared<Desk>>,
+    /// This node's life in the database.
+    pub incarnation: Epoch,
+}
+
+/// What there is where other nodes may write to the database: the way to read what they write, and the
+/// way to hear them, if they are to be heard.
+pub(crate) struct Shared<R> {
+    pub reader: R,
+    pub bus: Option<Box<dyn Bus>>,
 }
 
 impl PresenceConfig {
@@ -50,13 +57,14 @@ impl PresenceConfig {
         self.check()?;
         let node = self.node_name()?;
         let url: DatabaseUrl = self.database.parse()?;
-        let bus = self.bus(url.is_shared())?;
         #[cfg(feature = "postgres")]
         if let DatabaseUrl::Postgres(url) = &url {
+            let bus = self.bus(true)?;
             let writer = Box::new(PostgresStore::open(url)?);
-            let reader = Box::new(PostgresStore::open(url)?);
-            return self.start_on(node, writer, Some((reader, bus)));
+            let reader: Box<dyn SharedStore> = Box::new(PostgresStore::open(url)?);
+            return self.start_on(node, writer, Some(Shared { reader, bus }));
         }
+        self.bus(false)?;
         let owner = match &url {
             DatabaseUrl::SqliteFile(path) => Some(OwnerLock::take(path)?),
             _ => None,
@@ -103,7 +111,7 @@ impl PresenceConfig {
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
-        self.start_on(node, writer, Some((reader, Some(bus))))
+        self.start_on(node, writer, Some(Shared { reader, bus: Some(bus) }))
     }
 
     fn node_name(&self) -> Result<NodeName, StartError> {
@@ -117,7 +125,7 @@ impl PresenceConfig {
         self,
         node: NodeName,
         mut store: Box<dyn Store>,
-        shared: Option<(Box<dyn SharedStore>, Option<Box<dyn Bus>>)>,
+        shared: Option<Shared<Box<dyn SharedStore>>>,
     ) -> Result<PresenceHandle, StartError> {
         let Started { incarnation, dead, inherited } =
             store.start(&node, self.clock.now().utc(), self.lease)?;
@@ -129,9 +137,10 @@ impl PresenceConfig {
             );
         }
         let writer = Writer::start(store, node.clone(), self.lease).into();
-        let shared = shared.map(|(reader, bus)| (incarnation, Reader::start(reader), bus));
+        let shared =
+            shared.map(|Shared { reader, bus }| Shared { reader: Reader::start(reader), bus });
         let arbiter = Arbiter::new().handle();
-        self.run(Ties { node, writer, inherited, shared }, &arbiter)
+        self.run(Ties { node, writer, inherited, shared, incarnation }, &arbiter)
     }
 
     /// Starts the actors on this arbiter.
@@ -141,9 +150,9 @@ impl PresenceConfig {
         arbiter: &ArbiterHandle,
     ) -> Result<PresenceHandle, StartError> {
         let prune_every = self.check()?;
-        let Ties { node, writer, inherited, shared } = ties;
-        let cluster = shared.map(|(incarnation, desk, bus)| {
-            Box::new(Cluster::new(node.clone(), incarnation, bus, desk))
+        let Ties { node, writer, inherited, shared, incarnation } = ties;
+        let cluster = shared.map(|Shared { reader, bus }| {
+            Box::new(Cluster::new(node.clone(), incarnation, bus, reader))
         });
         let parts = Parts {
             rooms: Rooms::new(self.limits),

@@ -16,7 +16,9 @@ const WAITING: usize = 1024;
 /// A question to the store of a [`Reader`], which brings its own way to answer.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Ask(Box<dyn FnOnce(&mut dyn SharedStore) + Send>);
+pub(crate) struct Ask(Box<Question>);
+
+type Question = dyn FnOnce(&mut dyn SharedStore) + Send;
 
 /// The actor that owns a second store on the database: one thread, one question at a time.
 pub(crate) struct Reader(Arc<Mutex<Box<dyn SharedStore>>>);

@@ -21,7 +21,7 @@ use crate::{
     },
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
-    start::Ties,
+    start::{Shared, Ties},
     testing::{
         Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,
     },
@@ -81,8 +81,9 @@ pub struct Connected {
 /// Looks into a registry, or changes something there.
 #[derive(Message)]
 #[rtype(result = "()")]
-#[allow(clippy::type_complexity, reason = "one closure")]
-pub struct Look(Box<dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) + Send>);
+pub struct Look(Box<Looking>);
+
+type Looking = dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) + Send;
 
 impl Handler<Look> for RoomRegistry {
     type Result = ();
@@ -200,9 +201,15 @@ impl World {
         let desk = Desk::new(Inline { inner: reader, rng }.start().recipient());
         let bus: MemoryBus = self.hub.bus();
         let connection = bus.connection();
-        let shared = Some((incarnation, desk, Some(Box::new(bus) as _)));
+        let shared = Some(Shared { reader: desk, bus: Some(Box::new(bus)) });
         let rows = inherited.clone();
-        let ties = Ties { node: node.clone(), writer: writer.into(), inherited: rows, shared };
+        let ties = Ties {
+            node: node.clone(),
+            writer: writer.into(),
+            inherited: rows,
+            shared,
+            incarnation,
+        };
         let config = PresenceConfig::new("")
             .clock(self.clock.clone())
             .lease(LEASE)
@@ -250,6 +257,9 @@ impl World {
         let info = serde_json::json!({"n": self.rng.u8(0..3)});
         let Client { key, user, connection } = &mut self.clients[client];
         let Some(connection) = connection else { return };
+        if connection.rooms.contains(&room) {
+            return;
+        }
         let Some(node) = &self.nodes[connection.node] else { return };
         let probe = connection.probe.clone();
         let join = Join::anonymous(room.clone(), connection.id, probe.clone().recipient())
