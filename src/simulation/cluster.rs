@@ -55,8 +55,9 @@ pub struct Node {
     pub database: [MemoryLink; 2],
     /// Who was there when it came to life.
     pub inherited: Vec<Row>,
-    /// What an observer of the whole cluster hears here.
+    /// What an observer of the whole cluster hears here, and what one of this node does.
     pub changes: Seen<PresenceChanged>,
+    pub own: Seen<PresenceChanged>,
 }
 
 /// A client that connects again and again.
@@ -76,6 +77,7 @@ pub struct Connected {
     pub joins: Vec<(RoomName, Rc<Cell<Option<bool>>>)>,
     pub rooms: BTreeSet<RoomName>,
     pub heard: BTreeMap<String, usize>,
+    lists: Vec<String>,
 }
 
 /// Looks into a registry, or changes something there.
@@ -220,8 +222,11 @@ impl World {
         let (observer, changes) = Probe::new();
         let subscribe = Subscribe::new(RoomFilter::Any, observer.recipient());
         registry.do_send(subscribe.scope(Scope::Cluster));
+        let (observer, own) = Probe::new();
+        registry.do_send(Subscribe::new(RoomFilter::Any, observer.recipient()));
         let (bus, name) = (connection, node);
-        self.nodes[place] = Some(Node { name, life, registry, bus, database, inherited, changes });
+        self.nodes[place] =
+            Some(Node { name, life, registry, bus, database, inherited, changes, own });
     }
 
     /// A node ends without a word, and its sockets with it.
@@ -240,17 +245,34 @@ impl World {
 
     /// A client connects to a node and joins some rooms.
     pub fn connect(&mut self, client: usize, place: usize) {
-        let Some(node) = &self.nodes[place] else { return };
-        let (probe, seen) = Probe::new();
-        let id = ConnectionId::new();
-        let (joins, rooms, heard) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
-        let (node, life) = (place, node.life);
-        let connection = Connected { id, node, life, probe, seen, joins, rooms, heard };
-        self.clients[client].connection = Some(connection);
+        self.open(client, place);
         for _ in 0..self.rng.usize(1..3) {
             let room = self.room();
             self.join(client, room);
         }
+    }
+
+    /// A client connects to a node and joins this room.
+    pub fn connect_to(&mut self, client: usize, place: usize, room: RoomName) {
+        self.open(client, place);
+        self.join(client, room);
+    }
+
+    fn open(&mut self, client: usize, place: usize) {
+        let Some(node) = &self.nodes[place] else { return };
+        let (probe, seen) = Probe::new();
+        let id = ConnectionId::new();
+        let (joins, rooms, heard) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+        let lists = Vec::new();
+        let (node, life) = (place, node.life);
+        let connection = Connected { id, node, life, probe, seen, joins, rooms, heard, lists };
+        self.clients[client].connection = Some(connection);
+    }
+
+    /// What the client was told of who is there, since it was asked last.
+    pub fn lists(&mut self, client: usize) -> Vec<String> {
+        let connection = self.clients[client].connection.as_mut();
+        connection.map(|connection| std::mem::take(&mut connection.lists)).unwrap_or_default()
     }
 
     pub fn join(&mut self, client: usize, room: RoomName) {
@@ -297,7 +319,7 @@ impl World {
                 Heard::Frame(frame) if frame.kind == Forwarded::Message => {
                     *connection.heard.entry(frame.payload.to_string()).or_default() += 1;
                 }
-                Heard::Frame(_) => {}
+                Heard::Frame(frame) => connection.lists.push(frame.payload.to_string()),
             }
         }
         if let Some(cause) = closed {

@@ -7,6 +7,7 @@
 mod checks;
 mod cluster;
 mod schedule;
+mod scripts;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -326,7 +326,7 @@ async fn kick(world: &mut World, node: usize, client: usize, user: bool) {
 }
 
 /// The node ends in order; its clients are told to come back.
-async fn shut_down(world: &mut World, place: usize) {
+pub async fn shut_down(world: &mut World, place: usize) {
     let Some(node) = &world.nodes[place] else { return };
     let done = node.registry.send(Shutdown);
     let _ = tokio::time::timeout(Duration::from_secs(5), done).await;
