@@ -105,3 +105,31 @@ impl Outbox {
         self.said
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_that_was_forgotten_is_said_to_have_been_in_a_later_batch_rather_than_none() {
+        let room = |number: usize| RoomName::new(format!("room {number}")).unwrap();
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.note(&room(0), 1), 0);
+        assert_eq!(outbox.note(&room(0), 2), 1);
+        for number in 1..=REMEMBERED {
+            outbox.note(&room(number), number as u64 + 2);
+        }
+        assert_eq!(outbox.last.len(), REMEMBERED);
+        assert_eq!(outbox.note(&room(0), 100_000), 2, "the latest that was forgotten");
+    }
+
+    #[test]
+    fn a_beat_names_the_rooms_since_the_last_one() {
+        let room = RoomName::new("lobby").unwrap();
+        let mut outbox = Outbox::default();
+        outbox.note(&room, 4);
+        outbox.note(&room, 5);
+        assert_eq!(outbox.beat(), (1, vec![(room, 5)]));
+        assert_eq!(outbox.beat(), (2, Vec::new()));
+    }
+}

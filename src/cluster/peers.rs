@@ -219,3 +219,88 @@ impl Peers {
         findings
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> NodeName {
+        NodeName::new(name).unwrap()
+    }
+
+    fn row(name: &str, incarnation: Epoch) -> NodeRow {
+        let (node, head, expired, leaving) = (node(name), 0, false, false);
+        NodeRow { node, incarnation, head, expired, leaving }
+    }
+
+    fn peers() -> Peers {
+        Peers::new(node("me"))
+    }
+
+    #[test]
+    fn which_of_two_lives_is_the_later_one_only_the_database_knows() {
+        let (mut peers, [old, new]) = (peers(), [Epoch::new(), Epoch::new()]);
+        assert_eq!(peers.meet(&node("n"), new), Met::New);
+        assert_eq!(peers.meet(&node("n"), old), Met::Unsure, "something late, or a new life");
+        peers.ask();
+        assert_eq!(peers.survey(&[row("n", new)]), []);
+        assert_eq!(peers.meet(&node("n"), old), Met::Over);
+
+        let later = Epoch::new();
+        assert_eq!(peers.meet(&node("n"), later), Met::Unsure);
+        assert_eq!(peers.survey(&[row("n", later)]), [Finding::Reborn]);
+        assert_eq!(peers.meet(&node("n"), new), Met::Over);
+        assert_eq!(peers.meet(&node("n"), later), Met::Known);
+    }
+
+    #[test]
+    fn a_life_that_was_heard_of_during_a_survey_is_not_judged_by_it() {
+        let (mut peers, [first, second]) = (peers(), [Epoch::new(), Epoch::new()]);
+        peers.meet(&node("n"), first);
+        peers.ask();
+        assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
+        assert_eq!(peers.survey(&[row("n", first)]), []);
+        assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
+    }
+
+    #[test]
+    fn a_node_is_gone_when_its_row_is_and_one_that_was_never_listed_a_little_later() {
+        let (mut peers, [a, b]) = (peers(), [Epoch::new(), Epoch::new()]);
+        assert_eq!(peers.survey(&[row("a", a), row("me", Epoch::new())]), []);
+        peers.meet(&node("b"), b);
+        let gone = |name| Finding::Gone { node: node(name), leaving: false };
+        assert_eq!(peers.survey(&[]), [gone("a")]);
+        assert_eq!(peers.survey(&[]), [gone("b")]);
+        assert_eq!((peers.meet(&node("a"), a), peers.alive()), (Met::Over, 0));
+    }
+
+    #[test]
+    fn who_was_not_in_touch_with_the_database_for_a_whole_lease_judges_nobody() {
+        let at = |secs: u64| Moment { monotonic: secs * 1_000_000, wall: 0 };
+        let (mut peers, lease) = (peers(), Duration::from_secs(15));
+        for (secs, renewed, may) in [
+            (0, true, false),
+            (14, true, false),
+            (15, true, true),
+            (16, false, false),
+            (31, true, false),
+        ] {
+            peers.renewed(renewed, at(secs));
+            assert_eq!(peers.may_judge(lease, at(secs)), may, "at {secs} s");
+        }
+    }
+
+    #[test]
+    fn what_is_said_twice_is_heard_once_and_a_missing_beat_is_noticed() {
+        let (mut peers, life) = (peers(), Epoch::new());
+        peers.meet(&node("n"), life);
+        assert_eq!(
+            [1, 1, 3, 2, 4].map(|number| peers.says(&node("n"), number)),
+            [true, false, true, false, true]
+        );
+        assert_eq!(
+            [1, 2, 2, 4].map(|number| peers.beats(&node("n"), number)),
+            [true, true, true, false]
+        );
+    }
+}

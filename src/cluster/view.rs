@@ -143,3 +143,58 @@ impl View {
         self.reading = Reading::No;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RoomName;
+
+    fn changes(number: u64, previous: u64) -> Changes {
+        Changes { room: RoomName::new("lobby").unwrap(), number, previous, changes: Vec::new() }
+    }
+
+    fn node(name: &str) -> NodeName {
+        NodeName::new(name).unwrap()
+    }
+
+    /// A view that was read when the node had committed so many batches.
+    fn read(incarnation: Epoch, head: u64) -> View {
+        let (node, expired, leaving) = (node("n"), false, false);
+        let row = NodeRow { node, incarnation, head, expired, leaving };
+        let mut view = View::default();
+        assert!(view.wants_reading());
+        view.reads();
+        assert_eq!(view.was_read(&Arc::from([row])), (Vec::new(), false));
+        view
+    }
+
+    #[test]
+    fn what_the_rows_have_is_known_what_follows_is_taken_and_a_gap_is_seen() {
+        let life = Epoch::new();
+        let mut view = read(life, 5);
+        let mut judge = |number, previous| view.judge(&node("n"), life, &changes(number, previous));
+        assert_eq!(judge(5, 3), Verdict::Known);
+        assert_eq!(judge(7, 4), Verdict::Take);
+        assert_eq!(judge(7, 4), Verdict::Known, "twice");
+        assert_eq!(judge(9, 8), Verdict::Missed);
+        assert_eq!(judge(9, 7), Verdict::Take);
+        // Another life of the node begins from nothing.
+        assert_eq!(view.judge(&node("n"), Epoch::new(), &changes(1, 0)), Verdict::Take);
+        assert_eq!(view.judge(&node("m"), Epoch::new(), &changes(2, 1)), Verdict::Missed);
+    }
+
+    #[test]
+    fn what_comes_while_the_rows_are_read_waits_and_too_much_has_them_read_again() {
+        let life = Epoch::new();
+        let mut view = View::default();
+        assert_eq!(view.judge(&node("n"), life, &changes(1, 0)), Verdict::Later);
+        assert!(view.wants_reading() && !view.wants_reading());
+        view.reads();
+        for number in 0..=HELD as u64 {
+            view.hold(node("n"), life, changes(number, 0));
+        }
+        let (held, again) = view.was_read(&Arc::from([]));
+        assert_eq!((held.len(), again), (HELD, true));
+        assert!(view.is_complete());
+    }
+}

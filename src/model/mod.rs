@@ -12,6 +12,8 @@ mod node;
 mod presence;
 mod queries;
 mod remote;
+#[cfg(test)]
+mod remote_tests;
 mod rooms;
 mod sessions;
 mod snapshot;

@@ -209,8 +209,9 @@ impl Rooms {
         // It has left and come again, and nobody said so.
         let (cause, sign, last_seen) = (Cause::Disconnected, Sign::Elsewhere, after.joined_at);
         let left = Left { presence: before, cause, last_seen, sign, joined_version: joined };
-        self.exit(room, left, &mut outcome.diff);
+        // In this order nobody is offline in between.
         self.enter(room, after, &mut outcome.diff);
+        self.exit(room, left, &mut outcome.diff);
     }
 
     /// Everybody that the node holds has left: one change for each room.

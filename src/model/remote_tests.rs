@@ -1,0 +1,162 @@
+//! What is heard of other nodes, case by case.
+
+use super::{
+    Cause, ConnectionId, Diff, Heard, Info, Moment, NodeName, Outcome, Presence, Remote, RoomName,
+    Rooms, SessionKey, Sign, Snapshot, UserId,
+};
+
+struct World {
+    rooms: Rooms,
+    folded: Snapshot,
+    room: RoomName,
+    me: NodeName,
+}
+
+fn at(secs: u64) -> Moment {
+    let micros = secs * 1_000_000;
+    Moment { monotonic: micros, wall: i64::try_from(micros).unwrap() }
+}
+
+fn id(number: u128) -> ConnectionId {
+    ConnectionId::from_u128(number)
+}
+
+fn remote(number: u128, user: &str, node: &str, turn: u32) -> Remote {
+    let (connection, user) = (id(number), UserId::new(user).ok());
+    let joined_at = at(1).utc();
+    let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
+    let (session, fading) = (SessionKey::new("tab").ok(), None);
+    let node = NodeName::new(node).unwrap();
+    Remote { presence, node, session, fading, turn, last_seen: joined_at }
+}
+
+impl World {
+    fn new() -> Self {
+        let rooms = Rooms::default();
+        let room = RoomName::new("lobby").unwrap();
+        let me = NodeName::new("me").unwrap();
+        Self { folded: rooms.snapshot(&room), rooms, room, me }
+    }
+
+    /// Law 1 and 2: each change raises the version by one, and folds to the room.
+    fn fold(&mut self, diff: Option<&Diff>) {
+        if let Some(diff) = diff {
+            assert_eq!(diff.version, self.folded.version() + 1);
+            self.folded.apply(diff);
+        }
+        assert_eq!(self.folded, self.rooms.snapshot(&self.room));
+    }
+
+    fn hear(&mut self, heard: impl IntoIterator<Item = Heard>) -> Outcome {
+        let outcome = self.rooms.hear(&self.room, heard, &self.me);
+        self.fold(outcome.diff.as_ref());
+        outcome
+    }
+
+    fn join(&mut self, number: u128, user: &str) {
+        let user = UserId::new(user).ok();
+        let diff = self.rooms.join(&self.room, id(number), user, Info::EMPTY, at(1)).unwrap();
+        self.fold(diff.as_ref());
+    }
+}
+
+fn gone(number: u128, node: &str) -> Heard {
+    let node = NodeName::new(node).unwrap();
+    Heard::Gone { node, connection: id(number), cause: Cause::Left }
+}
+
+#[test]
+fn a_user_with_connections_on_two_nodes_comes_and_goes_once() {
+    let mut world = World::new();
+    world.join(1, "ada");
+    let joined = world.hear([Heard::Here(remote(2, "ada", "b", 0))]).diff.unwrap();
+    assert_eq!((joined.joins.len(), joined.online.len()), (1, 0));
+    let left = world.rooms.leave(&world.room, id(1), Cause::Left);
+    world.fold(left.as_ref());
+    assert!(left.unwrap().offline.is_empty());
+    let left = world.hear([gone(2, "b")]).diff.unwrap();
+    assert_eq!(left.offline.len(), 1);
+    assert!(!world.rooms.touch(id(2), Sign::Frame, at(2)), "others judge their silence");
+}
+
+#[test]
+fn a_goodbye_counts_if_its_node_holds_the_presence() {
+    let mut world = World::new();
+    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    assert_eq!(world.hear([gone(1, "c"), gone(2, "b")]), Outcome::default());
+    assert!(world.hear([gone(1, "b")]).diff.is_some());
+    assert_eq!(world.hear([gone(1, "b")]), Outcome::default(), "twice");
+}
+
+#[test]
+fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
+    let mut world = World::new();
+    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    assert!(world.rooms.adopt(&world.room, id(1), &world.me, at(2)));
+    world.fold(None);
+    assert_eq!(world.rooms.turn(&world.room, id(1)), Some(1));
+    assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 0))]), Outcome::default());
+    assert_eq!(world.hear([gone(1, "b")]), Outcome::default());
+
+    let outcome = world.hear([Heard::Here(remote(1, "ada", "c", 2))]);
+    assert_eq!(outcome, Outcome { diff: None, yielded: vec![id(1)] });
+    assert!(!world.rooms.holds_any(&world.room));
+    assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 1))]), Outcome::default());
+    assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().turn, 2);
+}
+
+#[test]
+fn a_presence_that_left_and_came_again_unheard_is_not_there_twice() {
+    let mut world = World::new();
+    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    let mut again = remote(1, "ada", "b", 0);
+    again.presence.joined_at = at(9).utc();
+    let diff = world.hear([Heard::Here(again)]).diff.unwrap();
+    assert_eq!((diff.leaves.len(), diff.joins.len()), (1, 1));
+    assert_eq!((diff.online.len(), diff.offline.len()), (0, 0), "its user was there all the time");
+    assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
+}
+
+#[test]
+fn all_that_a_node_holds_ends_in_one_change_for_each_room() {
+    let mut world = World::new();
+    world.join(9, "cy");
+    let heard = [(1, "b"), (2, "b"), (3, "c")];
+    world.hear(heard.map(|(number, node)| Heard::Here(remote(number, "ada", node, 0))));
+    let node = NodeName::new("b").unwrap();
+    let lost = world.rooms.lose(&node, Cause::NodeLost);
+    assert_eq!((lost.len(), lost[0].leaves.len()), (1, 2));
+    world.fold(lost.first());
+    assert!(world.rooms.lose(&node, Cause::NodeLost).is_empty());
+}
+
+#[test]
+fn what_is_read_is_who_is_there_whatever_was_heard_before() {
+    let mut world = World::new();
+    world.join(9, "cy");
+    let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
+    world.hear(before.map(Heard::Here));
+    let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
+    let outcomes = world.rooms.hear_all(&world.room, read, &world.me, |_| Cause::NodeLost);
+    for (_, outcome) in &outcomes {
+        if let Some(diff) = &outcome.diff {
+            world.folded.apply(diff);
+        }
+    }
+    world.fold(None);
+    let held = |number| world.rooms.remote(&world.room, id(number)).map(|r| r.node.to_string());
+    assert_eq!([1, 2, 3].map(held), [Some("c".into()), None, Some("c".into())]);
+}
+
+#[test]
+fn a_room_that_is_followed_no_longer_keeps_what_this_node_holds() {
+    let mut world = World::new();
+    world.join(9, "cy");
+    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    world.rooms.unfollow(&world.room);
+    assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
+    assert!(world.rooms.holds(&world.room, id(9)));
+    let tab = SessionKey::new("tab").unwrap();
+    let ada = UserId::new("ada").unwrap();
+    assert_eq!(world.rooms.remote_client(&world.room, &tab, Some(&ada)), None);
+}
