@@ -356,7 +356,7 @@ impl Cluster {
             }
             Verdict::Missed => {
                 tracing::debug!(%room, %node, "missed something: the room is read again");
-                metrics::counter!("presence_cluster_gaps_total").increment(1);
+                metrics::counter!("presence_bus_gaps_total").increment(1);
                 view.hold(node.clone(), epoch, changes);
                 self.read_later(&room);
                 None
