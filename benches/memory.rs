@@ -33,7 +33,9 @@ unsafe impl GlobalAlloc for Counting {
 
 fn main() {
     let user = |i| Some(UserId::new(format!("user-{i}")).unwrap());
-    println!("bytes per presence, {PRESENCES} presences, besides names and info");
+    println!("bytes per presence, {PRESENCES} presences");
+    report_all(1000);
+    println!("besides names and info:");
     report("one room, a user each", 1, user);
     report("one room, anonymous", 1, |_| None);
     report("one room, 10 connections a user", 1, |i| user(i / 10));
@@ -42,6 +44,25 @@ fn main() {
 
     let names = heap_of(|| (0..PRESENCES).map(|i| user(i).unwrap()).collect::<Vec<_>>());
     println!("{:>6}  a name like user-12345, once", names / PRESENCES - size_of::<UserId>());
+}
+
+/// Everything: each presence has a user and an info of its own.
+fn report_all(room_count: usize) {
+    let now = Moment { monotonic: 0, wall: 0 };
+    let bytes = heap_of(|| {
+        let named = |i| RoomName::new(format!("room-{i}")).unwrap();
+        let names: Vec<_> = (0..room_count).map(named).collect();
+        let mut rooms = Rooms::new(Limits::default());
+        for i in 0..PRESENCES {
+            let user = UserId::new(format!("user-{i}")).unwrap();
+            let info = Info::new(serde_json::json!({"name": "Ada"})).unwrap();
+            let room = &names[i % room_count];
+            rooms.join(room, ConnectionId::new(), Some(user), info, now).unwrap();
+        }
+        rooms
+    });
+    let bytes = bytes / PRESENCES;
+    println!("{bytes:>6}  {room_count} rooms, a user and a small info each, with their texts");
 }
 
 fn report(town: &str, room_count: usize, user: impl Fn(usize) -> Option<UserId>) {

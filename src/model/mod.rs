@@ -17,6 +17,7 @@ mod remote_tests;
 mod rooms;
 mod sessions;
 mod snapshot;
+mod stays;
 mod time;
 
 pub(crate) use departures::Departures;

@@ -124,6 +124,18 @@ pub enum Sign {
     Elsewhere,
 }
 
+impl Sign {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Join,
+        Self::Heartbeat,
+        Self::Message,
+        Self::Frame,
+        Self::Disconnect,
+        Self::Elsewhere,
+    ];
+}
+
 /// Whether the client of a presence is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceState {

@@ -98,9 +98,9 @@ impl Rooms {
             return self.remote_seen(room, connection);
         };
         Some(SeenPresence {
-            presence: stay.presence(connection),
-            last_seen: known.last.at.utc(),
-            sign: known.last.sign,
+            presence: self.presence_of(connection, stay),
+            last_seen: known.last.utc(),
+            sign: known.last.sign(),
             joined_version: stay.joined,
             state: PresenceState::Live,
             node: None,
@@ -110,7 +110,7 @@ impl Rooms {
     /// Whether this node holds a presence of the connection in the room.
     #[must_use]
     pub fn holds(&self, room: &RoomName, connection: ConnectionId) -> bool {
-        self.connections.get(&connection).is_some_and(|known| known.stay(room).is_some())
+        self.stay(room, connection).is_some()
     }
 
     /// Whether this node holds anybody in the room; O(1).
@@ -123,13 +123,17 @@ impl Rooms {
     /// How often the presence went from one node to another, if this node holds it.
     #[must_use]
     pub fn turn(&self, room: &RoomName, connection: ConnectionId) -> Option<u32> {
-        Some(self.connections.get(&connection)?.stay(room)?.turn)
+        self.stay(room, connection)?;
+        match self.turns.is_empty() {
+            true => Some(0),
+            false => Some(self.turns.get(&(room.clone(), connection)).copied().unwrap_or(0)),
+        }
     }
 
     /// When the connection was last heard of, if it is in some room.
     #[must_use]
     pub fn last_seen(&self, connection: ConnectionId) -> Option<DateTime<Utc>> {
-        self.connections.get(&connection).map(|known| known.last.at.utc())
+        self.connections.get(&connection).map(|known| known.last.utc())
     }
 
     /// The rooms that the connection is in, in no order.

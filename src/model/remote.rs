@@ -12,8 +12,7 @@ use smallvec::SmallVec;
 
 use super::{
     Cause, ConnectionId, Diff, Left, Moment, NodeName, Presence, PresenceState, RoomName, Rooms,
-    SeenPresence, SessionKey, Sign, Update, UserId,
-    rooms::{Connection, LastSign, Stay},
+    SeenPresence, SessionKey, Sign, Update, UserId, stays::Stay,
 };
 
 /// A presence that another node holds.
@@ -191,7 +190,8 @@ impl Rooms {
             }
             let Some((stay, _)) = self.take_stay(room, connection) else { return };
             outcome.yielded.push(connection);
-            (stay.presence(connection), stay.joined)
+            self.forget_turn(room, connection);
+            (self.presence_of(connection, &stay), stay.joined)
         } else if let Some(Away { remote: known, joined }) = self.away(room, connection) {
             if !certain && known.node != remote.node && later < (known.turn, &known.node) {
                 return;
@@ -243,21 +243,21 @@ impl Rooms {
     ) -> bool {
         let Some(away) = self.take_stranger(room, connection) else { return false };
         let now = self.hold(now);
-        let Presence { user, info, joined_at, .. } = away.remote.presence;
+        let Presence { user, joined_at, .. } = away.remote.presence;
+        let (room, joined_at) = (room.clone(), joined_at.timestamp_micros());
         let turn = away.remote.turn.saturating_add(u32::from(away.remote.node != *me));
-        let stay = Stay { room: room.clone(), user, info, joined_at, joined: away.joined, turn };
-        let last = LastSign { at: now, sign: Sign::Join };
-        match self.connections.to_back(&connection) {
-            Some(known) => {
-                known.last = last;
-                known.stays.push(stay);
-            }
-            None => {
-                let stays = SmallVec::from_buf([stay]);
-                self.connections.insert(connection, Connection { last, stays });
-            }
+        if turn > 0 {
+            self.turns.insert((room.clone(), connection), turn);
         }
+        self.put_stay(connection, Stay { room, user, joined_at, joined: away.joined }, now);
         true
+    }
+
+    /// This node does not hold the presence any more.
+    pub(super) fn forget_turn(&mut self, room: &RoomName, connection: ConnectionId) {
+        if !self.turns.is_empty() {
+            self.turns.remove(&(room.clone(), connection));
+        }
     }
 
     /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
@@ -279,14 +279,15 @@ impl Rooms {
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
         for &connection in connections {
             let Some(known) = self.connections.get_mut(&connection) else { continue };
-            let LastSign { at, sign } = known.last;
+            let last = known.last;
             let Some(stay) = known.stays.iter_mut().find(|stay| stay.room == *room) else {
                 continue;
             };
             let joined_version = std::mem::replace(&mut stay.joined, back.version);
-            let presence = stay.presence(connection);
+            let stay = stay.clone();
+            let presence = self.presence_of(connection, &stay);
             back.joins.push(presence.clone());
-            let (cause, last_seen) = (Cause::NodeLost, at.utc());
+            let (cause, last_seen, sign) = (Cause::NodeLost, last.utc(), last.sign());
             left.leaves.push(Left { presence, cause, last_seen, sign, joined_version });
         }
         Some([left, back])

@@ -6,13 +6,15 @@ use std::{
 };
 
 use ahash::RandomState;
-use chrono::{DateTime, Utc};
 use hashlink::LinkedHashMap;
 use smallvec::SmallVec;
 
 use super::{
     Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Sign, Snapshot,
-    Update, UserId, remote::Remotes,
+    Update, UserId,
+    remote::Remotes,
+    stays::{Connection, LastSign, Stay},
+    time::micros,
 };
 
 /// How many of each a [`Rooms`] takes.
@@ -48,47 +50,13 @@ pub enum LimitReached {
     },
 }
 
-/// A connection's presence in one room, as the connection remembers it: nothing has to be looked up
-/// in the room to end it.
-#[derive(Clone, Debug)]
-pub(super) struct Stay {
-    pub(super) room: RoomName,
-    pub(super) user: Option<UserId>,
-    pub(super) info: Info,
-    pub(super) joined_at: DateTime<Utc>,
-    /// The room's version when it joined.
-    pub(super) joined: u64,
-    /// How often it went from one node to another.
-    pub(super) turn: u32,
-}
-
-impl Stay {
-    pub(super) fn presence(&self, connection: ConnectionId) -> Presence {
-        let (user, info) = (self.user.clone(), self.info.clone());
-        Presence { connection, user, info, joined_at: self.joined_at }
-    }
-}
-
-/// When and how a connection was last heard of.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LastSign {
-    pub(super) at: Moment,
-    pub(super) sign: Sign,
-}
-
-#[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) last: LastSign,
-    pub(super) stays: SmallVec<[Stay; 1]>,
-}
-
 /// Rooms and who is in them: a plain value.
 ///
 /// Every operation changes the value and returns what happened: the [`Diff`] of each room that
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about half a KiB besides its names and info (`cargo bench --bench memory` measures
+/// A presence takes about 250 bytes besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// ```
@@ -121,8 +89,10 @@ pub struct Rooms {
     pub(super) floor: u64,
     /// How many presences there are in all rooms.
     pub(super) presences: usize,
+    /// How often presences went from one node to another, for those that did.
+    pub(super) turns: HashMap<(RoomName, ConnectionId), u32, RandomState>,
     /// A clock that steps back is held here.
-    latest: Moment,
+    pub(super) latest: Moment,
 }
 
 impl Default for Rooms {
@@ -142,6 +112,7 @@ impl Rooms {
             connections: LinkedHashMap::with_hasher(RandomState::new()),
             remotes: Remotes::default(),
             whereabouts: HashMap::default(),
+            turns: HashMap::default(),
             floor: 0,
             presences: 0,
             latest: Moment { monotonic: 0, wall: 0 },
@@ -172,22 +143,12 @@ impl Rooms {
         self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
 
         let now = self.hold(now);
-        let joined_at = now.utc();
         let mut diff = None;
-        let presence = Presence { connection, user: user.clone(), info: info.clone(), joined_at };
+        let joined_at = now.utc();
+        let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
-        let stay = Stay { room: room.clone(), user, info, joined_at, joined, turn: 0 };
-        let last = LastSign { at: now, sign: Sign::Join };
-        match self.connections.to_back(&connection) {
-            Some(known) => {
-                known.last = last;
-                known.stays.push(stay);
-            }
-            None => {
-                let stays = SmallVec::from_buf([stay]);
-                self.connections.insert(connection, Connection { last, stays });
-            }
-        }
+        let stay = Stay { room: room.clone(), user, joined_at: now.wall, joined };
+        self.put_stay(connection, stay, now);
         Ok(diff)
     }
 
@@ -222,7 +183,7 @@ impl Rooms {
         let now = self.hold(now);
         match self.connections.to_back(&connection) {
             Some(known) => {
-                known.last = LastSign { at: now, sign };
+                known.last = LastSign::new(now, sign);
                 true
             }
             None => false,
@@ -244,10 +205,10 @@ impl Rooms {
     /// Everybody who was silent for longer than `age` goes: one change per room, which names all;
     /// O(those who go).
     pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
-        let now = self.hold(now);
+        let (now, age) = (self.hold(now), micros(age));
         let mut diffs: BTreeMap<RoomName, Option<Diff>> = BTreeMap::new();
         while let Some((_, oldest)) = self.connections.front() {
-            if now.since(oldest.last.at) <= age {
+            if now.monotonic.saturating_sub(oldest.last.at()) <= age {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
@@ -312,29 +273,14 @@ impl Rooms {
         user: Option<UserId>,
         info: Info,
     ) -> Option<Diff> {
-        let before = stay.presence(connection);
+        let before = self.presence_of(connection, &stay);
         let known = self.connections.get_mut(&connection)?;
         let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
-        (remembered.user, remembered.info) = (user.clone(), info.clone());
-        let after = Presence { connection, user, info, joined_at: stay.joined_at };
+        remembered.user.clone_from(&user);
+        let after = Presence { connection, user, info, joined_at: before.joined_at };
         let mut diff = None;
         self.exchange(&stay.room, Update { before, after }, &mut diff);
         diff
-    }
-
-    pub(super) fn take_stay(
-        &mut self,
-        room: &RoomName,
-        connection: ConnectionId,
-    ) -> Option<(Stay, LastSign)> {
-        let known = self.connections.get_mut(&connection)?;
-        let last = known.last;
-        let index = known.stays.iter().position(|stay| stay.room == *room)?;
-        let stay = known.stays.swap_remove(index);
-        if known.stays.is_empty() {
-            self.connections.remove(&connection);
-        }
-        Some((stay, last))
     }
 
     /// Ends a stay that its connection has forgotten already, adding to the change of its room.
@@ -346,8 +292,9 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let (last_seen, sign) = (last.at.utc(), last.sign);
-        let (presence, joined_version) = (stay.presence(connection), stay.joined);
+        let (last_seen, sign) = (last.utc(), last.sign());
+        let (presence, joined_version) = (self.presence_of(connection, &stay), stay.joined);
+        self.forget_turn(&stay.room, connection);
         let left = Left { presence, cause, last_seen, sign, joined_version };
         self.exit(&stay.room, left, diff);
     }
@@ -355,11 +302,5 @@ impl Rooms {
     pub(super) fn hold(&mut self, now: Moment) -> Moment {
         self.latest = self.latest.max(now);
         self.latest
-    }
-}
-
-impl Connection {
-    pub(super) fn stay(&self, room: &RoomName) -> Option<&Stay> {
-        self.stays.iter().find(|stay| stay.room == *room)
     }
 }

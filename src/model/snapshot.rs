@@ -2,10 +2,11 @@
 
 use std::ops::Bound;
 
-use chrono::{DateTime, Utc};
 use rpds::RedBlackTreeMapSync;
 
-use super::{ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId};
+use super::{
+    ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId, time::utc,
+};
 
 /// Where a presence stands in its room: by user, then by when it joined.
 ///
@@ -16,31 +17,29 @@ pub(crate) struct Place {
     /// The beginning of the user's id, which settles most comparisons without a look at the text.
     beginning: u64,
     user: Option<UserId>,
-    joined_at: DateTime<Utc>,
+    /// Microseconds since 1970.
+    joined_at: i64,
     connection: ConnectionId,
 }
 
 impl Place {
-    pub(super) fn new(
-        user: Option<UserId>,
-        joined_at: DateTime<Utc>,
-        connection: ConnectionId,
-    ) -> Self {
+    pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
         Self { beginning: beginning(user.as_ref()), user, joined_at, connection }
     }
 
     fn first(user: Option<UserId>) -> Self {
-        Self::new(user, DateTime::<Utc>::MIN_UTC, ConnectionId::from_u128(0))
+        Self::new(user, i64::MIN, ConnectionId::from_u128(0))
     }
 
     fn last(user: Option<UserId>) -> Self {
-        Self::new(user, DateTime::<Utc>::MAX_UTC, ConnectionId::from_u128(u128::MAX))
+        Self::new(user, i64::MAX, ConnectionId::from_u128(u128::MAX))
     }
 }
 
 impl From<&Presence> for Place {
     fn from(presence: &Presence) -> Self {
-        Self::new(presence.user.clone(), presence.joined_at, presence.connection)
+        let joined_at = presence.joined_at.timestamp_micros();
+        Self::new(presence.user.clone(), joined_at, presence.connection)
     }
 }
 
@@ -175,6 +174,11 @@ impl Snapshot {
         self.members.get_key_value(place).map(presence)
     }
 
+    /// The info of the presence at this place.
+    pub(super) fn info(&self, place: &Place) -> Option<&Info> {
+        self.members.get(place)
+    }
+
     pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = ConnectionId> {
         self.of(Some(user.clone())).map(|(place, _)| place.connection)
     }
@@ -243,6 +247,6 @@ fn presence((place, info): (&Place, &Info)) -> Presence {
         connection: place.connection,
         user: place.user.clone(),
         info: info.clone(),
-        joined_at: place.joined_at,
+        joined_at: utc(place.joined_at),
     }
 }

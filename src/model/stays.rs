@@ -1,0 +1,135 @@
+//! What this node knows of the connections that it holds: their rooms, and when they were last heard
+//! of.
+
+use chrono::{DateTime, Utc};
+use smallvec::SmallVec;
+
+use super::{
+    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, snapshot::Place, time::utc,
+};
+
+/// A connection's presence in one room, as the connection remembers it: where it is to be found in the
+/// room. Its info is there.
+#[derive(Clone, Debug)]
+pub(super) struct Stay {
+    pub(super) room: RoomName,
+    pub(super) user: Option<UserId>,
+    /// Microseconds since 1970.
+    pub(super) joined_at: i64,
+    /// The room's version when it joined.
+    pub(super) joined: u64,
+}
+
+/// When and how a connection was last heard of; the kind of the sign shares a word with the time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LastSign {
+    monotonic: u64,
+    wall: i64,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) last: LastSign,
+    pub(super) stays: SmallVec<[Stay; 1]>,
+}
+
+impl LastSign {
+    const BITS: u32 = 3;
+
+    pub(super) fn new(now: Moment, sign: Sign) -> Self {
+        Self { monotonic: now.monotonic << Self::BITS | sign as u64, wall: now.wall }
+    }
+
+    /// Microseconds of the monotonic clock.
+    pub(super) fn at(self) -> u64 {
+        self.monotonic >> Self::BITS
+    }
+
+    /// The time on the wall.
+    pub(super) fn utc(self) -> DateTime<Utc> {
+        utc(self.wall)
+    }
+
+    pub(super) fn sign(self) -> Sign {
+        let number = self.monotonic & ((1 << Self::BITS) - 1);
+        Sign::ALL.into_iter().find(|sign| *sign as u64 == number).unwrap_or_default()
+    }
+}
+
+impl Stay {
+    pub(super) fn place(&self, connection: ConnectionId) -> Place {
+        Place::new(self.user.clone(), self.joined_at, connection)
+    }
+}
+
+impl Connection {
+    pub(super) fn stay(&self, room: &RoomName) -> Option<&Stay> {
+        self.stays.iter().find(|stay| stay.room == *room)
+    }
+}
+
+impl Rooms {
+    /// The stay of a connection that this node holds.
+    pub(super) fn stay(&self, room: &RoomName, connection: ConnectionId) -> Option<&Stay> {
+        self.connections.get(&connection)?.stay(room)
+    }
+
+    /// Puts a stay to a connection, which was heard of now.
+    pub(super) fn put_stay(&mut self, connection: ConnectionId, stay: Stay, now: Moment) {
+        let last = LastSign::new(now, Sign::Join);
+        match self.connections.to_back(&connection) {
+            Some(known) => {
+                known.last = last;
+                known.stays.push(stay);
+            }
+            None => {
+                let stays = SmallVec::from_buf([stay]);
+                self.connections.insert(connection, Connection { last, stays });
+            }
+        }
+    }
+
+    /// Takes a stay from its connection, and the connection with its last one.
+    pub(super) fn take_stay(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<(Stay, LastSign)> {
+        let known = self.connections.get_mut(&connection)?;
+        let last = known.last;
+        let index = known.stays.iter().position(|stay| stay.room == *room)?;
+        let stay = known.stays.swap_remove(index);
+        if known.stays.is_empty() {
+            self.connections.remove(&connection);
+        }
+        Some((stay, last))
+    }
+
+    /// The presence of a stay, with the info that is in the room.
+    pub(super) fn presence_of(&self, connection: ConnectionId, stay: &Stay) -> Presence {
+        let room = self.rooms.get(&stay.room);
+        let info = room.and_then(|room| room.info(&stay.place(connection)));
+        Presence {
+            connection,
+            user: stay.user.clone(),
+            info: info.cloned().unwrap_or_default(),
+            joined_at: utc(stay.joined_at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sign_fits_beside_its_time() {
+        for sign in Sign::ALL {
+            // Some three hundred years.
+            for monotonic in [0, 1, 10_u64.pow(16)] {
+                let last = LastSign::new(Moment { monotonic, wall: 0 }, sign);
+                assert_eq!((last.at(), last.sign()), (monotonic, sign));
+            }
+        }
+    }
+}
