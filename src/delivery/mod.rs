@@ -155,7 +155,7 @@ impl Delivery {
         self.audiences
             .entry(name.clone())
             .or_insert_with(|| Audience::new(room.clone()))
-            .admit(connection);
+            .admit(connection, now);
         self.schedule(name, now);
     }
 
@@ -170,7 +170,7 @@ impl Delivery {
     /// Notes a change of a room whose members all stay.
     pub fn changed_in_place(&mut self, diff: &Diff, now: u64) {
         let Some(audience) = self.audiences.get_mut(&diff.room) else { return };
-        audience.note(diff);
+        audience.note(diff, now);
         self.schedule(&diff.room, now);
     }
 
@@ -186,7 +186,7 @@ impl Delivery {
     fn schedule(&mut self, room: &RoomName, now: u64) {
         let Some(audience) = self.audiences.get_mut(room) else { return };
         if audience.due.is_none() {
-            let due = audience.not_before.max(now);
+            let due = audience.next(now);
             audience.due = Some(due);
             self.due.insert((due, room.clone()));
         }
@@ -199,14 +199,18 @@ impl Delivery {
 
     /// Takes a room whose member list may go out now.
     pub fn take_due(&mut self, now: u64) -> Option<RoomName> {
-        if self.next_due()? > now {
-            return None;
+        while self.next_due()? <= now {
+            let (_, room) = self.due.pop_first()?;
+            let Some(audience) = self.audiences.get_mut(&room) else { continue };
+            // It may have changed again since it was due.
+            let due = audience.next(now);
+            audience.due = (due > now).then_some(due);
+            if audience.due.is_none() {
+                return Some(room);
+            }
+            self.due.insert((due, room));
         }
-        let (_, room) = self.due.pop_first()?;
-        if let Some(audience) = self.audiences.get_mut(&room) {
-            audience.due = None;
-        }
-        Some(room)
+        None
     }
 
     /// Sends the room's listeners what they do not know yet.
