@@ -28,7 +28,7 @@ async fn whoever_comes_back_on_another_node_is_the_same_presence_and_nobody_saw_
         witness.until(|frame| frame["payload"]["joins"][0]["id"] == "ada").await;
     }
     let before = listed(&c, "ada", |one| one["node"] == "a").await;
-    for (node, name) in [(&b, "b"), (&c, "c"), (&a, "a"), (&b, "b")] {
+    for (node, name) in [(&a, "a"), (&b, "b"), (&b, "b"), (&c, "c"), (&a, "a"), (&b, "b")] {
         drop(ada);
         // Any node may be asked; all of them know that it is away.
         listed(&c, "ada", |one| one["state"] == "fading").await;
