@@ -25,7 +25,7 @@ async fn whoever_comes_back_on_another_node_is_the_same_presence_and_nobody_saw_
     let mut witnesses = [witness(&c).await, witness(&a).await];
     let mut ada = a.ws(ADA).await;
     for witness in &mut witnesses {
-        witness.until(|frame| frame["payload"]["joins"][0]["id"] == "ada").await;
+        arrival(witness, "ada").await;
     }
     let before = listed(&c, "ada", |one| one["node"] == "a").await;
     for (node, name) in [(&a, "a"), (&b, "b"), (&b, "b"), (&c, "c"), (&a, "a"), (&b, "b")] {
