@@ -16,3 +16,4 @@ mod seeing;
 mod sessions;
 mod speaking;
 mod starting;
+mod storm;

@@ -38,7 +38,9 @@ async fn who_joins_on_one_node_is_seen_on_the_others_in_all_dialects_and_over_re
     assert_eq!(met[4]["joins"]["ada"]["metas"][0]["n"], 1);
     // Nobody is connected to this one.
     let seen = listed(&c, "ada", |_| true).await;
-    for (field, value) in [("node", json!("a")), ("state", json!("live")), ("info", json!({"n": 1}))] {
+    for (field, value) in
+        [("node", json!("a")), ("state", json!("live")), ("info", json!({"n": 1}))]
+    {
         assert_eq!(seen[field], value);
     }
     let room = c.json("/api/rooms/lobby").await;
