@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::{
     harness::{Server, Ws, arrival, ending, leave_of, until},
     nodes::{Cluster, listed, only_hears_of_markers, witness},
@@ -13,6 +15,14 @@ async fn client(node: &Server, user: &str, session: &str) -> Ws {
 }
 
 const KEY: &str = "&session=tab";
+
+/// A client of Phoenix in the lobby, with a session key.
+async fn channels(node: &Server, user: &str) -> Ws {
+    let mut ws = node.ws(&format!("/socket/websocket?vsn=2.0.0&user={user}{KEY}")).await;
+    ws.json(json!(["1", "1", "lobby", "phx_join", {}])).await;
+    ws.until(|frame| frame[3] == "presence_state").await;
+    ws
+}
 
 /// Waits until a witness has seen all these go, and answers in which order and why. Nobody else may
 /// go before.
@@ -33,7 +43,7 @@ async fn endings(witness: &mut Ws, users: &[&str]) -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn clients_of_a_node_that_stops_come_back_elsewhere_or_leave_once() {
-    let cluster = Cluster::new(&["--grace", "10s", "--lease", "2s"]);
+    let cluster = Cluster::new(&["--grace", "12s", "--lease", "5s"]);
     let [mut a, b, c] = cluster.nodes(["a", "b", "c"]).await;
     let mut witness = witness(&c).await;
     let mut back = client(&a, "back", KEY).await;
@@ -42,14 +52,17 @@ async fn clients_of_a_node_that_stops_come_back_elsewhere_or_leave_once() {
     arrival(&mut witness, "lost").await;
     let mut plain = client(&a, "plain", "").await;
     arrival(&mut witness, "plain").await;
+    let mut channels = channels(&a, "channels").await;
+    arrival(&mut witness, "channels").await;
     let before = listed(&b, "back", |_| true).await;
 
     a.signal("TERM");
-    for ws in [&mut back, &mut lost, &mut plain] {
+    for ws in [&mut back, &mut lost, &mut plain, &mut channels] {
         assert_eq!(ws.closed().await, (1012, "shutdown".to_owned()));
         ws.ended().await;
     }
     let _back = client(&b, "back", KEY).await;
+    let _channels = self::channels(&c, "channels").await;
     let told = endings(&mut witness, &["plain"]).await;
     assert_eq!(told[0].1, "shutdown");
     assert_eq!(a.wait().code(), Some(0), "{}", a.log());
@@ -83,7 +96,7 @@ async fn the_last_node_that_stops_sends_its_clients_away() {
 #[tokio::test]
 async fn a_node_of_the_same_name_takes_over_what_a_killed_one_had() {
     // Nobody takes it for dead meanwhile.
-    let cluster = Cluster::new(&["--grace", "8s", "--lease", "60s"]);
+    let cluster = Cluster::new(&["--grace", "12s", "--lease", "60s"]);
     let [a, b] = cluster.nodes(["a", "b"]).await;
     let mut witness = witness(&b).await;
     let mut clients = Vec::new();
@@ -114,7 +127,7 @@ async fn a_node_of_the_same_name_takes_over_what_a_killed_one_had() {
 
 #[tokio::test]
 async fn the_presences_of_a_killed_node_end_on_all_others_when_its_lease_is_over() {
-    let cluster = Cluster::new(&["--lease", "2s"]);
+    let cluster = Cluster::new(&["--lease", "4s"]);
     let [a, b, c] = cluster.nodes(["a", "b", "c"]).await;
     let mut witnesses = [witness(&b).await, witness(&c).await];
     let _ada = client(&a, "ada", "").await;

@@ -8,7 +8,7 @@ use crate::{
 
 #[tokio::test]
 async fn ready_nodes_say_that_the_bus_is_up_and_how_many_they_are() {
-    let cluster = Cluster::new(&["--lease", "2s"]);
+    let cluster = Cluster::new(&["--lease", "4s"]);
     let [a, b] = cluster.nodes(["a", "b"]).await;
     let ready = a.json("/readyz").await;
     assert_eq!(ready["status"], "ready");
@@ -87,7 +87,7 @@ async fn nodes_work_alone_while_there_is_no_redis_and_together_when_there_is() {
 #[tokio::test]
 async fn one_node_alone_on_postgres_needs_no_redis() {
     let database = Postgres::shared().fresh_database();
-    let flags = ["--lease", "1s", "--grace", "60s"];
+    let flags = ["--lease", "3s", "--grace", "60s"];
     let a = node(&database, None, "a", &flags);
     let ready = a.json("/readyz").await;
     assert_eq!((&ready["bus"]["state"], &ready["bus"]["nodes"]), (&"local".into(), &1.into()));
