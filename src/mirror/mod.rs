@@ -20,6 +20,8 @@ use actix::{MailboxError, dev::RecipientRequest};
 use ahash::RandomState;
 use tokio::sync::oneshot;
 
+#[cfg(test)]
+pub(crate) use self::reader::Ask;
 pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
     dirty::{Dirty, Key, Taken},
@@ -28,7 +30,7 @@ use self::{
 };
 pub(crate) use self::{
     memory::Memory,
-    reader::{Ask, Desk, Reader},
+    reader::{Desk, Reader},
     writer::WriterDesk,
 };
 use crate::{
