@@ -145,15 +145,15 @@ impl Rooms {
         outcome
     }
 
-    /// Takes in who is in a room on the other nodes, and no one else is: one change for each node.
-    /// `cause` says why those of a node have left who are not.
-    pub fn hear_all(
-        &mut self,
+    /// What is to be heard where these are in a room on the other nodes, and no one else is: by node,
+    /// for [`hear_certainly`](Self::hear_certainly). `cause` says why those of a node have left who are
+    /// not.
+    pub fn unheard(
+        &self,
         room: &RoomName,
         everybody: Vec<Remote>,
-        me: &NodeName,
         cause: impl Fn(&NodeName) -> Cause,
-    ) -> Vec<(NodeName, Outcome)> {
+    ) -> BTreeMap<NodeName, Vec<Heard>> {
         let mut nodes: BTreeMap<NodeName, Vec<Heard>> = BTreeMap::new();
         let named: HashSet<ConnectionId, RandomState> =
             everybody.iter().map(|remote| remote.presence.connection).collect();
@@ -167,8 +167,17 @@ impl Rooms {
         for remote in everybody {
             nodes.entry(remote.node.clone()).or_default().push(Heard::Here(remote));
         }
-        let heard = nodes.into_iter();
-        heard.map(|(node, heard)| (node, self.hear_from(room, heard, me, true))).collect()
+        nodes
+    }
+
+    /// As [`hear`](Self::hear), of what is newer than all that was heard before, whoever said it.
+    pub fn hear_certainly(
+        &mut self,
+        room: &RoomName,
+        heard: impl IntoIterator<Item = Heard>,
+        me: &NodeName,
+    ) -> Outcome {
+        self.hear_from(room, heard, me, true)
     }
 
     /// Takes in one presence; of what is known already, a `certain` word is newer whoever says it.

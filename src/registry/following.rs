@@ -187,8 +187,10 @@ impl RoomRegistry {
                 true => Cause::Disconnected,
                 false => Cause::NodeLost,
             };
-            let outcomes = self.rooms.hear_all(&room, everybody, cluster.me(), left);
-            for (node, outcome) in outcomes {
+            let (unheard, me) = (self.rooms.unheard(&room, everybody, left), cluster.me().clone());
+            for (node, heard) in unheard {
+                // One after the other, so that each change is told with the room as it is after it.
+                let outcome = self.rooms.hear_certainly(&room, heard, &me);
                 self.take_outcome(&room, &node, outcome, now);
             }
         }

@@ -29,7 +29,13 @@ impl RoomRegistry {
             self.delivery.disconnect(presence, Cause::Replaced);
             self.fade(presence, Some(room), Cause::Replaced, now);
         }
-        self.sessions.unfade(presence, room);
+        if self.sessions.fading(presence, room).is_some() {
+            self.sessions.unfade(presence, room);
+            if self.cluster.is_some() {
+                // The others have heard that its client is away.
+                self.mirror.mark_one(room.clone(), presence);
+            }
+        }
         self.adopted_orphan(presence, room);
     }
 

@@ -124,7 +124,7 @@ impl PhoenixSession {
         self
     }
 
-    /// Ends with 1001 when this turns true. The registry tells only sessions that are in some room.
+    /// Ends with 1001 when this turns true, unless it is in some room: such sessions the registry tells.
     #[must_use]
     pub fn until(mut self, closing: watch::Receiver<bool>) -> Self {
         self.channels.closing = Some(closing);
@@ -157,7 +157,8 @@ impl Protocol for Channels {
         if let Some(mut closing) = socket.protocol.closing.take() {
             let closed = async move { closing.wait_for(|closing| *closing).await.is_ok() };
             ctx.spawn(closed.into_actor(socket).map(|closing, socket, ctx| {
-                if closing {
+                // Whom the registry knows, it tells: what becomes of the presences is decided there.
+                if closing && socket.protocol.joined.is_empty() {
                     socket.close(ctx, 1001, Cause::Shutdown);
                 }
             }));
