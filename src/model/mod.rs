@@ -5,6 +5,7 @@
 
 mod departures;
 mod diff;
+mod few;
 mod ids;
 mod info;
 mod members;

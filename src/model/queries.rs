@@ -61,7 +61,8 @@ impl Rooms {
     /// The connections that are somewhere as this user, each once.
     #[must_use]
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
-        let rooms = self.whereabouts.get(user).into_iter().flatten();
+        let rooms = self.whereabouts.get(user).map(|rooms| rooms.iter());
+        let rooms = rooms.into_iter().flatten();
         let mut all: Vec<_> = rooms
             .filter_map(|(room, _)| self.room(room))
             .flat_map(|state| state.connections_of(user))
@@ -138,7 +139,7 @@ impl Rooms {
 
     /// The rooms that the connection is in, in no order.
     pub fn rooms_of(&self, connection: ConnectionId) -> impl Iterator<Item = &RoomName> {
-        let stays = self.connections.get(&connection).map(|known| &known.stays);
+        let stays = self.connections.get(&connection).map(|known| known.stays.iter());
         stays.into_iter().flatten().map(|stay| &stay.room)
     }
 

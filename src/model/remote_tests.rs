@@ -137,13 +137,11 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
     let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
     world.hear(before.map(Heard::Here));
     let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
-    let outcomes = world.rooms.hear_all(&world.room, read, &world.me, |_| Cause::NodeLost);
-    for (_, outcome) in &outcomes {
-        if let Some(diff) = &outcome.diff {
-            world.folded.apply(diff);
-        }
+    let nodes = world.rooms.unheard(&world.room, read, |_| Cause::NodeLost);
+    for (_, heard) in nodes {
+        let outcome = world.rooms.hear_certainly(&world.room, heard, &world.me);
+        world.fold(outcome.diff.as_ref());
     }
-    world.fold(None);
     let held = |number| world.rooms.remote(&world.room, id(number)).map(|r| r.node.to_string());
     assert_eq!([1, 2, 3].map(held), [Some("c".into()), None, Some("c".into())]);
 }

@@ -7,11 +7,11 @@ use std::{
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
-use smallvec::SmallVec;
 
 use super::{
     Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Sign, Snapshot,
     Update, UserId,
+    few::Few,
     remote::Remotes,
     stays::{Connection, LastSign, Stay},
     time::micros,
@@ -84,7 +84,7 @@ pub struct Rooms {
     /// What other nodes hold.
     pub(super) remotes: Remotes,
     /// The rooms each user is in, sorted, with the number of connections in each.
-    pub(super) whereabouts: HashMap<UserId, SmallVec<[(RoomName, usize); 1]>, RandomState>,
+    pub(super) whereabouts: HashMap<UserId, Few<(RoomName, usize)>, RandomState>,
     /// No room that went away had a higher version.
     pub(super) floor: u64,
     /// How many presences there are in all rooms.
@@ -169,7 +169,7 @@ impl Rooms {
     pub fn leave_all(&mut self, connection: ConnectionId, cause: Cause) -> Vec<Diff> {
         let Some(known) = self.connections.remove(&connection) else { return Vec::new() };
         let mut diffs = Vec::with_capacity(known.stays.len());
-        for stay in known.stays {
+        for stay in known.stays.into_vec() {
             let mut diff = None;
             self.end(connection, stay, known.last, cause, &mut diff);
             diffs.extend(diff);
@@ -212,7 +212,7 @@ impl Rooms {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
-            for stay in silent.stays {
+            for stay in silent.stays.into_vec() {
                 let diff = diffs.entry(stay.room.clone()).or_default();
                 self.end(connection, stay, silent.last, Cause::Expired, diff);
             }

@@ -14,8 +14,6 @@ use super::{
 /// ordered map answers who is online, with how many connections, and whose info counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
-    /// The beginning of the user's id, which settles most comparisons without a look at the text.
-    beginning: u64,
     user: Option<UserId>,
     /// Microseconds since 1970.
     joined_at: i64,
@@ -24,7 +22,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
-        Self { beginning: beginning(user.as_ref()), user, joined_at, connection }
+        Self { user, joined_at, connection }
     }
 
     fn first(user: Option<UserId>) -> Self {
@@ -41,14 +39,6 @@ impl From<&Presence> for Place {
         let joined_at = presence.joined_at.timestamp_micros();
         Self::new(presence.user.clone(), joined_at, presence.connection)
     }
-}
-
-/// The first eight bytes of the id as a number, which sorts as they do: ids have no byte 0.
-fn beginning(user: Option<&UserId>) -> u64 {
-    let mut bytes = [0; 8];
-    let id = user.map_or("", UserId::as_str).bytes();
-    bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
-    u64::from_be_bytes(bytes)
 }
 
 /// A room at one version: who is in it, and how many.

@@ -2,10 +2,10 @@
 //! of.
 
 use chrono::{DateTime, Utc};
-use smallvec::SmallVec;
 
 use super::{
-    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, snapshot::Place, time::utc,
+    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, few::Few, snapshot::Place,
+    time::utc,
 };
 
 /// A connection's presence in one room, as the connection remembers it: where it is to be found in the
@@ -30,7 +30,7 @@ pub(super) struct LastSign {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) last: LastSign,
-    pub(super) stays: SmallVec<[Stay; 1]>,
+    pub(super) stays: Few<Stay>,
 }
 
 impl LastSign {
@@ -83,7 +83,7 @@ impl Rooms {
                 known.stays.push(stay);
             }
             None => {
-                let stays = SmallVec::from_buf([stay]);
+                let stays = Few::One(stay);
                 self.connections.insert(connection, Connection { last, stays });
             }
         }
@@ -98,7 +98,7 @@ impl Rooms {
         let known = self.connections.get_mut(&connection)?;
         let last = known.last;
         let index = known.stays.iter().position(|stay| stay.room == *room)?;
-        let stay = known.stays.swap_remove(index);
+        let stay = known.stays.remove(index)?;
         if known.stays.is_empty() {
             self.connections.remove(&connection);
         }

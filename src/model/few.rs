@@ -1,0 +1,123 @@
+//! A list that has one element nearly always, and takes no more space than that then.
+
+use std::ops::{Deref, DerefMut};
+
+/// None, one or more values. `SmallVec` keeps a length beside the one; here the one's own pointer tells
+/// that it is there.
+#[derive(Clone, Debug)]
+pub(super) enum Few<T> {
+    One(T),
+    /// Boxed, as its three words are more than the one value may have.
+    #[expect(clippy::box_collection, reason = "a Vec would make every Few as large")]
+    Other(Option<Box<Vec<T>>>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self::Other(None)
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(mut values: Vec<T>) -> Self {
+        match (values.pop(), values.is_empty()) {
+            (None, _) => Self::Other(None),
+            (Some(one), true) => Self::One(one),
+            (Some(last), false) => {
+                values.push(last);
+                Self::Other(Some(Box::new(values)))
+            }
+        }
+    }
+}
+
+impl<T> Few<T> {
+    /// Puts a value in at the index, which is at most the length.
+    pub(super) fn insert(&mut self, index: usize, value: T) {
+        *self = match std::mem::take(self) {
+            Self::Other(None) => Self::One(value),
+            few => {
+                let mut values = few.into_vec();
+                values.insert(index, value);
+                values.into()
+            }
+        };
+    }
+
+    pub(super) fn push(&mut self, value: T) {
+        self.insert(self.len(), value);
+    }
+
+    /// Takes out the value at the index, if there is one.
+    pub(super) fn remove(&mut self, index: usize) -> Option<T> {
+        if index >= self.len() {
+            return None;
+        }
+        match std::mem::take(self) {
+            Self::One(one) => Some(one),
+            few => {
+                let mut values = few.into_vec();
+                let taken = values.remove(index);
+                *self = values.into();
+                Some(taken)
+            }
+        }
+    }
+
+    pub(super) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Other(values) => values.map_or_else(Vec::new, |values| *values),
+        }
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Other(values) => values.as_deref().map_or(&[], Vec::as_slice),
+        }
+    }
+}
+
+impl<T> DerefMut for Few<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Self::One(one) => std::slice::from_mut(one),
+            Self::Other(values) => values.as_deref_mut().map_or(&mut [], Vec::as_mut_slice),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{RoomName, stays::Stay};
+
+    #[test]
+    fn it_holds_what_a_vec_holds() {
+        let (mut few, mut vec) = (Few::default(), Vec::new());
+        for (index, value) in [(0, 'a'), (0, 'b'), (2, 'c'), (1, 'd')] {
+            few.insert(index, value);
+            vec.insert(index, value);
+            assert_eq!(*few, *vec);
+        }
+        few.push('e');
+        vec.push('e');
+        for index in [1, 9, 3, 0, 0, 0, 0] {
+            let expected = (index < vec.len()).then(|| vec.remove(index));
+            assert_eq!(few.remove(index), expected);
+            assert_eq!(few.clone().into_vec(), vec);
+        }
+        assert!(few.is_empty());
+    }
+
+    #[test]
+    fn one_is_no_larger_than_itself() {
+        assert_eq!(size_of::<Few<Stay>>(), size_of::<Stay>());
+        assert_eq!(size_of::<Few<(RoomName, usize)>>(), size_of::<(RoomName, usize)>());
+    }
+}
