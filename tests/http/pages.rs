@@ -164,7 +164,7 @@ async fn the_feed_counts_what_is_and_what_was() {
                 },
             },
             "largest": {
-                "rooms": [room("large", 2, 1, 1, 4), room("small", 1, 1, 0, 1)], "complete": true,
+                "rooms": [room("large", 2, 1, 1, 4), room("small", 1, 1, 0, 1)], "complete": true, "all": 2,
             },
         })
     );
