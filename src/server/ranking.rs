@@ -24,8 +24,9 @@ pub(super) struct Ranking {
     /// Where the next piece begins.
     after: Option<RoomName>,
     looked: Option<Duration>,
-    /// Whether every room was looked at once.
-    complete: bool,
+    /// Rooms seen since the look at the first one, and in the last round that came to the end.
+    seen: usize,
+    all: Option<usize>,
 }
 
 impl Ranking {
@@ -44,6 +45,10 @@ impl Ranking {
             Some(last) if piece.len() >= PIECE => Some(last.room.clone()),
             _ => None,
         };
+        self.seen = piece.len() + if after.is_some() { self.seen } else { 0 };
+        if last.is_none() {
+            self.all = Some(self.seen);
+        }
         // What was known of this stretch is replaced, so rooms that have gone are gone.
         self.known.retain(|known| {
             let before = after.is_some_and(|after| known.room <= *after);
@@ -55,7 +60,6 @@ impl Ranking {
             size(a).cmp(&size(b)).then_with(|| a.room.cmp(&b.room))
         });
         self.known.truncate(PIECE);
-        self.complete |= last.is_none();
         self.after = last;
     }
 
@@ -64,9 +68,9 @@ impl Ranking {
         &self.known[..self.known.len().min(SHOWN)]
     }
 
-    /// Whether every room was looked at.
-    pub fn is_complete(&self) -> bool {
-        self.complete
+    /// How many rooms there are, of all nodes; `None` before every room was looked at.
+    pub fn all(&self) -> Option<usize> {
+        self.all
     }
 }
 
@@ -102,11 +106,12 @@ mod tests {
         look(&mut ranking, &rooms([(1, 5), (2, 9), (3, 9)]), 0);
         assert_eq!(sizes(&ranking), [9, 9, 5]);
         assert_eq!(ranking.largest()[0].room, "000002");
-        assert!(ranking.is_complete());
+        assert_eq!(ranking.all(), Some(3));
         look(&mut ranking, &rooms([(3, 1)]), 1);
         assert_eq!(sizes(&ranking), [1]);
         look(&mut ranking, &[], 2);
         assert!(ranking.largest().is_empty());
+        assert_eq!(ranking.all(), Some(0));
     }
 
     #[test]
@@ -114,10 +119,10 @@ mod tests {
         let all = rooms((0..2500).map(|n| (n, n + 1)));
         let mut ranking = Ranking::default();
         look(&mut ranking, &all, 0);
-        assert_eq!((sizes(&ranking)[0], ranking.is_complete()), (1000, false));
+        assert_eq!((sizes(&ranking)[0], ranking.all()), (1000, None));
         look(&mut ranking, &all, 1);
         look(&mut ranking, &all, 2);
-        assert!(ranking.is_complete());
+        assert_eq!(ranking.all(), Some(2500));
         assert_eq!(sizes(&ranking), (2481..=2500).rev().collect::<Vec<_>>());
         // The last piece is seen to be gone in the next round.
         let all = rooms((0..2000).map(|n| (n, n + 1)));
@@ -125,6 +130,7 @@ mod tests {
             look(&mut ranking, &all, at);
         }
         assert_eq!(sizes(&ranking), (1981..=2000).rev().collect::<Vec<_>>());
+        assert_eq!(ranking.all(), Some(2000));
     }
 
     #[test]

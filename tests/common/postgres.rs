@@ -26,6 +26,8 @@ pub struct Postgres {
     binaries: PathBuf,
     /// Whom it runs as, if the tests run as root: it refuses to be that.
     user: Option<(u32, u32)>,
+    /// Beside those that are always the same.
+    settings: &'static [&'static str],
     port: u16,
     postmaster: Mutex<Option<Child>>,
     databases: AtomicU32,
@@ -52,8 +54,13 @@ const GUARD: &str = r#"
 "#;
 
 impl Postgres {
-    /// Starts a server.
+    /// Starts a server for which nothing has to survive a power cut.
     pub fn start() -> Self {
+        Self::with(&["fsync=off", "full_page_writes=off"])
+    }
+
+    /// Starts a server with these settings.
+    pub fn with(settings: &'static [&'static str]) -> Self {
         let binaries = binaries();
         let directory = tempfile::Builder::new().prefix("presence-postgres-").tempdir().unwrap();
         let user = unprivileged();
@@ -74,6 +81,7 @@ impl Postgres {
             directory,
             binaries,
             user,
+            settings,
             port: 0,
             postmaster: Mutex::new(None),
             databases: AtomicU32::new(0),
@@ -190,12 +198,12 @@ impl Postgres {
         for setting in [
             "listen_addresses=127.0.0.1",
             &format!("unix_socket_directories={}", self.directory.path().display()),
-            // Nothing has to survive a power cut.
-            "fsync=off",
-            "full_page_writes=off",
             "shared_buffers=64MB",
             "max_connections=100",
         ] {
+            command.arg("-c").arg(setting);
+        }
+        for setting in self.settings {
             command.arg("-c").arg(setting);
         }
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);

@@ -53,6 +53,8 @@ struct Largest {
     rooms: Vec<rooms::Entry>,
     /// Whether every room was looked at.
     complete: bool,
+    /// How many rooms there were in the last look at all of them, of all nodes.
+    all: Option<usize>,
 }
 
 fn by_cause<S: Serializer>(leaves: &[(Cause, u64)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -95,7 +97,7 @@ async fn read(state: &ServerState) -> Result<Stats<'_>, ApiError> {
     let largest = {
         let ranking = state.ranking();
         let rooms = ranking.largest().iter().cloned().map(rooms::Entry::from).collect();
-        Largest { rooms, complete: ranking.is_complete() }
+        Largest { rooms, complete: ranking.all().is_some(), all: ranking.all() }
     };
     let health = Health::of(&status);
     let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written, .. } =

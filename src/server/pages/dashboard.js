@@ -2,7 +2,7 @@
 import { $, el, plural } from "./common.js";
 import { Refused, hasKey, listen, useKey } from "./api.js";
 import { Detail } from "./detail.js";
-import { History, buildFigures, count, span, speed } from "./figures.js";
+import { History, buildFigures, count, isShared, span, speed } from "./figures.js";
 import { Listing } from "./listing.js";
 
 const RETRY_MS = 3000;
@@ -19,7 +19,8 @@ const HEALTH = {
 const DATABASE = {
   locked: "somebody else holds its lock", full: "the disk is full", read_only: "it is read-only",
   gone: "the file is gone", unavailable: "it cannot be reached", corrupt: "it is damaged",
-  schema: "its tables are not as they should be", panicked: "the writer failed", closed: "the writer has stopped",
+  schema: "its tables are not as they should be", lapsed: "the others have taken this node for dead",
+  name_taken: "another process has this node's name", panicked: "the writer failed", closed: "the writer has stopped",
 };
 
 const history = new History();
@@ -111,9 +112,15 @@ function show(stats) {
     say("#state-database", "bad", "Takes no rows", `for ${span(database.lag_seconds)}: ${why} · ${plural(database.unwritten, "row")} waiting. Presence goes on.`);
   }
   const word = { ready: ["good", "Ready"], degraded: ["wait", "Degraded"], closing: ["bad", "Closing"] }[stats.status] ?? ["wait", stats.status];
-  say("#state-server", ...word, `up ${span(stats.uptime_seconds)} · bus ${stats.bus.state}`);
+  const { bus } = stats;
+  const shared = isShared(stats);
+  const nodes = !shared ? "one node" : bus.state === "ok" ? `one of ${plural(bus.nodes, "node")}` : `does not hear the other nodes: ${bus.state}`;
+  say("#state-server", ...word, `up ${span(stats.uptime_seconds)} · ${nodes}`);
   say("#state-sent", "", `${speed(history.rate((s) => s.counters.lists_sent))} presence lists`, `${speed(history.rate((s) => s.counters.deliveries))} deliveries · ${count(counters.deliveries)} so far`);
   drawLeaves(counters.leaves);
+  $("#scope").hidden = !shared;
+  $("#scope").textContent = shared ? `The rooms are those of all nodes; the other numbers are those of node ${stats.node}.` : "";
+  detail.shared = shared;
   $("#node").textContent = stats.node;
   $("#node").title = `node ${stats.node}`;
   $("#facts").textContent = `epoch ${stats.epoch}`;

@@ -19,6 +19,7 @@ export class Detail {
   cursors = [null];
   rows = new Map(); // channel name -> row
   explained = null; // the one whose explanation is open
+  shared = false; // whether there are other nodes
   fresh = 0;
   asked = 0;
 
@@ -120,7 +121,7 @@ export class Detail {
     $(".id", row).textContent = user ?? "anonymous";
     this.setState(row, state);
     const ago = (time) => span(Math.max(0, (now - Date.parse(time)) / 1000));
-    $(".facts", row).textContent = `…${id.slice(-8)} · joined ${ago(joined_at)} ago · last seen ${ago(last_seen)} ago`;
+    $(".facts", row).textContent = `…${id.slice(-8)}${this.shared ? ` · on ${node}` : ""} · joined ${ago(joined_at)} ago · last seen ${ago(last_seen)} ago`;
     $(".facts", row).title = `connection ${id} on node ${node}\njoined ${joined_at}\nlast seen ${last_seen}`;
     const text = JSON.stringify(info);
     $(".info", row).textContent = text === "{}" ? "" : text.length > MAX_INFO ? `${text.slice(0, MAX_INFO)}…` : text;

@@ -6,11 +6,16 @@ const RATE_S = 5; // a rate shown in words is the mean of so long
 
 const total = (leaves) => Object.values(leaves).reduce((sum, n) => sum + n, 0);
 
+/** Whether there are other nodes; then most numbers are those of one. */
+export const isShared = (s) => s.bus.state !== "local";
+/** The rooms of all nodes. A node by itself counts them at once; of many it takes a look at each. */
+export const allRooms = (s) => (isShared(s) ? (s.largest.all ?? s.rooms) : s.rooms);
+
 /** What is drawn: counts as they are, `rate` of counters that only grow. */
 export const FIGURES = [
-  { id: "rooms", label: "Rooms", of: (s) => s.rooms },
+  { id: "rooms", label: "Rooms", of: allRooms, words: (s) => (isShared(s) ? `${count(s.rooms)} known here` : "with somebody in them") },
   { id: "connections", label: "Connections", of: (s) => s.connections, words: (s) => `${count(s.sockets)} sockets open` },
-  { id: "users", label: "Users", of: (s) => s.users, words: (s) => `${count(s.presences)} presences` },
+  { id: "users", label: "Users", of: (s) => s.users, words: (s) => `${count(s.presences)} ${isShared(s) ? "known " : ""}presences` },
   { id: "messages", label: "Messages", rate: (s) => s.counters.messages, words: (s, h) => `${speed(h.rate((x) => x.counters.deliveries))} delivered` },
   { id: "joins", label: "Joins", rate: (s) => s.counters.joins, words: (s) => `${count(s.counters.joins)} so far` },
   { id: "leaves", label: "Leaves", rate: (s) => total(s.counters.leaves), words: (s) => `${count(total(s.counters.leaves))} so far` },
@@ -96,7 +101,7 @@ export function buildFigures(home) {
     const sample = history.samples.at(-1);
     for (const { figure, area, line, value, words, peak } of tiles) {
       value.textContent = figure.of ? count(figure.of(sample)) : short(history.rate(figure.rate));
-      words.textContent = figure.words?.(sample, history) ?? "with somebody in them";
+      words.textContent = figure.words(sample, history);
       const points = history.series(figure);
       const most = points.reduce((most, [, y]) => Math.max(most, y), 0);
       peak.textContent = most > 0 ? `peak ${figure.of ? count(most) : speed(most)} in ${span(history.seen)}` : "";

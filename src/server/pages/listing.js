@@ -1,7 +1,7 @@
 // The table of rooms: the largest from the feed, all in pages, or those that match a filter.
 import { $, el, plural } from "./common.js";
 import { page } from "./api.js";
-import { count } from "./figures.js";
+import { allRooms, count } from "./figures.js";
 
 const SHOWN = 50;
 const PIECE = 1000; // rooms in one request of a search
@@ -57,7 +57,7 @@ export class Listing {
       else {
         requests = 0;
         const { rooms, complete } = this.stats.largest;
-        const more = this.stats.rooms - rooms.length;
+        const more = allRooms(this.stats) - rooms.length;
         const note = !complete ? "Still looking through the rooms…" : more > 0 ? `and ${plural(more, "smaller room")}` : "";
         this.draw(rooms, note, null);
       }
@@ -71,7 +71,7 @@ export class Listing {
     const { rooms, next } = await page("/api/rooms", SHOWN, this.cursors.at(-1));
     if (asked !== this.asked) return;
     const at = this.cursors.length;
-    this.draw(rooms, `Page ${count(at)} of ${count(Math.max(at, Math.ceil(this.stats.rooms / SHOWN)))}`, next);
+    this.draw(rooms, `Page ${count(at)} of ${count(Math.max(at, Math.ceil(allRooms(this.stats) / SHOWN)))}`, next);
   }
 
   /** The API has no search, so it looks at every room, up to a bound. */
