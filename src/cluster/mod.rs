@@ -385,7 +385,7 @@ impl Cluster {
     pub fn read(&mut self, rooms: Vec<RoomName>, found: RoomRows) -> ReadRooms {
         (self.reading, self.failures) = (false, 0);
         let mut read = ReadRooms::default();
-        let mut alive = |row: &NodeRow| match self.peers.meet(&row.node, row.incarnation) {
+        let mut alive = |row: &NodeRow| match self.peers.meet_row(row) {
             Met::Over => false,
             met => {
                 read.unsure |= met == Met::Unsure;

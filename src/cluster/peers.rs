@@ -124,6 +124,15 @@ impl Peers {
         }
     }
 
+    /// Somebody's row was seen beside what it is about.
+    pub fn meet_row(&mut self, row: &NodeRow) -> Met {
+        let met = self.meet(&row.node, row.incarnation);
+        if let (Met::New | Met::Known, Some(peer)) = (met, self.peers.get_mut(&row.node)) {
+            peer.leaving |= row.leaving;
+        }
+        met
+    }
+
     /// Whether that life of some node is over.
     pub fn is_retired(&self, incarnation: Epoch) -> bool {
         self.retired.contains(&incarnation)

@@ -7,7 +7,9 @@ use std::{
 
 use actix::prelude::*;
 use actix_http::ws::{Codec, Item};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
+use actix_web::{
+    HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, http::StatusCode, web,
+};
 use actix_web_actors::ws;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -92,6 +94,18 @@ pub enum WsSessionError {
     /// The registry has stopped.
     #[error("the registry has stopped")]
     Stopped,
+}
+
+impl ResponseError for WsSessionError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::Handshake(_) => StatusCode::BAD_REQUEST,
+            Self::Join(JoinError::ShuttingDown | JoinError::Withdrawn) | Self::Stopped => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Join(_) => StatusCode::FORBIDDEN,
+        }
+    }
 }
 
 /// The context of a session.

@@ -1,7 +1,7 @@
 //! Whether everybody says the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -91,9 +91,9 @@ impl Storm {
             let Some((_, address)) = there else { return Some(format!("{plan:?} is away")) };
             let Some(node) = nodes.get(&address) else { return Some(format!("{plan:?} is lost")) };
             let place = (address, plan.room.as_str());
-            if !known.contains_key(&place) {
+            if let Entry::Vacant(unknown) = known.entry(place) {
                 let room = node.get(&format!("/api/rooms/{}", plan.room)).await.json();
-                known.insert(place, room);
+                unknown.insert(room);
             }
             let state = self.crowd.state(plan.number);
             if let Some(difference) = state.belief.differs_from(&known[&place]) {
