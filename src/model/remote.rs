@@ -268,6 +268,20 @@ impl Rooms {
         true
     }
 
+    /// This node goes on to hold the presence, though another has taken it with this turn. Answers
+    /// whether it would have lost it.
+    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, turn: u32) -> bool {
+        let Some(known) = self.connections.get_mut(&connection) else { return false };
+        let Some(stay) = known.stays.iter_mut().find(|stay| stay.room == *room) else {
+            return false;
+        };
+        let lost = stay.turn <= turn;
+        if lost {
+            stay.turn = turn.saturating_add(1);
+        }
+        lost
+    }
+
     /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
     /// which is no change. Those that this node holds stay.
     pub fn unfollow(&mut self, room: &RoomName) {
