@@ -262,6 +262,16 @@ impl Rooms {
         true
     }
 
+    /// This node goes on to hold the presence, though another has taken it with this turn. Answers
+    /// whether it would have lost it.
+    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, turn: u32) -> bool {
+        let lost = self.turn(room, connection).is_some_and(|own| own <= turn);
+        if lost {
+            self.turns.insert((room.clone(), connection), turn.saturating_add(1));
+        }
+        lost
+    }
+
     /// This node does not hold the presence any more.
     pub(super) fn forget_turn(&mut self, room: &RoomName, connection: ConnectionId) {
         if !self.turns.is_empty() {

@@ -243,8 +243,8 @@ impl RoomRegistry {
         }
     }
 
-    /// A client session has one presence in a room. Where two nodes took it in at the same time, the
-    /// earlier connection ends.
+    /// A client session has one presence in a room. Where two nodes took it in without knowing of each
+    /// other, one ends: that whose client is away, or else the earlier one.
     fn end_rivals<'a>(
         &mut self,
         room: &RoomName,
@@ -256,7 +256,15 @@ impl RoomRegistry {
             let client = (session, remote.presence.user.clone());
             let here = |presence| self.rooms.holds(room, presence);
             let Some(own) = self.sessions.presence_of(&client, here) else { continue };
-            if own < remote.presence.connection {
+            let theirs = remote.presence.connection;
+            let own_is_here = self.sessions.fading(own, room).is_none();
+            if own == theirs {
+                // It went there and came back here before this node heard of it.
+                let is_back = own_is_here && remote.fading.is_some();
+                if is_back && self.rooms.outbid(room, own, remote.turn) {
+                    self.mirror.mark_one(room.clone(), own);
+                }
+            } else if (own_is_here, own) < (remote.fading.is_none(), theirs) {
                 let diff = self.rooms.leave(room, own, Cause::Replaced);
                 self.announce_leave(diff, Cause::Replaced, now);
             }

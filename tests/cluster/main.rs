@@ -12,6 +12,7 @@ mod redis;
 mod nodes;
 
 mod endings;
+mod outages;
 mod seeing;
 mod sessions;
 mod speaking;

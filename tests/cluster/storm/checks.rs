@@ -64,7 +64,7 @@ impl Storm {
         for node in &self.nodes {
             let mut seen = Vec::new();
             for room in &rooms {
-                seen.extend(listed(&node.server, room).await?);
+                seen.extend(listed(&node.server, room).await);
             }
             seen.sort_unstable();
             if let Some(difference) = differ(&node.name, &seen, "the rows", &rows) {
@@ -143,7 +143,7 @@ impl Storm {
 }
 
 /// Who is in a room as a node lists it; those that fade are not there.
-async fn listed(node: &Server, room: &str) -> Option<Vec<Row>> {
+async fn listed(node: &Server, room: &str) -> Vec<Row> {
     let page = node.get(&format!("/api/rooms/{room}/presences?limit={PAGE}")).await.json();
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let list = page["presences"].as_array().cloned().unwrap_or_default();
@@ -155,7 +155,7 @@ async fn listed(node: &Server, room: &str) -> Option<Vec<Row>> {
         info: one["info"].to_string(),
         node: text(&one["node"]).unwrap(),
     });
-    Some(rows.collect())
+    rows.collect()
 }
 
 /// How two sorted lists differ.

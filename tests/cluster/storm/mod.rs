@@ -24,7 +24,7 @@ use crate::{
 
 const CLIENTS: usize = 600;
 /// Clients that do something while something goes wrong.
-const STIRRED: usize = 60;
+const STIRRED: usize = 200;
 const LEASE: Duration = Duration::from_secs(3);
 
 struct Node {
