@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Rooms whose rows are read at once.
-const READ: usize = 256;
+const READ: usize = 64;
 /// How long a room is followed in which nobody is here, after the last time it was asked for.
 const LINGER: Duration = Duration::from_secs(60);
 /// Rooms that are followed at most though nobody is here.
@@ -60,11 +60,24 @@ pub(crate) struct Cluster {
     /// Whether every room there is is followed, and whether the bus carries them all.
     everything: bool,
     carries_everything: bool,
+    unlisted: bool,
     to_read: VecDeque<RoomName>,
     reading: bool,
     failures: u32,
+    /// Rooms to read at once.
+    at_once: usize,
     /// Rooms that nobody here may need any more, and when to look.
     lingering: VecDeque<(u64, RoomName)>,
+}
+
+/// Whether a room is to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Somebody here is in it.
+    Member,
+    /// For now.
+    Passing,
+    None,
 }
 
 /// What was heard of a room, to be taken into it.
@@ -101,9 +114,11 @@ impl Cluster {
             views: HashMap::default(),
             everything: false,
             carries_everything: false,
+            unlisted: false,
             to_read: VecDeque::new(),
             reading: false,
             failures: 0,
+            at_once: READ,
             lingering: VecDeque::new(),
         }
     }
@@ -161,6 +176,9 @@ impl Cluster {
 
     /// Tells what was committed, room by room.
     pub fn tell_committed(&mut self, committed: &Committed) {
+        if !self.is_shared() {
+            return;
+        }
         for changes in self.outbox.changes(committed) {
             if !self.tell(Told::Changes(changes)) {
                 self.outbox.missed = true;
@@ -219,9 +237,36 @@ impl Cluster {
 
     /// Follows every room there is from now on; those that are there already have to be named.
     pub fn follow_everything(&mut self) {
-        if !std::mem::replace(&mut self.everything, true) && self.down.is_none() {
+        self.unlisted = true;
+        let before = std::mem::replace(&mut self.everything, self.bus.is_some());
+        if !before && self.down.is_none() {
             self.subscribe(Channel::Rooms);
         }
+    }
+
+    pub fn follows_everything(&self) -> bool {
+        self.everything
+    }
+
+    /// Nobody wants to hear of every room any more.
+    pub fn follow_everything_no_longer(&mut self, now: Moment) {
+        if !std::mem::take(&mut self.everything) {
+            return;
+        }
+        self.carries_everything = false;
+        if let Some(bus) = self.bus.as_mut().filter(|_| self.down.is_none()) {
+            bus.unsubscribe(Channel::Rooms);
+        }
+        for room in self.followed() {
+            self.seek(&room);
+            self.linger(&room, now);
+        }
+    }
+
+    /// Whether the rooms that there are have to be listed, since all are followed and some may have
+    /// been missed.
+    pub fn take_unlisted(&mut self) -> bool {
+        self.everything && std::mem::take(&mut self.unlisted)
     }
 
     /// Nobody here is in the room, for now: it is followed a little longer.
@@ -233,13 +278,13 @@ impl Cluster {
         }
     }
 
-    /// The next room that is to be followed no longer, unless somebody `needs` it.
+    /// The next room that is to be followed no longer, as nobody `needs` it.
     pub fn take_lingering(
         &mut self,
         now: Moment,
-        needs: impl Fn(&RoomName) -> bool,
+        needs: impl Fn(&RoomName) -> Need,
     ) -> Option<RoomName> {
-        loop {
+        for _ in 0..self.lingering.len() {
             let crowded = self.lingering.len() > LINGERING;
             let (at, _) = self.lingering.front()?;
             if !crowded && *at > now.monotonic {
@@ -247,18 +292,23 @@ impl Cluster {
             }
             let (_, room) = self.lingering.pop_front()?;
             let Some(view) = self.views.get_mut(&room) else { continue };
-            if needs(&room) {
-                view.lingers = false;
-            } else if !crowded && view.until > now.monotonic {
-                self.lingering.push_back((view.until, room));
-            } else {
-                self.views.remove(&room);
-                if let Some(bus) = self.bus.as_mut().filter(|_| !self.everything) {
-                    bus.unsubscribe(Channel::Room(room.clone()));
+            match needs(&room) {
+                // It lingers again when that one has gone.
+                Need::Member => view.lingers = false,
+                Need::None if crowded || view.until <= now.monotonic => {
+                    self.views.remove(&room);
+                    if let Some(bus) = self.bus.as_mut().filter(|_| !self.everything) {
+                        bus.unsubscribe(Channel::Room(room.clone()));
+                    }
+                    return Some(room);
                 }
-                return Some(room);
+                Need::Passing | Need::None => {
+                    let until = view.until.max(now.monotonic + micros(LINGER) / 2);
+                    self.lingering.push_back((until, room));
+                }
             }
         }
+        None
     }
 
     // What it hears.
@@ -266,6 +316,7 @@ impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
     pub fn up(&mut self) {
         self.down = None;
+        self.peers.forgive_beats();
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);
@@ -305,6 +356,7 @@ impl Cluster {
 
     /// The rows of all rooms are to be read again.
     pub fn read_all(&mut self) {
+        self.unlisted = true;
         for room in self.followed() {
             self.read_later(&room);
         }
@@ -330,6 +382,9 @@ impl Cluster {
             return self.read_all();
         }
         for (room, number) in rooms {
+            if self.everything {
+                self.follow(room);
+            }
             let behind = |view: &View| view.head(node, incarnation) < *number;
             if self.views.get(room).is_some_and(behind) {
                 self.read_later(room);
@@ -370,10 +425,9 @@ impl Cluster {
             return None;
         }
         let mut rooms = Vec::new();
-        while rooms.len() < READ {
+        while rooms.len() < self.at_once {
             let Some(room) = self.to_read.pop_front() else { break };
-            if let Some(view) = self.views.get_mut(&room) {
-                view.reads();
+            if self.views.get_mut(&room).is_some_and(View::reads) {
                 rooms.push(room);
             }
         }
@@ -383,7 +437,7 @@ impl Cluster {
 
     /// Takes what was read.
     pub fn read(&mut self, rooms: Vec<RoomName>, found: RoomRows) -> ReadRooms {
-        (self.reading, self.failures) = (false, 0);
+        (self.reading, self.failures, self.at_once) = (false, 0, READ);
         let mut read = ReadRooms::default();
         let mut alive = |row: &NodeRow| match self.peers.meet_row(row) {
             Met::Over => false,
@@ -416,15 +470,20 @@ impl Cluster {
         read
     }
 
-    /// The rows could not be read: how long to wait before they are asked for again.
-    pub fn not_read(&mut self, rooms: Vec<RoomName>) -> Duration {
+    /// The wait after a failure is over.
+    pub fn read_again(&mut self) {
         self.reading = false;
+    }
+
+    /// The rows could not be read: how long to wait before they are asked for again, and fewer at once.
+    pub fn not_read(&mut self, rooms: Vec<RoomName>) -> Duration {
         for room in rooms {
             if let Some(view) = self.views.get_mut(&room) {
                 view.was_not_read();
                 self.read_later(&room);
             }
         }
+        self.at_once = (self.at_once / 2).max(1);
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LAST_RETRY);
         self.failures += 1;
         wait

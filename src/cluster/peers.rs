@@ -25,8 +25,8 @@ struct Peer {
     missing: u8,
     /// The number of the last thing that it published.
     said: u64,
-    /// That of its last beat.
-    beat: u64,
+    /// That of its last beat; none if some were missed and made up for.
+    beat: Option<u64>,
 }
 
 /// Whether something of a node is to be listened to.
@@ -106,11 +106,12 @@ impl Peers {
         if *node == self.me {
             return Met::Known;
         }
-        let (leaving, listed, missing, said, beat) = (false, false, 0, 0, 0);
+        let (leaving, listed, missing, said, beat) = (false, false, 0, 0, Some(0));
         match self.peers.get(node) {
             Some(peer) if peer.incarnation == incarnation => Met::Known,
             Some(_) => {
-                if self.doubtful.len() < RETIRED && !self.doubtful.contains(&incarnation) {
+                let known = |doubtful: &[Epoch]| doubtful.contains(&incarnation);
+                if !known(&self.doubtful) && !known(&self.asked) && self.doubtful.len() < RETIRED {
                     self.doubtful.push(incarnation);
                 }
                 Met::Unsure
@@ -157,8 +158,15 @@ impl Peers {
     pub fn beats(&mut self, node: &NodeName, number: u64) -> bool {
         let Some(peer) = self.peers.get_mut(node) else { return false };
         let last = peer.beat;
-        peer.beat = last.max(number);
-        number <= last + 1
+        peer.beat = Some(last.map_or(number, |last| last.max(number)));
+        last.is_none_or(|last| number <= last.saturating_add(1))
+    }
+
+    /// Everything that was missed so far is made up for.
+    pub fn forgive_beats(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.beat = None;
+        }
     }
 
     /// A node's life is over. Answers whether it was known in that one.

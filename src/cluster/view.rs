@@ -124,9 +124,13 @@ impl View {
         }
     }
 
-    /// The rows are being read.
-    pub fn reads(&mut self) {
-        self.reading = Reading::Now;
+    /// The rows are being read, if they wait for it.
+    pub fn reads(&mut self) -> bool {
+        let waited = self.reading == Reading::Queued;
+        if waited {
+            self.reading = Reading::Now;
+        }
+        waited
     }
 
     /// The rows were read. Answers what came meanwhile, and whether they have to be read again.
@@ -163,7 +167,7 @@ mod tests {
         let row = NodeRow { node, incarnation, head, expired, leaving };
         let mut view = View::default();
         assert!(view.wants_reading());
-        view.reads();
+        assert!(view.reads());
         assert_eq!(view.was_read(&Arc::from([row])), (Vec::new(), false));
         view
     }
@@ -189,7 +193,7 @@ mod tests {
         let mut view = View::default();
         assert_eq!(view.judge(&node("n"), life, &changes(1, 0)), Verdict::Later);
         assert!(view.wants_reading() && !view.wants_reading());
-        view.reads();
+        assert!(view.reads());
         for number in 0..=HELD as u64 {
             view.hold(node("n"), life, changes(number, 0));
         }

@@ -49,10 +49,17 @@ impl Observers {
         Self { observers: Vec::new(), next_id: 0, capacity }
     }
 
-    /// Whether anybody wants to hear of the changes of other nodes in this room.
+    /// Whether anybody wants to hear of the changes of other nodes in this very room.
     pub fn follow(&self, room: &RoomName) -> bool {
+        let named = |filter: &RoomFilter| matches!(filter, RoomFilter::Room(only) if only == room);
         let mut observers = self.observers.iter();
-        observers.any(|one| one.scope == Scope::Cluster && one.filter.admits(room))
+        observers.any(|one| one.scope == Scope::Cluster && named(&one.filter))
+    }
+
+    /// Whether anybody wants to hear of the changes of other nodes in all rooms.
+    pub fn follow_everything(&self) -> bool {
+        let mut observers = self.observers.iter().filter(|one| one.recipient.connected());
+        observers.any(|one| one.scope == Scope::Cluster && one.filter == RoomFilter::Any)
     }
 
     /// Whether there are any.

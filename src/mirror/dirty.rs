@@ -3,12 +3,18 @@
 //! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
 //! between two batches are nothing, and a batch that failed is simply put back.
 
-use std::{collections::HashSet, hash::Hash};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
-use super::{Memory, State, store::Batch};
+use super::{
+    Memory, State,
+    store::{Batch, Row},
+};
 use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms};
 
 pub(super) type Key = (RoomName, ConnectionId);
@@ -33,6 +39,9 @@ pub(super) struct Dirty {
     /// Those of the rounds before whose rows are still to be written.
     seen: LinkedHashMap<ConnectionId, u64, RandomState>,
     marks: u64,
+    /// Presences taken from other nodes, as they are to be written before anything else becomes of them:
+    /// only who has the row may delete it, and tell that it is gone.
+    adopted: HashMap<Key, Row, RandomState>,
 }
 
 /// What was taken for a batch, to be put back if it fails.
@@ -94,6 +103,22 @@ impl Dirty {
         put(&mut self.presences, (room, connection), Mark { at, stored: true, cause: None });
     }
 
+    /// Marks a presence that was another node's.
+    pub fn adopt(&mut self, row: Row) {
+        let (room, connection) = (row.room.clone(), row.presence.connection);
+        self.mark_one(room.clone(), connection);
+        self.adopted.insert((room, connection), row);
+    }
+
+    /// What was taken is in the database.
+    pub fn committed(&mut self, taken: &Taken) {
+        if !self.adopted.is_empty() {
+            for (key, _) in &taken.presences {
+                self.adopted.remove(key);
+            }
+        }
+    }
+
     /// Whether the database may have a row of the presence, which is there.
     pub fn is_stored(&self, key: &Key) -> bool {
         self.presences.get(key).is_none_or(|mark| mark.stored)
@@ -150,10 +175,15 @@ impl Dirty {
     pub fn take(&mut self, memory: &Memory<'_>, limit: usize) -> (Batch, Taken) {
         let (mut batch, mut taken) = (Batch::default(), Taken::default());
         let rooms = memory.rooms;
+        let mut again = Vec::new();
         while taken.presences.len() < limit {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match memory.state(&key) {
                 State::Here(row) => batch.upserts.push(row),
+                State::Gone if let Some(row) = self.adopted.get(&key) => {
+                    batch.upserts.push(row.clone());
+                    again.push((key.clone(), mark));
+                }
                 // Where another node holds it, a row of this one goes all the same.
                 State::Gone | State::Elsewhere => {
                     batch.deletes.push(key.clone());
@@ -162,6 +192,7 @@ impl Dirty {
             }
             taken.presences.push((key, mark));
         }
+        self.presences.extend(again);
         while taken.presences.len() + taken.seen.len() < limit {
             let Some((connection, at)) = self.seen.pop_front() else { break };
             if let Some(last_seen) = rooms.last_seen(connection) {

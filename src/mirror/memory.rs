@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::{dirty::Key, store::Row};
-use crate::model::{Moment, Rooms, SeenPresence, Sessions};
+use crate::model::{ConnectionId, Moment, RoomName, Rooms, SeenPresence, Sessions};
 
 /// What the registry knows, while a batch is made of it.
 #[derive(Clone, Copy)]
@@ -26,6 +26,14 @@ impl<'a> Memory<'a> {
     #[cfg(test)]
     pub fn alone(rooms: &'a Rooms) -> Self {
         Self { rooms, sessions: None }
+    }
+
+    /// The row of a presence that this node holds.
+    pub fn row(&self, room: &RoomName, connection: ConnectionId) -> Option<Row> {
+        match self.state(&(room.clone(), connection)) {
+            State::Here(row) => Some(row),
+            State::Gone | State::Elsewhere => None,
+        }
     }
 
     pub(super) fn state(&self, (room, connection): &Key) -> State {

@@ -26,7 +26,7 @@ pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
     dirty::{Dirty, Key, Taken},
     memory::State,
-    store::{Applied, Batch, Change, Renewal, StoreError},
+    store::{Applied, Batch, Change, Renewal, Row, StoreError},
 };
 pub(crate) use self::{
     memory::Memory,
@@ -228,6 +228,7 @@ impl Mirror {
         match answer.unwrap_or(Err(StoreError::Closed)) {
             Ok(applied) => {
                 self.rows_written.add(taken.presences.len());
+                self.dirty.committed(&taken);
                 let refused = self.set_aside(applied);
                 self.succeeded(now);
                 self.answer_waiters();
@@ -279,6 +280,11 @@ impl Mirror {
         seen
     }
 
+    /// Marks a presence that was another node's, as it is now.
+    pub fn adopt(&mut self, row: Row) {
+        self.dirty.adopt(row);
+    }
+
     /// Marks one presence that has changed in a way that no diff tells.
     pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
         self.dirty.mark_one(room, connection);
@@ -292,6 +298,16 @@ impl Mirror {
         self.waiting = false;
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver
+    }
+
+    /// Waits until the presences marked so far are committed, unless the database is in trouble.
+    pub fn settled(&mut self) -> Option<oneshot::Receiver<Result<(), FlushError>>> {
+        if self.trouble.is_some() || self.dirty.is_empty() && self.in_flight.is_none() {
+            return None;
+        }
+        let (reply, receiver) = oneshot::channel();
+        self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
+        Some(receiver)
     }
 
     /// The time to wait after a failure is over.

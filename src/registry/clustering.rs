@@ -1,16 +1,21 @@
 //! The other nodes: what they tell, who lives, and the end of those that do not.
 
+use std::time::Duration;
+
 use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
     bus::{Content, Envelope, Said, Told},
-    cluster::{Finding, Met, cause_of, remote},
+    cluster::{Finding, Met, Need, cause_of, remote},
     messages::Kick,
     mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
     model::{Cause, Diff, Epoch, Heard, Moment, NodeName, RoomName},
     wire::json::Sender,
 };
+
+/// How long nobody looks for nodes after that has failed.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl RoomRegistry {
     /// Somebody has told something.
@@ -71,11 +76,14 @@ impl RoomRegistry {
         cluster.peers.ask();
         let now = self.clock.now().utc();
         let nodes = cluster.desk.ask(move |store| store.nodes(now));
-        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| {
-            registry.surveying = false;
-            match nodes {
-                Ok(nodes) => registry.surveyed(&nodes, ctx),
-                Err(error) => tracing::warn!(%error, "the nodes cannot be read: nobody is judged"),
+        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
+            Ok(nodes) => {
+                registry.surveying = false;
+                registry.surveyed(&nodes, ctx);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the nodes cannot be read: nobody is judged");
+                ctx.run_later(AGAIN, |registry, _| registry.surveying = false);
             }
         }));
     }
@@ -155,9 +163,8 @@ impl RoomRegistry {
             }
         }
         for (room, heard) in rooms {
-            if let Some(diff) = self.rooms.hear(&room, heard, &me).diff {
-                self.announce_from(diff, node, false, now);
-            }
+            let outcome = self.rooms.hear(&room, heard, &me);
+            self.take_outcome(&room, node, outcome, now);
         }
     }
 
@@ -216,9 +223,16 @@ impl RoomRegistry {
     /// Lets go of rooms that nobody here needs any more.
     pub(super) fn stop_lingering(&mut self, now: Moment) {
         let Self { cluster: Some(cluster), rooms, observers, waiting, .. } = self else { return };
+        if !observers.follow_everything() {
+            cluster.follow_everything_no_longer(now);
+        }
+        let everything = cluster.follows_everything();
         let needs = |room: &RoomName| {
-            let watched = observers.follow(room) && rooms.room(room).is_some();
-            rooms.holds_any(room) || watched || waiting.contains_key(room)
+            if rooms.holds_any(room) {
+                return Need::Member;
+            }
+            let watched = observers.follow(room) || everything && rooms.room(room).is_some();
+            if watched || waiting.contains_key(room) { Need::Passing } else { Need::None }
         };
         let mut gone = Vec::new();
         while let Some(room) = cluster.take_lingering(now, needs) {

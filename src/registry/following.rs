@@ -14,7 +14,9 @@ use crate::{
     cluster::{News, ReadRooms},
     messages::{Change, PresenceChanged},
     mirror::store::{RoomRows, StoreError},
-    model::{Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName},
+    model::{
+        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, micros,
+    },
 };
 
 /// How long something waits for what other nodes know of a room. After that it is done with what is
@@ -120,24 +122,50 @@ impl RoomRegistry {
             // Who asked may have gone.
             drop(reply.send(what(registry, ctx)));
         };
-        let waiting = self.waiting.entry(room.clone()).or_default();
-        if waiting.is_empty() {
-            let room = room.clone();
-            ctx.run_later(PATIENCE, move |registry, ctx| registry.wait_no_longer(&room, ctx));
+        let now = self.clock.now();
+        let until = now.monotonic + micros(PATIENCE);
+        match self.waiting.get_mut(room) {
+            Some((_, waiting)) => waiting.push(Box::new(waiter)),
+            None => {
+                self.waiting.insert(room.clone(), (until, vec![Box::new(waiter)]));
+            }
         }
-        waiting.push(Box::new(waiter));
+        self.arm(ctx, now);
         Reply::Later(answer)
+    }
+
+    /// When the next room is waited for no longer; the first to be asked for is the first.
+    pub(super) fn next_impatience(&self) -> Option<u64> {
+        self.waiting.front().map(|(_, (until, _))| *until)
+    }
+
+    /// Does what has waited for long enough.
+    pub(super) fn lose_patience(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        // What is done then ends with a look at what is due, as everything does.
+        if std::mem::replace(&mut self.impatient, true) {
+            return;
+        }
+        while self.next_impatience().is_some_and(|until| until <= now.monotonic) {
+            let Some((room, _)) = self.waiting.front() else { break };
+            self.wait_no_longer(&room.clone(), ctx);
+        }
+        self.impatient = false;
     }
 
     /// Does what waits for a room.
     pub(super) fn wait_no_longer(&mut self, room: &RoomName, ctx: &mut Context<Self>) {
-        for waiter in self.waiting.remove(room).unwrap_or_default() {
+        let Some((_, waiting)) = self.waiting.remove(room) else { return };
+        for waiter in waiting {
             waiter(self, ctx);
         }
     }
 
     /// Reads the rooms that wait for it, if nothing is being read.
     pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if cluster.take_unlisted() {
+            self.follow_page(None, ctx);
+        }
         let Some(cluster) = &mut self.cluster else { return };
         let Some(rooms) = cluster.next_read() else { return };
         let (names, now) = (rooms.clone(), self.clock.now().utc());
@@ -164,13 +192,23 @@ impl RoomRegistry {
                 self.take_rooms(read, now);
                 for room in known {
                     self.wait_no_longer(&room, ctx);
+                    if let Some(cluster) = &mut self.cluster
+                        && !self.rooms.holds_any(&room)
+                    {
+                        cluster.linger(&room, now);
+                    }
                 }
                 self.read(ctx);
             }
             Err(error) => {
                 tracing::warn!(%error, "rooms cannot be read: what other nodes know of them is missing");
                 let wait = cluster.not_read(rooms.clone());
-                ctx.run_later(wait, |registry, ctx| registry.read(ctx));
+                ctx.run_later(wait, |registry, ctx| {
+                    if let Some(cluster) = &mut registry.cluster {
+                        cluster.read_again();
+                    }
+                    registry.read(ctx);
+                });
                 for room in rooms {
                     self.wait_no_longer(&room, ctx);
                 }
@@ -216,7 +254,13 @@ impl RoomRegistry {
         self.take_outcome(&room, &node, outcome, now);
     }
 
-    fn take_outcome(&mut self, room: &RoomName, node: &NodeName, outcome: Outcome, now: Moment) {
+    pub(super) fn take_outcome(
+        &mut self,
+        room: &RoomName,
+        node: &NodeName,
+        outcome: Outcome,
+        now: Moment,
+    ) {
         for connection in outcome.yielded {
             self.yielded(room, connection);
         }
@@ -233,6 +277,7 @@ impl RoomRegistry {
     /// The client of a presence has come back on another node, which holds it from now on.
     fn yielded(&mut self, room: &RoomName, connection: ConnectionId) {
         self.mirror.mark_one(room.clone(), connection);
+        self.adopted_orphan(connection, room);
         self.sessions.unfade(connection, room);
         self.delivery.unlisten(room, connection);
         if self.rooms.last_seen(connection).is_none() {

@@ -10,6 +10,7 @@ use crate::{
         Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
     },
+    mirror::Memory,
     model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign, micros},
     wire::json::Sender,
 };
@@ -64,13 +65,17 @@ impl RoomRegistry {
         let claim = self.sessions.claim(connection, session, user.as_ref(), here, elsewhere)?;
         let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
-        if self.rooms.adopt(&room, connection, &self.node, now) {
-            tracing::debug!(%room, %connection, "came back from another node");
-            self.mirror.mark_one(room.clone(), connection);
-        }
+        let adopted = self.rooms.adopt(&room, connection, &self.node, now);
         let diff = self.rooms.join(&room, connection, user, info, now)?;
 
         self.take_place(claim, &room, now);
+        if adopted {
+            tracing::debug!(%room, %connection, "came back from another node");
+            let memory = Memory { rooms: &self.rooms, sessions: Some((&self.sessions, now)) };
+            if let Some(row) = memory.row(&room, connection) {
+                self.mirror.adopt(row);
+            }
+        }
         self.delivery.connect(connection, forward, disconnect, dialect);
         let changed = diff.is_some();
         if known {
@@ -241,9 +246,10 @@ impl Handler<Kick> for RoomRegistry {
 
     fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
+        let elsewhere = self.remotes_of(&msg);
         let kicked = self.kick(&msg, now);
         self.settle(ctx, now);
-        self.kick_elsewhere(msg, kicked, ctx)
+        self.kick_elsewhere(msg, kicked, elsewhere, ctx)
     }
 }
 

@@ -21,6 +21,7 @@ use std::{
 
 use actix::prelude::*;
 use ahash::RandomState;
+use hashlink::LinkedHashMap;
 
 use self::following::Waiter;
 use crate::{
@@ -75,7 +76,8 @@ pub struct RoomRegistry {
     node: NodeName,
     cluster: Option<Box<Cluster>>,
     /// What waits until all is known of a room.
-    waiting: HashMap<RoomName, Vec<Waiter>, RandomState>,
+    waiting: LinkedHashMap<RoomName, (u64, Vec<Waiter>), RandomState>,
+    impatient: bool,
     /// Connections whose joins do, and how many.
     parked: HashMap<ConnectionId, usize, RandomState>,
     /// Presences that an earlier life of this node has left.
@@ -119,7 +121,8 @@ impl RoomRegistry {
             mirror: parts.mirror,
             node: parts.node,
             cluster: parts.cluster,
-            waiting: HashMap::default(),
+            waiting: LinkedHashMap::default(),
+            impatient: false,
             parked: HashMap::default(),
             orphans: HashSet::default(),
             renewal_is_due: false,
@@ -173,6 +176,7 @@ impl RoomRegistry {
     /// of every handler that changed something.
     fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
         self.end_faded(now);
+        self.lose_patience(ctx, now);
         while let Some(room) = self.delivery.take_due(now.monotonic) {
             let room = self.rooms.snapshot(&room);
             let refused = self.delivery.flush(&room, now.monotonic);
@@ -221,7 +225,7 @@ impl RoomRegistry {
     }
 
     fn arm(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        let next = [self.delivery.next_due(), self.sessions.next_end()];
+        let next = [self.delivery.next_due(), self.sessions.next_end(), self.next_impatience()];
         let Some(due) = next.into_iter().flatten().min() else { return };
         if let Some((at, timer)) = self.timer {
             if at <= due {

@@ -14,19 +14,18 @@ impl RoomRegistry {
         let Some(cluster) = &mut self.cluster else { return };
         match filter {
             RoomFilter::Room(room) => cluster.follow(room),
-            RoomFilter::Any => {
-                cluster.follow_everything();
-                self.follow_page(None, ctx);
-            }
+            RoomFilter::Any => cluster.follow_everything(),
         }
         self.read(ctx);
     }
 
     /// Follows the rooms that are there already, a page at a time.
-    fn follow_page(&mut self, after: Option<RoomName>, ctx: &mut Context<Self>) {
+    pub(super) fn follow_page(&mut self, after: Option<RoomName>, ctx: &mut Context<Self>) {
         const PAGE: usize = 1000;
         const AGAIN: Duration = Duration::from_secs(5);
-        let Some(cluster) = &self.cluster else { return };
+        let Some(cluster) = self.cluster.as_ref().filter(|one| one.follows_everything()) else {
+            return;
+        };
         let from = after.clone();
         let page = cluster.desk.ask(move |store| store.list(from.as_ref(), PAGE));
         ctx.spawn(page.into_actor(self).map(move |page, registry, ctx| {

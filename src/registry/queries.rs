@@ -126,11 +126,9 @@ impl RoomRegistry {
         question: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
     ) -> Reply<T> {
         let Some(desk) = self.desk() else { return Reply::Now(here) };
-        // What this node has answered before is to be in it.
-        let flushed = self.flush(ctx);
+        let written = self.written(ctx);
         Reply::Now(here).then(|here| async move {
-            // A database that takes no rows may give some.
-            let _ = flushed.await;
+            written.await;
             let answer = desk.ask(question).await;
             let answer =
                 answer.inspect_err(|error| tracing::warn!(%error, "no answer about all rooms"));
@@ -138,31 +136,65 @@ impl RoomRegistry {
         })
     }
 
-    /// Has those put out who are on other nodes, besides the `kicked` ones who were here.
+    /// When what this node has answered before is in the database, or the database is in trouble: one
+    /// that takes no rows may give some.
+    fn written(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static {
+        let settled = self.mirror.settled();
+        let now = self.clock.now();
+        self.write(ctx, now);
+        async {
+            if let Some(settled) = settled {
+                let _ = settled.await;
+            }
+        }
+    }
+
+    /// Connections on other nodes that this one sees and that are to be put out.
+    pub(super) fn remotes_of(&self, whom: &Kick) -> usize {
+        match whom {
+            Kick::User(user) if self.cluster.is_some() => {
+                let all = self.rooms.connections_of(user).into_iter();
+                all.filter(|one| self.rooms.last_seen(*one).is_none()).count()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Has those put out who are on other nodes, besides the `kicked` ones who were here. How many they
+    /// are says the database, or else what is seen of them here.
     pub(super) fn kick_elsewhere(
         &mut self,
         whom: Kick,
         kicked: usize,
+        seen: usize,
         ctx: &mut Context<Self>,
     ) -> Reply<usize> {
-        let done = kicked > 0 && matches!(whom, Kick::Connection(_));
-        let Some(desk) = self.desk().filter(|_| !done) else { return Reply::Now(kicked) };
+        let Some(desk) = self.desk() else { return Reply::Now(kicked) };
         let whom = match whom {
             Kick::Connection(connection) => Whom::Connection(connection),
             Kick::User(user) => Whom::User(user),
         };
         let (reply, answer) = oneshot::channel();
-        let asked = whom.clone();
-        let found = desk.ask(move |store| store.connections(&asked));
+        let (asked, written) = (whom.clone(), self.written(ctx));
+        // Asked before they are put out: after that they are not there.
+        let found = async move {
+            written.await;
+            desk.ask(move |store| store.connections(&asked)).await
+        };
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
-            let found =
-                found.inspect_err(|error| tracing::warn!(%error, "no answer where to kick"));
-            let mut found = found.unwrap_or_default();
             let Some(cluster) = &mut registry.cluster else { return };
-            found.retain(|(_, node)| node != cluster.me());
-            let told = !found.is_empty() && cluster.tell(Told::Kick(whom));
-            // Who asked may have gone.
-            let _ = reply.send(kicked + if told { found.len() } else { 0 });
+            let single = matches!(whom, Whom::Connection(_));
+            let elsewhere = match found {
+                Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
+                Err(error) => {
+                    tracing::warn!(%error, "no answer how many are to be put out elsewhere");
+                    seen
+                }
+            };
+            let told = cluster.tell(Told::Kick(whom));
+            let all = kicked + if told { elsewhere } else { 0 };
+            // A connection may have presences on two nodes, and is one all the same.
+            let _ = reply.send(if single { all.min(1) } else { all });
         }));
         Reply::Later(answer)
     }

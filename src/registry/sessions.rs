@@ -81,7 +81,7 @@ impl RoomRegistry {
     }
 
     /// Whether the presence was left by an earlier life of this node, until somebody asks.
-    fn adopted_orphan(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
+    pub(super) fn adopted_orphan(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
         !self.orphans.is_empty() && self.orphans.remove(&(presence, room.clone()))
     }
 
@@ -123,6 +123,7 @@ impl RoomRegistry {
     pub(super) fn end(&mut self, diff: &Diff, left: &Left, now: Moment) {
         let (connection, cause) = (left.presence.connection, left.cause);
         self.sessions.unfade(connection, &diff.room);
+        self.adopted_orphan(connection, &diff.room);
         if self.rooms.last_seen(connection).is_none() {
             self.delivery.disconnect(connection, cause);
             self.sessions.forget(connection);

@@ -35,8 +35,8 @@ pub async fn everybody_agrees(world: &mut World) {
     }
     nobody_is_lost_or_there_twice(world, &all).await;
     rows_are_memory(world, &all);
-    views_are_equal(world, &all).await;
     observers_have_heard_it(world, &all);
+    views_are_equal(world, &all).await;
     nothing_is_said_twice(world);
 }
 

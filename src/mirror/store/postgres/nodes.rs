@@ -48,10 +48,14 @@ const LEAVE: &str = "
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
     WHERE id = $3";
 
-/// The row is locked, and looked at again then: a lease that was extended meanwhile is not over.
+/// The row is locked, and looked at again then: a lease that was extended meanwhile is not over. Who
+/// finds it locked leaves it to the one who has it, who writes as the node, or buries it.
 const DIG: &str = "
-    DELETE FROM nodes
-    WHERE id = $1 AND incarnation = $2 AND lease_expires_at < coalesce($3, now() AT TIME ZONE 'UTC')
+    DELETE FROM nodes WHERE id = (
+        SELECT id FROM nodes
+        WHERE id = $1 AND incarnation = $2
+            AND lease_expires_at < coalesce($3, now() AT TIME ZONE 'UTC')
+        FOR UPDATE SKIP LOCKED)
     RETURNING leaving";
 
 pub(super) const INHERITED: &str = concat!(
