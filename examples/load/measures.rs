@@ -162,7 +162,9 @@ pub fn connect(plan: &Plan) -> io::Result<Report> {
     let joining = plan.join(&mut crowd)?;
     let busy = meter.read();
     let [handshakes, joins] = joining.last.map(|last| (last - begun).as_secs_f64());
-    let rate = |seconds: f64| (plan.connections as f64 / seconds).round();
+    // Of those who did not all come there is no rate.
+    let all = joining.missing() == 0;
+    let rate = |seconds: f64| all.then(|| (plan.connections as f64 / seconds).round());
     crowd.leave();
     Ok(plan
         .report("connect", busy, joining.missing())
