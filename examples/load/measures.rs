@@ -46,6 +46,11 @@ impl Plan {
         Crowd::new(self.server, (0..self.connections).map(path).collect(), self.in_flight)
     }
 
+    /// How long to wait for what the server holds back.
+    fn trailing(&self) -> Duration {
+        self.settle.min(TRAILING)
+    }
+
     fn deadline(&self) -> Instant {
         Instant::now() + self.timeout
     }
@@ -198,7 +203,7 @@ impl Behaviour for Beating {
 pub fn heartbeats(plan: &Plan) -> io::Result<Report> {
     let mut crowd = plan.crowd()?;
     let missing = plan.join(&mut crowd)?.missing();
-    listen(&mut crowd, TRAILING)?;
+    listen(&mut crowd, plan.trailing())?;
     let mut beating = Beating { beat: heartbeat(), answers: 0 };
     let (begun, meter) = (Instant::now(), Meter::start(plan.pid));
     for id in 0..plan.connections {
@@ -275,7 +280,7 @@ pub fn storm(plan: &Plan) -> io::Result<Report> {
     let unaware = plan.connections - storm.complete;
     // What comes now is more of what all know.
     let mut trailing = Trailing(storm);
-    crowd.run(Instant::now() + TRAILING, &mut trailing)?;
+    crowd.run(Instant::now() + plan.trailing(), &mut trailing)?;
     let Trailing(storm) = trailing;
     let [frames, bytes] = [storm.spread(|one| one.frames), storm.spread(|one| one.bytes)];
     let pairs: usize = storm.clients.iter().map(Knowledge::known).sum();
@@ -326,7 +331,7 @@ impl Behaviour for Hearing {
 pub fn fanout(plan: &Plan) -> io::Result<Report> {
     let mut crowd = plan.crowd()?;
     let missing = plan.join(&mut crowd)?.missing();
-    listen(&mut crowd, TRAILING)?;
+    listen(&mut crowd, plan.trailing())?;
     let room = plan.room(0);
     let (message, begins) = (plan.dialect.message(&room), plan.dialect.message_begins(&room));
     let mut hearing =
