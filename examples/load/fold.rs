@@ -1,0 +1,182 @@
+//! What a client knows of who is there, folded from the frames that it gets.
+//!
+//! A server encodes a frame once and sends it to many, so each is parsed once and found by its hash
+//! when it comes again: the load tool must not be busier than the server.
+
+use std::{collections::HashMap, rc::Rc};
+
+use ahash::RandomState;
+use serde_json::Value;
+
+/// A set of clients by their numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, bit: usize) {
+        let word = bit / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (bit % 64);
+    }
+
+    fn add(&mut self, others: &Self) {
+        if self.0.len() < others.0.len() {
+            self.0.resize(others.0.len(), 0);
+        }
+        self.0.iter_mut().zip(&others.0).for_each(|(mine, other)| *mine |= other);
+    }
+
+    fn remove(&mut self, others: &Self) {
+        self.0.iter_mut().zip(&others.0).for_each(|(mine, other)| *mine &= !other);
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+}
+
+/// What a frame says.
+#[derive(Debug)]
+enum Says {
+    /// Nothing about who is there.
+    Nothing,
+    /// These are there, and nobody else.
+    State(Bits),
+    Diff {
+        joins: Bits,
+        leaves: Bits,
+    },
+    /// So many are there.
+    Count(usize),
+}
+
+/// All frames that came, each once.
+#[derive(Default)]
+pub struct Frames {
+    hasher: RandomState,
+    known: HashMap<(usize, u64), Rc<Says>>,
+}
+
+/// What one client knows, and how it came to know.
+#[derive(Clone, Debug, Default)]
+pub struct Knowledge {
+    members: Bits,
+    counted: Option<usize>,
+    pub frames: usize,
+    pub bytes: usize,
+}
+
+impl Knowledge {
+    /// How many members it knows.
+    pub fn known(&self) -> usize {
+        self.counted.unwrap_or_else(|| self.members.count())
+    }
+
+    /// Takes a frame; says whether it was about who is there.
+    pub fn fold(&mut self, frames: &mut Frames, text: &[u8]) -> bool {
+        match &*frames.read(text) {
+            Says::Nothing => return false,
+            Says::State(members) => self.members.clone_from(members),
+            Says::Diff { joins, leaves } => {
+                self.members.add(joins);
+                self.members.remove(leaves);
+            }
+            Says::Count(users) => self.counted = Some(*users),
+        }
+        self.frames += 1;
+        self.bytes += text.len();
+        true
+    }
+}
+
+impl Frames {
+    fn read(&mut self, text: &[u8]) -> Rc<Says> {
+        let key = (text.len(), self.hasher.hash_one(text));
+        self.known.entry(key).or_insert_with(|| Rc::new(parse(text))).clone()
+    }
+}
+
+fn parse(text: &[u8]) -> Says {
+    match serde_json::from_slice(text) {
+        Ok(Value::Array(frame)) => parse_phoenix(&frame),
+        Ok(frame) => parse_json(&frame),
+        Err(_) => Says::Nothing,
+    }
+}
+
+fn parse_json(frame: &Value) -> Says {
+    let payload = &frame["payload"];
+    let ids = |list: &Value| {
+        members(list.as_array().into_iter().flatten().filter_map(|member| member["id"].as_str()))
+    };
+    match frame["type"].as_str() {
+        Some("presence" | "presence_state") => Says::State(ids(&payload["members"])),
+        Some("presence_diff") => {
+            Says::Diff { joins: ids(&payload["joins"]), leaves: ids(&payload["leaves"]) }
+        }
+        Some("presence_count") => {
+            let users = payload["users"].as_u64().and_then(|users| users.try_into().ok());
+            users.map_or(Says::Nothing, Says::Count)
+        }
+        _ => Says::Nothing,
+    }
+}
+
+/// Everybody has one connection here, so a key that leaves is gone.
+fn parse_phoenix(frame: &[Value]) -> Says {
+    let [_, _, _, event, payload, ..] = frame else { return Says::Nothing };
+    let keys = |metas: &Value| {
+        members(metas.as_object().into_iter().flat_map(|metas| metas.keys().map(String::as_str)))
+    };
+    match event.as_str() {
+        Some("presence_state") => Says::State(keys(payload)),
+        Some("presence_diff") => {
+            Says::Diff { joins: keys(&payload["joins"]), leaves: keys(&payload["leaves"]) }
+        }
+        _ => Says::Nothing,
+    }
+}
+
+/// The clients whose names these are.
+fn members<'a>(names: impl Iterator<Item = &'a str>) -> Bits {
+    let mut bits = Bits::default();
+    names.filter_map(|name| name.strip_prefix('u')?.parse().ok()).for_each(|bit| bits.set(bit));
+    bits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(texts: &[&str]) -> Knowledge {
+        let (mut frames, mut knowledge) = (Frames::default(), Knowledge::default());
+        for text in texts {
+            knowledge.fold(&mut frames, text.as_bytes());
+        }
+        knowledge
+    }
+
+    #[test]
+    fn json_frames_fold_to_who_is_there() {
+        let state = r#"{"type":"presence_state","payload":{"members":[{"id":"u1"},{"id":"u70"}]}}"#;
+        let diff =
+            r#"{"type":"presence_diff","payload":{"joins":[{"id":"u2"}],"leaves":[{"id":"u1"}]}}"#;
+        let message = r#"{"type":"message","payload":"u9"}"#;
+        assert_eq!(after(&[state]).known(), 2);
+        let knowledge = after(&[state, diff, message, diff]);
+        assert_eq!((knowledge.known(), knowledge.frames), (2, 3));
+        assert_eq!(after(&[r#"{"type":"presence_count","payload":{"users":7}}"#]).known(), 7);
+    }
+
+    #[test]
+    fn phoenix_frames_fold_to_who_is_there() {
+        let state = r#"["1",null,"r","presence_state",{"u1":{"metas":[]},"u2":{"metas":[]}}]"#;
+        let diff =
+            r#"[null,null,"r","presence_diff",{"joins":{"u3":{}},"leaves":{"u1":{},"u2":{}}}]"#;
+        let reply = r#"["1","1","r","phx_reply",{"status":"ok","response":{}}]"#;
+        let knowledge = after(&[reply, state, diff]);
+        assert_eq!((knowledge.known(), knowledge.frames), (1, 2));
+    }
+}
