@@ -238,6 +238,11 @@ impl Touch {
     }
 }
 
+/// Several signs of life, in their order.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Touches(pub Vec<Touch>);
+
 /// Replaces the info of a presence. Answers whether that changed anything.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]

@@ -13,6 +13,7 @@ mod queries;
 pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };
+pub(crate) use membership::Touches;
 pub use membership::{
     Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,

@@ -8,7 +8,7 @@ use crate::{
     clock::Stopwatch,
     messages::{
         Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
-        PrunePresences, PruneReport, Pruned, Publish, Touch, UpdateInfo,
+        PrunePresences, PruneReport, Pruned, Publish, Touch, Touches, UpdateInfo,
     },
     mirror::Memory,
     model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign, micros},
@@ -147,9 +147,25 @@ impl Handler<Touch> for RoomRegistry {
     type Result = ();
 
     fn handle(&mut self, msg: Touch, _: &mut Context<Self>) {
+        self.touch(msg, self.clock.now());
+    }
+}
+
+impl Handler<Touches> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Touches(touches): Touches, _: &mut Context<Self>) {
         let now = self.clock.now();
-        let Some(connection) = self.sessions.resolve(msg.connection) else { return };
-        if self.rooms.touch(connection, msg.sign, now) {
+        for touch in touches {
+            self.touch(touch, now);
+        }
+    }
+}
+
+impl RoomRegistry {
+    fn touch(&mut self, Touch { connection, sign }: Touch, now: Moment) {
+        let Some(connection) = self.sessions.resolve(connection) else { return };
+        if self.rooms.touch(connection, sign, now) {
             self.touches += 1;
             self.mirror.heard(connection);
         }

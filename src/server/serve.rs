@@ -128,8 +128,6 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
         // A server that has just ended must not keep its port from the next one.
         #[cfg(unix)]
         socket.set_reuse_address(true)?;
-        // Sockets that are accepted inherit it: else a frame waits until the one before is acknowledged.
-        socket.set_tcp_nodelay(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(TcpListener::from(socket))

@@ -139,9 +139,12 @@ impl Protocol for Member {
     }
 
     fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
-        let Some(text) = socket.me.text(text) else { return };
-        match json::read(text) {
-            Ok(ClientFrame::Heartbeat) => {}
+        let frame = json::read(text);
+        if !matches!(frame, Ok(ClientFrame::Heartbeat)) {
+            socket.me.touch_soon();
+        }
+        match frame {
+            Ok(ClientFrame::Heartbeat) => socket.me.heartbeat_soon(),
             Ok(ClientFrame::Message(payload)) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
                 let publish = publish.from(socket.me.id());

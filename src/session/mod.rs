@@ -8,6 +8,7 @@ mod guard;
 mod json;
 mod phoenix;
 mod rate;
+mod signs;
 mod socket;
 mod ws;
 
@@ -117,6 +118,16 @@ impl Connection {
         let _ = self.registry.try_send(Touch::heartbeat(self.id));
     }
 
+    /// A sign of life that may be on its way for a moment, with those of other sessions of this thread.
+    fn touch_soon(&self) {
+        signs::tell(&self.registry, Touch::new(self.id));
+    }
+
+    /// A heartbeat that may be.
+    fn heartbeat_soon(&self) {
+        signs::tell(&self.registry, Touch::heartbeat(self.id));
+    }
+
     /// The hook for text frames: a sign of life, and all of it if the text is the literal
     /// `"heartbeat"` (JSON, with its quotes). Any other text is given back to be handled.
     #[must_use]
@@ -137,6 +148,7 @@ impl Connection {
 
     /// Leaves every room now, for a cause of its own.
     pub fn leave(&self, cause: Cause) {
+        signs::go();
         // Sent unbounded, because it must not be lost; at most twice per connection.
         self.registry.do_send(LeaveAll::because(self.id, cause));
     }

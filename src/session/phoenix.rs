@@ -176,15 +176,15 @@ impl Protocol for Channels {
             Err(error) => {
                 let (connection, column) = (socket.me.id(), error.column());
                 tracing::debug!(%connection, kind = ?error.classify(), column, "no Phoenix frame");
-                socket.me.touch();
+                socket.me.touch_soon();
                 return socket.close(ctx, 1007, Cause::Disconnected);
             }
         };
         if (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat") {
-            socket.me.heartbeat();
+            socket.me.heartbeat_soon();
             return ctx.text(phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic));
         }
-        socket.me.touch();
+        socket.me.touch_soon();
         match &*frame.event {
             "phx_join" => join(socket, ctx, frame),
             "phx_leave" => leave(socket, ctx, &frame),

@@ -13,7 +13,7 @@ const IDLE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(10);
 
 /// Has the operating system end a connection whose peer is gone or has stopped reading, within a
-/// minute. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect).
+/// minute, and send small frames at once (`TCP_NODELAY`). For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect).
 ///
 /// A session whose client does not read is not run by actix-web while its write buffer is full, so
 /// nothing in the session could free its file descriptor.
@@ -25,6 +25,9 @@ const PROBE: Duration = Duration::from_secs(10);
 pub fn limit_silence(io: &dyn Any) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else { return };
     let socket = SockRef::from(stream);
+    if let Err(error) = socket.set_tcp_nodelay(true) {
+        tracing::debug!(%error, "small frames wait on a socket");
+    }
     let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(PROBE);
     if let Err(error) = socket.set_tcp_keepalive(&keepalive) {
         tracing::debug!(%error, "no keep-alive on a socket");

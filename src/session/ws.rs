@@ -279,18 +279,18 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
         match frame {
             Ok(ws::Message::Text(text)) => P::text(self, ctx, &text),
             Ok(ws::Message::Continuation(item)) => {
-                self.me.touch();
+                self.me.touch_soon();
                 self.fragment(ctx, item);
             }
             Ok(ws::Message::Binary(_)) => {
-                self.me.touch();
+                self.me.touch_soon();
                 self.close(ctx, 1003, Cause::Disconnected);
             }
             Ok(ws::Message::Ping(bytes)) => {
-                self.me.touch();
+                self.me.touch_soon();
                 ctx.pong(&bytes);
             }
-            Ok(ws::Message::Pong(_)) => self.me.touch(),
+            Ok(ws::Message::Pong(_)) => self.me.touch_soon(),
             Ok(ws::Message::Close(_) | ws::Message::Nop) => {}
             Err(error) => self.broken(ctx, &error),
         }

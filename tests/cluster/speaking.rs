@@ -70,7 +70,7 @@ async fn a_message_reaches_everybody_once_whatever_their_node_and_says_from_whom
         // Nodes are not in order with each other.
         let mut ended = Vec::new();
         let mut spoken = Vec::new();
-        while ended.len() < 3 {
+        while ended.len() < 3 || spoken.len() < expected.len() - 1 {
             let message = ws.next_of("message").await;
             match message["payload"].as_str() {
                 Some(post) => {
