@@ -34,7 +34,7 @@ pub struct RoomRows {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Burial {
-    /// Its lease runs, or another incarnation has its name: nothing was done.
+    /// Its lease runs, another incarnation has its name, or somebody else is at it: nothing was done.
     Alive,
     /// Somebody else has removed its rows.
     Gone,
