@@ -86,13 +86,13 @@ pub enum StartError {
         max_age: Duration,
     },
     /// The address of Redis is none.
-    #[error("not the address of a Redis: that is `redis://[[user]:password@]host[:port]`")]
+    #[error("redis: an address is `redis://[[user]:password@]host[:port][/number]`")]
     Redis,
     /// The options name Redis, which this build leaves out.
-    #[error("Redis is not in this build")]
+    #[error("redis is not in this build")]
     NoRedis,
     /// There is a Redis, and a database that only one node can use.
-    #[error("Redis is for several nodes, which have to share a database: use `postgres://…`")]
+    #[error("redis is for several nodes, which have to share a database: use `postgres://…`")]
     RedisAlone,
     /// Another server owns the database file.
     #[error(transparent)]
