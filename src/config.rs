@@ -86,13 +86,15 @@ pub enum StartError {
         max_age: Duration,
     },
     /// The address of Redis is none.
-    #[error("redis: an address is `redis://[[user]:password@]host[:port][/number]`")]
+    #[error("redis: the address of a Redis is `redis://[[user]:password@]host[:port][/number]`")]
     Redis,
     /// The options name Redis, which this build leaves out.
-    #[error("redis is not in this build")]
+    #[error("redis: Redis is not in this build")]
     NoRedis,
     /// There is a Redis, and a database that only one node can use.
-    #[error("redis is for several nodes, which have to share a database: use `postgres://…`")]
+    #[error(
+        "redis: nodes that hear each other by Redis have to share a database, too: use `postgres://…`"
+    )]
     RedisAlone,
     /// Another server owns the database file.
     #[error(transparent)]
