@@ -10,14 +10,15 @@ use super::{
 };
 use crate::{
     bus::{Change, Changes, Channel},
-    mirror::store::{NodeRow, RoomRows},
+    mirror::{
+        pause_after,
+        store::{NodeRow, RoomRows},
+    },
     model::{ConnectionId, Epoch, Heard, NodeName, Presence, Remote, RoomName},
 };
 
 /// Rooms whose rows are read at once.
 pub(super) const READ: usize = 64;
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// What was heard of a room, to be taken into it.
 #[derive(Debug)]
@@ -212,7 +213,7 @@ impl Cluster {
             }
         }
         self.at_once = (self.at_once / 2).max(1);
-        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LAST_RETRY);
+        let wait = pause_after(self.failures);
         self.failures += 1;
         wait
     }

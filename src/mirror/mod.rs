@@ -47,6 +47,11 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// A write that takes longer than this, which is more than a lock is waited for, hangs.
 const STALLED: Duration = Duration::from_secs(10);
 
+/// How long to wait before the database is asked again that has failed so often before.
+pub(crate) fn pause_after(failures: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
+}
+
 /// What waits for a [`Flush`](crate::Flush).
 struct Waiter {
     mark: u64,
@@ -370,7 +375,7 @@ impl Mirror {
         if matches!(error, StoreError::Lapsed) {
             return Next::Renew;
         }
-        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(10)).min(LAST_RETRY);
+        let wait = pause_after(self.failures);
         self.failures += 1;
         Next::Retry(wait)
     }

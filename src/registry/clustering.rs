@@ -194,11 +194,7 @@ impl RoomRegistry {
             }
             let room = diff.room.clone();
             self.announce_from(diff, node, ours, now);
-            if let Some(cluster) = &mut self.cluster
-                && !self.rooms.holds_any(&room)
-            {
-                cluster.linger(&room, now);
-            }
+            self.linger_if_nobody_is_here(&room, now);
         }
     }
 

@@ -87,15 +87,22 @@ impl RoomRegistry {
     ) -> Reply<T> {
         if let Some(cluster) = &mut self.cluster {
             cluster.follow(room);
-            if !self.rooms.holds_any(room) {
-                cluster.linger(room, self.clock.now());
-            }
+            self.linger_if_nobody_is_here(room, self.clock.now());
         }
         if self.is_known(room) {
             return Reply::Now(what(self, ctx));
         }
         self.read(ctx);
         self.wait_for(room, ctx, what)
+    }
+
+    /// A room in which this node holds nobody is followed a little longer.
+    pub(super) fn linger_if_nobody_is_here(&mut self, room: &RoomName, now: Moment) {
+        if let Some(cluster) = &mut self.cluster
+            && !self.rooms.holds_any(room)
+        {
+            cluster.linger(room, now);
+        }
     }
 
     /// Does something after what waits for the room already, or now if nothing does.
@@ -192,11 +199,7 @@ impl RoomRegistry {
                 self.take_rooms(read, now);
                 for room in known {
                     self.wait_no_longer(&room, ctx);
-                    if let Some(cluster) = &mut self.cluster
-                        && !self.rooms.holds_any(&room)
-                    {
-                        cluster.linger(&room, now);
-                    }
+                    self.linger_if_nobody_is_here(&room, now);
                 }
                 self.read(ctx);
             }
@@ -267,11 +270,7 @@ impl RoomRegistry {
         if let Some(diff) = outcome.diff {
             self.announce_from(diff, node, false, now);
         }
-        if let Some(cluster) = &mut self.cluster
-            && !self.rooms.holds_any(room)
-        {
-            cluster.linger(room, now);
-        }
+        self.linger_if_nobody_is_here(room, now);
     }
 
     /// The client of a presence has come back on another node, which holds it from now on.

@@ -164,11 +164,7 @@ impl RoomRegistry {
         for left in &diff.leaves {
             self.end(&diff, left, now);
         }
-        if let Some(cluster) = &mut self.cluster
-            && !self.rooms.holds_any(&diff.room)
-        {
-            cluster.linger(&diff.room, now);
-        }
+        self.linger_if_nobody_is_here(&diff.room, now);
         self.tell_observers(diff, self.node.clone(), true);
     }
 
