@@ -1,26 +1,32 @@
 //! What has happened since the start, counted once for both who ask: the metrics and the registry.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
 use crate::model::Cause;
 
-/// A number that only grows. What is added is reported to [`metrics`] under its name, too.
-#[derive(Debug)]
+/// A number that only grows. What is added is reported to [`metrics`] under its name, too. A clone is
+/// the same number.
+#[derive(Clone, Debug)]
 pub(crate) struct Tally {
     name: &'static str,
-    count: u64,
+    count: Arc<AtomicU64>,
 }
 
 impl Tally {
-    pub const fn new(name: &'static str) -> Self {
-        Self { name, count: 0 }
+    pub fn new(name: &'static str) -> Self {
+        Self { name, count: Arc::default() }
     }
 
-    pub fn add(&mut self, more: usize) {
-        self.count += more as u64;
+    pub fn add(&self, more: usize) {
+        self.count.fetch_add(more as u64, Relaxed);
         metrics::counter!(self.name).increment(more as u64);
     }
 
     pub fn count(&self) -> u64 {
-        self.count
+        self.count.load(Relaxed)
     }
 }
 

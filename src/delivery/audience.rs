@@ -5,20 +5,13 @@
 //! a tenth of the time. When a crowd has come and falls quiet, the window ends early, but not twice in
 //! one window.
 
-use std::{collections::HashMap, time::Duration};
-
-use actix::prelude::*;
-use ahash::RandomState;
+use std::time::Duration;
 
 use super::{
-    Refused,
+    courier::Report,
     frames::{Presences, Touched},
 };
-use crate::{
-    clock::Stopwatch,
-    messages::{Dialect, Feed, ForwardMessage, Forwarded},
-    model::{ConnectionId, Diff, Snapshot, micros},
-};
+use crate::model::{Diff, Snapshot, micros};
 
 /// Two member lists of a room are at least this far apart.
 const WINDOW: Duration = Duration::from_millis(50);
@@ -28,28 +21,24 @@ const PER_LISTENER: Duration = Duration::from_millis(4);
 /// But no further than this by their number.
 const LONGEST: Duration = Duration::from_millis(500);
 /// Sending the lists of a room takes at most one part in this many of the time.
-const DUTY: u64 = 10;
+const DUTY: u32 = 10;
 /// A room is quiet when nothing has changed for this part of its window.
 const QUIET: u32 = 8;
-/// A listener that takes no list for this long is too slow.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What a listener of a room knows.
-enum Listener {
-    /// The room as it was flushed last.
-    Current,
-    /// Less: it needs the whole state. Since when it has refused to take it, if it has.
-    Owed { refused: Option<u64> },
-}
 
 /// The listeners of one room.
 pub(super) struct Audience {
-    listeners: HashMap<ConnectionId, Listener, RandomState>,
-    /// The state that every current listener knows.
-    flushed: Snapshot,
+    pub listeners: usize,
+    /// The state that was listed last.
+    listed: Snapshot,
     /// What may be different since.
     touched: Touched,
-    /// Until when the next list waits at least, and at most, in microseconds of the monotonic clock.
+    /// Some listener needs the whole state.
+    owes: bool,
+    /// How many threads have not handed out the last list yet.
+    away: usize,
+    /// When it went out, in microseconds of the monotonic clock, as all times here.
+    sent: u64,
+    /// Until when the next list waits at least, and at most.
     earliest: u64,
     latest: u64,
     /// Until when it may not go out before `latest`.
@@ -63,9 +52,12 @@ pub(super) struct Audience {
 impl Audience {
     pub fn new(room: Snapshot) -> Self {
         Self {
-            listeners: HashMap::default(),
-            flushed: room,
+            listeners: 0,
+            listed: room,
             touched: Touched::default(),
+            owes: false,
+            away: 0,
+            sent: 0,
             earliest: 0,
             latest: 0,
             patient: 0,
@@ -74,15 +66,10 @@ impl Audience {
         }
     }
 
-    pub fn admit(&mut self, connection: ConnectionId, now: u64) {
-        self.listeners.insert(connection, Listener::Owed { refused: None });
+    /// Somebody needs the whole state.
+    pub fn admit(&mut self, now: u64) {
+        self.owes = true;
         self.changed = now;
-    }
-
-    /// Takes a listener out, and says whether it was the last.
-    pub fn forget(&mut self, connection: ConnectionId) -> bool {
-        self.listeners.remove(&connection);
-        self.listeners.is_empty()
     }
 
     pub fn note(&mut self, diff: &Diff, now: u64) {
@@ -90,80 +77,42 @@ impl Audience {
         self.changed = now;
     }
 
-    /// When the next list may go out, as things are now.
-    pub fn next(&self, now: u64) -> u64 {
+    /// When the next list may go out, as things are now; not while the last one is on its way.
+    pub fn next(&self, now: u64) -> Option<u64> {
+        if self.away > 0 || !self.owes && self.touched.is_empty() {
+            return None;
+        }
         if now >= self.latest {
-            return now;
+            return Some(now);
         }
         if now < self.patient {
-            return self.latest;
+            return Some(self.latest);
         }
-        let quiet = micros(window(self.listeners.len()) / QUIET);
-        self.earliest.max(self.changed + quiet).min(self.latest)
+        let quiet = micros(window(self.listeners) / QUIET);
+        Some(self.earliest.max(self.changed + quiet).min(self.latest))
     }
 
-    /// Whether somebody needs a state though the room may not change again.
-    pub fn owes(&self) -> bool {
-        self.listeners.values().any(|listener| matches!(listener, Listener::Owed { .. }))
-    }
-
-    pub fn flush<'a>(
-        &mut self,
-        room: &Snapshot,
-        now: u64,
-        outlet: impl Fn(ConnectionId) -> Option<(&'a Recipient<ForwardMessage>, Dialect)>,
-    ) -> Refused {
-        let work = Stopwatch::start();
-        let moved = room.version() != self.flushed.version();
-        let mut frames = Presences::new(&self.flushed, room, &self.touched);
-        let mut refused = Refused::default();
-        for (&connection, listener) in &mut self.listeners {
-            let since = match listener {
-                Listener::Current if !moved => continue,
-                Listener::Current => None,
-                Listener::Owed { refused } => *refused,
-            };
-            let Some((forward, dialect)) = outlet(connection) else { continue };
-            let current = matches!(listener, Listener::Current);
-            let (kind, payload) = match (dialect, current) {
-                (Dialect::Raw | Dialect::Json(Feed::None), _) => {
-                    *listener = Listener::Current;
-                    continue;
-                }
-                (Dialect::Json(Feed::Full), _) => (Forwarded::State, frames.full()),
-                (Dialect::Json(Feed::Count), _) => (Forwarded::State, frames.count()),
-                (Dialect::Json(Feed::Diff), false) => (Forwarded::State, frames.state()),
-                (Dialect::Json(Feed::Diff), true) => (Forwarded::Diff, frames.diff()),
-                (Dialect::Phoenix, false) => (Forwarded::State, frames.phoenix_state()),
-                (Dialect::Phoenix, true) => (Forwarded::Diff, frames.phoenix_diff()),
-            };
-            let message = ForwardMessage { room: room.room().clone(), kind, payload };
-            *listener = match forward.try_send(message) {
-                Ok(()) => Listener::Current,
-                Err(SendError::Closed(_)) => {
-                    refused.gone.push(connection);
-                    continue;
-                }
-                Err(SendError::Full(_)) => {
-                    let since = since.unwrap_or(now);
-                    if now.saturating_sub(since) >= micros(PATIENCE) {
-                        refused.slow.push(connection);
-                    }
-                    Listener::Owed { refused: Some(since) }
-                }
-            };
-        }
-        let busy = micros(work.elapsed());
-        if now < self.latest {
-            self.patient = now + micros(window(self.listeners.len()));
-        }
-        self.earliest = now + (busy * DUTY).max(micros(WINDOW));
-        self.latest = self.earliest.max(now + micros(window(self.listeners.len())));
-        let coalesced = room.version().saturating_sub(self.flushed.version() + 1);
+    /// Makes the next list, for so many threads.
+    pub fn list(&mut self, room: &Snapshot, threads: usize, now: u64) -> Presences {
+        let coalesced = room.version().saturating_sub(self.listed.version() + 1);
         metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
-        self.flushed = room.clone();
-        self.touched.clear();
-        refused
+        let window = micros(window(self.listeners));
+        if now < self.latest {
+            self.patient = now + window;
+        }
+        (self.owes, self.away, self.sent) = (false, threads, now);
+        self.earliest = now + micros(WINDOW);
+        self.latest = self.earliest.max(now + window);
+        let listed = std::mem::replace(&mut self.listed, room.clone());
+        Presences::new(listed, room.clone(), std::mem::take(&mut self.touched))
+    }
+
+    /// A thread has handed out the list.
+    pub fn returned(&mut self, report: &Report) {
+        self.away = self.away.saturating_sub(1);
+        self.owes |= report.owes;
+        self.earliest = self.earliest.max(self.sent + micros(report.busy.saturating_mul(DUTY)));
+        self.latest = self.latest.max(self.earliest);
     }
 }
 
@@ -176,7 +125,7 @@ fn window(listeners: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Info, Moment, RoomName, Rooms};
+    use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms};
 
     /// So many join, evenly: how many lists that takes, and how long after the last join the last one
     /// goes out.
@@ -189,10 +138,10 @@ mod tests {
             while let Some(at) = *due
                 && at <= until
             {
-                let next = audience.next(at);
-                *due = (next > at).then_some(next);
+                *due = audience.next(at).filter(|next| *next > at);
                 if due.is_none() {
-                    audience.flush(room, at, |_| None);
+                    audience.list(room, 1, at);
+                    audience.returned(&Report::default());
                     lists += 1;
                     last = at;
                 }
@@ -204,9 +153,10 @@ mod tests {
             let moment = Moment { monotonic: now, wall: 0 };
             let id = ConnectionId::from_u128(n.into());
             let diff = rooms.join(&room, id, None, Info::EMPTY, moment).unwrap().unwrap();
-            audience.admit(id, now);
+            audience.listeners += 1;
+            audience.admit(now);
             audience.note(&diff, now);
-            due = due.or(Some(audience.next(now)));
+            due = due.or(audience.next(now));
             flush(&mut audience, &rooms.snapshot(&room), &mut due, now);
         }
         flush(&mut audience, &rooms.snapshot(&room), &mut due, u64::MAX);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use actix::prelude::*;
+use actix::dev::Request;
 
+use super::courier::{Courier, Farewell, HandOver};
 use crate::{messages::Disconnect, model::Cause};
 
 /// How many batches there are at most, and how far apart they are: everybody is told in two seconds.
@@ -11,21 +12,36 @@ const BATCHES: usize = 20;
 const APART: Duration = Duration::from_millis(100);
 /// A batch has no fewer.
 const BATCH: usize = 64;
+/// How long a thread may take to give up its sessions.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The sessions that are to close because the registry does.
 pub(crate) struct Farewells {
-    pub(super) sessions: Vec<Recipient<Disconnect>>,
-    pub(super) code: u16,
+    sessions: Farewell,
+    elsewhere: Vec<Request<Courier, HandOver>>,
+    code: u16,
 }
 
 impl Farewells {
+    pub(super) fn new(
+        (sessions, elsewhere): (Farewell, Vec<Request<Courier, HandOver>>),
+        code: u16,
+    ) -> Self {
+        Self { sessions, elsewhere, code }
+    }
+
     /// Orders them to close; answers when all have been told.
-    pub async fn say(self) {
+    pub async fn say(mut self) {
+        for courier in self.elsewhere {
+            // A thread that has ended has no sessions.
+            self.sessions.extend(courier.timeout(PATIENCE).await.unwrap_or_default());
+        }
+        self.sessions.sort_unstable_by_key(|(connection, _)| *connection);
         let order = Disconnect { code: self.code, cause: Cause::Shutdown };
         let size = self.sessions.len().div_ceil(BATCHES).max(BATCH);
         let mut batches = self.sessions.chunks(size).peekable();
         while let Some(batch) = batches.next() {
-            for session in batch {
+            for (_, session) in batch {
                 session.do_send(order);
             }
             if batches.peek().is_some() {

@@ -1,37 +1,76 @@
-//! Frames for the members of a room, each encoded once per dialect and only when first asked for.
+//! Frames for the members of a room, each encoded once per dialect and only when first asked for, by
+//! whichever thread that is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use ahash::RandomState;
 use bytestring::ByteString;
+use tokio::sync::oneshot;
 
 use crate::{
     messages::{Content, Dialect},
-    model::{Cause, Diff, Place, Snapshot, Update, UserId},
+    model::{Cause, Diff, Place, RoomName, Snapshot, Update, UserId},
+    tally::Tally,
     wire::{json, phoenix},
 };
 
 /// One thing that was published.
-pub(super) struct Published<'a> {
-    room: &'a Snapshot,
-    content: &'a Content,
-    from: Option<&'a json::Sender>,
-    raw: Option<ByteString>,
-    json: Option<ByteString>,
-    phoenix: Option<ByteString>,
+pub(super) struct Published {
+    room: RoomName,
+    content: Content,
+    from: Option<json::Sender>,
+    raw: OnceLock<ByteString>,
+    json: OnceLock<ByteString>,
+    phoenix: OnceLock<ByteString>,
+    taken: Arc<AtomicUsize>,
+    deliveries: Tally,
+    /// Dropped with this, and so when it has been handed to everybody.
+    _served: oneshot::Sender<()>,
 }
 
-impl<'a> Published<'a> {
-    pub fn new(room: &'a Snapshot, content: &'a Content, from: Option<&'a json::Sender>) -> Self {
-        Self { room, content, from, raw: None, json: None, phoenix: None }
+/// How many take what was published.
+pub(crate) struct Taking {
+    taken: Arc<AtomicUsize>,
+    served: oneshot::Receiver<()>,
+}
+
+impl Published {
+    pub fn new(
+        room: RoomName,
+        content: Content,
+        from: Option<json::Sender>,
+        deliveries: Tally,
+    ) -> (Self, Taking) {
+        let (_served, served) = oneshot::channel();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let taking = Taking { taken: Arc::clone(&taken), served };
+        let [raw, json, phoenix] = [const { OnceLock::new() }; 3];
+        (Self { room, content, from, raw, json, phoenix, taken, deliveries, _served }, taking)
     }
 
-    pub fn frame(&mut self, dialect: Dialect) -> ByteString {
-        let (room, content, from) = (self.room.room(), self.content, self.from);
+    pub fn room(&self) -> &RoomName {
+        &self.room
+    }
+
+    /// So many more have taken it.
+    pub fn taken_by(&self, more: usize) {
+        self.taken.fetch_add(more, Relaxed);
+        self.deliveries.add(more);
+    }
+
+    pub fn frame(&self, dialect: Dialect) -> ByteString {
+        let (room, content, from) = (&self.room, &self.content, self.from.as_ref());
         let once = match dialect {
-            Dialect::Raw => &mut self.raw,
-            Dialect::Json(_) => &mut self.json,
-            Dialect::Phoenix => &mut self.phoenix,
+            Dialect::Raw => &self.raw,
+            Dialect::Json(_) => &self.json,
+            Dialect::Phoenix => &self.phoenix,
         };
         let encode = || match (content, dialect) {
             (Content::Text(text), Dialect::Raw | Dialect::Json(_)) => text.clone(),
@@ -47,7 +86,26 @@ impl<'a> Published<'a> {
                 phoenix::broadcast(room, event, payload)
             }
         };
-        once.get_or_insert_with(encode).clone()
+        once.get_or_init(encode).clone()
+    }
+}
+
+impl Taking {
+    /// Nobody.
+    pub fn none() -> Self {
+        Self { taken: Arc::default(), served: oneshot::channel().1 }
+    }
+
+    /// So many more take it elsewhere.
+    pub fn add(&self, more: usize) {
+        self.taken.fetch_add(more, Relaxed);
+    }
+
+    /// How many have taken it when everybody was served, or as many as have when the time is up.
+    pub async fn count(self, patience: Duration) -> usize {
+        // A thread that stands still must not hold up who publishes.
+        let _ = tokio::time::timeout(patience, self.served).await;
+        self.taken.load(Relaxed)
     }
 }
 
@@ -81,64 +139,64 @@ impl Touched {
         }
     }
 
-    pub fn clear(&mut self) {
-        self.users.clear();
-        self.places.clear();
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.places.is_empty()
     }
 }
 
 /// Who is there, and what changed since.
-pub(super) struct Presences<'a> {
-    before: &'a Snapshot,
-    after: &'a Snapshot,
-    touched: &'a Touched,
-    full: Option<ByteString>,
-    state: Option<ByteString>,
-    diff: Option<ByteString>,
-    count: Option<ByteString>,
-    phoenix_state: Option<ByteString>,
-    phoenix_diff: Option<ByteString>,
+pub(super) struct Presences {
+    before: Snapshot,
+    after: Snapshot,
+    touched: Touched,
+    full: OnceLock<ByteString>,
+    state: OnceLock<ByteString>,
+    diff: OnceLock<ByteString>,
+    count: OnceLock<ByteString>,
+    phoenix_state: OnceLock<ByteString>,
+    phoenix_diff: OnceLock<ByteString>,
 }
 
-impl<'a> Presences<'a> {
-    pub fn new(before: &'a Snapshot, after: &'a Snapshot, touched: &'a Touched) -> Self {
-        Self {
-            before,
-            after,
-            touched,
-            full: None,
-            state: None,
-            diff: None,
-            count: None,
-            phoenix_state: None,
-            phoenix_diff: None,
-        }
+impl Presences {
+    pub fn new(before: Snapshot, after: Snapshot, touched: Touched) -> Self {
+        let [full, state, diff, count, phoenix_state, phoenix_diff] =
+            [const { OnceLock::new() }; 6];
+        Self { before, after, touched, full, state, diff, count, phoenix_state, phoenix_diff }
     }
 
-    pub fn full(&mut self) -> ByteString {
-        self.full.get_or_insert_with(|| self.after.to_json()).clone()
+    pub fn room(&self) -> &RoomName {
+        self.after.room()
     }
 
-    pub fn state(&mut self) -> ByteString {
-        self.state.get_or_insert_with(|| json::presence_state(self.after)).clone()
+    /// Whether anything has changed.
+    pub fn moved(&self) -> bool {
+        self.after.version() != self.before.version()
     }
 
-    pub fn count(&mut self) -> ByteString {
-        self.count.get_or_insert_with(|| json::presence_count(self.after)).clone()
+    pub fn full(&self) -> ByteString {
+        self.full.get_or_init(|| self.after.to_json()).clone()
     }
 
-    pub fn diff(&mut self) -> ByteString {
+    pub fn state(&self) -> ByteString {
+        self.state.get_or_init(|| json::presence_state(&self.after)).clone()
+    }
+
+    pub fn count(&self) -> ByteString {
+        self.count.get_or_init(|| json::presence_count(&self.after)).clone()
+    }
+
+    pub fn diff(&self) -> ByteString {
         let changed = || self.touched.users.iter().map(|(user, cause)| (user, *cause));
-        let encode = || json::presence_diff(self.before, self.after, changed());
-        self.diff.get_or_insert_with(encode).clone()
+        let encode = || json::presence_diff(&self.before, &self.after, changed());
+        self.diff.get_or_init(encode).clone()
     }
 
-    pub fn phoenix_state(&mut self) -> ByteString {
-        self.phoenix_state.get_or_insert_with(|| phoenix::presence_state(self.after)).clone()
+    pub fn phoenix_state(&self) -> ByteString {
+        self.phoenix_state.get_or_init(|| phoenix::presence_state(&self.after)).clone()
     }
 
-    pub fn phoenix_diff(&mut self) -> ByteString {
-        let (before, after) = (self.before, self.after);
+    pub fn phoenix_diff(&self) -> ByteString {
+        let (before, after) = (&self.before, &self.after);
         let changes = self.touched.places.iter().filter_map(|(place, cause)| {
             let (was, is) = (before.presence(place), after.presence(place));
             let before = was.clone().map(|was| (was, *cause));
@@ -148,7 +206,7 @@ impl<'a> Presences<'a> {
             let (room, epoch) = (after.room(), after.epoch());
             phoenix::presence_diff(room, epoch, before.version(), after.version(), changes)
         };
-        self.phoenix_diff.get_or_insert_with(encode).clone()
+        self.phoenix_diff.get_or_init(encode).clone()
     }
 }
 
@@ -160,7 +218,7 @@ mod tests {
     use serde_json::{Map, Value, json};
 
     use super::*;
-    use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms};
+    use crate::model::{ConnectionId, Info, Moment, Rooms};
 
     /// What happens in one room: by whom, what, as whom, and whether a list goes out then.
     type Step = (u128, u8, Option<u8>, bool);
@@ -252,12 +310,11 @@ mod tests {
                     continue;
                 }
                 let now = rooms.snapshot(&room);
-                let mut frames = Presences::new(&flushed, &now, &touched);
+                let frames = Presences::new(flushed, now.clone(), std::mem::take(&mut touched));
                 fold_json(&mut in_json, &value(&frames.diff())["payload"]);
                 fold_phoenix(&mut in_phoenix, &value(&frames.phoenix_diff())[4]);
                 prop_assert_eq!(&in_json, &value(&frames.state())["payload"]);
                 prop_assert_eq!(&in_phoenix, &metas(&value(&frames.phoenix_state())[4]));
-                touched.clear();
                 flushed = now;
             }
         }

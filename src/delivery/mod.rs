@@ -1,41 +1,62 @@
 //! Who gets what: the one part that knows the recipients of sessions and observers.
 //!
-//! Frames are encoded once per dialect and shared. Nothing here waits: a recipient that does not take
-//! its frame is reported to the registry, which decides.
+//! The registry keeps which threads have members in a room, and gives each of them one order for what
+//! all members get; a [`Courier`] there delivers it. Frames are encoded once per dialect and shared.
+//! Nothing here waits: a recipient that does not take its frame is reported to the registry, which
+//! decides.
 
 mod audience;
+mod courier;
+mod couriers;
 mod farewells;
 mod frames;
 mod observers;
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use actix::prelude::*;
+use actix::{WeakRecipient, prelude::*};
 use ahash::RandomState;
-use bytestring::ByteString;
+use smallvec::SmallVec;
 
-use self::{audience::Audience, frames::Published};
-pub(crate) use self::{farewells::Farewells, observers::Observers};
+use self::{
+    audience::Audience,
+    courier::Order,
+    couriers::{Couriers, Desk},
+    frames::Published,
+};
+pub(crate) use self::{
+    courier::{Courier, Outlet, Report},
+    farewells::Farewells,
+    frames::Taking,
+    observers::Observers,
+};
 use crate::{
-    messages::{Content, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, close_code},
-    model::{Cause, ConnectionId, Diff, RoomName, Snapshot},
+    messages::{Content, Dialect, Disconnect, Feed, close_code},
+    model::{Cause, ConnectionId, Diff, Few, RoomName, Snapshot},
     tally::Tally,
     wire::json,
 };
 
-/// How to reach one connection.
-struct Outlet {
-    /// This very recipient and no clone of it: each clone has a free slot in a full mailbox.
-    forward: Recipient<ForwardMessage>,
-    disconnect: Option<Recipient<Disconnect>>,
+/// A connection that has an outlet.
+struct Stay {
+    desk: Desk,
+    /// Tells it from earlier ones of the same id.
+    serial: u32,
     dialect: Dialect,
+    /// Its rooms, and whether it listens to who is there.
+    rooms: Few<(RoomName, bool)>,
 }
 
-impl Outlet {
-    /// Whether it wants to hear who is in its rooms.
-    fn listens(&self) -> bool {
-        !matches!(self.dialect, Dialect::Raw | Dialect::Json(Feed::None))
-    }
+/// How to reach the members of a room.
+#[derive(Default)]
+struct Route {
+    /// How many there are by courier.
+    desks: SmallVec<[(Desk, u32); 2]>,
+    /// Those who listen to who is there, if anybody does.
+    audience: Option<Box<Audience>>,
 }
 
 /// Connections that did not take what they were sent.
@@ -47,149 +68,170 @@ pub(crate) struct Refused {
     pub gone: Vec<ConnectionId>,
 }
 
-/// The recipients of all connections, and what their rooms owe them.
+impl Refused {
+    fn extend(&mut self, more: Self) {
+        self.slow.extend(more.slow);
+        self.gone.extend(more.gone);
+    }
+}
+
+/// The ways to all connections, and what their rooms owe them.
 pub(crate) struct Delivery {
-    outlets: HashMap<ConnectionId, Outlet, RandomState>,
-    /// Rooms of which somebody wants to hear who is there.
-    audiences: HashMap<RoomName, Audience, RandomState>,
+    couriers: Couriers,
+    stays: HashMap<ConnectionId, Stay, RandomState>,
+    serial: u32,
+    routes: HashMap<RoomName, Route, RandomState>,
     /// When the next member list of a room may go out, for rooms that wait for it.
     due: BTreeSet<(u64, RoomName)>,
     lists_sent: Tally,
+    deliveries: Tally,
 }
 
 impl Default for Delivery {
     fn default() -> Self {
         Self {
-            outlets: HashMap::default(),
-            audiences: HashMap::default(),
+            couriers: Couriers::default(),
+            stays: HashMap::default(),
+            serial: 0,
+            routes: HashMap::default(),
             due: BTreeSet::new(),
             lists_sent: Tally::new("presence_lists_sent_total"),
+            deliveries: Tally::new("presence_deliveries_total"),
         }
     }
 }
 
 impl Delivery {
+    /// Tells where couriers of other threads report to; without it there are none.
+    pub fn report_to(&mut self, home: WeakRecipient<Report>) {
+        self.couriers.report_to(home);
+    }
+
     /// How often a room's listeners were sent who is there.
     pub fn lists_sent(&self) -> u64 {
         self.lists_sent.count()
     }
 
-    /// Remembers how to reach a connection.
-    pub fn connect(
+    /// How many messages members took.
+    pub fn deliveries(&self) -> u64 {
+        self.deliveries.count()
+    }
+
+    /// The connection is in the room, is reached like this from now on, and is owed the room's state
+    /// if it wants to hear of it.
+    pub fn enter(
         &mut self,
+        room: &Snapshot,
         connection: ConnectionId,
-        forward: Recipient<ForwardMessage>,
-        disconnect: Option<Recipient<Disconnect>>,
-        dialect: Dialect,
+        outlet: Outlet,
+        courier: Option<Addr<Courier>>,
+        now: u64,
     ) {
-        match self.outlets.get_mut(&connection) {
-            Some(known) if known.forward == forward => known.dialect = dialect,
-            _ => {
-                self.outlets.insert(connection, Outlet { forward, disconnect, dialect });
-            }
+        self.serial = self.serial.wrapping_add(1);
+        let (name, serial, dialect) = (room.room(), self.serial, outlet.dialect);
+        let listens = !matches!(dialect, Dialect::Raw | Dialect::Json(Feed::None));
+        // In this order, as what it knew of the room may have been something else.
+        self.exit(name, connection);
+        let couriers = &mut self.couriers;
+        let stay = self.stays.entry(connection).or_insert_with(|| {
+            let desk = couriers.hire(courier);
+            Stay { desk, serial, dialect, rooms: Few::default() }
+        });
+        (stay.serial, stay.dialect) = (serial, dialect);
+        stay.rooms.push((name.clone(), listens));
+        couriers.tell(stay.desk, Order::Connect { connection, serial, outlet });
+        couriers.tell(stay.desk, Order::Enter { connection, room: name.clone(), listens });
+        let route = self.routes.entry(name.clone()).or_default();
+        route.count(stay.desk);
+        if listens {
+            let new = || Box::new(Audience::new(room.clone()));
+            let audience = route.audience.get_or_insert_with(new);
+            audience.listeners += 1;
+            audience.admit(now);
+            self.schedule(name, now);
         }
+    }
+
+    /// The connection is not in the room any more.
+    pub fn exit(&mut self, room: &RoomName, connection: ConnectionId) {
+        let Some(stay) = self.stays.get_mut(&connection) else { return };
+        let Some(index) = stay.rooms.iter().position(|(name, _)| name == room) else { return };
+        let Some((room, listened)) = stay.rooms.remove(index) else { return };
+        let desk = stay.desk;
+        self.uncount(&room, desk, listened);
+        self.couriers.tell(desk, Order::Exit { connection, room });
     }
 
     /// Forgets a connection that is out of its last room, telling it to close if it does not know.
     pub fn disconnect(&mut self, connection: ConnectionId, cause: Cause) {
-        let Some(outlet) = self.outlets.remove(&connection) else { return };
-        if let (Some(code), Some(disconnect)) = (close_code(cause), outlet.disconnect) {
-            disconnect.do_send(Disconnect { code, cause });
-        }
-    }
-
-    /// Forgets everybody, who are to be told to close with this code.
-    pub fn dismiss(&mut self, code: u16) -> Farewells {
-        let mut outlets: Vec<_> = std::mem::take(&mut self.outlets).into_iter().collect();
-        outlets.sort_unstable_by_key(|(connection, _)| *connection);
-        let sessions = outlets.into_iter().filter_map(|(_, outlet)| outlet.disconnect).collect();
-        self.audiences.clear();
-        self.due.clear();
-        Farewells { sessions, code }
+        self.end(connection, close_code(cause).map(|code| Disconnect { code, cause }));
     }
 
     /// Forgets a connection that has ended.
     pub fn forget(&mut self, connection: ConnectionId) {
-        self.outlets.remove(&connection);
+        self.end(connection, None);
+    }
+
+    fn end(&mut self, connection: ConnectionId, order: Option<Disconnect>) {
+        let Some(Stay { desk, rooms, .. }) = self.stays.remove(&connection) else { return };
+        for (room, listened) in &*rooms {
+            self.uncount(room, desk, *listened);
+        }
+        self.couriers.tell(desk, Order::End { connection, rooms, order });
+        self.couriers.release(desk);
+    }
+
+    /// Forgets everybody, who are to be told to close with this code.
+    pub fn dismiss(&mut self, code: u16) -> Farewells {
+        self.stays.clear();
+        self.routes.clear();
+        self.due.clear();
+        Farewells::new(self.couriers.dismiss(), code)
     }
 
     /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.
     pub fn close_room(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
-        let Some(outlet) = self.outlets.get(&connection) else { return };
-        if outlet.dialect == Dialect::Phoenix && close_code(cause).is_some() {
-            let (room, kind, payload) = (room.clone(), Forwarded::Closed, ByteString::new());
-            // Once per stay, so it may go past a full mailbox.
-            outlet.forward.do_send(ForwardMessage { room, kind, payload });
+        let Some(stay) = self.stays.get(&connection) else { return };
+        if stay.dialect == Dialect::Phoenix && close_code(cause).is_some() {
+            self.couriers.tell(stay.desk, Order::Close { connection, room: room.clone() });
         }
     }
 
-    /// Sends to everybody in the room of whom it is `wanted`; says how many took it.
+    /// Sends to everybody in the room who is here, but for one.
     pub fn publish(
         &mut self,
-        room: &Snapshot,
-        content: &Content,
-        from: Option<&json::Sender>,
-        wanted: impl Fn(ConnectionId) -> bool,
-    ) -> (usize, Refused) {
-        let mut published = Published::new(room, content, from);
-        let (mut taken, mut refused) = (0, Refused::default());
-        for connection in room.connections().filter(|one| wanted(*one)) {
-            let Some(outlet) = self.outlets.get(&connection) else { continue };
-            let (kind, payload) = (Forwarded::Message, published.frame(outlet.dialect));
-            let room = room.room().clone();
-            match outlet.forward.try_send(ForwardMessage { room, kind, payload }) {
-                Ok(()) => taken += 1,
-                Err(SendError::Full(_)) => refused.slow.push(connection),
-                Err(SendError::Closed(_)) => refused.gone.push(connection),
+        room: &RoomName,
+        content: Content,
+        from: Option<json::Sender>,
+        except: Option<ConnectionId>,
+    ) -> (Taking, Refused) {
+        let mut refused = Refused::default();
+        let Some(route) = self.routes.get(room) else { return (Taking::none(), refused) };
+        let (message, taking) =
+            Published::new(room.clone(), content, from, self.deliveries.clone());
+        let message = Arc::new(message);
+        for (desk, _) in &route.desks {
+            let order = Order::Message { message: Arc::clone(&message), except };
+            if let Some(report) = self.couriers.send(*desk, order, Report::default()) {
+                refused.extend(self.refused(report));
             }
         }
-        (taken, refused)
-    }
-
-    /// The connection has joined the room and is owed its state, if it wants to hear of it.
-    pub fn listen(&mut self, room: &Snapshot, connection: ConnectionId, now: u64) {
-        let name = room.room();
-        if !self.outlets.get(&connection).is_some_and(Outlet::listens) {
-            return self.unlisten(name, connection);
-        }
-        self.audiences
-            .entry(name.clone())
-            .or_insert_with(|| Audience::new(room.clone()))
-            .admit(connection, now);
-        self.schedule(name, now);
+        (taking, refused)
     }
 
     /// Notes a change of a room for those who hear of it.
     pub fn changed(&mut self, diff: &Diff, now: u64) {
         self.changed_in_place(diff, now);
         for left in &diff.leaves {
-            self.unlisten(&diff.room, left.presence.connection);
+            self.exit(&diff.room, left.presence.connection);
         }
     }
 
     /// Notes a change of a room whose members all stay.
     pub fn changed_in_place(&mut self, diff: &Diff, now: u64) {
-        let Some(audience) = self.audiences.get_mut(&diff.room) else { return };
+        let Some(audience) = self.audience(&diff.room) else { return };
         audience.note(diff, now);
         self.schedule(&diff.room, now);
-    }
-
-    /// The connection does not hear of the room any more.
-    pub fn unlisten(&mut self, room: &RoomName, connection: ConnectionId) {
-        let Some(audience) = self.audiences.get_mut(room) else { return };
-        if audience.forget(connection) {
-            let due = self.audiences.remove(room).and_then(|audience| audience.due);
-            due.map(|due| self.due.remove(&(due, room.clone())));
-        }
-    }
-
-    fn schedule(&mut self, room: &RoomName, now: u64) {
-        let Some(audience) = self.audiences.get_mut(room) else { return };
-        if audience.due.is_none() {
-            let due = audience.next(now);
-            audience.due = Some(due);
-            self.due.insert((due, room.clone()));
-        }
     }
 
     /// When the next room is due, in microseconds of the monotonic clock.
@@ -201,28 +243,110 @@ impl Delivery {
     pub fn take_due(&mut self, now: u64) -> Option<RoomName> {
         while self.next_due()? <= now {
             let (_, room) = self.due.pop_first()?;
-            let Some(audience) = self.audiences.get_mut(&room) else { continue };
+            let Some(audience) = self.audience(&room) else { continue };
             // It may have changed again since it was due.
-            let due = audience.next(now);
-            audience.due = (due > now).then_some(due);
-            if audience.due.is_none() {
-                return Some(room);
+            match audience.next(now) {
+                Some(due) if due > now => {
+                    audience.due = Some(due);
+                    self.due.insert((due, room));
+                }
+                next => {
+                    audience.due = None;
+                    if next.is_some() {
+                        return Some(room);
+                    }
+                }
             }
-            self.due.insert((due, room));
         }
         None
     }
 
     /// Sends the room's listeners what they do not know yet.
     pub fn flush(&mut self, room: &Snapshot, now: u64) -> Refused {
-        let Some(audience) = self.audiences.get_mut(room.room()) else { return Refused::default() };
-        let outlets = &self.outlets;
-        let outlet = |connection| outlets.get(&connection).map(|o| (&o.forward, o.dialect));
-        let refused = audience.flush(room, now, outlet);
-        self.lists_sent.add(1);
-        if audience.owes() {
-            self.schedule(room.room(), now);
+        let mut refused = Refused::default();
+        let name = room.room();
+        let Some(Route { desks, audience: Some(audience) }) = self.routes.get_mut(name) else {
+            return refused;
+        };
+        let list = Arc::new(audience.list(room, desks.len(), now));
+        for (desk, _) in desks.clone() {
+            let order = Order::List { list: Arc::clone(&list), now };
+            let report = Report { listed: Some(name.clone()), ..Report::default() };
+            if let Some(report) = self.couriers.send(desk, order, report) {
+                refused.extend(self.returned(report, now));
+            }
         }
+        self.lists_sent.add(1);
         refused
+    }
+
+    /// Takes what came of an order.
+    pub fn returned(&mut self, report: Report, now: u64) -> Refused {
+        if let Some(room) = &report.listed
+            && let Some(audience) = self.audience(room)
+        {
+            audience.returned(&report);
+            self.schedule(room, now);
+        }
+        self.refused(report)
+    }
+
+    /// Who is still there of those who did not take something.
+    fn refused(&self, Report { slow, gone, .. }: Report) -> Refused {
+        let current = |known: Vec<(ConnectionId, u32)>| {
+            let is_it =
+                |(id, serial): &(_, _)| self.stays.get(id).is_some_and(|s| s.serial == *serial);
+            known.into_iter().filter(is_it).map(|(id, _)| id).collect()
+        };
+        Refused { slow: current(slow), gone: current(gone) }
+    }
+
+    fn audience(&mut self, room: &RoomName) -> Option<&mut Audience> {
+        self.routes.get_mut(room)?.audience.as_deref_mut()
+    }
+
+    fn schedule(&mut self, room: &RoomName, now: u64) {
+        let Some(audience) = self.audience(room) else { return };
+        if audience.due.is_none()
+            && let Some(due) = audience.next(now)
+        {
+            audience.due = Some(due);
+            self.due.insert((due, room.clone()));
+        }
+    }
+
+    /// A courier has one member less in the room.
+    fn uncount(&mut self, room: &RoomName, desk: Desk, listened: bool) {
+        let Some(route) = self.routes.get_mut(room) else { return };
+        if let Some(audience) = route.audience.as_mut().filter(|_| listened) {
+            audience.listeners -= 1;
+            if audience.listeners == 0 {
+                audience.due.map(|due| self.due.remove(&(due, room.clone())));
+                route.audience = None;
+            }
+        }
+        if route.uncount(desk) {
+            self.routes.remove(room);
+        }
+    }
+}
+
+impl Route {
+    fn count(&mut self, desk: Desk) {
+        match self.desks.iter_mut().find(|(known, _)| *known == desk) {
+            Some((_, members)) => *members += 1,
+            None => self.desks.push((desk, 1)),
+        }
+    }
+
+    /// Says whether nobody is left.
+    fn uncount(&mut self, desk: Desk) -> bool {
+        if let Some(index) = self.desks.iter().position(|(known, _)| *known == desk) {
+            self.desks[index].1 -= 1;
+            if self.desks[index].1 == 0 {
+                self.desks.swap_remove(index);
+            }
+        }
+        self.desks.is_empty()
     }
 }

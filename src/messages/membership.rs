@@ -5,9 +5,12 @@ use std::{borrow::Cow, time::Duration};
 use actix::prelude::*;
 
 use super::{Disconnect, ForwardMessage};
-use crate::model::{
-    Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Sign, Snapshot,
-    Superseded, UserId,
+use crate::{
+    delivery::Courier,
+    model::{
+        Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Sign, Snapshot,
+        Superseded, UserId,
+    },
 };
 
 /// How a connection wants to hear of its rooms.
@@ -66,6 +69,8 @@ pub struct Join {
     pub forward: Recipient<ForwardMessage>,
     /// Takes the order to close, once, when the registry puts the connection out of its last room.
     pub disconnect: Option<Recipient<Disconnect>>,
+    /// Delivers on the session's thread, if that is known.
+    pub(crate) courier: Option<Addr<Courier>>,
 }
 
 impl Join {
@@ -77,8 +82,8 @@ impl Join {
         forward: Recipient<ForwardMessage>,
     ) -> Self {
         let (user, info, session) = (None, Info::EMPTY, None);
-        let (dialect, disconnect) = (Dialect::Raw, None);
-        Self { room, connection, user, info, session, dialect, forward, disconnect }
+        let (dialect, disconnect, courier) = (Dialect::Raw, None, None);
+        Self { room, connection, user, info, session, dialect, forward, disconnect, courier }
     }
 
     /// Says whose connection it is, if it is known.

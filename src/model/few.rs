@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 /// None, one or more values. `SmallVec` keeps a length beside the one; here the one's own pointer tells
 /// that it is there.
 #[derive(Clone, Debug)]
-pub(super) enum Few<T> {
+pub(crate) enum Few<T> {
     One(T),
     /// Boxed, as its three words are more than the one value may have.
     #[expect(clippy::box_collection, reason = "a Vec would make every Few as large")]
@@ -44,12 +44,12 @@ impl<T> Few<T> {
         };
     }
 
-    pub(super) fn push(&mut self, value: T) {
+    pub(crate) fn push(&mut self, value: T) {
         self.insert(self.len(), value);
     }
 
     /// Takes out the value at the index, if there is one.
-    pub(super) fn remove(&mut self, index: usize) -> Option<T> {
+    pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
         if index >= self.len() {
             return None;
         }

@@ -23,6 +23,7 @@ mod time;
 
 pub(crate) use departures::Departures;
 pub use diff::{Diff, Left, Offline, Update};
+pub(crate) use few::Few;
 pub use ids::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, MAX_NAME_CHARS, RoomName,
     UserId,

@@ -6,7 +6,7 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::{Content, Envelope, Said, Told},
+    bus::{Envelope, Said, Told},
     cluster::{Finding, Met, Need, cause_of, remote},
     messages::Kick,
     mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
@@ -65,8 +65,7 @@ impl RoomRegistry {
     fn said(&mut self, said: Said, now: Moment) {
         let Said { room, content, from, except, .. } = said;
         let from = from.map(|(id, connection)| Sender { id, connection });
-        let content = Content::into(content);
-        self.deliver(&room, &content, from.as_ref(), except, now);
+        self.deliver(&room, content.into(), from, except, now);
     }
 
     /// Looks who lives.

@@ -6,6 +6,7 @@ use actix::{
     dev::{MessageResponse, OneshotSender},
     prelude::*,
 };
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::RoomRegistry;
@@ -42,17 +43,22 @@ impl<T: 'static> Reply<T> {
         F: Future<Output = U> + 'static,
     {
         let (reply, done) = oneshot::channel();
-        actix::spawn(async {
-            let answer = match self {
-                Self::Now(answer) => answer,
-                Self::Later(answer) => match answer.await {
-                    Ok(answer) => answer,
-                    Err(_) => return,
-                },
-            };
-            // Who asked may have gone.
-            drop(reply.send(work(answer).await));
-        });
+        match self {
+            Self::Now(answer) => {
+                let mut work = Box::pin(work(answer));
+                // Most work has nothing to wait for.
+                match (&mut work).now_or_never() {
+                    Some(answer) => return Reply::Now(answer),
+                    // Who asked may have gone.
+                    None => drop(actix::spawn(async { drop(reply.send(work.await)) })),
+                }
+            }
+            Self::Later(answer) => drop(actix::spawn(async {
+                if let Ok(answer) = answer.await {
+                    drop(reply.send(work(answer).await));
+                }
+            })),
+        }
         Reply::Later(done)
     }
 }
@@ -278,7 +284,7 @@ impl RoomRegistry {
         self.mirror.mark_one(room.clone(), connection);
         self.adopted_orphan(connection, room);
         self.sessions.unfade(connection, room);
-        self.delivery.unlisten(room, connection);
+        self.delivery.exit(room, connection);
         if self.rooms.last_seen(connection).is_none() {
             self.delivery.disconnect(connection, Cause::Replaced);
             self.sessions.forget(connection);

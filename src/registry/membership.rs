@@ -1,19 +1,25 @@
 //! Joins, leaves, touches, prunes and messages.
 
+use std::time::Duration;
+
 use actix::prelude::*;
 
 use super::{RoomRegistry, following::Reply};
 use crate::{
     bus::Told,
-    clock::Stopwatch,
+    delivery::{Outlet, Taking},
     messages::{
         Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
         PrunePresences, PruneReport, Pruned, Publish, Touch, Touches, UpdateInfo,
     },
     mirror::Memory,
-    model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign, micros},
+    model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign},
     wire::json::Sender,
 };
+
+/// How long a message may take to be handed to all threads that have members of its room, before its
+/// sender is told of those who took it so far.
+const COUNTING: Duration = Duration::from_secs(1);
 
 impl Handler<Admit> for RoomRegistry {
     type Result = Reply<Result<(), JoinError>>;
@@ -55,7 +61,8 @@ impl RoomRegistry {
 
     fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
         let now = self.clock.now();
-        let Join { room, connection, user, info, session, dialect, forward, disconnect } = msg;
+        let Join { room, connection, user, info, session, dialect, .. } = msg;
+        let outlet = Outlet { forward: msg.forward, disconnect: msg.disconnect, dialect };
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
         let here = |presence| self.rooms.holds(&room, presence);
@@ -76,7 +83,6 @@ impl RoomRegistry {
                 self.mirror.adopt(row);
             }
         }
-        self.delivery.connect(connection, forward, disconnect, dialect);
         let changed = diff.is_some();
         if known {
             self.mirror.heard(connection);
@@ -87,7 +93,7 @@ impl RoomRegistry {
             self.announce(diff, now);
         }
         let snapshot = self.rooms.snapshot(&room);
-        self.delivery.listen(&snapshot, connection, now.monotonic);
+        self.delivery.enter(&snapshot, connection, outlet, msg.courier, now.monotonic);
         self.settle(ctx, now);
         Ok(Joined { snapshot, changed })
     }
@@ -196,12 +202,13 @@ impl Handler<Publish> for RoomRegistry {
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
         let room = msg.room.clone();
-        self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx))
+        let taking = self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx));
+        taking.then(|taking| async { Ok(taking?.count(COUNTING).await) })
     }
 }
 
 impl RoomRegistry {
-    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<usize, NotAMember> {
+    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<Taking, NotAMember> {
         let now = self.clock.now();
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();
@@ -219,41 +226,34 @@ impl RoomRegistry {
             None => None,
         };
         let except = except.and_then(|connection| self.sessions.resolve(connection));
-        let mut taken = self.deliver(&room, &content, from.as_ref(), except, now);
-        if let Some(cluster) = &mut self.cluster {
+        let abroad = self.cluster.as_ref().map(|_| (content.clone(), from.clone()));
+        let taking = self.deliver(&room, content, from, except, now);
+        if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
             let from = from.map(|Sender { id, connection }| (id, connection));
             if cluster.tell_said(room.clone(), content, from, except) {
                 let here = |remote: &&Remote| remote.fading.is_none();
                 let others = self.rooms.remotes_in(&room).filter(here);
                 let wanted = others.filter(|one| Some(one.presence.connection) != except);
-                taken += wanted.count();
+                taking.add(wanted.count());
             }
         }
         self.messages.add(1);
         self.settle(ctx, now);
-        Ok(taken)
+        Ok(taking)
     }
 
-    /// Sends to the members of the room that are here. Answers how many took it.
+    /// Sends to the members of the room that are here.
     pub(super) fn deliver(
         &mut self,
         room: &RoomName,
-        content: &Content,
-        from: Option<&Sender>,
+        content: Content,
+        from: Option<Sender>,
         except: Option<ConnectionId>,
         now: Moment,
-    ) -> usize {
-        let Some(room) = self.rooms.room(room) else { return 0 };
-        // Whose client is away may have an outlet, which is that of another room then.
-        let away = |connection| self.sessions.fading(connection, room.room()).is_some();
-        let wanted = |connection| Some(connection) != except && !away(connection);
-        let work = Stopwatch::start();
-        let (taken, refused) = self.delivery.publish(room, content, from, wanted);
-        let busy = micros(work.elapsed());
-        metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
-        self.deliveries.add(taken);
+    ) -> Taking {
+        let (taking, refused) = self.delivery.publish(room, content, from, except);
         self.put_out(&refused, now);
-        taken
+        taking
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     clock::Clock,
     cluster::Cluster,
     config::Decision,
-    delivery::{Delivery, Observers, Refused},
+    delivery::{Delivery, Observers, Refused, Report},
     messages::{Explained, JoinError},
     mirror::{Mirror, store::Row},
     model::{
@@ -98,7 +98,6 @@ pub struct RoomRegistry {
     /// Too many to report one by one.
     touches: u64,
     messages: Tally,
-    deliveries: Tally,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
@@ -111,7 +110,6 @@ impl RoomRegistry {
             leaves: Leaves::new(),
             touches: 0,
             messages: Tally::new("presence_messages_total"),
-            deliveries: Tally::new("presence_deliveries_total"),
             rooms: parts.rooms,
             sessions: Sessions::default(),
             departures: Departures::default(),
@@ -244,11 +242,23 @@ impl Actor for RoomRegistry {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.delivery.report_to(ctx.address().downgrade().recipient());
         self.keep_mirror(ctx);
         if let Some(cluster) = &mut self.cluster {
             cluster.listen(ctx.address().recipient());
         }
         let now = self.clock.now();
+        self.settle(ctx, now);
+    }
+}
+
+impl Handler<Report> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, report: Report, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let refused = self.delivery.returned(report, now.monotonic);
+        self.put_out(&refused, now);
         self.settle(ctx, now);
     }
 }

@@ -232,7 +232,7 @@ impl Handler<GetStatus> for RoomRegistry {
                 leaves: self.leaves.counts(),
                 touches: self.touches,
                 messages: self.messages.count(),
-                deliveries: self.deliveries.count(),
+                deliveries: self.delivery.deliveries(),
                 lists_sent: self.delivery.lists_sent(),
                 rows_written: self.mirror.rows_written(),
             },

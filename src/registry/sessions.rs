@@ -70,7 +70,7 @@ impl RoomRegistry {
                 let diff = self.rooms.leave(&room, presence, cause);
                 self.announce_leave(diff, cause, now);
             } else if self.sessions.fading(presence, &room).is_none() {
-                self.delivery.unlisten(&room, presence);
+                self.delivery.exit(&room, presence);
                 if self.cluster.is_some() {
                     self.mirror.mark_one(room.clone(), presence);
                 }

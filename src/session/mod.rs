@@ -10,6 +10,7 @@ mod phoenix;
 mod rate;
 mod signs;
 mod socket;
+mod thread;
 mod ws;
 
 use std::fmt;
@@ -98,13 +99,16 @@ impl Connection {
 
     /// The message with which the session enters a room; add user, info and dialect, and send it to
     /// the [registry](Self::registry).
+    ///
+    /// To be called on the session's own thread: what its rooms hear is delivered from there.
     #[must_use]
     pub fn join<A>(&self, room: RoomName, session: Addr<A>) -> Join
     where
         A: Actor + Handler<ForwardMessage> + Handler<Disconnect>,
         A::Context: ToEnvelope<A, ForwardMessage> + ToEnvelope<A, Disconnect>,
     {
-        Join::anonymous(room, self.id, session.clone().recipient()).disconnect(session.recipient())
+        let join = Join::anonymous(room, self.id, session.clone().recipient());
+        Join { courier: thread::courier(&self.registry), ..join }.disconnect(session.recipient())
     }
 
     /// A sign of life: to be called for every frame, also for pings and pongs.

@@ -125,9 +125,9 @@ impl Harness {
 
 impl Session {
     pub fn joining(&self, name: &str, who: Option<&str>) -> Join {
-        let join = Join::anonymous(room(name), self.id, self.addr.clone().recipient())
-            .disconnect(self.addr.clone().recipient());
-        Join { user: who.map(user), ..join }
+        Join::anonymous(room(name), self.id, self.addr.clone().recipient())
+            .disconnect(self.addr.clone().recipient())
+            .user(who.map(user))
     }
 
     /// Everything sent to it up to now.

@@ -1,0 +1,287 @@
+//! The last step to the sessions of one thread.
+//!
+//! The registry gives each thread one order for a broadcast, and the courier there hands it to the
+//! thread's own sessions. Its orders are one queue: who is out of a room gets nothing of what is said
+//! there after.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::{WeakRecipient, prelude::*};
+use ahash::RandomState;
+use bytestring::ByteString;
+
+use super::frames::{Presences, Published};
+use crate::{
+    clock::Stopwatch,
+    messages::{Dialect, Disconnect, Feed, ForwardMessage, Forwarded},
+    model::{ConnectionId, Few, RoomName, micros},
+};
+
+/// A listener that takes no list for this long is too slow.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How to reach one connection.
+pub(crate) struct Outlet {
+    /// This very recipient and no clone of it: each clone has a free slot in a full mailbox.
+    pub forward: Recipient<ForwardMessage>,
+    pub disconnect: Option<Recipient<Disconnect>>,
+    pub dialect: Dialect,
+}
+
+/// What a courier is to do.
+pub(super) enum Order {
+    /// This is how to reach the connection; with a number, as another may be of the same id.
+    Connect { connection: ConnectionId, serial: u32, outlet: Outlet },
+    /// It is in the room, and is owed its state if it `listens`.
+    Enter { connection: ConnectionId, room: RoomName, listens: bool },
+    /// It is not in the room any more.
+    Exit { connection: ConnectionId, room: RoomName },
+    /// It has to know that it is not in the room any more.
+    Close { connection: ConnectionId, room: RoomName },
+    /// It is nowhere any more, and is to close if it does not know.
+    End { connection: ConnectionId, rooms: Few<(RoomName, bool)>, order: Option<Disconnect> },
+    /// For everybody in a room.
+    Message { message: Arc<Published>, except: Option<ConnectionId> },
+    /// For those who listen to who is in the room.
+    List { list: Arc<Presences>, now: u64 },
+}
+
+/// What came of an order.
+#[derive(Debug, Default, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Report {
+    /// The room, if it was a list.
+    pub(super) listed: Option<RoomName>,
+    /// Some could not take the list, and need the whole state later.
+    pub(super) owes: bool,
+    pub(super) busy: Duration,
+    /// Connections whose mailbox is full, by their serials.
+    pub(super) slow: Vec<(ConnectionId, u32)>,
+    /// Connections whose actor has stopped.
+    pub(super) gone: Vec<(ConnectionId, u32)>,
+}
+
+impl Report {
+    fn is_empty(&self) -> bool {
+        self.listed.is_none() && self.slow.is_empty() && self.gone.is_empty()
+    }
+}
+
+/// An order's way there and back: when it is dropped, the report goes home, whatever became of the
+/// courier.
+pub(super) struct Errand {
+    pub home: Arc<WeakRecipient<Report>>,
+    pub report: Report,
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        if self.report.is_empty() {
+            return;
+        }
+        if let Some(home) = self.home.upgrade() {
+            // One for each list that is under way, and for each connection that ends.
+            home.do_send(std::mem::take(&mut self.report));
+        }
+    }
+}
+
+/// An order for a courier on another thread.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Parcel(pub Order, pub Option<Errand>);
+
+struct Session {
+    outlet: Outlet,
+    serial: u32,
+    /// It has refused a message, or is no more, and the registry has been told.
+    ended: bool,
+}
+
+/// What a member of a room knows of who is there.
+enum Knows {
+    /// It does not listen.
+    Nothing,
+    /// The room as it was listed last.
+    Current,
+    /// Less: it needs the whole state. Since when it has refused to take it, if it has.
+    Owed { refused: Option<u64> },
+}
+
+type Members = HashMap<ConnectionId, Knows, RandomState>;
+
+/// Hands frames to sessions.
+#[derive(Default)]
+pub(crate) struct Courier {
+    sessions: HashMap<ConnectionId, Session, RandomState>,
+    rooms: HashMap<RoomName, Members, RandomState>,
+}
+
+impl Courier {
+    pub(super) fn take(&mut self, order: Order, report: &mut Report) {
+        match order {
+            Order::Connect { connection, serial, outlet } => {
+                self.connect(connection, serial, outlet);
+            }
+            Order::Enter { connection, room, listens } => {
+                let knows = if listens { Knows::Owed { refused: None } } else { Knows::Nothing };
+                self.rooms.entry(room).or_default().insert(connection, knows);
+            }
+            Order::Exit { connection, room } => self.exit(connection, &room),
+            Order::Close { connection, room } => {
+                if let Some(session) = self.sessions.get(&connection) {
+                    let (kind, payload) = (Forwarded::Closed, ByteString::new());
+                    // Once per stay, so it may go past a full mailbox.
+                    session.outlet.forward.do_send(ForwardMessage { room, kind, payload });
+                }
+            }
+            Order::End { connection, rooms, order } => {
+                for (room, _) in &*rooms {
+                    self.exit(connection, room);
+                }
+                let disconnect =
+                    self.sessions.remove(&connection).and_then(|s| s.outlet.disconnect);
+                if let (Some(order), Some(disconnect)) = (order, disconnect) {
+                    disconnect.do_send(order);
+                }
+            }
+            Order::Message { message, except } => self.message(&message, except, report),
+            Order::List { list, now } => self.list(&list, now, report),
+        }
+    }
+
+    /// Gives up all its sessions: what tells them to close.
+    pub(super) fn hand_over(&mut self) -> Farewell {
+        self.rooms.clear();
+        let sessions = std::mem::take(&mut self.sessions).into_iter();
+        let ways = sessions.filter_map(|(id, session)| Some((id, session.outlet.disconnect?)));
+        ways.collect()
+    }
+
+    fn connect(&mut self, connection: ConnectionId, serial: u32, outlet: Outlet) {
+        match self.sessions.get_mut(&connection) {
+            Some(known) if known.outlet.forward == outlet.forward => {
+                known.outlet.dialect = outlet.dialect;
+                (known.serial, known.ended) = (serial, false);
+            }
+            _ => drop(self.sessions.insert(connection, Session { outlet, serial, ended: false })),
+        }
+    }
+
+    fn exit(&mut self, connection: ConnectionId, room: &RoomName) {
+        let Some(members) = self.rooms.get_mut(room) else { return };
+        members.remove(&connection);
+        if members.is_empty() {
+            self.rooms.remove(room);
+        }
+    }
+
+    fn message(&mut self, message: &Published, except: Option<ConnectionId>, report: &mut Report) {
+        let Some(members) = self.rooms.get(message.room()) else { return };
+        let work = Stopwatch::start();
+        let mut taken = 0;
+        for connection in members.keys().filter(|one| Some(**one) != except) {
+            let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
+                continue;
+            };
+            let (kind, payload) = (Forwarded::Message, message.frame(session.outlet.dialect));
+            let forward = ForwardMessage { room: message.room().clone(), kind, payload };
+            let refused = match session.outlet.forward.try_send(forward) {
+                Ok(()) => {
+                    taken += 1;
+                    continue;
+                }
+                Err(SendError::Full(_)) => &mut report.slow,
+                Err(SendError::Closed(_)) => &mut report.gone,
+            };
+            session.ended = true;
+            refused.push((*connection, session.serial));
+        }
+        message.taken_by(taken);
+        let busy = micros(work.elapsed());
+        metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
+    }
+
+    fn list(&mut self, list: &Presences, now: u64, report: &mut Report) {
+        let Some(members) = self.rooms.get_mut(list.room()) else { return };
+        let work = Stopwatch::start();
+        for (connection, knows) in members {
+            let (current, since) = match knows {
+                Knows::Nothing => continue,
+                Knows::Current if !list.moved() => continue,
+                Knows::Current => (true, None),
+                Knows::Owed { refused } => (false, *refused),
+            };
+            let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
+                continue;
+            };
+            let Some((kind, payload)) = frame(list, session.outlet.dialect, current) else {
+                *knows = Knows::Current;
+                continue;
+            };
+            let forward = ForwardMessage { room: list.room().clone(), kind, payload };
+            match session.outlet.forward.try_send(forward) {
+                Ok(()) => *knows = Knows::Current,
+                Err(SendError::Closed(_)) => {
+                    session.ended = true;
+                    report.gone.push((*connection, session.serial));
+                }
+                Err(SendError::Full(_)) => {
+                    let since = since.unwrap_or(now);
+                    *knows = Knows::Owed { refused: Some(since) };
+                    if now.saturating_sub(since) >= micros(PATIENCE) {
+                        session.ended = true;
+                        report.slow.push((*connection, session.serial));
+                    } else {
+                        report.owes = true;
+                    }
+                }
+            }
+        }
+        report.busy = work.elapsed();
+    }
+}
+
+/// The frame of a list for who knows the last one, or does not; none for a dialect without lists.
+fn frame(list: &Presences, dialect: Dialect, current: bool) -> Option<(Forwarded, ByteString)> {
+    Some(match (dialect, current) {
+        (Dialect::Raw | Dialect::Json(Feed::None), _) => return None,
+        (Dialect::Json(Feed::Full), _) => (Forwarded::State, list.full()),
+        (Dialect::Json(Feed::Count), _) => (Forwarded::State, list.count()),
+        (Dialect::Json(Feed::Diff), false) => (Forwarded::State, list.state()),
+        (Dialect::Json(Feed::Diff), true) => (Forwarded::Diff, list.diff()),
+        (Dialect::Phoenix, false) => (Forwarded::State, list.phoenix_state()),
+        (Dialect::Phoenix, true) => (Forwarded::Diff, list.phoenix_diff()),
+    })
+}
+
+impl Actor for Courier {
+    type Context = Context<Self>;
+}
+
+impl Handler<Parcel> for Courier {
+    type Result = ();
+
+    fn handle(&mut self, Parcel(order, errand): Parcel, _: &mut Context<Self>) {
+        match errand {
+            Some(mut errand) => self.take(order, &mut errand.report),
+            None => self.take(order, &mut Report::default()),
+        }
+    }
+}
+
+/// The sessions of a thread that are to be told to close.
+pub(super) type Farewell = Vec<(ConnectionId, Recipient<Disconnect>)>;
+
+/// "Give up all your sessions."
+#[derive(Message)]
+#[rtype(result = "Farewell")]
+pub(super) struct HandOver;
+
+impl Handler<HandOver> for Courier {
+    type Result = Farewell;
+
+    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> Farewell {
+        self.hand_over()
+    }
+}

@@ -1,0 +1,96 @@
+//! The couriers that the registry has, and its own.
+
+use std::sync::Arc;
+
+use actix::{WeakRecipient, dev::Request, prelude::*};
+
+use super::courier::{Courier, Errand, Farewell, HandOver, Order, Parcel, Report};
+
+/// A thread that is so many broadcasts behind stands still: it gets no more messages until it goes on.
+const BEHIND: usize = 4096;
+
+/// Which courier a connection has; none is the registry's own, for sessions of unknown threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Desk(Option<u32>);
+
+/// A courier on another thread.
+struct There {
+    courier: Addr<Courier>,
+    /// Where its reports go; shared with the errands under way, and so their number.
+    home: Arc<WeakRecipient<Report>>,
+    /// How many connections it serves.
+    connections: usize,
+}
+
+#[derive(Default)]
+pub(super) struct Couriers {
+    here: Courier,
+    there: Vec<Option<There>>,
+    home: Option<WeakRecipient<Report>>,
+}
+
+impl Couriers {
+    /// Tells where reports go.
+    pub fn report_to(&mut self, home: WeakRecipient<Report>) {
+        self.home = Some(home);
+    }
+
+    /// Has a courier serve one connection more.
+    pub fn hire(&mut self, courier: Option<Addr<Courier>>) -> Desk {
+        let (Some(courier), Some(home)) = (courier, &self.home) else { return Desk(None) };
+        let is_it = |there: &Option<There>| there.as_ref().is_some_and(|it| it.courier == courier);
+        let known = self.there.iter().position(is_it);
+        let free = known.or_else(|| self.there.iter().position(Option::is_none));
+        let index = free.unwrap_or(self.there.len());
+        self.there.resize_with(self.there.len().max(index + 1), || None);
+        let home = || There { courier, home: Arc::new(home.clone()), connections: 0 };
+        self.there[index].get_or_insert_with(home).connections += 1;
+        // Threads do not come in billions.
+        Desk(u32::try_from(index).ok())
+    }
+
+    /// A courier serves one connection less; with none it is let go.
+    pub fn release(&mut self, Desk(desk): Desk) {
+        let Some(desk) = desk.and_then(|desk| self.there.get_mut(desk as usize)) else { return };
+        if let Some(there) = desk {
+            there.connections -= 1;
+            if there.connections == 0 {
+                *desk = None;
+            }
+        }
+    }
+
+    /// Gives an order of which nothing is to come back.
+    pub fn tell(&mut self, desk: Desk, order: Order) {
+        match self.find(desk) {
+            None => self.here.take(order, &mut Report::default()),
+            Some(there) => there.courier.do_send(Parcel(order, None)),
+        }
+    }
+
+    /// Gives an order; what comes of it is here already, or comes back as a message.
+    pub fn send(&mut self, desk: Desk, order: Order, mut report: Report) -> Option<Report> {
+        let Some(there) = self.find(desk) else {
+            self.here.take(order, &mut report);
+            return Some(report);
+        };
+        if Arc::strong_count(&there.home) > BEHIND && matches!(order, Order::Message { .. }) {
+            metrics::counter!("presence_messages_dropped_total").increment(1);
+            return Some(report);
+        }
+        let errand = Errand { home: Arc::clone(&there.home), report };
+        there.courier.do_send(Parcel(order, Some(errand)));
+        None
+    }
+
+    /// Has all give up their sessions.
+    pub fn dismiss(&mut self) -> (Farewell, Vec<Request<Courier, HandOver>>) {
+        let there = std::mem::take(&mut self.there).into_iter().flatten();
+        let asked = there.map(|there| there.courier.send(HandOver)).collect();
+        (self.here.hand_over(), asked)
+    }
+
+    fn find(&self, Desk(desk): Desk) -> Option<&There> {
+        self.there.get(desk? as usize)?.as_ref()
+    }
+}
