@@ -158,6 +158,11 @@ impl Courier {
         ways.collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && self.rooms.is_empty()
+    }
+
     fn connect(&mut self, connection: ConnectionId, serial: u32, outlet: Outlet) {
         match self.sessions.get_mut(&connection) {
             Some(known) if known.outlet.forward == outlet.forward => {

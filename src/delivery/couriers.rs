@@ -90,6 +90,12 @@ impl Couriers {
         (self.here.hand_over(), asked)
     }
 
+    /// Whether nothing is left of anybody.
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.here.is_idle() && self.there.iter().all(Option::is_none)
+    }
+
     fn find(&self, Desk(desk): Desk) -> Option<&There> {
         self.there.get(desk? as usize)?.as_ref()
     }

@@ -11,6 +11,8 @@ mod couriers;
 mod farewells;
 mod frames;
 mod observers;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},

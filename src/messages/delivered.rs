@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 use crate::model::{Cause, ConnectionId, RoomName};
 
 /// Sends something to every member of a room: to exactly those who are in it when the registry reads
-/// this. Answers how many took it.
+/// this. Answers how many took it; a thread that has not handed it to its sessions within a second is
+/// not counted.
 ///
 /// A member whose mailbox is full loses its place ([`Cause::SlowConsumer`]); the others never wait.
 #[derive(Debug, Message)]

@@ -47,8 +47,9 @@ pub enum Feed {
 /// and info changes nothing, with others it changes its presence in one step. Every join is a sign of
 /// life of the connection in all its rooms.
 ///
-/// The registry keeps `forward` and sends to it without waiting: a session needs a mailbox with room
-/// for a burst (`ctx.set_mailbox_capacity(256)`), and one that is still full then loses its place
+/// What the room hears is sent to `forward` without waiting, from the session's own thread if
+/// [`Connection::join`](crate::Connection::join) made this: a session needs a mailbox with room for a
+/// burst (`ctx.set_mailbox_capacity(256)`), and one that is still full then loses its place
 /// with [`Cause::SlowConsumer`].
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Joined, JoinError>")]

@@ -1,0 +1,211 @@
+//! Sessions on threads of their own: what is published reaches exactly the members of the room, through
+//! the courier of each thread.
+
+mod common;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, mpsc},
+};
+
+use actix::prelude::*;
+use actix_presence::{
+    testing::{Heard, Probe, Seen},
+    *,
+};
+use bytestring::ByteString;
+use common::{Harness, room};
+
+/// A session on some thread.
+struct Guest {
+    thread: ArbiterHandle,
+    connection: Arc<Connection>,
+    addr: Addr<Probe<Heard>>,
+    heard: Seen<Heard>,
+}
+
+/// Does something on a thread, and waits for it.
+async fn on<T: Send + 'static>(
+    thread: &ArbiterHandle,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (done, answer) = tokio::sync::oneshot::channel();
+    assert!(thread.spawn_fn(move || drop(done.send(what()))), "the thread has ended");
+    answer.await.unwrap()
+}
+
+impl Guest {
+    async fn new(t: &Harness, thread: &Arbiter) -> Self {
+        let (registry, thread) = (t.registry.clone(), thread.handle());
+        let (addr, heard) = on(&thread, Probe::new).await;
+        Self { thread, connection: Arc::new(Connection::new(registry)), addr, heard }
+    }
+
+    /// Joins from its thread, as sessions do.
+    async fn join(&self, t: &Harness, name: &'static str) {
+        let (connection, addr) = (self.connection.clone(), self.addr.clone());
+        let join = on(&self.thread, move || connection.join(room(name), addr)).await;
+        t.registry.send(join).await.unwrap().unwrap();
+    }
+
+    async fn leave(&self, t: &Harness, name: &str) {
+        let leave = Leave::new(room(name), self.connection.id());
+        t.registry.send(leave).await.unwrap();
+    }
+
+    /// What reached it since it was asked last.
+    async fn messages(&mut self) -> Vec<String> {
+        let payload = ByteString::from_static("marker");
+        let marker = ForwardMessage { room: room("-"), kind: Forwarded::Message, payload };
+        // The mailbox is a queue: what was sent before is handled before.
+        self.addr.send(marker).await.unwrap();
+        let heard = std::iter::from_fn(|| self.heard.now());
+        let frames = heard.filter_map(|heard| match heard {
+            Heard::Frame(frame) if frame.room != "-" => Some(frame.payload.to_string()),
+            _ => None,
+        });
+        frames.collect()
+    }
+}
+
+/// Law 7, for sessions on three threads and some on none that is known.
+#[actix::test]
+async fn who_is_in_a_room_hears_what_is_said_there_and_nobody_else_does() {
+    const ROOMS: [&str; 2] = ["one", "two"];
+    let t = Harness::new().await;
+    let threads = [Arbiter::new(), Arbiter::new(), Arbiter::new()];
+    let mut guests = Vec::new();
+    for n in 0..9 {
+        guests.push(Guest::new(&t, &threads[n % 3]).await);
+    }
+    let mut seed = fastrand::Rng::with_seed(7);
+    let mut inside: HashSet<(&str, usize)> = HashSet::new();
+    let mut expected: HashMap<usize, Vec<String>> = HashMap::new();
+    for step in 0..600 {
+        let (name, who) = (ROOMS[seed.usize(..2)], seed.usize(..guests.len()));
+        let guest = &guests[who];
+        match seed.u8(..10) {
+            0..2 => {
+                guest.join(&t, name).await;
+                inside.insert((name, who));
+            }
+            2 => {
+                guest.leave(&t, name).await;
+                inside.remove(&(name, who));
+            }
+            3 => {
+                t.registry.send(Kick::Connection(guest.connection.id())).await.unwrap();
+                inside.retain(|(_, one)| *one != who);
+            }
+            4 if seed.u8(..4) == 0 => {
+                t.registry.send(CloseRoom { room: room(name) }).await.unwrap();
+                inside.retain(|(one, _)| *one != name);
+            }
+            _ => {
+                let said = format!("{step} in {name}");
+                let publish = Publish::new(room(name), said.clone());
+                let except = seed.bool().then(|| guest.connection.id());
+                let taken = t.registry.send(Publish { except, ..publish }).await.unwrap();
+                let hears = |one: &usize| except.is_none() || *one != who;
+                let mut hearers = 0;
+                for (_, one) in inside.iter().filter(|(one, who)| *one == name && hears(who)) {
+                    expected.entry(*one).or_default().push(said.clone());
+                    hearers += 1;
+                }
+                assert_eq!(taken, Ok(hearers), "{said}");
+            }
+        }
+    }
+    let deliveries: usize = expected.values().map(Vec::len).sum();
+    for (who, guest) in guests.iter_mut().enumerate() {
+        assert_eq!(guest.messages().await, expected.remove(&who).unwrap_or_default(), "{who}");
+    }
+    let status = t.registry.send(GetStatus).await.unwrap();
+    assert_eq!(status.counters.deliveries, deliveries as u64);
+    assert!(deliveries > 500, "{deliveries}");
+}
+
+#[actix::test]
+async fn a_thread_that_stands_still_holds_up_nobody_but_its_own() {
+    let t = Harness::new().await;
+    let [still, moving] = [Arbiter::new(), Arbiter::new()];
+    let [mut one, mut other] = [Guest::new(&t, &still).await, Guest::new(&t, &moving).await];
+    for guest in [&one, &other] {
+        guest.join(&t, "lobby").await;
+    }
+    let (let_go, go) = mpsc::channel::<()>();
+    assert!(still.spawn_fn(move || _ = go.recv()));
+
+    assert_eq!(t.say("lobby", "hello").await, 1, "who took it in time");
+    assert_eq!(other.messages().await, ["hello"]);
+    drop(let_go);
+    assert_eq!(one.messages().await, ["hello"], "it was only late");
+    assert_eq!(t.say("lobby", "again").await, 2);
+}
+
+/// A session that handles nothing after its first frame, on a thread that goes on.
+struct Busy(tokio::sync::mpsc::UnboundedSender<Disconnect>);
+
+impl Actor for Busy {
+    type Context = Context<Self>;
+}
+
+impl Handler<ForwardMessage> for Busy {
+    type Result = ();
+
+    fn handle(&mut self, _: ForwardMessage, ctx: &mut Context<Self>) {
+        ctx.wait(std::future::pending().into_actor(self));
+    }
+}
+
+impl Handler<Disconnect> for Busy {
+    type Result = ();
+
+    fn handle(&mut self, msg: Disconnect, _: &mut Context<Self>) {
+        let _ = self.0.send(msg);
+    }
+}
+
+#[actix::test]
+async fn a_member_on_another_thread_that_takes_nothing_is_put_out_once() {
+    let mut t = Harness::new().await;
+    let thread = Arbiter::new();
+    let (sender, _closed) = tokio::sync::mpsc::unbounded_channel();
+    let connection = Arc::new(Connection::new(t.registry.clone()));
+    let busy = connection.clone();
+    let join = on(&thread.handle(), move || busy.join(room("lobby"), Busy(sender).start())).await;
+    t.registry.send(join).await.unwrap().unwrap();
+    let mut healthy = Guest::new(&t, &thread).await;
+    healthy.join(&t, "lobby").await;
+    t.changes().await;
+
+    let mut said = 0;
+    while t.snapshot("lobby").await.unwrap().anonymous_count() == 2 {
+        said += 1;
+        assert!(said < 1000, "a bounded number of messages");
+        t.say("lobby", "flood").await;
+    }
+    assert_eq!(healthy.messages().await.len(), said);
+    let [change] = &t.changes().await[..] else { panic!("one change") };
+    assert_eq!(change.cause(), Some(Cause::SlowConsumer));
+    let slow = change.removed().unwrap().connection;
+    assert_eq!(slow, connection.id());
+}
+
+#[actix::test]
+async fn a_thread_that_has_ended_is_forgotten_with_its_sessions_and_another_takes_its_place() {
+    let mut t = Harness::new().await;
+    for round in 0..3 {
+        let thread = Arbiter::new();
+        let guest = Guest::new(&t, &thread).await;
+        guest.join(&t, "lobby").await;
+        assert_eq!(t.say("lobby", "hello").await, 1, "round {round}");
+        thread.stop();
+        thread.join().unwrap();
+        // There is nobody to take it, or to say so.
+        assert_eq!(t.say("lobby", "hello?").await, 0, "round {round}");
+        drop(guest);
+        t.changes().await;
+        assert!(t.snapshot("lobby").await.is_none());
+    }
+}
