@@ -11,7 +11,9 @@ use actix_web::{App, HttpServer, dev::ServerHandle};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing_subscriber::EnvFilter;
 
-use super::{Metrics, ServerOptions, ServerState, commands::CommandError, configure, flags::Serve};
+use super::{
+    Metrics, ServerOptions, ServerState, commands::CommandError, configure, flags::Serve, memory,
+};
 use crate::{PresenceConfig, PresenceHandle, limit_silence};
 
 /// How long the rows may take at the end.
@@ -24,6 +26,7 @@ const BACKLOG: i32 = 2048;
 const PER_WORKER: usize = 1_000_000;
 
 pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
+    memory::take_in_pieces();
     log_to_stderr(&flags.log);
     actix::System::new().block_on(serve(flags))
 }
@@ -67,6 +70,7 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
         tracing::info!("listening on http://{address}");
     }
     let signals = signals().map_err(CommandError::Serve)?;
+    actix::spawn(memory::give_back(state.clone()));
     let server = server.run();
     actix::spawn(stop(signals, server.handle(), presence, state));
     server.await.map_err(CommandError::Serve)
