@@ -167,6 +167,11 @@ impl Dirty {
         self.presences.len()
     }
 
+    /// Whether there is enough for a batch of so many.
+    pub fn fills(&self, limit: usize) -> bool {
+        self.presences.len() + self.seen.len() >= limit
+    }
+
     pub fn is_empty(&self) -> bool {
         self.presences.is_empty() && self.seen.is_empty()
     }

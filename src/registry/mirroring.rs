@@ -77,6 +77,15 @@ impl RoomRegistry {
         }));
     }
 
+    fn rest(&mut self, ctx: &mut Context<Self>) {
+        let Some(rest) = self.mirror.rest() else { return };
+        ctx.run_later(rest, |registry, ctx| {
+            registry.mirror.rested();
+            let now = registry.clock.now();
+            registry.write(ctx, now);
+        });
+    }
+
     fn go_on(&mut self, ctx: &mut Context<Self>, next: Next, now: Moment) {
         match next {
             Next::Go => self.write(ctx, now),
@@ -84,6 +93,7 @@ impl RoomRegistry {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.tell_committed(&committed);
                 }
+                self.rest(ctx);
                 self.write(ctx, now);
             }
             Next::Retry(wait) => {
