@@ -137,8 +137,14 @@ impl Mirror {
     }
 
     /// Marks what a change touched.
-    pub fn mark(&mut self, diff: &Diff) {
+    pub fn mark(&mut self, diff: &Diff, rooms: &Rooms) {
         self.dirty.mark(diff);
+        for left in &diff.leaves {
+            let connection = left.presence.connection;
+            if rooms.last_seen(connection).is_none() {
+                self.dirty.forget(connection);
+            }
+        }
     }
 
     /// Notes a sign of life.
@@ -146,9 +152,10 @@ impl Mirror {
         self.dirty.heard(connection);
     }
 
-    /// Has the signs of life noted so far written.
-    pub fn sweep(&mut self, rooms: &Rooms) {
-        self.dirty.sweep(rooms);
+    /// Has signs of life written, as many as one transaction takes: that a presence is there vouches
+    /// the lease, so what is written of those who stay does not grow with them.
+    pub fn sweep(&mut self) {
+        self.dirty.sweep(BATCH);
     }
 
     /// Presences whose row is not yet what memory says.
@@ -157,7 +164,7 @@ impl Mirror {
         self.dirty.len() + in_flight + self.refused.len()
     }
 
-    /// Rows of presences written or deleted so far.
+    /// Rows of presences written or deleted so far, one for each sign of life.
     pub fn rows_written(&self) -> u64 {
         self.rows_written.count()
     }
@@ -228,7 +235,7 @@ impl Mirror {
         // Otherwise the writer's thread has ended with the system.
         match answer.unwrap_or(Err(StoreError::Closed)) {
             Ok(applied) => {
-                self.rows_written.add(taken.presences.len());
+                self.rows_written.add(taken.presences.len() + batch.seen.len());
                 self.dirty.committed(&taken);
                 let refused = self.set_aside(applied);
                 self.succeeded(now);
@@ -293,9 +300,9 @@ impl Mirror {
 
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
     /// Tries at once, also after a failure.
-    pub fn flush(&mut self, rooms: &Rooms) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
-        self.dirty.sweep(rooms);
+        self.dirty.sweep(usize::MAX);
         self.pace.wait_no_longer();
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver

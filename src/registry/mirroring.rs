@@ -30,7 +30,7 @@ impl RoomRegistry {
     /// Starts what the mirror does by the clock on the wall: signs of life in bulk, and the lease.
     pub(super) fn keep_mirror(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(self.max_age / 4, |registry, ctx| {
-            registry.mirror.sweep(&registry.rooms);
+            registry.mirror.sweep();
             metrics::counter!("presence_touches_total").absolute(registry.touches);
             let now = registry.clock.now();
             registry.write(ctx, now);
@@ -115,7 +115,7 @@ impl RoomRegistry {
         &mut self,
         ctx: &mut Context<Self>,
     ) -> oneshot::Receiver<Result<(), FlushError>> {
-        let flushed = self.mirror.flush(&self.rooms);
+        let flushed = self.mirror.flush();
         let now = self.clock.now();
         self.write(ctx, now);
         flushed
