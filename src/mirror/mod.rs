@@ -152,8 +152,8 @@ impl Mirror {
         self.dirty.heard(connection);
     }
 
-    /// Has signs of life written, as many as one transaction takes: that a presence is there vouches
-    /// the lease, so what is written of those who stay does not grow with them.
+    /// Has signs of life written, as many as one transaction takes: the lease vouches for those who
+    /// stay, so what is written of them need not grow with them.
     pub fn sweep(&mut self) {
         self.dirty.sweep(BATCH);
     }
