@@ -1,7 +1,7 @@
 //! What the actors do, message by message: `cargo bench --bench actors`.
 //!
-//! Each sample is one round trip of many messages, so the numbers are those of a busy registry:
-//! joins with the mirror writing an SQLite file beside it, and committed at the end of the sample.
+//! Each sample is one round trip of many messages, so the numbers are those of a busy registry, with
+//! the mirror writing an SQLite file beside it.
 
 use std::sync::{
     Arc,
@@ -11,6 +11,7 @@ use std::sync::{
 use actix::prelude::*;
 use actix_presence::*;
 use divan::{Bencher, counter::ItemsCount};
+use futures_util::{StreamExt, stream};
 
 fn main() {
     divan::main();
@@ -60,13 +61,6 @@ impl Bench {
         .recipient()
     }
 
-    fn join(&self, room: &RoomName, to: &Recipient<ForwardMessage>) -> ConnectionId {
-        let id = ConnectionId::new();
-        let user = UserId::new(id.to_string()).expect("a name");
-        self.registry.do_send(Join::anonymous(room.clone(), id, to.clone()).user(user));
-        id
-    }
-
     fn flush(&self) {
         let flushed = self.system.block_on(self.registry.send(Flush));
         flushed.expect("a registry").expect("a database");
@@ -74,7 +68,9 @@ impl Bench {
 
     /// So many members of a room.
     fn fill(&self, room: &RoomName, members: usize) -> Vec<ConnectionId> {
-        let ids = (0..members).map(|_| self.join(room, &self.session())).collect();
+        let joins: Vec<_> = (0..members).map(|_| join(room, &self.session())).collect();
+        let ids = joins.iter().map(|join| join.connection).collect();
+        joins.into_iter().for_each(|join| self.registry.do_send(join));
         self.flush();
         ids
     }
@@ -88,35 +84,72 @@ impl Drop for Bench {
     }
 }
 
+/// A user of its own joins the room.
+fn join(room: &RoomName, to: &Recipient<ForwardMessage>) -> Join {
+    let id = ConnectionId::new();
+    let user = UserId::new(id.to_string()).expect("a name");
+    Join::anonymous(room.clone(), id, to.clone()).user(user)
+}
+
 fn lobby() -> RoomName {
     RoomName::new("lobby").expect("a name")
 }
 
-const BURST: usize = 30_000;
+/// Joins of one sample: as many users, in rooms of so many.
+const BURST: usize = 50_000;
 
-/// Joins into one room, committed.
-#[divan::bench(sample_count = 5, sample_size = 1)]
-fn joins_into_one_room_with_the_mirror(bencher: Bencher<'_, '_>) {
-    bencher.counter(ItemsCount::new(BURST)).with_inputs(Bench::new).bench_local_refs(|bench| {
-        let (room, to) = (lobby(), bench.session());
-        for _ in 0..BURST {
-            bench.join(&room, &to);
-        }
+/// Messages that wait for their answer at a time.
+const IN_FLIGHT: usize = 1_000;
+
+/// A system, and the joins that it is to answer.
+fn crowd(room_size: usize) -> (Bench, Vec<Join>) {
+    let bench = Bench::new();
+    let (to, room) = (bench.session(), |n| RoomName::new(format!("room {n}")).expect("a name"));
+    let rooms: Vec<_> = (0..BURST / room_size).map(room).collect();
+    let joins = (0..BURST).map(|n| join(&rooms[n % rooms.len()], &to)).collect();
+    (bench, joins)
+}
+
+/// Sends everything, and waits for all answers.
+async fn ask<M>(registry: &Addr<RoomRegistry>, messages: impl IntoIterator<Item = M>)
+where
+    M: Message<Result: Send> + Send + 'static,
+    RoomRegistry: Handler<M>,
+{
+    let answers = messages.into_iter().map(|message| registry.send(message));
+    let answers = stream::iter(answers).buffer_unordered(IN_FLIGHT);
+    answers.for_each(|answer| async { drop(answer.expect("a registry")) }).await;
+}
+
+/// Joins, until each is answered; the mirror writes beside them.
+#[divan::bench(args = [BURST, 10], sample_count = 5, sample_size = 1)]
+fn joins_answered(bencher: Bencher<'_, '_>, room_size: usize) {
+    let bencher = bencher.counter(ItemsCount::new(BURST)).with_inputs(|| crowd(room_size));
+    bencher.bench_local_refs(|(bench, joins)| {
+        bench.system.block_on(ask(&bench.registry, joins.drain(..)));
+    });
+}
+
+/// Joins, until the last row is committed.
+#[divan::bench(args = [BURST, 10], sample_count = 5, sample_size = 1)]
+fn joins_committed(bencher: Bencher<'_, '_>, room_size: usize) {
+    let bencher = bencher.counter(ItemsCount::new(BURST)).with_inputs(|| crowd(room_size));
+    bencher.bench_local_refs(|(bench, joins)| {
+        joins.drain(..).for_each(|join| bench.registry.do_send(join));
         bench.flush();
     });
 }
 
-/// Joins into rooms of ten, committed.
-#[divan::bench(sample_count = 5, sample_size = 1)]
-fn joins_into_rooms_of_ten_with_the_mirror(bencher: Bencher<'_, '_>) {
-    let rooms: Vec<_> =
-        (0..BURST / 10).map(|i| RoomName::new(format!("room {i}")).expect("a name")).collect();
-    bencher.counter(ItemsCount::new(BURST)).with_inputs(Bench::new).bench_local_refs(|bench| {
-        let to = bench.session();
-        for i in 0..BURST {
-            bench.join(&rooms[i % rooms.len()], &to);
-        }
-        bench.flush();
+/// Everybody joins, then everybody leaves, until each is answered: items are joins and leaves.
+#[divan::bench(args = [BURST, 10], sample_count = 5, sample_size = 1)]
+fn joins_and_leaves_answered(bencher: Bencher<'_, '_>, room_size: usize) {
+    let bencher = bencher.counter(ItemsCount::new(2 * BURST)).with_inputs(|| crowd(room_size));
+    bencher.bench_local_refs(|(bench, joins)| {
+        let all: Vec<_> = joins.iter().map(|join| LeaveAll::new(join.connection)).collect();
+        bench.system.block_on(async {
+            ask(&bench.registry, joins.drain(..)).await;
+            ask(&bench.registry, all).await;
+        });
     });
 }
 

@@ -12,7 +12,7 @@ use crate::{
     config::{PresenceConfig, StartError},
     messages::{FlushError, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId},
     mirror::{
-        Desk, Mirror, Reader, Writer, WriterDesk,
+        Desk, Mirror, REST, Reader, Writer, WriterDesk,
         store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store},
     },
     model::{Epoch, NodeName, Rooms},
@@ -151,13 +151,18 @@ impl PresenceConfig {
     ) -> Result<PresenceHandle, StartError> {
         let prune_every = self.check()?;
         let Ties { node, writer, inherited, shared, incarnation } = ties;
+        // Other nodes hear of a change when it is committed.
+        let rest = match &shared {
+            Some(Shared { bus: Some(_), .. }) => Duration::ZERO,
+            _ => REST,
+        };
         let cluster = shared.map(|Shared { reader, bus }| {
             Box::new(Cluster::new(node.clone(), incarnation, bus, reader))
         });
         let parts = Parts {
             rooms: Rooms::new(self.limits),
             clock: self.clock.clone(),
-            mirror: Mirror::new(writer),
+            mirror: Mirror::new(writer, rest),
             node: node.clone(),
             cluster,
             inherited,

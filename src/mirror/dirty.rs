@@ -3,10 +3,7 @@
 //! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
 //! between two batches are nothing, and a batch that failed is simply put back.
 
-use std::{
-    collections::{HashMap, HashSet},
-    hash::Hash,
-};
+use std::{collections::HashMap, hash::Hash};
 
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
@@ -34,9 +31,9 @@ pub(super) struct Mark {
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     presences: LinkedHashMap<Key, Mark, RandomState>,
-    /// Connections heard of since the last round of [`sweep`](Self::sweep).
-    heard: HashSet<ConnectionId, RandomState>,
-    /// Those of the rounds before whose rows are still to be written.
+    /// Connections heard of that no [`sweep`](Self::sweep) has taken since, who waits longest first.
+    heard: LinkedHashMap<ConnectionId, (), RandomState>,
+    /// Those that one has taken, whose rows are still to be written.
     seen: LinkedHashMap<ConnectionId, u64, RandomState>,
     marks: u64,
     /// Presences taken from other nodes, as they are to be written before anything else becomes of them:
@@ -135,19 +132,24 @@ impl Dirty {
         }
     }
 
-    /// Notes a sign of life; its row follows with the next [`sweep`](Self::sweep).
+    /// Notes a sign of life; its row follows with a later [`sweep`](Self::sweep).
     pub fn heard(&mut self, connection: ConnectionId) {
-        self.heard.insert(connection);
+        put(&mut self.heard, connection, ());
     }
 
-    /// Everything heard of so far is to be written, but for connections that have gone.
-    pub fn sweep(&mut self, rooms: &Rooms) {
+    /// Signs of life of a connection that has gone are not written.
+    pub fn forget(&mut self, connection: ConnectionId) {
+        self.heard.remove(&connection);
+        self.seen.remove(&connection);
+    }
+
+    /// Signs of life are to be written, until there are so many to write.
+    pub fn sweep(&mut self, limit: usize) {
         self.marks += 1;
-        self.seen.retain(|connection, _| rooms.last_seen(*connection).is_some());
-        for connection in self.heard.drain() {
-            if rooms.last_seen(connection).is_some() {
-                put(&mut self.seen, connection, self.marks);
-            }
+        while self.seen.len() < limit
+            && let Some((connection, ())) = self.heard.pop_front()
+        {
+            put(&mut self.seen, connection, self.marks);
         }
     }
 
@@ -165,6 +167,11 @@ impl Dirty {
     /// How many presences are marked.
     pub fn len(&self) -> usize {
         self.presences.len()
+    }
+
+    /// Whether there is enough for a batch of so many.
+    pub fn fills(&self, limit: usize) -> bool {
+        self.presences.len() + self.seen.len() >= limit
     }
 
     pub fn is_empty(&self) -> bool {
@@ -302,17 +309,34 @@ mod tests {
     #[test]
     fn signs_of_life_of_who_has_gone_are_forgotten() {
         let mut world = World::new();
-        for id in [1, 2] {
+        for id in 1..4 {
             world.join(id);
-            world.take();
             world.dirty.heard(ConnectionId::from_u128(id));
         }
-        world.dirty.sweep(&world.rooms);
-        world.rooms.leave_all(ConnectionId::from_u128(1), Cause::Left);
-        world.dirty.heard(ConnectionId::from_u128(1));
-        world.dirty.sweep(&world.rooms);
-        assert_eq!(world.dirty.seen.len(), 1);
+        world.dirty.forget(ConnectionId::from_u128(1));
+        world.dirty.sweep(1);
+        world.dirty.forget(ConnectionId::from_u128(2));
+        world.dirty.sweep(1);
         assert!(world.dirty.heard.is_empty());
+        let seen: Vec<_> = world.dirty.seen.keys().copied().collect();
+        assert_eq!(seen, [ConnectionId::from_u128(3)]);
+    }
+
+    #[test]
+    fn signs_of_life_take_turns_where_there_are_too_many() {
+        let mut world = World::new();
+        let ids: Vec<_> = (1..5).map(ConnectionId::from_u128).collect();
+        (1..5).for_each(|id| world.join(id));
+        world.take();
+        let mut written = Vec::new();
+        for _ in 0..4 {
+            ids.iter().for_each(|id| world.dirty.heard(*id));
+            world.dirty.sweep(2);
+            let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 100);
+            assert_eq!(batch.seen.len(), 2);
+            written.extend(batch.seen.into_iter().map(|(connection, _)| connection));
+        }
+        assert_eq!(written, [&ids[..], &ids[..]].concat());
     }
 
     #[test]

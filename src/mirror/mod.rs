@@ -6,6 +6,7 @@
 
 mod dirty;
 mod memory;
+mod pace;
 mod reader;
 pub mod store;
 mod writer;
@@ -26,10 +27,12 @@ pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
     dirty::{Dirty, Key, Taken},
     memory::State,
+    pace::Pace,
     store::{Applied, Batch, Change, Renewal, Row, StoreError},
 };
 pub(crate) use self::{
     memory::Memory,
+    pace::{REST, pause_after},
     reader::{Desk, Reader},
     writer::WriterDesk,
 };
@@ -41,16 +44,9 @@ use crate::{
 
 /// Presences in one transaction at most: enough to be quick, few enough to be short.
 const BATCH: usize = 4096;
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// A write that takes longer than this, which is more than a lock is waited for, hangs.
 const STALLED: Duration = Duration::from_secs(10);
-
-/// How long to wait before the database is asked again that has failed so often before.
-pub(crate) fn pause_after(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
-}
 
 /// What waits for a [`Flush`](crate::Flush).
 struct Waiter {
@@ -79,8 +75,7 @@ pub(crate) struct Mirror {
     renewing: bool,
     waiters: Vec<Waiter>,
     trouble: Option<Trouble>,
-    failures: u32,
-    waiting: bool,
+    pace: Pace,
     lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is.
     refused: HashSet<Key, RandomState>,
@@ -120,7 +115,8 @@ pub(crate) enum Next {
 }
 
 impl Mirror {
-    pub fn new(writer: WriterDesk) -> Self {
+    /// A mirror that rests so long after a commit, or not at all.
+    pub fn new(writer: WriterDesk, rest: Duration) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
@@ -129,8 +125,7 @@ impl Mirror {
             renewing: false,
             waiters: Vec::new(),
             trouble: None,
-            failures: 0,
-            waiting: false,
+            pace: Pace::new(rest),
             lease_renewed: None,
             refused: HashSet::default(),
             rows_written: Tally::new("presence_rows_written_total"),
@@ -142,8 +137,14 @@ impl Mirror {
     }
 
     /// Marks what a change touched.
-    pub fn mark(&mut self, diff: &Diff) {
+    pub fn mark(&mut self, diff: &Diff, rooms: &Rooms) {
         self.dirty.mark(diff);
+        for left in &diff.leaves {
+            let connection = left.presence.connection;
+            if rooms.last_seen(connection).is_none() {
+                self.dirty.forget(connection);
+            }
+        }
     }
 
     /// Notes a sign of life.
@@ -151,9 +152,10 @@ impl Mirror {
         self.dirty.heard(connection);
     }
 
-    /// Has the signs of life noted so far written.
-    pub fn sweep(&mut self, rooms: &Rooms) {
-        self.dirty.sweep(rooms);
+    /// Has signs of life written, as many as one transaction takes: the lease vouches for those who
+    /// stay, so what is written of them need not grow with them.
+    pub fn sweep(&mut self) {
+        self.dirty.sweep(BATCH);
     }
 
     /// Presences whose row is not yet what memory says.
@@ -162,7 +164,7 @@ impl Mirror {
         self.dirty.len() + in_flight + self.refused.len()
     }
 
-    /// Rows of presences written or deleted so far.
+    /// Rows of presences written or deleted so far, one for each sign of life.
     pub fn rows_written(&self) -> u64 {
         self.rows_written.count()
     }
@@ -201,10 +203,11 @@ impl Mirror {
         Some(self.writer.renew.send(Renew { now: now.utc() }))
     }
 
-    /// The next batch to write, if there is one and the writer is free.
+    /// The next batch to write, if there is one, the writer is free and it is time.
     pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
         let wanted = !self.dirty.is_empty() || !self.waiters.is_empty();
-        if self.in_flight.is_some() || self.waiting || !wanted {
+        let pressing = !self.waiters.is_empty() || self.dirty.fills(BATCH);
+        if self.in_flight.is_some() || !wanted || !self.pace.allows(pressing) {
             return None;
         }
         for waiter in &mut self.waiters {
@@ -232,7 +235,7 @@ impl Mirror {
         // Otherwise the writer's thread has ended with the system.
         match answer.unwrap_or(Err(StoreError::Closed)) {
             Ok(applied) => {
-                self.rows_written.add(taken.presences.len());
+                self.rows_written.add(taken.presences.len() + batch.seen.len());
                 self.dirty.committed(&taken);
                 let refused = self.set_aside(applied);
                 self.succeeded(now);
@@ -256,7 +259,7 @@ impl Mirror {
         self.renewing = false;
         if answer.is_ok() {
             self.lease_renewed = Some(now);
-            self.waiting = false;
+            self.pace.wait_no_longer();
         }
         match answer {
             Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
@@ -297,10 +300,10 @@ impl Mirror {
 
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
     /// Tries at once, also after a failure.
-    pub fn flush(&mut self, rooms: &Rooms) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
-        self.dirty.sweep(rooms);
-        self.waiting = false;
+        self.dirty.sweep(usize::MAX);
+        self.pace.wait_no_longer();
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver
     }
@@ -317,7 +320,17 @@ impl Mirror {
 
     /// The time to wait after a failure is over.
     pub fn retry(&mut self) {
-        self.waiting = false;
+        self.pace.wait_no_longer();
+    }
+
+    /// Lets the database rest after a commit, unless it does already. Answers how long.
+    pub fn rest(&mut self) -> Option<Duration> {
+        self.pace.rest()
+    }
+
+    /// The rest is over.
+    pub fn rested(&mut self) {
+        self.pace.rested();
     }
 
     fn set_aside(&mut self, applied: Applied) -> Vec<Change> {
@@ -347,7 +360,7 @@ impl Mirror {
     }
 
     fn succeeded(&mut self, now: Moment) {
-        self.failures = 0;
+        self.pace.succeeded();
         if let Some(trouble) = self.trouble.take() {
             let after = now.since(trouble.since);
             tracing::info!(?after, "the database takes rows again");
@@ -371,12 +384,10 @@ impl Mirror {
             self.dirty.mark_all(rooms);
             return Next::Go;
         }
-        self.waiting = true;
         if matches!(error, StoreError::Lapsed) {
+            self.pace.wait();
             return Next::Renew;
         }
-        let wait = pause_after(self.failures);
-        self.failures += 1;
-        Next::Retry(wait)
+        Next::Retry(self.pace.wait_after_failure())
     }
 }

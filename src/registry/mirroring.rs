@@ -30,7 +30,7 @@ impl RoomRegistry {
     /// Starts what the mirror does by the clock on the wall: signs of life in bulk, and the lease.
     pub(super) fn keep_mirror(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(self.max_age / 4, |registry, ctx| {
-            registry.mirror.sweep(&registry.rooms);
+            registry.mirror.sweep();
             metrics::counter!("presence_touches_total").absolute(registry.touches);
             let now = registry.clock.now();
             registry.write(ctx, now);
@@ -77,6 +77,15 @@ impl RoomRegistry {
         }));
     }
 
+    fn rest(&mut self, ctx: &mut Context<Self>) {
+        let Some(rest) = self.mirror.rest() else { return };
+        ctx.run_later(rest, |registry, ctx| {
+            registry.mirror.rested();
+            let now = registry.clock.now();
+            registry.write(ctx, now);
+        });
+    }
+
     fn go_on(&mut self, ctx: &mut Context<Self>, next: Next, now: Moment) {
         match next {
             Next::Go => self.write(ctx, now),
@@ -84,6 +93,7 @@ impl RoomRegistry {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.tell_committed(&committed);
                 }
+                self.rest(ctx);
                 self.write(ctx, now);
             }
             Next::Retry(wait) => {
@@ -105,7 +115,7 @@ impl RoomRegistry {
         &mut self,
         ctx: &mut Context<Self>,
     ) -> oneshot::Receiver<Result<(), FlushError>> {
-        let flushed = self.mirror.flush(&self.rooms);
+        let flushed = self.mirror.flush();
         let now = self.clock.now();
         self.write(ctx, now);
         flushed

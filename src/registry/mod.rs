@@ -157,7 +157,7 @@ impl RoomRegistry {
 
     /// Makes a change known.
     fn announce(&mut self, diff: Diff, now: Moment) {
-        self.mirror.mark(&diff);
+        self.mirror.mark(&diff, &self.rooms);
         self.delivery.changed(&diff, now.monotonic);
         for left in &diff.leaves {
             self.end(&diff, left, now);
