@@ -190,11 +190,14 @@ impl Snapshot {
         self.members.insert_mut(place, info);
     }
 
-    /// Takes out a presence that is in; `offline` if its user has no other in the room.
-    pub(super) fn remove(&mut self, place: &Place, offline: bool) {
+    /// Takes out a presence that is in, and answers its info; `offline` if its user has no other in the
+    /// room.
+    pub(super) fn remove(&mut self, place: &Place, offline: bool) -> Option<Info> {
         self.users -= usize::from(offline);
         self.anonymous -= usize::from(place.user.is_none());
+        let info = self.members.get(place)?.clone();
         self.members.remove_mut(place);
+        Some(info)
     }
 
     fn fold_in(&mut self, presence: &Presence) {
