@@ -56,7 +56,7 @@ pub enum LimitReached {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about 250 bytes besides its names and info (`cargo bench --bench memory` measures
+/// A presence takes about 230 bytes besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// ```
@@ -209,19 +209,19 @@ impl Rooms {
     /// O(those who go).
     pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
         let (now, age) = (self.hold(now), micros(age));
-        let mut changes: HashMap<RoomName, usize, RandomState> = HashMap::default();
         let mut diffs: Vec<Option<Diff>> = Vec::new();
+        let mut places: HashMap<RoomName, usize, RandomState> = HashMap::default();
         while let Some((_, oldest)) = self.connections.front() {
             if now.monotonic.saturating_sub(oldest.last.at()) <= age {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
             for stay in silent.stays.into_vec() {
-                let index = *changes.entry(stay.room.clone()).or_insert_with(|| {
+                let place = *places.entry(stay.room.clone()).or_insert(diffs.len());
+                if place == diffs.len() {
                     diffs.push(None);
-                    diffs.len() - 1
-                });
-                self.end(connection, stay, silent.last, Cause::Expired, &mut diffs[index]);
+                }
+                self.end(connection, stay, silent.last, Cause::Expired, &mut diffs[place]);
             }
         }
         diffs.into_iter().flatten().collect()
