@@ -218,7 +218,8 @@ impl Snapshot {
     }
 
     fn of<'a>(&'a self, user: Option<&'a UserId>) -> impl Iterator<Item = (&'a Place, &'a Info)> {
-        let places = self.members.iter_from(move |place| place.user.as_ref() >= user);
+        let first = Place::new(user.cloned(), i64::MIN, ConnectionId::from_u128(0));
+        let places = self.members.iter_from(|place| *place >= first);
         places.take_while(move |(place, _)| place.user.as_ref() == user)
     }
 }
