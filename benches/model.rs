@@ -132,11 +132,44 @@ fn snapshot_then_change_of_info(bencher: Bencher, town: &Town) {
     });
 }
 
+/// What a reader takes to look at the room: nothing is copied.
+#[divan::bench(args = TOWNS, sample_size = 1_000)]
+fn snapshot_taken(bencher: Bencher, town: &Town) {
+    let Built { rooms, names, .. } = town.build();
+    let mut next = cycle(names.len());
+    bencher.bench_local(move || black_box(rooms.snapshot(&names[next()])));
+}
+
+/// What it takes to list everybody who is in it.
 #[divan::bench(args = TOWNS)]
-fn users(bencher: Bencher, town: &Town) {
+fn snapshot_walked(bencher: Bencher, town: &Town) {
     let Built { rooms, names, .. } = town.build();
     let snapshot = rooms.snapshot(&names[0]);
-    bencher.bench_local(move || black_box(&snapshot).users().collect::<Vec<_>>());
+    bencher.bench_local(move || {
+        black_box(&snapshot).users().map(|member| member.connections).sum::<usize>()
+    });
+}
+
+/// What it takes to write everybody down, once for all who are to read it.
+#[divan::bench(args = TOWNS)]
+fn snapshot_as_json(bencher: Bencher, town: &Town) {
+    let Built { rooms, names, .. } = town.build();
+    let snapshot = rooms.snapshot(&names[0]);
+    bencher.bench_local(move || black_box(&snapshot).to_json());
+}
+
+/// One of those who are in it, out of order.
+#[divan::bench(args = TOWNS, sample_size = 1_000)]
+fn entry_of_one_member(bencher: Bencher, town: &Town) {
+    let Built { rooms, names, connections, .. } = town.build();
+    let members: Vec<_> = (0..connections.len()).map(|i| user("member", i)).collect();
+    let mut next = cycle(members.len());
+    bencher.bench_local(move || {
+        let index = next();
+        let entry = rooms.room(&names[index % names.len()]).and_then(|it| it.user(&members[index]));
+        assert!(entry.is_some());
+        entry
+    });
 }
 
 /// Of a million connections the oldest thousand go; they come back between two measurements. What

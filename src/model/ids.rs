@@ -196,6 +196,11 @@ impl ConnectionId {
         URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..12])
     }
 
+    /// The two halves of its number.
+    pub(super) fn halves(self) -> (u64, u64) {
+        self.0.as_u64_pair()
+    }
+
     /// The id with this number, for tests and for ids that were stored as numbers.
     #[must_use]
     pub const fn from_u128(id: u128) -> Self {

@@ -1,6 +1,8 @@
 //! How a presence gets into its room, changes there, and gets out: what every operation on rooms is
 //! made of.
 
+use std::collections::hash_map::Entry;
+
 use super::{Diff, Left, Offline, Presence, RoomName, Rooms, Snapshot, Update, UserId};
 
 impl Rooms {
@@ -13,10 +15,13 @@ impl Rooms {
     ) -> u64 {
         let online = presence.user.as_ref().is_some_and(|user| self.arrives(room, user));
         let (epoch, floor) = (self.epoch, self.floor);
-        let state = self
-            .rooms
-            .entry(room.clone())
-            .or_insert_with(|| Snapshot::empty(room.clone(), epoch, floor));
+        let state = match self.rooms.entry(room.clone()) {
+            Entry::Occupied(state) => state.into_mut(),
+            Entry::Vacant(new) => {
+                self.names.insert(room.clone());
+                new.insert(Snapshot::empty(room.clone(), epoch, floor))
+            }
+        };
         state.insert((&presence).into(), presence.info.clone(), online);
         self.presences += 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
@@ -25,17 +30,18 @@ impl Rooms {
         diff.version
     }
 
-    /// Takes a presence out, adding to the change of its room.
-    pub(super) fn exit(&mut self, room: &RoomName, left: Left, diff: &mut Option<Diff>) {
-        let presence = &left.presence;
+    /// Takes a presence out, adding to the change of its room; its info is the one in the room.
+    pub(super) fn exit(&mut self, room: &RoomName, mut left: Left, diff: &mut Option<Diff>) {
+        let presence = &mut left.presence;
         let offline = presence.user.as_ref().is_some_and(|user| self.departs(room, user));
         let Some(state) = self.rooms.get_mut(room) else { return };
-        state.remove(&presence.into(), offline);
+        presence.info = state.remove(&(&*presence).into(), offline).unwrap_or_default();
         self.presences -= 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if state.is_empty() {
             self.floor = self.floor.max(state.version());
             self.rooms.remove(room);
+            self.names.remove(room);
         }
         let (user, cause) = (presence.user.clone().filter(|_| offline), left.cause);
         diff.offline.extend(user.map(|user| Offline { user, cause }));
@@ -85,15 +91,18 @@ impl Rooms {
 
     /// Counts one connection of the user in the room less, and says whether it was the last.
     fn departs(&mut self, room: &RoomName, user: &UserId) -> bool {
-        let Some(rooms) = self.whereabouts.get_mut(user) else { return false };
-        let Ok(index) = rooms.binary_search_by(|(known, _)| known.cmp(room)) else { return false };
-        rooms[index].1 -= 1;
-        if rooms[index].1 > 0 {
+        let Entry::Occupied(mut rooms) = self.whereabouts.entry(user.clone()) else { return false };
+        let Ok(index) = rooms.get().binary_search_by(|(known, _)| known.cmp(room)) else {
+            return false;
+        };
+        let count = &mut rooms.get_mut()[index].1;
+        *count -= 1;
+        if *count > 0 {
             return false;
         }
-        rooms.remove(index);
-        if rooms.is_empty() {
-            self.whereabouts.remove(user);
+        rooms.get_mut().remove(index);
+        if rooms.get().is_empty() {
+            rooms.remove();
         }
         true
     }

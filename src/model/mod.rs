@@ -20,6 +20,7 @@ mod sessions;
 mod snapshot;
 mod stays;
 mod time;
+mod tree;
 
 pub(crate) use departures::Departures;
 pub use diff::{Diff, Left, Offline, Update};

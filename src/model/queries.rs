@@ -41,11 +41,12 @@ impl Rooms {
     #[must_use]
     pub fn list(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomSummary> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.rooms
+        self.names
             .range::<RoomName, _>((start, Bound::Unbounded))
             .take(limit)
-            .map(|(room, state)| RoomSummary {
-                room: room.clone(),
+            .filter_map(|name| self.room(name))
+            .map(|state| RoomSummary {
+                room: state.room().clone(),
                 occupancy: state.occupancy(),
                 version: state.version(),
             })

@@ -1,7 +1,7 @@
 //! All rooms of a registry, and the operations on them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use super::{
     few::Few,
     remote::Remotes,
     stays::{Connection, LastSign, Stay},
-    time::micros,
+    time::{micros, utc},
 };
 
 /// How many of each a [`Rooms`] takes.
@@ -56,7 +56,7 @@ pub enum LimitReached {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about 250 bytes besides its names and info (`cargo bench --bench memory` measures
+/// A presence takes about 230 bytes besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// ```
@@ -78,7 +78,9 @@ pub enum LimitReached {
 pub struct Rooms {
     pub(super) epoch: Epoch,
     limits: Limits,
-    pub(super) rooms: BTreeMap<RoomName, Snapshot>,
+    pub(super) rooms: HashMap<RoomName, Snapshot, RandomState>,
+    /// The same rooms by name, for lists.
+    pub(super) names: BTreeSet<RoomName>,
     /// By age: every touch moves to the back, so the silent are in front.
     pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
     /// What other nodes hold.
@@ -108,7 +110,8 @@ impl Rooms {
         Self {
             epoch: Epoch::new(),
             limits,
-            rooms: BTreeMap::new(),
+            rooms: HashMap::default(),
+            names: BTreeSet::new(),
             connections: LinkedHashMap::with_hasher(RandomState::new()),
             remotes: Remotes::default(),
             whereabouts: HashMap::default(),
@@ -206,18 +209,22 @@ impl Rooms {
     /// O(those who go).
     pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
         let (now, age) = (self.hold(now), micros(age));
-        let mut diffs: BTreeMap<RoomName, Option<Diff>> = BTreeMap::new();
+        let mut diffs: Vec<Option<Diff>> = Vec::new();
+        let mut places: HashMap<RoomName, usize, RandomState> = HashMap::default();
         while let Some((_, oldest)) = self.connections.front() {
             if now.monotonic.saturating_sub(oldest.last.at()) <= age {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
             for stay in silent.stays.into_vec() {
-                let diff = diffs.entry(stay.room.clone()).or_default();
-                self.end(connection, stay, silent.last, Cause::Expired, diff);
+                let place = *places.entry(stay.room.clone()).or_insert(diffs.len());
+                if place == diffs.len() {
+                    diffs.push(None);
+                }
+                self.end(connection, stay, silent.last, Cause::Expired, &mut diffs[place]);
             }
         }
-        diffs.into_values().flatten().collect()
+        diffs.into_iter().flatten().collect()
     }
 
     /// Everybody of this node who is in the room goes.
@@ -292,11 +299,13 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let (last_seen, sign) = (last.utc(), last.sign());
-        let (presence, joined_version) = (self.presence_of(connection, &stay), stay.joined);
         self.forget_turn(&stay.room, connection);
-        let left = Left { presence, cause, last_seen, sign, joined_version };
-        self.exit(&stay.room, left, diff);
+        let Stay { room, user, joined_at, joined: joined_version } = stay;
+        let (last_seen, sign) = (last.utc(), last.sign());
+        // Its info is in the room.
+        let (info, joined_at) = (Info::EMPTY, utc(joined_at));
+        let presence = Presence { connection, user, info, joined_at };
+        self.exit(&room, Left { presence, cause, last_seen, sign, joined_version }, diff);
     }
 
     pub(super) fn hold(&mut self, now: Moment) -> Moment {

@@ -1,11 +1,8 @@
 //! One room at one version.
 
-use std::ops::Bound;
-
-use rpds::RedBlackTreeMapSync;
-
 use super::{
     ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId, time::utc,
+    tree::Tree,
 };
 
 /// Where a presence stands in its room: by user, then by when it joined.
@@ -13,7 +10,10 @@ use super::{
 /// All presences of a user are neighbours, the newest last, and the anonymous come first; so one
 /// ordered map answers who is online, with how many connections, and whose info counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
 pub(crate) struct Place {
+    /// How the user's name begins, so that most comparisons need not look for the name itself.
+    begin: u64,
     user: Option<UserId>,
     /// Microseconds since 1970.
     joined_at: i64,
@@ -22,15 +22,14 @@ pub(crate) struct Place {
 
 impl Place {
     pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
-        Self { user, joined_at, connection }
+        let mut begin = [0; 8];
+        let name = user.as_ref().map_or("", UserId::as_str);
+        begin.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        Self { begin: u64::from_be_bytes(begin), user, joined_at, connection }
     }
 
-    fn first(user: Option<UserId>) -> Self {
-        Self::new(user, i64::MIN, ConnectionId::from_u128(0))
-    }
-
-    fn last(user: Option<UserId>) -> Self {
-        Self::new(user, i64::MAX, ConnectionId::from_u128(u128::MAX))
+    pub(super) fn connection(&self) -> ConnectionId {
+        self.connection
     }
 }
 
@@ -54,14 +53,14 @@ pub struct Snapshot {
     version: u64,
     users: usize,
     anonymous: usize,
-    members: RedBlackTreeMapSync<Place, Info>,
+    members: Tree,
 }
 
 impl Snapshot {
     /// The room when nobody is in it.
     #[must_use]
     pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
-        let members = RedBlackTreeMapSync::new_sync();
+        let members = Tree::default();
         Self { room, epoch, version, users: 0, anonymous: 0, members }
     }
 
@@ -86,7 +85,7 @@ impl Snapshot {
     /// How many are in the room; O(1).
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let connections = self.members.size();
+        let connections = self.members.len();
         Occupancy { connections, users: self.users, anonymous: self.anonymous }
     }
 
@@ -99,13 +98,12 @@ impl Snapshot {
     /// Whether nobody is in the room.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.members.len() == 0
     }
 
     /// The distinct users in the room, by id.
     pub fn users(&self) -> impl Iterator<Item = Member> + '_ {
-        let known = (Bound::Excluded(Place::last(None)), Bound::Unbounded);
-        let mut places = self.members.range::<Place, _>(known).peekable();
+        let mut places = self.members.iter_from(|place| place.user.is_some()).peekable();
         std::iter::from_fn(move || {
             let (place, mut info) = places.next()?;
             let mut connections = 1;
@@ -120,9 +118,10 @@ impl Snapshot {
     /// The user's entry, if the user is in the room; O(connections of the user).
     #[must_use]
     pub fn user(&self, user: &UserId) -> Option<Member> {
-        let mut places = self.of(Some(user.clone()));
-        let (_, info) = places.next_back()?;
-        Some(Member { id: user.clone(), info: info.clone(), connections: 1 + places.count() })
+        let places = self.of(Some(user)).enumerate();
+        let (index, (place, info)) = places.last()?;
+        let (id, info) = (place.user.clone()?, info.clone());
+        Some(Member { id, info, connections: index + 1 })
     }
 
     /// Every presence in the room: the anonymous first, then by user, each in order of joining.
@@ -131,13 +130,12 @@ impl Snapshot {
     }
 
     pub(crate) fn presences_after(&self, after: &Place) -> impl Iterator<Item = Presence> + '_ {
-        let after = (Bound::Excluded(after.clone()), Bound::Unbounded);
-        self.members.range::<Place, _>(after).map(presence)
+        self.members.iter_from(move |place| place > after).map(presence)
     }
 
     /// The connections in the room, in the order of [`presences`](Self::presences).
     pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
-        self.members.keys().map(|place| place.connection)
+        self.members.iter().map(|(place, _)| place.connection)
     }
 
     /// Brings the snapshot to the version of the diff. Diffs are applied in the order of their
@@ -161,16 +159,19 @@ impl Snapshot {
 
     /// The presence at this place.
     pub(crate) fn presence(&self, place: &Place) -> Option<Presence> {
-        self.members.get_key_value(place).map(presence)
+        self.members.get(place).map(presence)
     }
 
     /// The info of the presence at this place.
     pub(super) fn info(&self, place: &Place) -> Option<&Info> {
-        self.members.get(place)
+        self.members.get(place).map(|(_, info)| info)
     }
 
-    pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = ConnectionId> {
-        self.of(Some(user.clone())).map(|(place, _)| place.connection)
+    pub(super) fn connections_of<'a>(
+        &'a self,
+        user: &'a UserId,
+    ) -> impl Iterator<Item = ConnectionId> + 'a {
+        self.of(Some(user)).map(|(place, _)| place.connection)
     }
 
     pub(super) fn next_version(&mut self) -> u64 {
@@ -182,19 +183,20 @@ impl Snapshot {
     pub(super) fn insert(&mut self, place: Place, info: Info, online: bool) {
         self.users += usize::from(online);
         self.anonymous += usize::from(place.user.is_none());
-        self.members.insert_mut(place, info);
+        self.members.insert(place, info);
     }
 
     /// Replaces the info of a presence that is in the room.
     pub(super) fn set_info(&mut self, place: Place, info: Info) {
-        self.members.insert_mut(place, info);
+        self.members.insert(place, info);
     }
 
-    /// Takes out a presence that is in; `offline` if its user has no other in the room.
-    pub(super) fn remove(&mut self, place: &Place, offline: bool) {
+    /// Takes out a presence that is in, and answers its info; `offline` if its user has no other in the
+    /// room.
+    pub(super) fn remove(&mut self, place: &Place, offline: bool) -> Option<Info> {
         self.users -= usize::from(offline);
         self.anonymous -= usize::from(place.user.is_none());
-        self.members.remove_mut(place);
+        self.members.remove(place)
     }
 
     fn fold_in(&mut self, presence: &Presence) {
@@ -205,18 +207,20 @@ impl Snapshot {
 
     fn fold_out(&mut self, presence: &Presence) {
         let place = Place::from(presence);
-        if self.members.contains_key(&place) {
+        if self.members.get(&place).is_some() {
             self.remove(&place, false);
             self.users -= usize::from(place.user.is_some() && !self.is_online(&place));
         }
     }
 
     fn is_online(&self, place: &Place) -> bool {
-        self.of(place.user.clone()).next().is_some()
+        self.of(place.user.as_ref()).next().is_some()
     }
 
-    fn of(&self, user: Option<UserId>) -> impl DoubleEndedIterator<Item = (&Place, &Info)> {
-        self.members.range::<Place, _>(Place::first(user.clone())..=Place::last(user))
+    fn of<'a>(&'a self, user: Option<&'a UserId>) -> impl Iterator<Item = (&'a Place, &'a Info)> {
+        let first = Place::new(user.cloned(), i64::MIN, ConnectionId::from_u128(0));
+        let places = self.members.iter_from(|place| *place >= first);
+        places.take_while(move |(place, _)| place.user.as_ref() == user)
     }
 }
 

@@ -315,7 +315,8 @@ impl Handler<PrunePresences> for RoomRegistry {
     fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
         let now = self.clock.now();
         let _span = tracing::debug_span!("prune").entered();
-        let diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
+        let mut diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
+        diffs.sort_unstable_by(|one, other| one.room.cmp(&other.room));
         let pruned = |diff: &Diff| Pruned {
             room: diff.room.clone(),
             presences: diff.leaves.iter().map(|left| left.presence.clone()).collect(),

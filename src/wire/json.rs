@@ -3,7 +3,7 @@
 //! The shape of `presence` is that of the documentation of django-channels-presence.
 
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::model::{Cause, ConnectionId, Epoch, Info, Member, RoomName, Snapshot, UserId};
@@ -27,17 +27,26 @@ pub(super) fn encode(value: &impl Serialize) -> ByteString {
 #[derive(Serialize)]
 struct Members<'a> {
     channel_name: &'a RoomName,
-    members: Vec<Member>,
+    members: Users<'a>,
     lurkers: usize,
     version: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     epoch: Option<Epoch>,
 }
 
+/// Written as they are walked, never held together.
+struct Users<'a>(&'a Snapshot);
+
+impl Serialize for Users<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.users())
+    }
+}
+
 fn members(snapshot: &Snapshot, epoch: Option<Epoch>) -> Members<'_> {
     Members {
         channel_name: snapshot.room(),
-        members: snapshot.users().collect(),
+        members: Users(snapshot),
         lurkers: snapshot.anonymous_count(),
         version: snapshot.version(),
         epoch,

@@ -1,0 +1,258 @@
+//! The ordered map in which a room keeps its presences.
+
+use std::{cmp::Ordering, fmt, sync::Arc};
+
+use smallvec::SmallVec;
+
+use super::{ConnectionId, Info, snapshot::Place};
+
+/// Presences in their order, with their infos: a persistent map, of which a clone costs a pointer.
+///
+/// It is a treap: a search tree by place, in which nobody stands above one of a higher rank. Ranks are
+/// as good as random, so the tree is as deep as one that was filled out of order, about twice the
+/// logarithm of its size, whatever came and went. Nothing but the path to a place is looked at to
+/// change it, which is what counts where most of the rooms are in no cache. A node that is shared with
+/// a clone is copied before it changes; any other changes where it is.
+#[derive(Clone, Default)]
+pub(super) struct Tree {
+    root: Link,
+    len: usize,
+}
+
+type Link = Option<Arc<Node>>;
+
+/// In this order what a search looks at stands together, in one line of the cache most often.
+#[derive(Clone)]
+#[repr(C)]
+struct Node {
+    left: Link,
+    right: Link,
+    place: Place,
+    info: Info,
+}
+
+impl Tree {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn get(&self, place: &Place) -> Option<(&Place, &Info)> {
+        let mut link = &self.root;
+        while let Some(node) = link {
+            link = match place.cmp(&node.place) {
+                Ordering::Less => &node.left,
+                Ordering::Equal => return Some((&node.place, &node.info)),
+                Ordering::Greater => &node.right,
+            };
+        }
+        None
+    }
+
+    /// Puts one in, or replaces its info.
+    pub(super) fn insert(&mut self, place: Place, info: Info) {
+        let new = insert(&mut self.root, rank(place.connection()), place, info);
+        self.len += usize::from(new);
+    }
+
+    /// Takes one out, if it is in, and answers its info.
+    pub(super) fn remove(&mut self, place: &Place) -> Option<Info> {
+        let info = remove(&mut self.root, place)?;
+        self.len -= 1;
+        Some(info)
+    }
+
+    pub(super) fn iter(&self) -> Iter<'_> {
+        self.iter_from(|_| true)
+    }
+
+    /// From the first on that is in the part, to which belongs everybody after one who belongs to it.
+    pub(super) fn iter_from(&self, part: impl Fn(&Place) -> bool) -> Iter<'_> {
+        let mut iter = Iter { above: SmallVec::new() };
+        let mut link = &self.root;
+        while let Some(node) = link {
+            if part(&node.place) {
+                iter.above.push(node);
+                link = &node.left;
+            } else {
+                link = &node.right;
+            }
+        }
+        iter
+    }
+}
+
+impl PartialEq for Tree {
+    fn eq(&self, other: &Self) -> bool {
+        self.len == other.len && self.iter().eq(other.iter())
+    }
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+/// Presences in their order.
+pub(super) struct Iter<'a> {
+    /// The nodes that come next, each with all that is to its right, the nearest last.
+    above: SmallVec<[&'a Node; 24]>,
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = (&'a Place, &'a Info);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let node = self.above.pop()?;
+        let mut link = &node.right;
+        while let Some(next) = link {
+            self.above.push(next);
+            link = &next.left;
+        }
+        Some((&node.place, &node.info))
+    }
+}
+
+impl Node {
+    fn rank(&self) -> u64 {
+        rank(self.place.connection())
+    }
+}
+
+/// As good as random, and always the same for a connection: both halves of its id multiplied.
+fn rank(connection: ConnectionId) -> u64 {
+    let (high, low) = connection.halves();
+    let mixed = u128::from(high ^ 0x9E37_79B9_7F4A_7C15) * u128::from(low ^ 0xD1B5_4A32_D192_ED03);
+    (mixed >> 64) as u64 ^ mixed as u64
+}
+
+/// Whether the place is new.
+fn insert(link: &mut Link, rank: u64, place: Place, info: Info) -> bool {
+    match link {
+        Some(node) if node.rank() >= rank => {
+            let node = Arc::make_mut(node);
+            match place.cmp(&node.place) {
+                Ordering::Less => insert(&mut node.left, rank, place, info),
+                Ordering::Equal => {
+                    node.info = info;
+                    false
+                }
+                Ordering::Greater => insert(&mut node.right, rank, place, info),
+            }
+        }
+        _ => {
+            let (left, right) = split(link.take(), &place);
+            *link = Some(Arc::new(Node { place, info, left, right }));
+            true
+        }
+    }
+}
+
+fn remove(link: &mut Link, place: &Place) -> Option<Info> {
+    let node = link.as_mut()?;
+    match place.cmp(&node.place) {
+        Ordering::Less => remove(&mut Arc::make_mut(node).left, place),
+        Ordering::Greater => remove(&mut Arc::make_mut(node).right, place),
+        Ordering::Equal => {
+            let Node { info, left, right, .. } = Arc::unwrap_or_clone(link.take()?);
+            *link = join(left, right);
+            Some(info)
+        }
+    }
+}
+
+/// What comes before the place, and what comes after it.
+fn split(link: Link, place: &Place) -> (Link, Link) {
+    let Some(mut shared) = link else { return (None, None) };
+    let node = Arc::make_mut(&mut shared);
+    if node.place < *place {
+        let (before, after) = split(node.right.take(), place);
+        node.right = before;
+        (Some(shared), after)
+    } else {
+        let (before, after) = split(node.left.take(), place);
+        node.left = after;
+        (before, Some(shared))
+    }
+}
+
+/// One tree of two, of which one comes before the other.
+fn join(before: Link, after: Link) -> Link {
+    let (mut left, mut right) = match (before, after) {
+        (Some(left), Some(right)) => (left, right),
+        (one, other) => return one.or(other),
+    };
+    if left.rank() >= right.rank() {
+        let node = Arc::make_mut(&mut left);
+        node.right = join(node.right.take(), Some(right));
+        Some(left)
+    } else {
+        let node = Arc::make_mut(&mut right);
+        node.left = join(Some(left), node.left.take());
+        Some(right)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::UserId;
+
+    fn place(n: u64) -> Place {
+        let user = (!n.is_multiple_of(3))
+            .then(|| UserId::new(format!("same-beginning-{}", n % 50)).unwrap());
+        Place::new(user, 0, ConnectionId::from_u128(n.into()))
+    }
+
+    fn info(n: u64) -> Info {
+        Info::new(serde_json::json!({"n": n})).unwrap()
+    }
+
+    #[test]
+    fn it_holds_what_an_ordered_map_holds_and_its_clones_stay_as_they_are() {
+        let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
+        let mut clones = Vec::new();
+        let mut random = 1_u64;
+        for step in 0..2_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let place = place((random >> 32) % 200);
+            if random >> 63 == 0 {
+                tree.insert(place.clone(), info(step));
+                map.insert(place, info(step));
+            } else {
+                assert_eq!(tree.remove(&place), map.remove(&place));
+                assert_eq!(tree.get(&place), None);
+            }
+            if step % 100 == 0 {
+                clones.push((tree.clone(), map.clone()));
+            }
+        }
+        clones.push((tree, map));
+        for (tree, map) in clones {
+            assert_eq!(tree.len(), map.len());
+            assert!(tree.iter().eq(&map));
+            for n in 0..200 {
+                let place = place(n);
+                assert_eq!(tree.get(&place), map.get_key_value(&place));
+                assert!(
+                    tree.iter_from(|other| *other > place)
+                        .eq(map.range(&place..).skip(usize::from(map.contains_key(&place)),))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_not_deep_however_it_was_filled() {
+        fn depth(link: &Link) -> usize {
+            link.as_ref().map_or(0, |node| 1 + depth(&node.left).max(depth(&node.right)))
+        }
+        let mut tree = Tree::default();
+        for time in 0..10_000 {
+            tree.insert(Place::new(None, time, ConnectionId::new()), Info::EMPTY);
+        }
+        assert!(depth(&tree.root) < 60, "{}", depth(&tree.root));
+    }
+}
