@@ -45,11 +45,11 @@ struct Member {
     room: RoomName,
     user: Option<UserId>,
     info: Info,
-    /// Keys of the info that an update does not touch.
-    fixed: Map<String, Value>,
+    /// What of the info an update does not touch.
+    fixed: Info,
     session: Option<SessionKey>,
     feed: Feed,
-    /// Hears whether the room took it.
+    /// Waits to hear whether the room takes it.
     handshake: Option<oneshot::Sender<Result<(), WsSessionError>>>,
 }
 
@@ -57,7 +57,7 @@ impl WsSession {
     /// An anonymous session in the room, with the whole member list.
     #[must_use]
     pub fn new(registry: Addr<RoomRegistry>, room: RoomName) -> Self {
-        let (user, info, fixed, session, feed) = (None, Info::EMPTY, Map::new(), None, Feed::Full);
+        let (user, info, fixed, session, feed) = (None, Info::EMPTY, Info::EMPTY, None, Feed::Full);
         let member = Member { room, user, info, fixed, session, feed, handshake: None };
         Self { me: Connection::new(registry), member, options: WsOptions::default() }
     }
@@ -79,7 +79,7 @@ impl WsSession {
     /// What to attach to the presence, of which the client cannot replace any key.
     #[must_use]
     pub fn fixed_info(mut self, info: Info) -> Self {
-        self.member.fixed = info.to_map();
+        self.member.fixed = info.clone();
         self.info(info)
     }
 
@@ -104,7 +104,7 @@ impl WsSession {
         Self { options, ..self }
     }
 
-    /// Starts the session, which joins, and answers the handshake when it has.
+    /// Starts the session, which joins, and answers the handshake once it is in the room.
     ///
     /// # Errors
     ///
@@ -138,8 +138,10 @@ impl Protocol for Member {
                 Ok(joined) => joined.map(drop).map_err(WsSessionError::from),
                 Err(_) => Err(WsSessionError::Stopped),
             };
-            // If nobody waits for it any more, the session is about to be dropped.
-            handshake.map(|handshake| handshake.send(joined));
+            if let Some(handshake) = handshake {
+                // If nobody waits for it any more, the session is about to be dropped.
+                let _ = handshake.send(joined);
+            }
         }));
     }
 
@@ -176,7 +178,7 @@ impl Protocol for Member {
 }
 
 fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<String, Value>) {
-    info.extend(socket.protocol.fixed.clone());
+    info.extend(socket.protocol.fixed.to_map());
     let info = match Info::from_map(&info) {
         Ok(info) => info,
         Err(error) => {

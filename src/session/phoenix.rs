@@ -6,7 +6,7 @@ use std::{fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -52,8 +52,8 @@ pub struct PhoenixSession {
 struct Channels {
     user: Option<UserId>,
     info: Info,
-    /// Keys of the info that a join does not touch.
-    fixed: Map<String, Value>,
+    /// What of the info a join does not touch.
+    fixed: Info,
     session: Option<SessionKey>,
     allowed: Box<dyn Fn(&RoomName) -> bool>,
     /// Turns true when the server ends.
@@ -82,7 +82,7 @@ impl PhoenixSession {
         let channels = Channels {
             user: None,
             info: Info::EMPTY,
-            fixed: Map::new(),
+            fixed: Info::EMPTY,
             session: None,
             allowed: Box::new(|_| true),
             closing: None,
@@ -109,7 +109,7 @@ impl PhoenixSession {
     /// What to attach to the presences, of which the client cannot replace any key.
     #[must_use]
     pub fn fixed_info(mut self, info: Info) -> Self {
-        self.channels.fixed = info.to_map();
+        self.channels.fixed = info.clone();
         self.info(info)
     }
 
@@ -285,7 +285,7 @@ impl Channels {
             None => Ok(self.info.clone()),
             Some(Value::Object(info)) => {
                 let mut info = info.clone();
-                info.extend(self.fixed.clone());
+                info.extend(self.fixed.to_map());
                 Info::from_map(&info).map_err(|_| "info is too large")
             }
             Some(_) => Err("info is no object"),

@@ -133,7 +133,7 @@ pub(super) struct Socket<P> {
     pub protocol: P,
     /// When the last frame came, of whatever kind.
     pub heard: Instant,
-    rate: Option<Rate>,
+    rate: Option<Box<Rate>>,
     ping_interval: Option<Duration>,
     too_big: TooBig,
     /// The fragments of a text so far.
@@ -151,7 +151,7 @@ pub(super) fn handshake(
     response.map_err(|error| WsSessionError::Handshake(error.to_string()))
 }
 
-/// Runs a session before its handshake is answered, until it has itself answered something. Gives
+/// Runs a session whose handshake is not answered yet, until it has answered something itself. Gives
 /// also what it has sent by then.
 pub(super) async fn run_until<S: Stream + Unpin, T>(
     session: &mut S,
@@ -174,7 +174,7 @@ impl<P: Protocol> Socket<P> {
     ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, too_big) = Guard::new(payload, max_frame_size);
-        let rate = max_rate.map(|frames| Rate::new(frames, Instant::now()));
+        let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
         let (heard, fragments, closing) = (Instant::now(), Vec::new(), false);
         let socket =
             Self { me, protocol, heard, rate, ping_interval, too_big, fragments, closing, _place };
