@@ -153,8 +153,9 @@ pub enum JoinError {
     ShuttingDown,
 }
 
-/// "Could this user join now?" Sent before a handshake is answered, so that a refusal still has an
-/// HTTP status. The [`Join`] itself may yet be refused when others are quicker.
+/// "Could this user join now?" For who wants to know without joining, as a session does that can join
+/// only after its handshake is answered, when a refusal has no HTTP status any more. The [`Join`]
+/// itself may yet be refused when others are quicker.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), JoinError>")]
 pub struct Admit {

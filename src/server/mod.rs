@@ -65,11 +65,12 @@ pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
     const READ: [Method; 2] = [Method::GET, Method::HEAD];
     move |cfg| {
         cfg.app_data(web::Data::new(state))
+            // They are tried in this order, and patterns cost something: what is asked for most is first.
+            .service(resource("/socket/websocket", &[Method::GET], socket::phoenix))
+            .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
             .service(resource("/", &READ, pages::index))
             .service(resource("/dashboard", &READ, pages::dashboard))
             .service(resource("/assets/{name}", &READ, pages::asset))
-            .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
-            .service(resource("/socket/websocket", &[Method::GET], socket::phoenix))
             .service(resource("/healthz", &READ, health::alive))
             .service(resource("/readyz", &READ, health::ready))
             .service(resource("/metrics", &READ, metrics::metrics))

@@ -55,11 +55,11 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
     let state = ServerState::new(&presence, options(flags));
 
     let shared = state.clone();
-    let mut server = HttpServer::new(move || App::new().configure(configure(shared.clone())))
-        .on_connect(|io, _| limit_silence(io))
-        .max_connections(PER_WORKER)
-        .shutdown_timeout(CLOSING)
-        .disable_signals();
+    let server = HttpServer::new(move || App::new().configure(configure(shared.clone())));
+    // Elsewhere they inherit it from their listener.
+    #[cfg(not(target_os = "linux"))]
+    let server = server.on_connect(|io, _| limit_silence(io));
+    let mut server = server.max_connections(PER_WORKER).shutdown_timeout(CLOSING).disable_signals();
     if let Some(workers) = workers {
         server = server.workers(workers.into());
     }
@@ -134,7 +134,9 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(TcpListener::from(socket))
+        let listener = TcpListener::from(socket);
+        limit_silence(&listener);
+        Ok(listener)
     };
     bound().map_err(|source| CommandError::Bind { address, source })
 }

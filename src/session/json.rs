@@ -2,15 +2,17 @@
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 
 use super::{
     Connection,
-    ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake},
+    ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake, run_until},
 };
 use crate::{
-    messages::{Admit, Dialect, Disconnect, Feed, ForwardMessage, JoinError, Publish, UpdateInfo},
-    model::{Cause, Info, InvalidInfo, RoomName, SessionKey, UserId},
+    messages::{Dialect, Disconnect, Feed, ForwardMessage, Publish, UpdateInfo},
+    model::{Info, InvalidInfo, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
     wire::json::{self, ClientFrame},
 };
@@ -38,23 +40,25 @@ pub struct WsSession {
 }
 
 /// Who takes part, in which room, and how.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Member {
     room: RoomName,
     user: Option<UserId>,
     info: Info,
-    /// Keys of the info that an update does not touch.
-    fixed: Map<String, Value>,
+    /// What of the info an update does not touch.
+    fixed: Info,
     session: Option<SessionKey>,
     feed: Feed,
+    /// Waits to hear whether the room takes it.
+    handshake: Option<oneshot::Sender<Result<(), WsSessionError>>>,
 }
 
 impl WsSession {
     /// An anonymous session in the room, with the whole member list.
     #[must_use]
     pub fn new(registry: Addr<RoomRegistry>, room: RoomName) -> Self {
-        let (user, info, fixed, session, feed) = (None, Info::EMPTY, Map::new(), None, Feed::Full);
-        let member = Member { room, user, info, fixed, session, feed };
+        let (user, info, fixed, session, feed) = (None, Info::EMPTY, Info::EMPTY, None, Feed::Full);
+        let member = Member { room, user, info, fixed, session, feed, handshake: None };
         Self { me: Connection::new(registry), member, options: WsOptions::default() }
     }
 
@@ -75,7 +79,7 @@ impl WsSession {
     /// What to attach to the presence, of which the client cannot replace any key.
     #[must_use]
     pub fn fixed_info(mut self, info: Info) -> Self {
-        self.member.fixed = info.to_map();
+        self.member.fixed = info.clone();
         self.info(info)
     }
 
@@ -100,41 +104,44 @@ impl WsSession {
         Self { options, ..self }
     }
 
-    /// Asks the registry, answers the handshake and starts the session.
+    /// Starts the session, which joins, and answers the handshake once it is in the room.
     ///
     /// # Errors
     ///
     /// [`WsSessionError`]; the request can still be answered with a status.
     pub async fn start(
-        self,
+        mut self,
         req: &HttpRequest,
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
-        let response = handshake(req, &[])?;
-        let Member { room, user, info, session, .. } = self.member.clone();
-        let admit = Admit { room, user, info, session };
-        let admitted = self.me.registry().send(admit).await;
-        admitted.map_err(|_| WsSessionError::Stopped)??;
-        Ok(Socket::start(response, payload, self.me, self.member, self.options))
+        let mut response = handshake(req, &[])?;
+        let (handshake, joined) = oneshot::channel();
+        self.member.handshake = Some(handshake);
+        let mut session = Socket::start(payload, self.me, self.member, self.options);
+        let (first, joined) = run_until(&mut session, joined).await;
+        joined.unwrap_or(Err(WsSessionError::Stopped))?;
+        Ok(response.streaming(stream::iter(first).chain(session)))
     }
 }
 
 impl Protocol for Member {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
-        let Self { room, user, info, session, feed, .. } = &socket.protocol;
-        let join = socket.me.join(room.clone(), ctx.address()).user(user.clone());
-        let join = join.info(info.clone()).session(session.clone()).dialect(Dialect::Json(*feed));
+        let Self { room, user, info, session, feed, handshake, .. } = &mut socket.protocol;
+        let handshake = handshake.take();
+        let join = socket.me.join(room.clone(), ctx.address()).user(user.take());
+        let join = join.info(std::mem::take(info)).session(session.take());
+        let join = join.dialect(Dialect::Json(*feed));
         // No frame is read before the registry knows us.
         let joining = socket.me.registry().send(join).into_actor(socket);
-        ctx.wait(joining.map(|answer, socket, ctx| match answer {
-            Ok(Ok(_)) => {}
-            Ok(Err(JoinError::ShuttingDown)) => socket.close(ctx, 1001, Cause::Shutdown),
-            Ok(Err(JoinError::Superseded(_))) => socket.close(ctx, 4002, Cause::Replaced),
-            Ok(Err(error)) => {
-                ctx.text(json::error("join_refused", &error.to_string()));
-                socket.close(ctx, 1008, Cause::Kicked);
+        ctx.wait(joining.map(move |answer, _, _| {
+            let joined = match answer {
+                Ok(joined) => joined.map(drop).map_err(WsSessionError::from),
+                Err(_) => Err(WsSessionError::Stopped),
+            };
+            if let Some(handshake) = handshake {
+                // If nobody waits for it any more, the session is about to be dropped.
+                let _ = handshake.send(joined);
             }
-            Err(_) => socket.lost(ctx),
         }));
     }
 
@@ -171,7 +178,7 @@ impl Protocol for Member {
 }
 
 fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<String, Value>) {
-    info.extend(socket.protocol.fixed.clone());
+    info.extend(socket.protocol.fixed.to_map());
     let info = match Info::from_map(&info) {
         Ok(info) => info,
         Err(error) => {

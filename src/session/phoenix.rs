@@ -2,11 +2,12 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`, for what a server does with each frame.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::{
@@ -20,10 +21,9 @@ use crate::{
     wire::phoenix::{self, Frame},
 };
 
-/// A socket from which nothing comes for this long is closed; clients send a heartbeat every 30 s.
+/// A socket in no room from which nothing comes for this long is closed; clients send a heartbeat
+/// every 30 s.
 const IDLE: Duration = Duration::from_secs(60);
-/// How often to look.
-const LOOK: Duration = Duration::from_secs(15);
 
 /// A WebSocket session that speaks Phoenix Channels, version 2.0.0: connecting alone joins nothing,
 /// and each topic the client joins is a room.
@@ -52,21 +52,24 @@ pub struct PhoenixSession {
 struct Channels {
     user: Option<UserId>,
     info: Info,
-    /// Keys of the info that a join does not touch.
-    fixed: Map<String, Value>,
+    /// What of the info a join does not touch.
+    fixed: Info,
     session: Option<SessionKey>,
-    allowed: Arc<dyn Fn(&RoomName) -> bool>,
+    allowed: Box<dyn Fn(&RoomName) -> bool>,
     /// Turns true when the server ends.
     closing: Option<watch::Receiver<bool>>,
-    /// The rooms that are joined.
-    joined: HashMap<RoomName, Channel>,
+    /// The rooms that are joined, by name; nearly always one.
+    joined: SmallVec<[Channel; 1]>,
+    /// What looks after the socket while it is in no room.
+    guardian: SpawnHandle,
 }
 
 /// A joined room.
 #[derive(Debug)]
 struct Channel {
+    room: RoomName,
     /// The reference of the join.
-    join_ref: String,
+    join_ref: Box<str>,
     /// Whether the client has got the room's state since; a difference from before would be one to
     /// another state.
     stated: bool,
@@ -79,11 +82,12 @@ impl PhoenixSession {
         let channels = Channels {
             user: None,
             info: Info::EMPTY,
-            fixed: Map::new(),
+            fixed: Info::EMPTY,
             session: None,
-            allowed: Arc::new(|_| true),
+            allowed: Box::new(|_| true),
             closing: None,
-            joined: HashMap::new(),
+            joined: SmallVec::new(),
+            guardian: SpawnHandle::default(),
         };
         Self { me: Connection::new(registry), channels, options: WsOptions::default() }
     }
@@ -105,7 +109,7 @@ impl PhoenixSession {
     /// What to attach to the presences, of which the client cannot replace any key.
     #[must_use]
     pub fn fixed_info(mut self, info: Info) -> Self {
-        self.channels.fixed = info.to_map();
+        self.channels.fixed = info.clone();
         self.info(info)
     }
 
@@ -120,7 +124,7 @@ impl PhoenixSession {
     /// Which rooms the client may join; others are refused as `unauthorized`.
     #[must_use]
     pub fn rooms(mut self, allowed: impl Fn(&RoomName) -> bool + 'static) -> Self {
-        self.channels.allowed = Arc::new(allowed);
+        self.channels.allowed = Box::new(allowed);
         self
     }
 
@@ -147,27 +151,15 @@ impl PhoenixSession {
         req: &HttpRequest,
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
-        let response = handshake(req, &["phoenix"])?;
-        Ok(Socket::start(response, payload, self.me, self.channels, self.options))
+        let mut response = handshake(req, &["phoenix"])?;
+        let session = Socket::start(payload, self.me, self.channels, self.options);
+        Ok(response.streaming(session))
     }
 }
 
 impl Protocol for Channels {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
-        if let Some(mut closing) = socket.protocol.closing.take() {
-            let closed = async move { closing.wait_for(|closing| *closing).await.is_ok() };
-            ctx.spawn(closed.into_actor(socket).map(|closing, socket, ctx| {
-                // Whom the registry knows, it tells: what becomes of the presences is decided there.
-                if closing && socket.protocol.joined.is_empty() {
-                    socket.close(ctx, 1001, Cause::Shutdown);
-                }
-            }));
-        }
-        ctx.run_interval(LOOK, |socket, ctx| {
-            if socket.heard.elapsed() > IDLE {
-                socket.close(ctx, 1001, Cause::Expired);
-            }
-        });
+        look_after(socket, ctx);
     }
 
     fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
@@ -186,15 +178,14 @@ impl Protocol for Channels {
         }
         socket.me.touch_soon();
         match &*frame.event {
-            "phx_join" => join(socket, ctx, frame),
+            "phx_join" => join(socket, ctx, &frame),
             "phx_leave" => leave(socket, ctx, &frame),
             _ => push(socket, ctx, frame),
         }
     }
 
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
-        let joined = &mut socket.protocol.joined;
-        let Some(channel) = joined.get_mut(&msg.room) else { return };
+        let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
         match msg.kind {
             Forwarded::State => {
                 channel.stated = true;
@@ -204,7 +195,7 @@ impl Protocol for Channels {
             Forwarded::Message | Forwarded::Diff => ctx.text(msg.payload),
             Forwarded::Closed => {
                 ctx.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
-                joined.remove(&msg.room);
+                left(socket, ctx, msg.room.as_str());
                 // It may have joined again before it read this.
                 socket.me.registry().do_send(Leave::new(msg.room, socket.me.id()));
             }
@@ -216,29 +207,85 @@ impl Protocol for Channels {
         if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
             return socket.close(ctx, msg.code, msg.cause);
         }
-        for (room, channel) in socket.protocol.joined.drain() {
-            ctx.text(phoenix::close(&channel.join_ref, room.as_str()));
+        for channel in socket.protocol.joined.drain(..) {
+            ctx.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
         }
         socket.close(ctx, 1000, msg.cause);
     }
 }
 
+/// Looks after a socket that is in no room: the registry does not know of it, and so neither tells it
+/// that the server ends nor finds out that it is silent.
+fn look_after(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
+    let closing = socket.protocol.closing.clone();
+    let closed = async {
+        let Some(mut closing) = closing else { return pending().await };
+        if closing.wait_for(|closing| *closing).await.is_err() {
+            pending().await
+        }
+    };
+    let patience = IDLE.saturating_sub(socket.heard.elapsed());
+    let closed = actix::clock::timeout(patience, closed).into_actor(socket);
+    socket.protocol.guardian = ctx.spawn(closed.map(|closed, socket, ctx| match closed {
+        Ok(()) => socket.close(ctx, 1001, Cause::Shutdown),
+        Err(_) if socket.heard.elapsed() >= IDLE => socket.close(ctx, 1001, Cause::Expired),
+        Err(_) => look_after(socket, ctx),
+    }));
+}
+
+/// The room is joined. Answers by which join it was before.
+fn joined(
+    socket: &mut Socket<Channels>,
+    ctx: &mut Ctx<Channels>,
+    room: RoomName,
+    join_ref: Box<str>,
+) -> Option<Box<str>> {
+    let channels = &mut socket.protocol;
+    if channels.joined.is_empty() {
+        ctx.cancel_future(channels.guardian);
+    }
+    match channels.place(room.as_str()) {
+        Ok(place) => {
+            let channel = &mut channels.joined[place];
+            channel.stated = false;
+            Some(std::mem::replace(&mut channel.join_ref, join_ref))
+        }
+        Err(place) => {
+            channels.joined.insert(place, Channel { room, join_ref, stated: false });
+            None
+        }
+    }
+}
+
+/// The room is left, if it was joined. Answers by which join.
+fn left(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, room: &str) -> Option<Box<str>> {
+    let place = socket.protocol.place(room).ok()?;
+    let channel = socket.protocol.joined.remove(place);
+    if socket.protocol.joined.is_empty() {
+        look_after(socket, ctx);
+    }
+    Some(channel.join_ref)
+}
+
 impl Channels {
-    /// The room that the frame is about, if it is joined, and whether by the latest join.
-    fn room(&self, frame: &Frame) -> Option<(RoomName, bool)> {
-        let (room, channel) = self.joined.get_key_value(&*frame.topic)?;
-        let current = frame.join_ref.as_ref().is_none_or(|one| *one == channel.join_ref);
-        Some((room.clone(), current))
+    /// Where the room is among those that are joined, or would be.
+    fn place(&self, room: &str) -> Result<usize, usize> {
+        self.joined.binary_search_by(|channel| channel.room.as_str().cmp(room))
+    }
+
+    fn channel(&mut self, room: &str) -> Option<&mut Channel> {
+        let place = self.place(room).ok()?;
+        self.joined.get_mut(place)
     }
 
     /// What the client wants attached, in the params of a join.
-    fn info_of(&self, frame: &Frame) -> Result<Info, &'static str> {
-        let params = phoenix::object(&frame.payload).ok_or("the payload is no object")?;
+    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, &'static str> {
+        let params = phoenix::object(frame.payload).ok_or("the payload is no object")?;
         match params.get("info") {
             None => Ok(self.info.clone()),
             Some(Value::Object(info)) => {
                 let mut info = info.clone();
-                info.extend(self.fixed.clone());
+                info.extend(self.fixed.to_map());
                 Info::from_map(&info).map_err(|_| "info is too large")
             }
             Some(_) => Err("info is no object"),
@@ -246,34 +293,35 @@ impl Channels {
     }
 }
 
-fn refuse(ctx: &mut Ctx<Channels>, join_ref: Option<&str>, frame: &Frame, reason: &str) {
+fn refuse(ctx: &mut Ctx<Channels>, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
     ctx.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
 }
 
-fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
+fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
     let channels = &socket.protocol;
-    let room = match RoomName::new(&frame.topic) {
+    let room = match RoomName::new(&*frame.topic) {
         Ok(room) if room != "phoenix" => room,
-        _ => return refuse(ctx, None, &frame, "unmatched topic"),
+        _ => return refuse(ctx, None, frame, "unmatched topic"),
     };
-    let join_ref = frame.join_ref.clone().or(frame.r#ref.clone()).unwrap_or_default();
+    let join_ref = frame.join_ref.as_deref().or(frame.r#ref.as_deref()).unwrap_or_default();
     if !(channels.allowed)(&room) {
-        return refuse(ctx, Some(&join_ref), &frame, "unauthorized");
+        return refuse(ctx, Some(join_ref), frame, "unauthorized");
     }
-    let info = match channels.info_of(&frame) {
+    let info = match channels.info_of(frame) {
         Ok(info) => info,
-        Err(reason) => return refuse(ctx, Some(&join_ref), &frame, reason),
+        Err(reason) => return refuse(ctx, Some(join_ref), frame, reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);
     let joining = socket.me.registry().send(join).into_actor(socket);
+    let (join_ref, reference) = (Box::<str>::from(join_ref), owned(frame.r#ref.as_deref()));
     // What the room says waits in the mailbox meanwhile, so the answer comes before it.
     ctx.wait(joining.map(move |answer, socket, ctx| match answer {
         Ok(Ok(_)) => {
-            ctx.text(phoenix::ok(Some(&join_ref), frame.r#ref.as_deref(), &frame.topic));
-            let channel = Channel { join_ref, stated: false };
-            if let Some(before) = socket.protocol.joined.insert(room, channel) {
-                ctx.text(phoenix::close(&before.join_ref, &frame.topic));
+            let topic = room.as_str();
+            ctx.text(phoenix::ok(Some(&join_ref), reference.as_deref(), topic));
+            if let Some(before) = joined(socket, ctx, room.clone(), join_ref) {
+                ctx.text(phoenix::close(&before, topic));
             }
         }
         Ok(Err(error)) => {
@@ -285,59 +333,72 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
                 JoinError::Withdrawn => "withdrawn",
                 JoinError::ShuttingDown => "shutting down",
             };
-            refuse(ctx, Some(&join_ref), &frame, reason);
+            let (join_ref, reference) = (Some(&*join_ref), reference.as_deref());
+            ctx.text(phoenix::refused(join_ref, reference, room.as_str(), reason));
         }
         Err(_) => socket.lost(ctx),
     }));
 }
 
-fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame) {
-    let left = |join_ref| phoenix::ok(join_ref, frame.r#ref.as_deref(), &frame.topic);
-    let Some((room, current)) = socket.protocol.room(frame) else {
-        return ctx.text(left(frame.join_ref.as_deref()));
+fn owned(text: Option<&str>) -> Option<Box<str>> {
+    text.map(Box::from)
+}
+
+fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
+    let (reference, topic) = (frame.r#ref.as_deref(), &*frame.topic);
+    let Some(channel) = socket.protocol.channel(topic) else {
+        return ctx.text(phoenix::ok(frame.join_ref.as_deref(), reference, topic));
     };
-    if !current {
+    if !channel.is_meant(frame) {
         return;
     }
-    let Some(Channel { join_ref, .. }) = socket.protocol.joined.remove(&room) else { return };
-    let left = left(Some(&join_ref));
+    let room = channel.room.clone();
+    let Some(join_ref) = left(socket, ctx, topic) else { return };
+    let answer = phoenix::ok(Some(&join_ref), reference, topic);
     let leave = Leave::new(room.clone(), socket.me.id());
     let leaving = socket.me.registry().send(leave).into_actor(socket);
-    ctx.wait(leaving.map(move |answer, socket, ctx| match answer {
+    ctx.wait(leaving.map(move |left, socket, ctx| match left {
         Ok(_) => {
-            ctx.text(left);
+            ctx.text(answer);
             ctx.text(phoenix::close(&join_ref, room.as_str()));
         }
         Err(_) => socket.lost(ctx),
     }));
 }
 
-fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame) {
-    let Some((room, current)) = socket.protocol.room(&frame) else {
+fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>) {
+    let Some(channel) = socket.protocol.channel(&frame.topic) else {
         return refuse(ctx, None, &frame, "unmatched topic");
     };
-    if !current {
+    if !channel.is_meant(&frame) {
         return;
     }
-    let join_ref = socket.protocol.joined.get(&room).map(|channel| channel.join_ref.clone());
     if !phoenix::may_push(&frame.event) {
-        return refuse(ctx, join_ref.as_deref(), &frame, "reserved event");
+        return refuse(ctx, Some(&channel.join_ref), &frame, "reserved event");
     }
-    if phoenix::object(&frame.payload).is_none() {
-        return refuse(ctx, join_ref.as_deref(), &frame, "the payload is no object");
+    if phoenix::object(frame.payload).is_none() {
+        return refuse(ctx, Some(&channel.join_ref), &frame, "the payload is no object");
     }
-    let Frame { r#ref, topic, event, payload, .. } = frame;
-    let publish = Publish::event(room, event, payload).from(socket.me.id());
-    let published = socket.me.registry().send(publish).into_actor(socket);
+    let (room, join_ref) = (channel.room.clone(), channel.join_ref.clone());
+    let reference = owned(frame.r#ref.as_deref());
+    let publish = Publish::event(room.clone(), frame.event.into_owned(), frame.payload.to_owned());
+    let published = socket.me.registry().send(publish.from(socket.me.id())).into_actor(socket);
     ctx.wait(published.map(move |answer, socket, ctx| {
-        let (join_ref, reference) = (join_ref.as_deref(), r#ref.as_deref());
+        let (reference, topic) = (reference.as_deref(), room.as_str());
         match answer {
             Ok(Ok(_)) if reference.is_none() => {}
-            Ok(Ok(_)) => ctx.text(phoenix::ok(join_ref, reference, &topic)),
-            Ok(Err(_)) => ctx.text(phoenix::refused(None, reference, &topic, "unmatched topic")),
+            Ok(Ok(_)) => ctx.text(phoenix::ok(Some(&join_ref), reference, topic)),
+            Ok(Err(_)) => ctx.text(phoenix::refused(None, reference, topic, "unmatched topic")),
             Err(_) => socket.lost(ctx),
         }
     }));
+}
+
+impl Channel {
+    /// Whether the frame is of the latest join, and not of one before.
+    fn is_meant(&self, frame: &Frame<'_>) -> bool {
+        frame.join_ref.as_ref().is_none_or(|one| **one == *self.join_ref)
+    }
 }
 
 impl fmt::Debug for Channels {

@@ -21,23 +21,21 @@ thread_local! {
 
 /// Has a sign of life told. One that meets a full mailbox is lost; the next one repairs it.
 pub(super) fn tell(registry: &Addr<RoomRegistry>, touch: Touch) {
-    if Arbiter::try_current().is_none() {
-        // Nobody here would send it later.
-        let _ = registry.try_send(touch);
-        return;
-    }
     WAITING.with_borrow_mut(|waiting| {
-        let Some((_, touches)) = waiting.iter_mut().find(|(to, _)| to == registry) else {
+        if let Some((_, touches)) = waiting.iter_mut().find(|(to, _)| to == registry) {
+            touches.push(touch);
+            if touches.len() >= TOGETHER {
+                let _ = registry.try_send(Touches(std::mem::take(touches)));
+            }
+        } else if Arbiter::try_current().is_some() {
             waiting.push((registry.clone(), vec![touch]));
             actix::spawn(async {
                 actix::clock::sleep(UNDERWAY).await;
                 go();
             });
-            return;
-        };
-        touches.push(touch);
-        if touches.len() >= TOGETHER {
-            let _ = registry.try_send(Touches(std::mem::take(touches)));
+        } else {
+            // Nobody here would send it later.
+            let _ = registry.try_send(touch);
         }
     });
 }

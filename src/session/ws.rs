@@ -8,10 +8,16 @@ use std::{
 use actix::prelude::*;
 use actix_http::ws::{Codec, Item};
 use actix_web::{
-    HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError, http::StatusCode, web,
+    Error, HttpRequest, HttpResponseBuilder, ResponseError,
+    http::StatusCode,
+    web::{self, Bytes},
 };
 use actix_web_actors::ws;
-use tokio::sync::OwnedSemaphorePermit;
+use futures_util::{
+    Stream, StreamExt,
+    future::{Either, select},
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
     Connection,
@@ -127,7 +133,7 @@ pub(super) struct Socket<P> {
     pub protocol: P,
     /// When the last frame came, of whatever kind.
     pub heard: Instant,
-    rate: Option<Rate>,
+    rate: Option<Box<Rate>>,
     ping_interval: Option<Duration>,
     too_big: TooBig,
     /// The fragments of a text so far.
@@ -145,23 +151,35 @@ pub(super) fn handshake(
     response.map_err(|error| WsSessionError::Handshake(error.to_string()))
 }
 
+/// Runs a session whose handshake is not answered yet, until it has answered something itself. Gives
+/// also what it has sent by then.
+pub(super) async fn run_until<S: Stream + Unpin, T>(
+    session: &mut S,
+    answer: oneshot::Receiver<T>,
+) -> (Option<S::Item>, Result<T, oneshot::error::RecvError>) {
+    match select(session.next(), answer).await {
+        Either::Left((sent, answer)) => (sent, answer.await),
+        Either::Right((answer, _)) => (None, answer),
+    }
+}
+
 impl<P: Protocol> Socket<P> {
-    /// Ends the answer to a handshake with a session that speaks this protocol.
+    /// A session that speaks this protocol: what it sends after the answer to the handshake. It
+    /// starts when it is asked for that.
     pub fn start(
-        mut response: HttpResponseBuilder,
         payload: web::Payload,
         me: Connection,
         protocol: P,
         options: WsOptions,
-    ) -> HttpResponse {
+    ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, too_big) = Guard::new(payload, max_frame_size);
-        let rate = max_rate.map(|frames| Rate::new(frames, Instant::now()));
+        let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
         let (heard, fragments, closing) = (Instant::now(), Vec::new(), false);
         let socket =
             Self { me, protocol, heard, rate, ping_interval, too_big, fragments, closing, _place };
         let codec = Codec::new().max_size(max_frame_size);
-        response.streaming(ws::WebsocketContext::with_codec(socket, guarded, codec))
+        ws::WebsocketContext::with_codec(socket, guarded, codec)
     }
 
     /// Ends the session from our side: leaves, says why, and waits for the peer's answer.

@@ -288,6 +288,12 @@ async fn a_socket_without_a_channel_is_told_too_when_the_server_stops() {
     let mut ws = channels(&server, "ada").await;
     ws.text(r#"[null,"1","phoenix","heartbeat",{}]"#).await;
     ws.next().await;
+    let mut left = channels(&server, "bob").await;
+    join(&mut left, "1", "lobby").await;
+    left.json(json!(["1", "2", "lobby", "phx_leave", {}])).await;
+    assert_eq!(left.next().await, reply("1", "2", "lobby"));
+    assert_eq!(left.next().await, json!(["1", "1", "lobby", "phx_close", {}]));
     server.signal("TERM");
     assert_eq!(ws.closed().await, (1001, "shutdown".to_owned()));
+    assert_eq!(left.closed().await, (1001, "shutdown".to_owned()));
 }
