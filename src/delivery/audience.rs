@@ -43,7 +43,7 @@ pub(super) struct Audience {
     latest: u64,
     /// Until when it may not go out before `latest`.
     patient: u64,
-    /// When the room changed last.
+    /// When the room changed last, or could again.
     changed: u64,
     /// When the next list is to go out, if it waits.
     pub due: Option<u64>,
@@ -107,9 +107,10 @@ impl Audience {
         Presences::new(listed, room.clone(), std::mem::take(&mut self.touched))
     }
 
-    /// A thread has handed out the list.
-    pub fn returned(&mut self, report: &Report) {
+    /// A thread has handed out the list, and may have taken no newcomers meanwhile.
+    pub fn returned(&mut self, report: &Report, now: u64) {
         self.away = self.away.saturating_sub(1);
+        self.changed = self.changed.max(now);
         self.owes |= report.owes;
         self.earliest = self.earliest.max(self.sent + micros(report.busy.saturating_mul(DUTY)));
         self.latest = self.latest.max(self.earliest);
@@ -141,7 +142,7 @@ mod tests {
                 *due = audience.next(at).filter(|next| *next > at);
                 if due.is_none() {
                     audience.list(room, 1, at);
-                    audience.returned(&Report::default());
+                    audience.returned(&Report::default(), at);
                     lists += 1;
                     last = at;
                 }

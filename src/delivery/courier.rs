@@ -268,9 +268,11 @@ impl Handler<Parcel> for Courier {
     type Result = ();
 
     fn handle(&mut self, Parcel(order, errand): Parcel, _: &mut Context<Self>) {
-        match errand {
-            Some(mut errand) => self.take(order, &mut errand.report),
-            None => self.take(order, &mut Report::default()),
+        let Some(mut errand) = errand else { return self.take(order, &mut Report::default()) };
+        self.take(order, &mut errand.report);
+        if errand.report.listed.is_some() {
+            // When those who were woken by it have had their turn, and written it to their sockets.
+            actix::spawn(async { drop(errand) });
         }
     }
 }

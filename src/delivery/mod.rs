@@ -287,7 +287,7 @@ impl Delivery {
         if let Some(room) = &report.listed
             && let Some(audience) = self.audience(room)
         {
-            audience.returned(&report);
+            audience.returned(&report, now);
             self.schedule(room, now);
         }
         self.refused(report)

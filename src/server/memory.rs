@@ -8,22 +8,10 @@ use std::time::Duration;
 use super::ServerState;
 
 /// How often to look.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// So many sockets have to have closed, and this part of all.
 const MANY: usize = 100;
 const PART: usize = 8;
-
-/// Has large pieces of memory taken from the system one by one, and given back one by one. To be called
-/// before there are other threads.
-///
-/// By itself the allocator raises the size from which it does so whenever such a piece is given back.
-pub(super) fn take_in_pieces() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: changes a number of the allocator, and nobody uses it meanwhile.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * 1024);
-    }
-}
 
 /// Gives memory back whenever many have gone.
 pub(super) async fn give_back(state: ServerState) {
@@ -45,16 +33,21 @@ fn trim() {
     }
 }
 
-/// How many there were at most since many went last.
+/// The sockets that were open.
 #[derive(Default)]
-struct Tide(usize);
+struct Tide {
+    /// At most, since many went last.
+    high: usize,
+    /// When it was looked at last.
+    last: usize,
+}
 
 impl Tide {
-    /// Whether many have gone.
+    /// Whether many have gone, and no more are going.
     fn has_fallen(&mut self, open: usize) -> bool {
-        let gone = self.0.saturating_sub(open);
-        let fallen = gone >= MANY.max(self.0 / PART);
-        self.0 = if fallen { open } else { self.0.max(open) };
+        let falls = open < std::mem::replace(&mut self.last, open);
+        let fallen = !falls && self.high.saturating_sub(open) >= MANY.max(self.high / PART);
+        self.high = if fallen { open } else { self.high.max(open) };
         fallen
     }
 }
@@ -66,10 +59,11 @@ mod tests {
     #[test]
     fn memory_is_given_back_when_many_have_gone_and_not_when_a_few_come_and_go() {
         let mut tide = Tide::default();
-        let mut falls = |open| tide.has_fallen(open);
-        assert_eq!([50, 0, 99, 0].map(&mut falls), [false; 4], "a few");
-        assert_eq!([6000, 5800, 5900, 5300].map(&mut falls), [false; 4], "a small part");
-        assert_eq!([5250, 5250, 4700, 4500].map(&mut falls), [true, false, false, true]);
-        assert_eq!([9000, 0, 0].map(&mut falls), [false, true, false]);
+        let mut looks =
+            |open: &[usize]| -> Vec<_> { open.iter().map(|open| tide.has_fallen(*open)).collect() };
+        assert_eq!(looks(&[50, 0, 0, 99, 0, 0]), [false; 6], "a few");
+        assert_eq!(looks(&[6000, 5800, 5900, 5300, 5300]), [false; 5], "a small part");
+        assert_eq!(looks(&[5200, 4100, 4100, 4100]), [false, false, true, false]);
+        assert_eq!(looks(&[9000, 8000, 10, 20, 20]), [false, false, false, true, false]);
     }
 }

@@ -26,7 +26,6 @@ const BACKLOG: i32 = 2048;
 const PER_WORKER: usize = 1_000_000;
 
 pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
-    memory::take_in_pieces();
     log_to_stderr(&flags.log);
     actix::System::new().block_on(serve(flags))
 }
