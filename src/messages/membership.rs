@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use actix::prelude::*;
+use actix::{dev::OneshotSender, prelude::*};
 
 use super::{Disconnect, ForwardMessage};
 use crate::{
@@ -245,10 +245,20 @@ impl Touch {
     }
 }
 
-/// Several signs of life, in their order.
-#[derive(Debug, Message)]
+/// What several sessions have to say: signs of life in their order, then joins.
+#[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Touches(pub Vec<Touch>);
+pub(crate) struct Together {
+    pub touches: Vec<Touch>,
+    pub joins: Vec<AskedToJoin>,
+}
+
+/// A join whose answer goes its own way.
+#[derive(Debug)]
+pub(crate) struct AskedToJoin {
+    pub join: Join,
+    pub reply: OneshotSender<Result<Joined, JoinError>>,
+}
 
 /// Replaces the info of a presence. Answers whether that changed anything.
 #[derive(Clone, Debug, Message)]

@@ -13,11 +13,11 @@ mod queries;
 pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };
-pub(crate) use membership::Touches;
 pub use membership::{
     Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
+pub(crate) use membership::{AskedToJoin, Together};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };

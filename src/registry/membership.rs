@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use actix::prelude::*;
+use actix::{dev::MessageResponse, prelude::*};
 
 use super::{RoomRegistry, following::Reply};
 use crate::{
     bus::Told,
     delivery::{Outlet, Taking},
     messages::{
-        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
-        PrunePresences, PruneReport, Pruned, Publish, Touch, Touches, UpdateInfo,
+        Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+        NotAMember, PrunePresences, PruneReport, Pruned, Publish, Together, Touch, UpdateInfo,
     },
     mirror::Memory,
     model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign},
@@ -157,13 +157,17 @@ impl Handler<Touch> for RoomRegistry {
     }
 }
 
-impl Handler<Touches> for RoomRegistry {
+impl Handler<Together> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, Touches(touches): Touches, _: &mut Context<Self>) {
+    fn handle(&mut self, Together { touches, joins }: Together, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         for touch in touches {
             self.touch(touch, now);
+        }
+        for AskedToJoin { join, reply } in joins {
+            let joined: Reply<_> = self.handle(join, ctx);
+            MessageResponse::<Self, Join>::handle(joined, ctx, Some(reply));
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Connection,
+    Connection, together,
     ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake, run_until},
 };
 use crate::{
@@ -132,11 +132,11 @@ impl Protocol for Member {
         let join = join.info(std::mem::take(info)).session(session.take());
         let join = join.dialect(Dialect::Json(*feed));
         // No frame is read before the registry knows us.
-        let joining = socket.me.registry().send(join).into_actor(socket);
+        let joining = together::join(socket.me.registry().clone(), join).into_actor(socket);
         ctx.wait(joining.map(move |answer, _, _| {
             let joined = match answer {
-                Ok(joined) => joined.map(drop).map_err(WsSessionError::from),
-                Err(_) => Err(WsSessionError::Stopped),
+                Some(joined) => joined.map(drop).map_err(WsSessionError::from),
+                None => Err(WsSessionError::Stopped),
             };
             if let Some(handshake) = handshake {
                 // If nobody waits for it any more, the session is about to be dropped.

@@ -8,9 +8,9 @@ mod guard;
 mod json;
 mod phoenix;
 mod rate;
-mod signs;
 mod socket;
 mod thread;
+mod together;
 mod ws;
 
 use std::fmt;
@@ -124,12 +124,12 @@ impl Connection {
 
     /// A sign of life that may be on its way for a moment, with those of other sessions of this thread.
     fn touch_soon(&self) {
-        signs::tell(&self.registry, Touch::new(self.id));
+        together::touch(&self.registry, Touch::new(self.id));
     }
 
     /// A heartbeat that may be.
     fn heartbeat_soon(&self) {
-        signs::tell(&self.registry, Touch::heartbeat(self.id));
+        together::touch(&self.registry, Touch::heartbeat(self.id));
     }
 
     /// The hook for text frames: a sign of life, and all of it if the text is the literal
@@ -152,7 +152,7 @@ impl Connection {
 
     /// Leaves every room now, for a cause of its own.
     pub fn leave(&self, cause: Cause) {
-        signs::go();
+        together::go();
         // Sent unbounded, because it must not be lost; at most twice per connection.
         self.registry.do_send(LeaveAll::because(self.id, cause));
     }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::{
-    Connection,
+    Connection, together,
     ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake},
 };
 use crate::{
@@ -313,18 +313,18 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);
-    let joining = socket.me.registry().send(join).into_actor(socket);
+    let joining = together::join(socket.me.registry().clone(), join).into_actor(socket);
     let (join_ref, reference) = (Box::<str>::from(join_ref), owned(frame.r#ref.as_deref()));
     // What the room says waits in the mailbox meanwhile, so the answer comes before it.
     ctx.wait(joining.map(move |answer, socket, ctx| match answer {
-        Ok(Ok(_)) => {
+        Some(Ok(_)) => {
             let topic = room.as_str();
             ctx.text(phoenix::ok(Some(&join_ref), reference.as_deref(), topic));
             if let Some(before) = joined(socket, ctx, room.clone(), join_ref) {
                 ctx.text(phoenix::close(&before, topic));
             }
         }
-        Ok(Err(error)) => {
+        Some(Err(error)) => {
             let reason = match &error {
                 JoinError::Limit(LimitReached::TooManyRooms { .. }) => "too many channels joined",
                 JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
@@ -336,7 +336,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
             let (join_ref, reference) = (Some(&*join_ref), reference.as_deref());
             ctx.text(phoenix::refused(join_ref, reference, room.as_str(), reason));
         }
-        Err(_) => socket.lost(ctx),
+        None => socket.lost(ctx),
     }));
 }
 
