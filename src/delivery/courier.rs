@@ -269,11 +269,14 @@ impl Handler<Parcel> for Courier {
 
     fn handle(&mut self, Parcel(order, errand): Parcel, _: &mut Context<Self>) {
         let Some(mut errand) = errand else { return self.take(order, &mut Report::default()) };
+        let message = match &order {
+            Order::Message { message, .. } => Some(Arc::clone(message)),
+            _ => None,
+        };
         self.take(order, &mut errand.report);
-        if errand.report.listed.is_some() {
-            // When those who were woken by it have had their turn, and written it to their sockets.
-            actix::spawn(async { drop(errand) });
-        }
+        // It is done when those who were woken by it have had their turn, and written it to their
+        // sockets: who waits for that cannot fill their mailboxes.
+        actix::spawn(async { drop((message, errand)) });
     }
 }
 
