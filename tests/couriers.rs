@@ -43,9 +43,13 @@ impl Guest {
 
     /// Joins from its thread, as sessions do.
     async fn join(&self, t: &Harness, name: &'static str) {
+        self.join_as(t, name, Dialect::Raw).await;
+    }
+
+    async fn join_as(&self, t: &Harness, name: &'static str, dialect: Dialect) {
         let (connection, addr) = (self.connection.clone(), self.addr.clone());
         let join = on(&self.thread, move || connection.join(room(name), addr)).await;
-        t.registry.send(join).await.unwrap().unwrap();
+        t.registry.send(join.dialect(dialect)).await.unwrap().unwrap();
     }
 
     async fn leave(&self, t: &Harness, name: &str) {
@@ -125,6 +129,108 @@ async fn who_is_in_a_room_hears_what_is_said_there_and_nobody_else_does() {
     assert!(deliveries > 500, "{deliveries}");
 }
 
+/// What a client knows of a room after these frames: the version, if all of them follow each other.
+fn version(frames: &[String], mut known: Option<u64>) -> Option<u64> {
+    for frame in frames {
+        let frame: serde_json::Value = serde_json::from_str(frame).unwrap();
+        let (kind, payload) = (&frame["type"], &frame["payload"]);
+        if kind == "presence_diff" {
+            assert_eq!(payload["since"].as_u64(), known, "{frame}");
+        } else {
+            assert_eq!(kind, "presence_state");
+        }
+        known = payload["version"].as_u64();
+    }
+    known
+}
+
+#[actix::test]
+async fn lists_follow_each_other_on_every_thread_until_all_know_the_room() {
+    let t = Harness::new().await;
+    let threads = [Arbiter::new(), Arbiter::new(), Arbiter::new()];
+    let mut guests = Vec::new();
+    for n in 0..9 {
+        guests.push((Guest::new(&t, &threads[n % 3]).await, None));
+    }
+    let mut seed = fastrand::Rng::with_seed(11);
+    let mut inside = [false; 9];
+    for _ in 0..150 {
+        let who = seed.usize(..guests.len());
+        let (guest, known) = &mut guests[who];
+        inside[who] = seed.u8(..3) > 0;
+        if inside[who] {
+            guest.join_as(&t, "lobby", Dialect::Json(Feed::Diff)).await;
+        } else {
+            guest.leave(&t, "lobby").await;
+            *known = version(&guest.messages().await, *known);
+        }
+        if seed.bool() {
+            t.clock.advance(common::secs(1));
+            t.prune().await;
+        }
+    }
+    let snapshot = t.snapshot("lobby").await.unwrap();
+    for (who, (guest, known)) in guests.iter_mut().enumerate().filter(|(who, _)| inside[*who]) {
+        let mut tries = 0;
+        while *known != Some(snapshot.version()) {
+            tries += 1;
+            assert!(tries < 1000, "{who} knows {known:?} of {}", snapshot.version());
+            t.clock.advance(common::secs(1));
+            t.prune().await;
+            *known = version(&guest.messages().await, *known);
+        }
+    }
+}
+
+/// A session with the mailbox that actors have by themselves.
+struct Small(tokio::sync::mpsc::UnboundedSender<()>);
+
+impl Actor for Small {
+    type Context = Context<Self>;
+}
+
+impl Handler<ForwardMessage> for Small {
+    type Result = ();
+
+    fn handle(&mut self, _: ForwardMessage, _: &mut Context<Self>) {
+        let _ = self.0.send(());
+    }
+}
+
+impl Handler<Disconnect> for Small {
+    type Result = ();
+
+    fn handle(&mut self, msg: Disconnect, _: &mut Context<Self>) {
+        panic!("put out: {msg:?}");
+    }
+}
+
+#[actix::test]
+async fn a_burst_of_messages_fills_no_mailbox_of_a_session_that_takes_them() {
+    const SESSIONS: usize = 50;
+    const BURST: usize = 500;
+    let t = Harness::new().await;
+    let thread = Arbiter::new();
+    let (sender, mut taken) = tokio::sync::mpsc::unbounded_channel();
+    let mut connections = Vec::new();
+    for _ in 0..SESSIONS {
+        let connection = Arc::new(Connection::new(t.registry.clone()));
+        connections.push(connection.clone());
+        let session = Small(sender.clone());
+        let join = move || connection.join(room("lobby"), session.start());
+        let join = on(&thread.handle(), join).await;
+        t.registry.send(join).await.unwrap().unwrap();
+    }
+    for _ in 0..BURST {
+        t.registry.do_send(Publish::new(room("lobby"), "burst"));
+    }
+    for _ in 0..SESSIONS * BURST {
+        let next = tokio::time::timeout(common::secs(10), taken.recv());
+        next.await.expect("the next one within ten seconds").unwrap();
+    }
+    assert_eq!(t.snapshot("lobby").await.unwrap().anonymous_count(), SESSIONS);
+}
+
 #[actix::test]
 async fn a_thread_that_stands_still_holds_up_nobody_but_its_own() {
     let t = Harness::new().await;
@@ -139,8 +245,8 @@ async fn a_thread_that_stands_still_holds_up_nobody_but_its_own() {
     assert_eq!(t.say("lobby", "hello").await, 1, "who took it in time");
     assert_eq!(other.messages().await, ["hello"]);
     drop(let_go);
-    assert_eq!(one.messages().await, ["hello"], "it was only late");
     assert_eq!(t.say("lobby", "again").await, 2);
+    assert_eq!(one.messages().await, ["hello", "again"], "it was only late");
 }
 
 /// A session that handles nothing after its first frame, on a thread that goes on.

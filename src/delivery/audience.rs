@@ -25,6 +25,9 @@ const DUTY: u32 = 10;
 /// A room is quiet when nothing has changed for this part of its window.
 const QUIET: u32 = 8;
 
+/// A list waits for the one before to be handed out everywhere, but no longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The listeners of one room.
 pub(super) struct Audience {
     pub listeners: usize,
@@ -77,19 +80,22 @@ impl Audience {
         self.changed = now;
     }
 
-    /// When the next list may go out, as things are now; not while the last one is on its way.
+    /// When the next list may go out, as things are now, if there is anything to tell.
     pub fn next(&self, now: u64) -> Option<u64> {
-        if self.away > 0 || !self.owes && self.touched.is_empty() {
+        if !self.owes && self.touched.is_empty() {
             return None;
         }
-        if now >= self.latest {
-            return Some(now);
-        }
-        if now < self.patient {
-            return Some(self.latest);
-        }
-        let quiet = micros(window(self.listeners) / QUIET);
-        Some(self.earliest.max(self.changed + quiet).min(self.latest))
+        let next = if now >= self.latest {
+            now
+        } else if now < self.patient {
+            self.latest
+        } else {
+            let quiet = micros(window(self.listeners) / QUIET);
+            self.earliest.max(self.changed + quiet).min(self.latest)
+        };
+        // A thread that stands still holds up the others a little, and not for ever.
+        let away = if self.away > 0 { self.sent + micros(PATIENCE) } else { 0 };
+        Some(next.max(away).max(now))
     }
 
     /// Makes the next list, for so many threads.

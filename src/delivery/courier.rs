@@ -110,9 +110,15 @@ enum Knows {
 
 type Members = HashMap<ConnectionId, Knows, RandomState>;
 
+/// How many broadcasts are handed out before the sessions have their turn: fewer than the smallest
+/// mailbox takes.
+const TURN: usize = 8;
+
 /// Hands frames to sessions.
 #[derive(Default)]
 pub(crate) struct Courier {
+    /// How many broadcasts it has handed out since the sessions had their turn.
+    broadcasts: usize,
     sessions: HashMap<ConnectionId, Session, RandomState>,
     rooms: HashMap<RoomName, Members, RandomState>,
 }
@@ -166,8 +172,8 @@ impl Courier {
     fn connect(&mut self, connection: ConnectionId, serial: u32, outlet: Outlet) {
         match self.sessions.get_mut(&connection) {
             Some(known) if known.outlet.forward == outlet.forward => {
+                // What it has refused is not forgiven.
                 known.outlet.dialect = outlet.dialect;
-                (known.serial, known.ended) = (serial, false);
             }
             _ => drop(self.sessions.insert(connection, Session { outlet, serial, ended: false })),
         }
@@ -267,7 +273,7 @@ impl Actor for Courier {
 impl Handler<Parcel> for Courier {
     type Result = ();
 
-    fn handle(&mut self, Parcel(order, errand): Parcel, _: &mut Context<Self>) {
+    fn handle(&mut self, Parcel(order, errand): Parcel, ctx: &mut Context<Self>) {
         let Some(mut errand) = errand else { return self.take(order, &mut Report::default()) };
         let message = match &order {
             Order::Message { message, .. } => Some(Arc::clone(message)),
@@ -276,7 +282,12 @@ impl Handler<Parcel> for Courier {
         self.take(order, &mut errand.report);
         // It is done when those who were woken by it have had their turn, and written it to their
         // sockets: who waits for that cannot fill their mailboxes.
-        actix::spawn(async { drop((message, errand)) });
+        let done = actix::spawn(async { drop((message, errand)) });
+        self.broadcasts += 1;
+        if self.broadcasts == TURN {
+            self.broadcasts = 0;
+            ctx.wait(done.into_actor(self).map(|_, _, _| ()));
+        }
     }
 }
 

@@ -1,23 +1,37 @@
 //! The couriers that the registry has, and its own.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, dev::Request, prelude::*};
 
 use super::courier::{Courier, Errand, Farewell, HandOver, Order, Parcel, Report};
+use crate::model::micros;
 
-/// A thread that is so many broadcasts behind stands still: it gets no more messages until it goes on.
-const BEHIND: usize = 4096;
+/// A thread from which nothing comes back for so long stands still.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which courier a connection has; none is the registry's own, for sessions of unknown threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Desk(Option<u32>);
+
+/// What becomes of an order.
+pub(super) enum Sent {
+    /// It is done.
+    Back(Report),
+    /// It is under way, and what comes of it comes as a message.
+    Away,
+    /// Its thread has ended, or stands still for too long: it was not given.
+    Lost,
+}
 
 /// A courier on another thread.
 struct There {
     courier: Addr<Courier>,
     /// Where its reports go; shared with the errands under way, and so their number.
     home: Arc<WeakRecipient<Report>>,
+    /// How many were under way after the last was sent, and since when none has come back.
+    under_way: usize,
+    since: u64,
     /// How many connections it serves.
     connections: usize,
 }
@@ -43,8 +57,14 @@ impl Couriers {
         let free = known.or_else(|| self.there.iter().position(Option::is_none));
         let index = free.unwrap_or(self.there.len());
         self.there.resize_with(self.there.len().max(index + 1), || None);
-        let home = || There { courier, home: Arc::new(home.clone()), connections: 0 };
-        self.there[index].get_or_insert_with(home).connections += 1;
+        let there = || There {
+            courier,
+            home: Arc::new(home.clone()),
+            under_way: 0,
+            since: 0,
+            connections: 0,
+        };
+        self.there[index].get_or_insert_with(there).connections += 1;
         // Threads do not come in billions.
         Desk(u32::try_from(index).ok())
     }
@@ -62,25 +82,24 @@ impl Couriers {
 
     /// Gives an order of which nothing is to come back.
     pub fn tell(&mut self, desk: Desk, order: Order) {
-        match self.find(desk) {
+        match self.find_mut(desk) {
             None => self.here.take(order, &mut Report::default()),
             Some(there) => there.courier.do_send(Parcel(order, None)),
         }
     }
 
-    /// Gives an order; what comes of it is here already, or comes back as a message.
-    pub fn send(&mut self, desk: Desk, order: Order, mut report: Report) -> Option<Report> {
-        let Some(there) = self.find(desk) else {
+    /// Gives an order of which something is to come back, now or as a message.
+    pub fn send(&mut self, desk: Desk, order: Order, mut report: Report, now: u64) -> Sent {
+        let Some(there) = self.find_mut(desk) else {
             self.here.take(order, &mut report);
-            return Some(report);
+            return Sent::Back(report);
         };
-        if Arc::strong_count(&there.home) > BEHIND && matches!(order, Order::Message { .. }) {
-            metrics::counter!("presence_messages_dropped_total").increment(1);
-            return Some(report);
+        if there.stands_still(now) {
+            return Sent::Lost;
         }
         let errand = Errand { home: Arc::clone(&there.home), report };
         there.courier.do_send(Parcel(order, Some(errand)));
-        None
+        Sent::Away
     }
 
     /// Has all give up their sessions.
@@ -96,7 +115,19 @@ impl Couriers {
         self.here.is_idle() && self.there.iter().all(Option::is_none)
     }
 
-    fn find(&self, Desk(desk): Desk) -> Option<&There> {
-        self.there.get(desk? as usize)?.as_ref()
+    fn find_mut(&mut self, Desk(desk): Desk) -> Option<&mut There> {
+        self.there.get_mut(desk? as usize)?.as_mut()
+    }
+}
+
+impl There {
+    /// Whether it is of no use to give it another errand.
+    fn stands_still(&mut self, now: u64) -> bool {
+        let under_way = Arc::strong_count(&self.home) - 1;
+        if under_way == 0 || under_way < self.under_way {
+            self.since = now;
+        }
+        self.under_way = under_way + 1;
+        !self.courier.connected() || now.saturating_sub(self.since) > micros(PATIENCE)
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use actix::dev::Request;
+use futures_util::future::join_all;
 
 use super::courier::{Courier, Farewell, HandOver};
 use crate::{messages::Disconnect, model::Cause};
@@ -32,9 +33,10 @@ impl Farewells {
 
     /// Orders them to close; answers when all have been told.
     pub async fn say(mut self) {
-        for courier in self.elsewhere {
-            // A thread that has ended has no sessions.
-            self.sessions.extend(courier.timeout(PATIENCE).await.unwrap_or_default());
+        let couriers = self.elsewhere.into_iter().map(|courier| courier.timeout(PATIENCE));
+        for sessions in join_all(couriers).await {
+            // A thread that has ended has none.
+            self.sessions.extend(sessions.unwrap_or_default());
         }
         self.sessions.sort_unstable_by_key(|(connection, _)| *connection);
         let order = Disconnect { code: self.code, cause: Cause::Shutdown };

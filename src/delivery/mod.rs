@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 use self::{
     audience::Audience,
     courier::Order,
-    couriers::{Couriers, Desk},
+    couriers::{Couriers, Desk, Sent},
     frames::Published,
 };
 pub(crate) use self::{
@@ -45,7 +45,7 @@ use crate::{
 /// A connection that has an outlet.
 struct Stay {
     desk: Desk,
-    /// Tells it from earlier ones of the same id.
+    /// Tells it from earlier stays of the same id.
     serial: u32,
     dialect: Dialect,
     /// Its rooms, and whether it listens to who is there.
@@ -129,17 +129,18 @@ impl Delivery {
         courier: Option<Addr<Courier>>,
         now: u64,
     ) {
-        self.serial = self.serial.wrapping_add(1);
-        let (name, serial, dialect) = (room.room(), self.serial, outlet.dialect);
+        let (name, dialect) = (room.room(), outlet.dialect);
         let listens = !matches!(dialect, Dialect::Raw | Dialect::Json(Feed::None));
         // In this order, as what it knew of the room may have been something else.
         self.exit(name, connection);
-        let couriers = &mut self.couriers;
+        let Self { couriers, serial, .. } = self;
         let stay = self.stays.entry(connection).or_insert_with(|| {
+            *serial = serial.wrapping_add(1);
             let desk = couriers.hire(courier);
-            Stay { desk, serial, dialect, rooms: Few::default() }
+            Stay { desk, serial: *serial, dialect, rooms: Few::default() }
         });
-        (stay.serial, stay.dialect) = (serial, dialect);
+        let serial = stay.serial;
+        stay.dialect = dialect;
         stay.rooms.push((name.clone(), listens));
         couriers.tell(stay.desk, Order::Connect { connection, serial, outlet });
         couriers.tell(stay.desk, Order::Enter { connection, room: name.clone(), listens });
@@ -206,6 +207,7 @@ impl Delivery {
         content: Content,
         from: Option<json::Sender>,
         except: Option<ConnectionId>,
+        now: u64,
     ) -> (Taking, Refused) {
         let mut refused = Refused::default();
         let Some(route) = self.routes.get(room) else { return (Taking::none(), refused) };
@@ -214,8 +216,10 @@ impl Delivery {
         let message = Arc::new(message);
         for (desk, _) in &route.desks {
             let order = Order::Message { message: Arc::clone(&message), except };
-            if let Some(report) = self.couriers.send(*desk, order, Report::default()) {
-                refused.extend(self.refused(report));
+            match self.couriers.send(*desk, order, Report::default(), now) {
+                Sent::Back(report) => refused.extend(self.refused(report)),
+                Sent::Away => {}
+                Sent::Lost => refused.slow.extend(self.connections_of(*desk)),
             }
         }
         (taking, refused)
@@ -274,8 +278,10 @@ impl Delivery {
         for (desk, _) in desks.clone() {
             let order = Order::List { list: Arc::clone(&list), now };
             let report = Report { listed: Some(name.clone()), ..Report::default() };
-            if let Some(report) = self.couriers.send(desk, order, report) {
-                refused.extend(self.returned(report, now));
+            match self.couriers.send(desk, order, report, now) {
+                Sent::Back(report) => refused.extend(self.returned(report, now)),
+                Sent::Away => {}
+                Sent::Lost => refused.slow.extend(self.connections_of(desk)),
             }
         }
         self.lists_sent.add(1);
@@ -303,16 +309,21 @@ impl Delivery {
         Refused { slow: current(slow), gone: current(gone) }
     }
 
+    fn connections_of(&self, desk: Desk) -> impl Iterator<Item = ConnectionId> {
+        let served = self.stays.iter().filter(move |(_, stay)| stay.desk == desk);
+        served.map(|(connection, _)| *connection)
+    }
+
     fn audience(&mut self, room: &RoomName) -> Option<&mut Audience> {
         self.routes.get_mut(room)?.audience.as_deref_mut()
     }
 
     fn schedule(&mut self, room: &RoomName, now: u64) {
         let Some(audience) = self.audience(room) else { return };
-        if audience.due.is_none()
-            && let Some(due) = audience.next(now)
-        {
-            audience.due = Some(due);
+        let Some(due) = audience.next(now) else { return };
+        if audience.due.is_none_or(|known| due < known) {
+            let known = audience.due.replace(due);
+            known.map(|known| self.due.remove(&(known, room.clone())));
             self.due.insert((due, room.clone()));
         }
     }

@@ -68,7 +68,7 @@ async fn run(steps: Vec<Step>) {
             }
             _ => {
                 let (taking, refused) =
-                    delivery.publish(&name(room), Content::Text("hello".into()), None, None);
+                    delivery.publish(&name(room), Content::Text("hello".into()), None, None, 0);
                 assert!(refused.slow.is_empty() && refused.gone.is_empty());
                 let hear: Vec<_> = inside.iter().filter(|(one, _)| *one == room).collect();
                 assert_eq!(taking.count(std::time::Duration::ZERO).await, hear.len());

@@ -298,11 +298,15 @@ impl Mirror {
         self.dirty.mark_one(room, connection);
     }
 
+    /// Has all signs of life written.
+    pub fn sweep_all(&mut self) {
+        self.dirty.sweep(usize::MAX);
+    }
+
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
     /// Tries at once, also after a failure.
-    pub fn flush(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub fn commit(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
-        self.dirty.sweep(usize::MAX);
         self.pace.wait_no_longer();
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver

@@ -255,7 +255,7 @@ impl RoomRegistry {
         except: Option<ConnectionId>,
         now: Moment,
     ) -> Taking {
-        let (taking, refused) = self.delivery.publish(room, content, from, except);
+        let (taking, refused) = self.delivery.publish(room, content, from, except, now.monotonic);
         self.put_out(&refused, now);
         taking
     }

@@ -111,14 +111,18 @@ impl RoomRegistry {
         }
     }
 
-    pub(super) fn flush(
-        &mut self,
-        ctx: &mut Context<Self>,
-    ) -> oneshot::Receiver<Result<(), FlushError>> {
-        let flushed = self.mirror.flush();
+    /// Has everything written, signs of life and all.
+    fn flush(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+        self.mirror.sweep_all();
+        self.commit(ctx)
+    }
+
+    /// Has all changes written.
+    fn commit(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+        let committed = self.mirror.commit();
         let now = self.clock.now();
         self.write(ctx, now);
-        flushed
+        committed
     }
 }
 
@@ -138,9 +142,9 @@ impl Handler<PruneRooms> for RoomRegistry {
         let now = self.clock.now().utc();
         let writer = self.mirror.writer().clone();
         // A room that is empty in memory may still have presences in rows that wait to be deleted.
-        let flushed = self.flush(ctx);
+        let committed = self.commit(ctx);
         let pruned = async move {
-            flushed.await.unwrap_or(Err(CLOSED))?;
+            committed.await.unwrap_or(Err(CLOSED))?;
             told(writer.prune_rooms.send(PruneRoomRows { now }).await)
         };
         Box::pin(pruned.into_actor(self))

@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use super::{error::ApiError, state::ServerState};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 21] = [
+const COUNTERS: [(&str, &str); 20] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -17,7 +17,6 @@ const COUNTERS: [(&str, &str); 21] = [
     ("presence_messages_total", "Messages published to rooms."),
     ("presence_deliveries_total", "Messages taken by members."),
     ("presence_fan_out_microseconds_total", "Time spent handing messages to members."),
-    ("presence_messages_dropped_total", "Messages not given to a thread that stands still."),
     ("presence_slow_consumers_total", "Members put out because they took nothing."),
     ("presence_changes_coalesced_total", "Changes that went out with a later one."),
     ("presence_lists_sent_total", "Frames about who is there, each encoded once and shared."),

@@ -154,14 +154,11 @@ impl Protocol for Member {
             Ok(ClientFrame::Heartbeat) => socket.me.heartbeat_soon(),
             Ok(ClientFrame::Message(payload)) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
-                let publish = publish.from(socket.me.id());
-                let published = socket.me.registry().send(publish).into_actor(socket);
-                // The next frame is read when the registry has taken this one.
-                ctx.wait(published.map(|answer, socket, ctx| match answer {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => ctx.text(json::error("not_a_member", &error.to_string())),
-                    Err(_) => socket.lost(ctx),
-                }));
+                socket.say(ctx, publish, |ctx, answer| {
+                    if let Err(error) = answer {
+                        ctx.text(json::error("not_a_member", &error.to_string()));
+                    }
+                });
             }
             Ok(ClientFrame::Update(info)) => update(socket, ctx, info),
             Err(bad) => ctx.text(json::error(bad.code(), &bad.to_string())),

@@ -382,16 +382,14 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
     let (room, join_ref) = (channel.room.clone(), channel.join_ref.clone());
     let reference = owned(frame.r#ref.as_deref());
     let publish = Publish::event(room.clone(), frame.event.into_owned(), frame.payload.to_owned());
-    let published = socket.me.registry().send(publish.from(socket.me.id())).into_actor(socket);
-    ctx.wait(published.map(move |answer, socket, ctx| {
+    socket.say(ctx, publish, move |ctx, answer| {
         let (reference, topic) = (reference.as_deref(), room.as_str());
         match answer {
-            Ok(Ok(_)) if reference.is_none() => {}
-            Ok(Ok(_)) => ctx.text(phoenix::ok(Some(&join_ref), reference, topic)),
-            Ok(Err(_)) => ctx.text(phoenix::refused(None, reference, topic, "unmatched topic")),
-            Err(_) => socket.lost(ctx),
+            Ok(_) if reference.is_none() => {}
+            Ok(_) => ctx.text(phoenix::ok(Some(&join_ref), reference, topic)),
+            Err(_) => ctx.text(phoenix::refused(None, reference, topic, "unmatched topic")),
         }
-    }));
+    });
 }
 
 impl Channel {

@@ -25,12 +25,15 @@ use super::{
     rate::Rate,
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, JoinError},
+    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish},
     model::Cause,
 };
 
 /// Frames that may wait for a session before it counts as too slow.
 const MAILBOX: usize = 256;
+/// Messages of a client that may be on their way before its next frame waits: meanwhile it hears nothing
+/// either, and so few never make it wait.
+const SAYING: usize = 16;
 /// How long a peer may take to answer our close frame.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -139,6 +142,8 @@ pub(super) struct Socket<P> {
     /// The fragments of a text so far.
     fragments: Vec<u8>,
     closing: bool,
+    /// How many messages of the client are on their way.
+    saying: usize,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -175,9 +180,18 @@ impl<P: Protocol> Socket<P> {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, too_big) = Guard::new(payload, max_frame_size);
         let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
-        let (heard, fragments, closing) = (Instant::now(), Vec::new(), false);
-        let socket =
-            Self { me, protocol, heard, rate, ping_interval, too_big, fragments, closing, _place };
+        let socket = Self {
+            me,
+            protocol,
+            heard: Instant::now(),
+            rate,
+            ping_interval,
+            too_big,
+            fragments: Vec::new(),
+            closing: false,
+            saying: 0,
+            _place,
+        };
         let codec = Codec::new().max_size(max_frame_size);
         ws::WebsocketContext::with_codec(socket, guarded, codec)
     }
@@ -192,6 +206,31 @@ impl<P: Protocol> Socket<P> {
         let description = Some(cause.as_str().to_owned());
         ctx.close(Some(ws::CloseReason { code: code.into(), description }));
         ctx.run_later(FAREWELL, |_, ctx| ctx.stop());
+    }
+
+    /// Publishes what the client says, and does something with the answer. With so much of it on its
+    /// way, the client's next frame waits for that.
+    pub fn say(
+        &mut self,
+        ctx: &mut Ctx<P>,
+        publish: Publish,
+        then: impl FnOnce(&mut Ctx<P>, Result<usize, NotAMember>) + 'static,
+    ) {
+        self.saying += 1;
+        let said = self.me.registry().send(publish.from(self.me.id())).into_actor(self);
+        let said = said.map(|answer, socket, ctx| {
+            socket.saying -= 1;
+            match answer {
+                _ if socket.closing => {}
+                Ok(answer) => then(ctx, answer),
+                Err(_) => socket.lost(ctx),
+            }
+        });
+        if self.saying < SAYING {
+            ctx.spawn(said);
+        } else {
+            ctx.wait(said);
+        }
     }
 
     /// The registry does not answer any more.
