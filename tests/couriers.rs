@@ -249,6 +249,30 @@ async fn a_thread_that_stands_still_holds_up_nobody_but_its_own() {
     assert_eq!(one.messages().await, ["hello", "again"], "it was only late");
 }
 
+#[actix::test]
+async fn the_sessions_of_a_thread_that_stands_still_for_too_long_are_put_out() {
+    let mut t = Harness::new().await;
+    let [still, moving] = [Arbiter::new(), Arbiter::new()];
+    let [one, mut other] = [Guest::new(&t, &still).await, Guest::new(&t, &moving).await];
+    for guest in [&one, &other] {
+        guest.join(&t, "lobby").await;
+    }
+    t.changes().await;
+    let (let_go, go) = mpsc::channel::<()>();
+    assert!(still.spawn_fn(move || _ = go.recv()));
+    for said in 0..300 {
+        t.registry.do_send(Publish::new(room("lobby"), said.to_string()));
+    }
+    assert!(t.changes().await.is_empty(), "it may go on yet");
+    t.clock.advance(common::secs(11));
+    assert_eq!(t.say("lobby", "still?").await, 1);
+    let [change] = &t.changes().await[..] else { panic!("one change") };
+    assert_eq!(change.cause(), Some(Cause::SlowConsumer));
+    assert_eq!(change.removed().unwrap().connection, one.connection.id());
+    assert_eq!(other.messages().await.len(), 301);
+    drop(let_go);
+}
+
 /// A session that handles nothing after its first frame, on a thread that goes on.
 struct Busy(tokio::sync::mpsc::UnboundedSender<Disconnect>);
 

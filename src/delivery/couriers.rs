@@ -7,7 +7,8 @@ use actix::{WeakRecipient, dev::Request, prelude::*};
 use super::courier::{Courier, Errand, Farewell, HandOver, Order, Parcel, Report};
 use crate::model::micros;
 
-/// A thread from which nothing comes back for so long stands still.
+/// A thread with so many errands under way, of which none comes back for so long, stands still.
+const MANY: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which courier a connection has; none is the registry's own, for sessions of unknown threads.
@@ -127,7 +128,12 @@ impl There {
         if under_way == 0 || under_way < self.under_way {
             self.since = now;
         }
+        // By time alone, a process that was stopped would find all its threads so.
+        let still = under_way >= MANY && now.saturating_sub(self.since) > micros(PATIENCE);
+        if still || !self.courier.connected() {
+            return true;
+        }
         self.under_way = under_way + 1;
-        !self.courier.connected() || now.saturating_sub(self.since) > micros(PATIENCE)
+        false
     }
 }

@@ -57,6 +57,12 @@ impl Publish {
     }
 }
 
+/// A [`Publish`] of a session that hears nothing until it is answered: that is soon, even if some thread
+/// has not handed the message out yet.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<usize, NotAMember>")]
+pub(crate) struct Say(pub Publish);
+
 /// What is published.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

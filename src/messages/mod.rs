@@ -10,6 +10,7 @@ mod membership;
 mod observing;
 mod queries;
 
+pub(crate) use delivered::Say;
 pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };

@@ -10,7 +10,7 @@ use crate::{
     delivery::{Outlet, Taking},
     messages::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-        NotAMember, PrunePresences, PruneReport, Pruned, Publish, Together, Touch, UpdateInfo,
+        NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
     },
     mirror::Memory,
     model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign},
@@ -20,6 +20,8 @@ use crate::{
 /// How long a message may take to be handed to all threads that have members of its room, before its
 /// sender is told of those who took it so far.
 const COUNTING: Duration = Duration::from_secs(1);
+/// The same where the sender is a session that hears nothing meanwhile.
+const HOLDING_UP: Duration = Duration::from_millis(50);
 
 impl Handler<Admit> for RoomRegistry {
     type Result = Reply<Result<(), JoinError>>;
@@ -205,13 +207,30 @@ impl Handler<Publish> for RoomRegistry {
     type Result = Reply<Result<usize, NotAMember>>;
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        let taking = self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx));
-        taking.then(|taking| async { Ok(taking?.count(COUNTING).await) })
+        self.publish_and_count(msg, COUNTING, ctx)
+    }
+}
+
+impl Handler<Say> for RoomRegistry {
+    type Result = Reply<Result<usize, NotAMember>>;
+
+    fn handle(&mut self, Say(msg): Say, ctx: &mut Context<Self>) -> Self::Result {
+        self.publish_and_count(msg, HOLDING_UP, ctx)
     }
 }
 
 impl RoomRegistry {
+    fn publish_and_count(
+        &mut self,
+        msg: Publish,
+        patience: Duration,
+        ctx: &mut Context<Self>,
+    ) -> Reply<Result<usize, NotAMember>> {
+        let room = msg.room.clone();
+        let taking = self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx));
+        taking.then(move |taking| async move { Ok(taking?.count(patience).await) })
+    }
+
     fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<Taking, NotAMember> {
         let now = self.clock.now();
         let Publish { room, content, from, except } = msg;

@@ -25,15 +25,12 @@ use super::{
     rate::Rate,
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish},
+    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish, Say},
     model::Cause,
 };
 
 /// Frames that may wait for a session before it counts as too slow.
 const MAILBOX: usize = 256;
-/// Messages of a client that may be on their way before its next frame waits: meanwhile it hears nothing
-/// either, and so few never make it wait.
-const SAYING: usize = 16;
 /// How long a peer may take to answer our close frame.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -142,8 +139,6 @@ pub(super) struct Socket<P> {
     /// The fragments of a text so far.
     fragments: Vec<u8>,
     closing: bool,
-    /// How many messages of the client are on their way.
-    saying: usize,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -189,7 +184,6 @@ impl<P: Protocol> Socket<P> {
             too_big,
             fragments: Vec::new(),
             closing: false,
-            saying: 0,
             _place,
         };
         let codec = Codec::new().max_size(max_frame_size);
@@ -208,29 +202,19 @@ impl<P: Protocol> Socket<P> {
         ctx.run_later(FAREWELL, |_, ctx| ctx.stop());
     }
 
-    /// Publishes what the client says, and does something with the answer. With so much of it on its
-    /// way, the client's next frame waits for that.
+    /// Publishes what the client says, and does something with the answer. Its next frame waits for
+    /// that, which is the back pressure.
     pub fn say(
         &mut self,
         ctx: &mut Ctx<P>,
         publish: Publish,
         then: impl FnOnce(&mut Ctx<P>, Result<usize, NotAMember>) + 'static,
     ) {
-        self.saying += 1;
-        let said = self.me.registry().send(publish.from(self.me.id())).into_actor(self);
-        let said = said.map(|answer, socket, ctx| {
-            socket.saying -= 1;
-            match answer {
-                _ if socket.closing => {}
-                Ok(answer) => then(ctx, answer),
-                Err(_) => socket.lost(ctx),
-            }
-        });
-        if self.saying < SAYING {
-            ctx.spawn(said);
-        } else {
-            ctx.wait(said);
-        }
+        let said = self.me.registry().send(Say(publish.from(self.me.id())));
+        ctx.wait(said.into_actor(self).map(|answer, socket, ctx| match answer {
+            Ok(answer) => then(ctx, answer),
+            Err(_) => socket.lost(ctx),
+        }));
     }
 
     /// The registry does not answer any more.
