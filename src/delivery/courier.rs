@@ -30,13 +30,12 @@ pub(crate) struct Outlet {
 
 /// What a courier is to do.
 pub(super) enum Order {
-    /// This is how to reach the connection; with a number, as another may be of the same id.
-    Connect { connection: ConnectionId, serial: u32, outlet: Outlet },
-    /// It is in the room, and is owed its state if it `listens`.
-    Enter { connection: ConnectionId, room: RoomName, listens: bool },
+    /// The connection is in the room, is owed its state if it `listens`, and is reached like this; with
+    /// a number, as another may be of the same id.
+    Enter { connection: ConnectionId, room: RoomName, listens: bool, serial: u32, outlet: Outlet },
     /// It is not in the room any more.
     Exit { connection: ConnectionId, room: RoomName },
-    /// It has to know that it is not in the room any more.
+    /// It has to know that it is not in the room any more, if its dialect has a word for that.
     Close { connection: ConnectionId, room: RoomName },
     /// It is nowhere any more, and is to close if it does not know.
     End { connection: ConnectionId, rooms: Few<(RoomName, bool)>, order: Option<Disconnect> },
@@ -126,19 +125,19 @@ pub(crate) struct Courier {
 impl Courier {
     pub(super) fn take(&mut self, order: Order, report: &mut Report) {
         match order {
-            Order::Connect { connection, serial, outlet } => {
+            Order::Enter { connection, room, listens, serial, outlet } => {
                 self.connect(connection, serial, outlet);
-            }
-            Order::Enter { connection, room, listens } => {
                 let knows = if listens { Knows::Owed { refused: None } } else { Knows::Nothing };
                 self.rooms.entry(room).or_default().insert(connection, knows);
             }
             Order::Exit { connection, room } => self.exit(connection, &room),
             Order::Close { connection, room } => {
-                if let Some(session) = self.sessions.get(&connection) {
+                if let Some(Session { outlet, .. }) = self.sessions.get(&connection)
+                    && outlet.dialect == Dialect::Phoenix
+                {
                     let (kind, payload) = (Forwarded::Closed, ByteString::new());
                     // Once per stay, so it may go past a full mailbox.
-                    session.outlet.forward.do_send(ForwardMessage { room, kind, payload });
+                    outlet.forward.do_send(ForwardMessage { room, kind, payload });
                 }
             }
             Order::End { connection, rooms, order } => {

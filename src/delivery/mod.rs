@@ -47,7 +47,6 @@ struct Stay {
     desk: Desk,
     /// Tells it from earlier stays of the same id.
     serial: u32,
-    dialect: Dialect,
     /// Its rooms, and whether it listens to who is there.
     rooms: Few<(RoomName, bool)>,
 }
@@ -129,21 +128,20 @@ impl Delivery {
         courier: Option<Addr<Courier>>,
         now: u64,
     ) {
-        let (name, dialect) = (room.room(), outlet.dialect);
-        let listens = !matches!(dialect, Dialect::Raw | Dialect::Json(Feed::None));
+        let name = room.room();
+        let listens = !matches!(outlet.dialect, Dialect::Raw | Dialect::Json(Feed::None));
         // In this order, as what it knew of the room may have been something else.
         self.exit(name, connection);
         let Self { couriers, serial, .. } = self;
         let stay = self.stays.entry(connection).or_insert_with(|| {
             *serial = serial.wrapping_add(1);
             let desk = couriers.hire(courier);
-            Stay { desk, serial: *serial, dialect, rooms: Few::default() }
+            Stay { desk, serial: *serial, rooms: Few::default() }
         });
-        let serial = stay.serial;
-        stay.dialect = dialect;
         stay.rooms.push((name.clone(), listens));
-        couriers.tell(stay.desk, Order::Connect { connection, serial, outlet });
-        couriers.tell(stay.desk, Order::Enter { connection, room: name.clone(), listens });
+        let (room_name, serial) = (name.clone(), stay.serial);
+        let order = Order::Enter { connection, room: room_name, listens, serial, outlet };
+        couriers.tell(stay.desk, order);
         let route = self.routes.entry(name.clone()).or_default();
         route.count(stay.desk);
         if listens {
@@ -195,7 +193,7 @@ impl Delivery {
     /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.
     pub fn close_room(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
         let Some(stay) = self.stays.get(&connection) else { return };
-        if stay.dialect == Dialect::Phoenix && close_code(cause).is_some() {
+        if close_code(cause).is_some() {
             self.couriers.tell(stay.desk, Order::Close { connection, room: room.clone() });
         }
     }

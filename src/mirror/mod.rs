@@ -306,10 +306,8 @@ impl Mirror {
     /// Waits until everything marked so far is committed, and asks the database even if nothing is.
     /// Tries at once, also after a failure.
     pub fn commit(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
-        let (reply, receiver) = oneshot::channel();
         self.pace.wait_no_longer();
-        self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
-        receiver
+        self.wait()
     }
 
     /// Waits until the presences marked so far are committed, unless the database is in trouble.
@@ -317,9 +315,13 @@ impl Mirror {
         if self.trouble.is_some() || self.dirty.is_empty() && self.in_flight.is_none() {
             return None;
         }
+        Some(self.wait())
+    }
+
+    fn wait(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
-        Some(receiver)
+        receiver
     }
 
     /// The time to wait after a failure is over.
