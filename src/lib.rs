@@ -17,6 +17,7 @@ mod clock;
 mod cluster;
 mod config;
 mod delivery;
+mod log_limit;
 pub mod messages;
 pub mod mirror;
 pub mod model;

@@ -1,0 +1,65 @@
+//! Log lines that others can cause as often as they please, let through at a bounded rate.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+/// How far apart two lines of one [`LogLimit`] are.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Lets one line a minute through and counts those in between; one `static` for each kind of line.
+///
+/// ```text
+/// static REFUSED: LogLimit = LogLimit::new();
+/// if let Some(suppressed) = REFUSED.pass() {
+///     tracing::warn!(suppressed, "a page of another origin was refused (--allow-origin)");
+/// }
+/// ```
+#[derive(Debug)]
+pub(crate) struct LogLimit {
+    /// When the last line was let through, in milliseconds since the first use of any limit, plus one;
+    /// 0 for never.
+    last: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl LogLimit {
+    pub const fn new() -> Self {
+        Self { last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+
+    /// Whether a line may be written now: how many were suppressed since the last one.
+    pub fn pass(&self) -> Option<u64> {
+        static START: OnceLock<Instant> = OnceLock::new();
+        self.pass_at(START.get_or_init(Instant::now).elapsed())
+    }
+
+    fn pass_at(&self, now: Duration) -> Option<u64> {
+        // A process does not live for half a billion years.
+        let now = now.as_millis() as u64 + 1;
+        let last = self.last.load(Relaxed);
+        let due = last == 0 || now >= last + INTERVAL.as_millis() as u64;
+        // Of threads that come at once, one writes.
+        if due && self.last.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+            return Some(self.suppressed.swap(0, Relaxed));
+        }
+        self.suppressed.fetch_add(1, Relaxed);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_minute_passes_and_says_how_many_did_not() {
+        let limit = LogLimit::new();
+        let at = |secs| limit.pass_at(Duration::from_secs(secs));
+        assert_eq!([0, 1, 59, 60, 61, 200].map(at), [Some(0), None, None, Some(2), None, Some(1)]);
+    }
+}
