@@ -60,7 +60,7 @@ impl Guest {
     /// What reached it since it was asked last.
     async fn messages(&mut self) -> Vec<String> {
         let payload = ByteString::from_static("marker");
-        let marker = ForwardMessage { room: room("-"), kind: Forwarded::Message, payload };
+        let marker = ForwardMessage::new(room("-"), Forwarded::Message, payload);
         // The mailbox is a queue: what was sent before is handled before.
         self.addr.send(marker).await.unwrap();
         let heard = std::iter::from_fn(|| self.heard.now());

@@ -13,7 +13,7 @@ use bytestring::ByteString;
 use super::frames::{Presences, Published};
 use crate::{
     clock::Stopwatch,
-    messages::{Dialect, Disconnect, Feed, ForwardMessage, Forwarded},
+    messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::{ConnectionId, Few, RoomName, micros},
 };
 
@@ -26,6 +26,8 @@ pub(crate) struct Outlet {
     pub forward: Recipient<ForwardMessage>,
     pub disconnect: Option<Recipient<Disconnect>>,
     pub dialect: Dialect,
+    /// How many bytes of frames may wait for it.
+    pub backlog_limit: usize,
 }
 
 /// What a courier is to do.
@@ -92,6 +94,7 @@ pub(super) struct Parcel(pub Order, pub Option<Errand>);
 
 struct Session {
     outlet: Outlet,
+    backlog: Arc<Backlog>,
     serial: u32,
     /// It has refused a message, or is no more, and the registry has been told.
     ended: bool,
@@ -135,9 +138,8 @@ impl Courier {
                 if let Some(Session { outlet, .. }) = self.sessions.get(&connection)
                     && outlet.dialect == Dialect::Phoenix
                 {
-                    let (kind, payload) = (Forwarded::Closed, ByteString::new());
                     // Once per stay, so it may go past a full mailbox.
-                    outlet.forward.do_send(ForwardMessage { room, kind, payload });
+                    outlet.forward.do_send(ForwardMessage::new(room, Forwarded::Closed, ""));
                 }
             }
             Order::End { connection, rooms, order } => {
@@ -174,7 +176,11 @@ impl Courier {
                 // What it has refused is not forgiven.
                 known.outlet.dialect = outlet.dialect;
             }
-            _ => drop(self.sessions.insert(connection, Session { outlet, serial, ended: false })),
+            _ => {
+                let backlog = Backlog::new(outlet.backlog_limit);
+                let session = Session { outlet, backlog, serial, ended: false };
+                self.sessions.insert(connection, session);
+            }
         }
     }
 
@@ -194,16 +200,17 @@ impl Courier {
             let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
                 continue;
             };
-            let (kind, payload) = (Forwarded::Message, message.frame(session.outlet.dialect));
-            let forward = ForwardMessage { room: message.room().clone(), kind, payload };
-            let refused = match session.outlet.forward.try_send(forward) {
-                Ok(()) => {
-                    taken += 1;
-                    continue;
-                }
-                Err(SendError::Full(_)) => &mut report.slow,
-                Err(SendError::Closed(_)) => &mut report.gone,
-            };
+            let payload = message.frame(session.outlet.dialect);
+            let reservation = session.backlog.reserve(payload.len());
+            let refused =
+                match session.send(message.room(), Forwarded::Message, payload, reservation) {
+                    Ok(()) => {
+                        taken += 1;
+                        continue;
+                    }
+                    Err(Refusal::Full) => &mut report.slow,
+                    Err(Refusal::Closed) => &mut report.gone,
+                };
             session.ended = true;
             refused.push((*connection, session.serial));
         }
@@ -225,18 +232,17 @@ impl Courier {
             let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
                 continue;
             };
-            let Some((kind, payload)) = frame(list, session.outlet.dialect, current) else {
+            let Some(part) = part(session.outlet.dialect, current) else {
                 *knows = Knows::Current;
                 continue;
             };
-            let forward = ForwardMessage { room: list.room().clone(), kind, payload };
-            match session.outlet.forward.try_send(forward) {
+            match session.send_list(list, part) {
                 Ok(()) => *knows = Knows::Current,
-                Err(SendError::Closed(_)) => {
+                Err(Refusal::Closed) => {
                     session.ended = true;
                     report.gone.push((*connection, session.serial));
                 }
-                Err(SendError::Full(_)) => {
+                Err(Refusal::Full) => {
                     let since = since.unwrap_or(now);
                     *knows = Knows::Owed { refused: Some(since) };
                     if now.saturating_sub(since) >= micros(PATIENCE) {
@@ -252,17 +258,77 @@ impl Courier {
     }
 }
 
-/// The frame of a list for who knows the last one, or does not; none for a dialect without lists.
-fn frame(list: &Presences, dialect: Dialect, current: bool) -> Option<(Forwarded, ByteString)> {
+/// Why a frame did not reach a session.
+enum Refusal {
+    /// Its mailbox is full, or its backlog.
+    Full,
+    /// Its actor has stopped.
+    Closed,
+}
+
+/// What a listener gets of a list.
+#[derive(Clone, Copy)]
+enum Part {
+    FullState,
+    Count,
+    State,
+    Diff,
+    PhoenixState,
+    PhoenixDiff,
+}
+
+/// What a listener of the dialect gets that knows the list before, or does not; none for a dialect
+/// without lists.
+fn part(dialect: Dialect, current: bool) -> Option<Part> {
     Some(match (dialect, current) {
         (Dialect::Raw | Dialect::Json(Feed::None), _) => return None,
-        (Dialect::Json(Feed::Full), _) => (Forwarded::State, list.full()),
-        (Dialect::Json(Feed::Count), _) => (Forwarded::State, list.count()),
-        (Dialect::Json(Feed::Diff), false) => (Forwarded::State, list.state()),
-        (Dialect::Json(Feed::Diff), true) => (Forwarded::Diff, list.diff()),
-        (Dialect::Phoenix, false) => (Forwarded::State, list.phoenix_state()),
-        (Dialect::Phoenix, true) => (Forwarded::Diff, list.phoenix_diff()),
+        (Dialect::Json(Feed::Full), _) => Part::FullState,
+        (Dialect::Json(Feed::Count), _) => Part::Count,
+        (Dialect::Json(Feed::Diff), false) => Part::State,
+        (Dialect::Json(Feed::Diff), true) => Part::Diff,
+        (Dialect::Phoenix, false) => Part::PhoenixState,
+        (Dialect::Phoenix, true) => Part::PhoenixDiff,
     })
+}
+
+impl Session {
+    /// Sends a list. A whole state has a place of its own in the backlog, and is only encoded if that is
+    /// free; diffs and counts are frames like others.
+    fn send_list(&self, list: &Presences, part: Part) -> Result<(), Refusal> {
+        let (kind, encode): (_, fn(&Presences) -> ByteString) = match part {
+            Part::FullState => (Forwarded::State, Presences::full),
+            Part::State => (Forwarded::State, Presences::state),
+            Part::PhoenixState => (Forwarded::State, Presences::phoenix_state),
+            Part::Count => (Forwarded::State, Presences::count),
+            Part::Diff => (Forwarded::Diff, Presences::diff),
+            Part::PhoenixDiff => (Forwarded::Diff, Presences::phoenix_diff),
+        };
+        let whole = matches!(part, Part::FullState | Part::State | Part::PhoenixState);
+        let (payload, reservation) = if whole {
+            let place = self.backlog.reserve_state().ok_or(Refusal::Full)?;
+            (encode(list), Some(place))
+        } else {
+            let frame = encode(list);
+            let room = self.backlog.reserve(frame.len());
+            (frame, room)
+        };
+        self.send(list.room(), kind, payload, reservation)
+    }
+
+    fn send(
+        &self,
+        room: &RoomName,
+        kind: Forwarded,
+        payload: ByteString,
+        reservation: Option<Reservation>,
+    ) -> Result<(), Refusal> {
+        let reservation = Some(reservation.ok_or(Refusal::Full)?);
+        let forward = ForwardMessage { room: room.clone(), kind, payload, reservation };
+        self.outlet.forward.try_send(forward).map_err(|error| match error {
+            SendError::Full(_) => Refusal::Full,
+            SendError::Closed(_) => Refusal::Closed,
+        })
+    }
 }
 
 impl Actor for Courier {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    messages::{ForwardMessage, Forwarded},
+    messages::{DEFAULT_BACKLOG_LIMIT, ForwardMessage, Forwarded},
     model::{Info, Moment, Rooms},
     testing::{Heard, Probe, Seen},
 };
@@ -51,7 +51,12 @@ async fn run(steps: Vec<Step>) {
                     delivery.changed(&diff, 0);
                 }
                 let (forward, dialect) = (address.clone().recipient(), DIALECTS[usize::from(what)]);
-                let outlet = Outlet { forward, disconnect: None, dialect };
+                let outlet = Outlet {
+                    forward,
+                    disconnect: None,
+                    dialect,
+                    backlog_limit: DEFAULT_BACKLOG_LIMIT,
+                };
                 delivery.enter(&rooms.snapshot(&name(room)), connection, outlet, None, 0);
                 inside.insert((room, who));
             }
@@ -82,7 +87,7 @@ async fn run(steps: Vec<Step>) {
     for (address, (session, expected)) in addresses.iter().zip(sessions.iter_mut().zip(expected)) {
         // The mailbox is a queue.
         let (room, kind) = (name(9), Forwarded::Closed);
-        address.send(ForwardMessage { room, kind, payload: "".into() }).await.unwrap();
+        address.send(ForwardMessage::new(room, kind, "")).await.unwrap();
         assert_eq!(said(session), expected);
     }
     for who in 0..4 {

@@ -4,6 +4,7 @@ use actix::prelude::*;
 use bytestring::ByteString;
 use serde_json::value::RawValue;
 
+use super::Reservation;
 use crate::model::{Cause, ConnectionId, RoomName};
 
 /// Sends something to every member of a room: to exactly those who are in it when the registry reads
@@ -87,7 +88,10 @@ pub enum Content {
 pub struct NotAMember;
 
 /// Something for a member's client, encoded once and shared by all who get it.
-#[derive(Clone, Debug, Message)]
+///
+/// Its bytes count towards what may wait for the connection until it is dropped: a session that holds
+/// messages back should hold back this, and not just its payload.
+#[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ForwardMessage {
     /// From which room.
@@ -96,6 +100,23 @@ pub struct ForwardMessage {
     pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
+    /// None for one that no dispatcher has sent.
+    pub(crate) reservation: Option<Reservation>,
+}
+
+impl ForwardMessage {
+    /// A message that does not count towards what waits for a connection.
+    #[must_use]
+    pub fn new(room: RoomName, kind: Forwarded, payload: impl Into<ByteString>) -> Self {
+        Self { room, kind, payload: payload.into(), reservation: None }
+    }
+}
+
+impl Clone for ForwardMessage {
+    /// The same message; only the original counts towards what waits for the connection.
+    fn clone(&self) -> Self {
+        Self::new(self.room.clone(), self.kind, self.payload.clone())
+    }
 }
 
 /// What a [`ForwardMessage`] is.

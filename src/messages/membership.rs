@@ -4,7 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use actix::{dev::OneshotSender, prelude::*};
 
-use super::{Disconnect, ForwardMessage};
+use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     delivery::Courier,
     model::{
@@ -72,6 +72,8 @@ pub struct Join {
     pub disconnect: Option<Recipient<Disconnect>>,
     /// Delivers on the session's thread, if that is known.
     pub(crate) courier: Option<Addr<Courier>>,
+    /// How many bytes of frames may wait for it.
+    pub(crate) backlog_limit: usize,
 }
 
 impl Join {
@@ -84,7 +86,19 @@ impl Join {
     ) -> Self {
         let (user, info, session) = (None, Info::EMPTY, None);
         let (dialect, disconnect, courier) = (Dialect::Raw, None, None);
-        Self { room, connection, user, info, session, dialect, forward, disconnect, courier }
+        let backlog_limit = DEFAULT_BACKLOG_LIMIT;
+        Self {
+            room,
+            connection,
+            user,
+            info,
+            session,
+            dialect,
+            forward,
+            disconnect,
+            courier,
+            backlog_limit,
+        }
     }
 
     /// Says whose connection it is, if it is known.

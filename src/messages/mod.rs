@@ -5,11 +5,13 @@
 //! [`ForwardMessage`]s, and at most one [`Disconnect`]. An observer sends [`Subscribe`] and gets
 //! [`PresenceChanged`].
 
+mod backlog;
 mod delivered;
 mod membership;
 mod observing;
 mod queries;
 
+pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
 pub(crate) use delivered::Say;
 pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,

@@ -64,7 +64,8 @@ impl RoomRegistry {
     fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
         let now = self.clock.now();
         let Join { room, connection, user, info, session, dialect, .. } = msg;
-        let outlet = Outlet { forward: msg.forward, disconnect: msg.disconnect, dialect };
+        let (forward, disconnect) = (msg.forward, msg.disconnect);
+        let outlet = Outlet { forward, disconnect, dialect, backlog_limit: msg.backlog_limit };
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
         let here = |presence| self.rooms.holds(&room, presence);

@@ -7,7 +7,9 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Connection, together,
+    Connection,
+    closing::Closing,
+    together,
     ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake, run_until},
 };
 use crate::{
@@ -154,23 +156,23 @@ impl Protocol for Member {
             Ok(ClientFrame::Heartbeat) => socket.me.heartbeat_soon(),
             Ok(ClientFrame::Message(payload)) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
-                socket.say(ctx, publish, |ctx, answer| {
+                socket.say(ctx, publish, |socket, answer| {
                     if let Err(error) = answer {
-                        ctx.text(json::error("not_a_member", &error.to_string()));
+                        socket.outgoing.text(json::error("not_a_member", &error.to_string()));
                     }
                 });
             }
             Ok(ClientFrame::Update(info)) => update(socket, ctx, info),
-            Err(bad) => ctx.text(json::error(bad.code(), &bad.to_string())),
+            Err(bad) => socket.outgoing.text(json::error(bad.code(), &bad.to_string())),
         }
     }
 
-    fn forward(_: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
-        ctx.text(msg.payload);
+    fn forward(socket: &mut Socket<Self>, _: &mut Ctx<Self>, msg: ForwardMessage) {
+        socket.outgoing.forward(msg.payload, msg.reservation);
     }
 
     fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect) {
-        socket.close(ctx, msg.code, msg.cause);
+        socket.close(ctx, Closing::Ordered(msg));
     }
 }
 
@@ -183,7 +185,7 @@ fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<Stri
                 InvalidInfo::TooLarge { .. } => "info_too_large",
                 InvalidInfo::NotAnObject => "bad_frame",
             };
-            return ctx.text(json::error(code, &error.to_string()));
+            return socket.outgoing.text(json::error(code, &error.to_string()));
         }
     };
     let (room, connection) = (socket.protocol.room.clone(), socket.me.id());

@@ -4,8 +4,10 @@
 //! [`WsSession`] and [`PhoenixSession`] are ready-made sessions built from it, on actix-web-actors:
 //! one dialect each over the same socket.
 
+mod closing;
 mod guard;
 mod json;
+mod outgoing;
 mod phoenix;
 mod rate;
 mod socket;
@@ -24,7 +26,7 @@ pub use self::{
     ws::{WsOptions, WsSessionError},
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, Join, LeaveAll, Touch},
+    messages::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, LeaveAll, Touch},
     model::{Cause, ConnectionId, RoomName},
     registry::RoomRegistry,
     wire::json::HEARTBEAT,
@@ -74,6 +76,8 @@ use crate::{
 pub struct Connection {
     registry: Addr<RoomRegistry>,
     id: ConnectionId,
+    /// How many bytes of frames may wait for it.
+    backlog_limit: usize,
     /// Why it leaves when it is dropped.
     cause: Cause,
 }
@@ -82,7 +86,14 @@ impl Connection {
     /// A new connection, in no room yet.
     #[must_use]
     pub fn new(registry: Addr<RoomRegistry>) -> Self {
-        Self { registry, id: ConnectionId::new(), cause: Cause::Disconnected }
+        let backlog_limit = DEFAULT_BACKLOG_LIMIT;
+        Self { registry, id: ConnectionId::new(), backlog_limit, cause: Cause::Disconnected }
+    }
+
+    /// The same with another bound for the bytes of frames that may wait for its session.
+    fn with_backlog_limit(mut self, bytes: usize) -> Self {
+        self.backlog_limit = bytes;
+        self
     }
 
     /// Its id.
@@ -108,7 +119,8 @@ impl Connection {
         A::Context: ToEnvelope<A, ForwardMessage> + ToEnvelope<A, Disconnect>,
     {
         let join = Join::anonymous(room, self.id, session.clone().recipient());
-        Join { courier: thread::courier(&self.registry), ..join }.disconnect(session.recipient())
+        let (courier, backlog_limit) = (thread::courier(&self.registry), self.backlog_limit);
+        Join { courier, backlog_limit, ..join }.disconnect(session.recipient())
     }
 
     /// A sign of life: to be called for every frame, also for pings and pongs.

@@ -11,7 +11,10 @@ use smallvec::SmallVec;
 use tokio::sync::watch;
 
 use super::{
-    Connection, together,
+    Connection,
+    closing::Closing,
+    outgoing::Outgoing,
+    together,
     ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake},
 };
 use crate::{
@@ -169,12 +172,13 @@ impl Protocol for Channels {
                 let (connection, column) = (socket.me.id(), error.column());
                 tracing::debug!(%connection, kind = ?error.classify(), column, "no Phoenix frame");
                 socket.me.touch_soon();
-                return socket.close(ctx, 1007, Cause::Disconnected);
+                return socket.close(ctx, Closing::MalformedMessage);
             }
         };
         if (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat") {
             socket.me.heartbeat_soon();
-            return ctx.text(phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic));
+            let answer = phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic);
+            return socket.outgoing.text(answer);
         }
         socket.me.touch_soon();
         match &*frame.event {
@@ -186,15 +190,17 @@ impl Protocol for Channels {
 
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
         let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
+        let outgoing = &socket.outgoing;
         match msg.kind {
             Forwarded::State => {
                 channel.stated = true;
-                ctx.text(phoenix::addressed(&msg.payload, &channel.join_ref));
+                let state = phoenix::addressed(&msg.payload, &channel.join_ref);
+                outgoing.forward(state, msg.reservation);
             }
             Forwarded::Diff if !channel.stated => {}
-            Forwarded::Message | Forwarded::Diff => ctx.text(msg.payload),
+            Forwarded::Message | Forwarded::Diff => outgoing.forward(msg.payload, msg.reservation),
             Forwarded::Closed => {
-                ctx.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
+                outgoing.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
                 left(socket, ctx, msg.room.as_str());
                 // It may have joined again before it read this.
                 socket.me.registry().do_send(Leave::new(msg.room, socket.me.id()));
@@ -205,12 +211,12 @@ impl Protocol for Channels {
     /// A client reconnects by itself unless the code is 1000, and joins again what was not closed.
     fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect) {
         if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
-            return socket.close(ctx, msg.code, msg.cause);
+            return socket.close(ctx, Closing::Ordered(msg));
         }
         for channel in socket.protocol.joined.drain(..) {
-            ctx.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
+            socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
         }
-        socket.close(ctx, 1000, msg.cause);
+        socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
     }
 }
 
@@ -227,8 +233,8 @@ fn look_after(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
     let patience = IDLE.saturating_sub(socket.heard.elapsed());
     let closed = actix::clock::timeout(patience, closed).into_actor(socket);
     socket.protocol.guardian = ctx.spawn(closed.map(|closed, socket, ctx| match closed {
-        Ok(()) => socket.close(ctx, 1001, Cause::Shutdown),
-        Err(_) if socket.heard.elapsed() >= IDLE => socket.close(ctx, 1001, Cause::Expired),
+        Ok(()) => socket.close(ctx, Closing::ServerStops),
+        Err(_) if socket.heard.elapsed() >= IDLE => socket.close(ctx, Closing::Silent),
         Err(_) => look_after(socket, ctx),
     }));
 }
@@ -293,23 +299,23 @@ impl Channels {
     }
 }
 
-fn refuse(ctx: &mut Ctx<Channels>, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
-    ctx.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
+fn refuse(outgoing: &Outgoing, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
+    outgoing.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
 }
 
 fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
     let channels = &socket.protocol;
     let room = match RoomName::new(&*frame.topic) {
         Ok(room) if room != "phoenix" => room,
-        _ => return refuse(ctx, None, frame, "unmatched topic"),
+        _ => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
     };
     let join_ref = frame.join_ref.as_deref().or(frame.r#ref.as_deref()).unwrap_or_default();
     if !(channels.allowed)(&room) {
-        return refuse(ctx, Some(join_ref), frame, "unauthorized");
+        return refuse(&socket.outgoing, Some(join_ref), frame, "unauthorized");
     }
     let info = match channels.info_of(frame) {
         Ok(info) => info,
-        Err(reason) => return refuse(ctx, Some(join_ref), frame, reason),
+        Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);
@@ -319,9 +325,10 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     ctx.wait(joining.map(move |answer, socket, ctx| match answer {
         Some(Ok(_)) => {
             let topic = room.as_str();
-            ctx.text(phoenix::ok(Some(&join_ref), reference.as_deref(), topic));
+            let answer = phoenix::ok(Some(&join_ref), reference.as_deref(), topic);
+            socket.outgoing.text(answer);
             if let Some(before) = joined(socket, ctx, room.clone(), join_ref) {
-                ctx.text(phoenix::close(&before, topic));
+                socket.outgoing.text(phoenix::close(&before, topic));
             }
         }
         Some(Err(error)) => {
@@ -334,7 +341,8 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
                 JoinError::ShuttingDown => "shutting down",
             };
             let (join_ref, reference) = (Some(&*join_ref), reference.as_deref());
-            ctx.text(phoenix::refused(join_ref, reference, room.as_str(), reason));
+            let refusal = phoenix::refused(join_ref, reference, room.as_str(), reason);
+            socket.outgoing.text(refusal);
         }
         None => socket.lost(ctx),
     }));
@@ -347,7 +355,8 @@ fn owned(text: Option<&str>) -> Option<Box<str>> {
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
     let (reference, topic) = (frame.r#ref.as_deref(), &*frame.topic);
     let Some(channel) = socket.protocol.channel(topic) else {
-        return ctx.text(phoenix::ok(frame.join_ref.as_deref(), reference, topic));
+        let answer = phoenix::ok(frame.join_ref.as_deref(), reference, topic);
+        return socket.outgoing.text(answer);
     };
     if !channel.is_meant(frame) {
         return;
@@ -359,8 +368,8 @@ fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'
     let leaving = socket.me.registry().send(leave).into_actor(socket);
     ctx.wait(leaving.map(move |left, socket, ctx| match left {
         Ok(_) => {
-            ctx.text(answer);
-            ctx.text(phoenix::close(&join_ref, room.as_str()));
+            socket.outgoing.text(answer);
+            socket.outgoing.text(phoenix::close(&join_ref, room.as_str()));
         }
         Err(_) => socket.lost(ctx),
     }));
@@ -368,27 +377,32 @@ fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'
 
 fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>) {
     let Some(channel) = socket.protocol.channel(&frame.topic) else {
-        return refuse(ctx, None, &frame, "unmatched topic");
+        return refuse(&socket.outgoing, None, &frame, "unmatched topic");
     };
     if !channel.is_meant(&frame) {
         return;
     }
     if !phoenix::may_push(&frame.event) {
-        return refuse(ctx, Some(&channel.join_ref), &frame, "reserved event");
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, "reserved event");
     }
     if phoenix::object(frame.payload).is_none() {
-        return refuse(ctx, Some(&channel.join_ref), &frame, "the payload is no object");
+        return refuse(
+            &socket.outgoing,
+            Some(&channel.join_ref),
+            &frame,
+            "the payload is no object",
+        );
     }
     let (room, join_ref) = (channel.room.clone(), channel.join_ref.clone());
     let reference = owned(frame.r#ref.as_deref());
     let publish = Publish::event(room.clone(), frame.event.into_owned(), frame.payload.to_owned());
-    socket.say(ctx, publish, move |ctx, answer| {
+    socket.say(ctx, publish, move |socket, answer| {
         let (reference, topic) = (reference.as_deref(), room.as_str());
-        match answer {
-            Ok(_) if reference.is_none() => {}
-            Ok(_) => ctx.text(phoenix::ok(Some(&join_ref), reference, topic)),
-            Err(_) => ctx.text(phoenix::refused(None, reference, topic, "unmatched topic")),
-        }
+        socket.outgoing.text(match answer {
+            Ok(_) if reference.is_none() => return,
+            Ok(_) => phoenix::ok(Some(&join_ref), reference, topic),
+            Err(_) => phoenix::refused(None, reference, topic, "unmatched topic"),
+        });
     });
 }
 

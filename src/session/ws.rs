@@ -21,11 +21,13 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
     Connection,
-    guard::{Guard, TooBig},
+    closing::Closing,
+    guard::{Guard, Input},
+    outgoing::{Outgoing, Writer},
     rate::Rate,
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish, Say},
+    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish, Say, backlog_limit},
     model::Cause,
 };
 
@@ -133,9 +135,10 @@ pub(super) struct Socket<P> {
     pub protocol: P,
     /// When the last frame came, of whatever kind.
     pub heard: Instant,
+    pub outgoing: Outgoing,
     rate: Option<Box<Rate>>,
     ping_interval: Option<Duration>,
-    too_big: TooBig,
+    input: Input,
     /// The fragments of a text so far.
     fragments: Vec<u8>,
     closing: bool,
@@ -173,32 +176,44 @@ impl<P: Protocol> Socket<P> {
         options: WsOptions,
     ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
-        let (guarded, too_big) = Guard::new(payload, max_frame_size);
+        let (guarded, input) = Guard::new(payload, max_frame_size);
+        let outgoing = Outgoing::default();
+        let me = me.with_backlog_limit(backlog_limit(max_frame_size));
         let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
         let socket = Self {
             me,
             protocol,
             heard: Instant::now(),
+            outgoing: outgoing.clone(),
             rate,
             ping_interval,
-            too_big,
+            input: input.clone(),
             fragments: Vec::new(),
             closing: false,
             _place,
         };
         let codec = Codec::new().max_size(max_frame_size);
-        ws::WebsocketContext::with_codec(socket, guarded, codec)
+        Writer::new(ws::WebsocketContext::with_codec(socket, guarded, codec), input, outgoing)
     }
 
     /// Ends the session from our side: leaves, says why, and waits for the peer's answer.
-    pub fn close(&mut self, ctx: &mut Ctx<P>, code: u16, cause: Cause) {
+    pub fn close(&mut self, ctx: &mut Ctx<P>, closing: Closing) {
+        self.close_with(ctx, closing, closing.frame());
+    }
+
+    /// The same with a close frame of the dialect.
+    pub fn close_with(&mut self, ctx: &mut Ctx<P>, closing: Closing, frame: ws::CloseReason) {
         if self.closing {
             return;
         }
         self.closing = true;
-        self.me.leave(cause);
-        let description = Some(cause.as_str().to_owned());
-        ctx.close(Some(ws::CloseReason { code: code.into(), description }));
+        closing.note(self.me.id());
+        self.me.leave(closing.cause());
+        if closing.cause() == Cause::SlowConsumer {
+            // The peer would have to take all of it before it could read why it is put out.
+            self.outgoing.clear();
+        }
+        self.outgoing.close(Some(frame));
         ctx.run_later(FAREWELL, |_, ctx| ctx.stop());
     }
 
@@ -208,29 +223,29 @@ impl<P: Protocol> Socket<P> {
         &mut self,
         ctx: &mut Ctx<P>,
         publish: Publish,
-        then: impl FnOnce(&mut Ctx<P>, Result<usize, NotAMember>) + 'static,
+        then: impl FnOnce(&mut Self, Result<usize, NotAMember>) + 'static,
     ) {
         let said = self.me.registry().send(Say(publish.from(self.me.id())));
         ctx.wait(said.into_actor(self).map(|answer, socket, ctx| match answer {
-            Ok(answer) => then(ctx, answer),
+            Ok(answer) => then(socket, answer),
             Err(_) => socket.lost(ctx),
         }));
     }
 
     /// The registry does not answer any more.
     pub fn lost(&mut self, ctx: &mut Ctx<P>) {
-        self.close(ctx, 1011, Cause::Disconnected);
+        self.close(ctx, Closing::RegistryStopped);
     }
 
     fn fragment(&mut self, ctx: &mut Ctx<P>, item: Item) {
         match item {
             Item::FirstText(bytes) | Item::Continue(bytes) => self.fragments.extend(bytes),
-            Item::FirstBinary(_) => self.close(ctx, 1003, Cause::Disconnected),
+            Item::FirstBinary(_) => self.close(ctx, Closing::BinaryFrame),
             Item::Last(bytes) => {
                 self.fragments.extend(bytes);
                 match String::from_utf8(std::mem::take(&mut self.fragments)) {
                     Ok(text) => P::text(self, ctx, &text),
-                    Err(_) => self.close(ctx, 1007, Cause::Disconnected),
+                    Err(_) => self.close(ctx, Closing::InvalidUtf8),
                 }
             }
         }
@@ -243,30 +258,32 @@ impl<P: Protocol> Socket<P> {
             if code.is_none_or(|code| code == 1000) {
                 self.me.goodbye();
             }
-            ctx.close(reason.map(|reason| reason.code.into()));
+            self.outgoing.close(reason.map(|reason| reason.code.into()));
         }
         ctx.stop();
     }
 
     /// The peer sent what is no frame.
     fn broken(&mut self, ctx: &mut Ctx<P>, error: &ws::ProtocolError) {
-        self.close(ctx, self.code_of(error), Cause::Disconnected);
-        if !self.too_big.get() {
+        self.close(ctx, self.closing_for(error));
+        if !self.input.is_too_big() {
             // The codec would say the same of the same bytes again and again: read no more of them.
             let farewell = actix::clock::sleep(FAREWELL).into_actor(self);
             ctx.wait(farewell.map(|(), _, ctx| ctx.stop()));
         }
     }
 
-    /// The close code for a broken frame (RFC 6455, section 7.4.1).
-    fn code_of(&self, error: &ws::ProtocolError) -> u16 {
+    /// What a broken frame is closed with.
+    fn closing_for(&self, error: &ws::ProtocolError) -> Closing {
         match error {
-            ws::ProtocolError::Overflow => 1009,
-            _ if self.too_big.get() => 1009,
-            // So come reserved bits, text that is not UTF-8, and what nobody is left to hear of.
-            ws::ProtocolError::Io(error) if error.kind() == ErrorKind::InvalidData => 1002,
-            ws::ProtocolError::Io(_) => 1007,
-            _ => 1002,
+            ws::ProtocolError::Overflow => Closing::MessageTooBig,
+            _ if self.input.is_too_big() => Closing::MessageTooBig,
+            // So come reserved bits, text that is not UTF-8, and a payload that has ended.
+            ws::ProtocolError::Io(error) if error.kind() == ErrorKind::InvalidData => {
+                Closing::MalformedFrame
+            }
+            ws::ProtocolError::Io(_) => Closing::InvalidUtf8,
+            _ => Closing::MalformedFrame,
         }
     }
 }
@@ -277,7 +294,7 @@ impl<P: Protocol> Actor for Socket<P> {
     fn started(&mut self, ctx: &mut Ctx<P>) {
         ctx.set_mailbox_capacity(MAILBOX);
         if let Some(interval) = self.ping_interval {
-            ctx.run_interval(interval, |_, ctx| ctx.ping(b""));
+            ctx.run_interval(interval, |socket, _| socket.outgoing.ping());
         }
         P::started(self, ctx);
     }
@@ -305,6 +322,7 @@ impl<P: Protocol> Handler<Disconnect> for Socket<P> {
 
 impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Socket<P> {
     fn handle(&mut self, frame: Result<ws::Message, ws::ProtocolError>, ctx: &mut Ctx<P>) {
+        self.input.handled();
         if frame.is_ok() {
             self.heard = Instant::now();
         }
@@ -315,7 +333,7 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
             return;
         }
         if self.rate.as_mut().is_some_and(|rate| !rate.take(Instant::now())) {
-            return self.close(ctx, 1008, Cause::Kicked);
+            return self.close(ctx, Closing::TooManyMessages);
         }
         match frame {
             Ok(ws::Message::Text(text)) => P::text(self, ctx, &text),
@@ -325,11 +343,11 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
             }
             Ok(ws::Message::Binary(_)) => {
                 self.me.touch_soon();
-                self.close(ctx, 1003, Cause::Disconnected);
+                self.close(ctx, Closing::BinaryFrame);
             }
             Ok(ws::Message::Ping(bytes)) => {
                 self.me.touch_soon();
-                ctx.pong(&bytes);
+                self.outgoing.pong(bytes);
             }
             Ok(ws::Message::Pong(_)) => self.me.touch_soon(),
             Ok(ws::Message::Close(_) | ws::Message::Nop) => {}

@@ -135,7 +135,7 @@ impl Session {
         let payload = ByteString::from_static("marker");
         // The mailbox is a queue: what was sent before is handled before.
         self.addr
-            .send(ForwardMessage { room: room("marker"), kind: Forwarded::Message, payload })
+            .send(ForwardMessage::new(room("marker"), Forwarded::Message, payload))
             .await
             .unwrap();
         let mut all: Vec<_> = std::iter::from_fn(|| self.heard.now()).collect();

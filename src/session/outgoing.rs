@@ -1,0 +1,155 @@
+//! What a session writes: frames that wait until its socket takes them.
+//!
+//! A `WebsocketContext` encodes everything that it is given at once. So frames wait here instead, and at
+//! most [`HANDED_OVER`] bytes of them, or one larger frame, are encoded at a time. Each frame keeps its
+//! reservation of the connection's backlog until the HTTP dispatcher asks for more, which it does when
+//! it has written what it had but for a part of its own buffer.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use actix_http::ws::{CloseReason, Codec, Message};
+use actix_web::{
+    Error,
+    web::{Bytes, BytesMut},
+};
+use bytestring::ByteString;
+use futures_util::Stream;
+use smallvec::SmallVec;
+use tokio_util::codec::Encoder;
+
+use super::guard::Input;
+use crate::messages::Reservation;
+
+/// How many bytes of frames are encoded at a time, unless one alone has more.
+const HANDED_OVER: usize = 64 * 1024;
+/// A queue that had more frames than this gives its memory back when it is empty.
+const KEPT: usize = 8;
+
+#[derive(Debug)]
+struct Frame {
+    message: Message,
+    reservation: Option<Reservation>,
+}
+
+/// The frames that wait for a socket. A clone is the same queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outgoing(Rc<RefCell<VecDeque<Frame>>>);
+
+impl Outgoing {
+    /// Queues a text.
+    pub fn text(&self, text: impl Into<ByteString>) {
+        self.push(Message::Text(text.into()), None);
+    }
+
+    /// Queues the text of something that was delivered, with its part of the backlog.
+    pub fn forward(&self, text: impl Into<ByteString>, reservation: Option<Reservation>) {
+        self.push(Message::Text(text.into()), reservation);
+    }
+
+    pub fn ping(&self) {
+        self.push(Message::Ping(Bytes::new()), None);
+    }
+
+    pub fn pong(&self, payload: Bytes) {
+        self.push(Message::Pong(payload), None);
+    }
+
+    pub fn close(&self, reason: Option<CloseReason>) {
+        self.push(Message::Close(reason), None);
+    }
+
+    /// Drops what waits.
+    pub fn clear(&self) {
+        self.0.take();
+    }
+
+    fn push(&self, message: Message, reservation: Option<Reservation>) {
+        self.0.borrow_mut().push_back(Frame { message, reservation });
+    }
+
+    /// Encodes the next frames. Gives their bytes, and their reservations.
+    fn encode(&self, codec: &mut Codec) -> Result<(BytesMut, Reservations), Error> {
+        let mut queue = self.0.borrow_mut();
+        let (mut bytes, mut reservations) = (BytesMut::new(), Reservations::new());
+        while let Some(Frame { message, .. }) = queue.front() {
+            if !bytes.is_empty() && bytes.len() + size(message) > HANDED_OVER {
+                break;
+            }
+            let Some(Frame { message, reservation }) = queue.pop_front() else { break };
+            codec.encode(message, &mut bytes)?;
+            reservations.extend(reservation);
+        }
+        if queue.is_empty() && queue.capacity() > KEPT {
+            *queue = VecDeque::new();
+        }
+        Ok((bytes, reservations))
+    }
+}
+
+type Reservations = SmallVec<[Reservation; 2]>;
+
+/// The bytes of a message without its header.
+fn size(message: &Message) -> usize {
+    match message {
+        Message::Text(text) => text.len(),
+        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
+        _ => 0,
+    }
+}
+
+/// The body of a session's response: runs the session, and gives what it has queued.
+pub(super) struct Writer<S> {
+    session: S,
+    input: Input,
+    outgoing: Outgoing,
+    codec: Codec,
+    /// Those of the frames that were given last.
+    given: Reservations,
+    ended: bool,
+}
+
+impl<S> Writer<S> {
+    pub fn new(session: S, input: Input, outgoing: Outgoing) -> Self {
+        let (codec, given, ended) = (Codec::new(), Reservations::new(), false);
+        Self { session, input, outgoing, codec, given, ended }
+    }
+}
+
+impl<S> Stream for Writer<S>
+where
+    S: Stream<Item = Result<Bytes, Error>> + Unpin,
+{
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.given.clear();
+        if this.input.end_turn() {
+            // The dispatcher goes on asking while it has room, without a turn for other connections.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if !this.ended {
+            match Pin::new(&mut this.session).poll_next(cx) {
+                // Nothing is written through the context.
+                Poll::Ready(Some(written)) => return Poll::Ready(Some(written)),
+                Poll::Ready(None) => this.ended = true,
+                Poll::Pending => {}
+            }
+        }
+        let (bytes, reservations) = this.outgoing.encode(&mut this.codec)?;
+        this.given = reservations;
+        if !bytes.is_empty() {
+            return Poll::Ready(Some(Ok(bytes.freeze())));
+        }
+        // The task yields by itself now.
+        this.input.end_turn();
+        if this.ended { Poll::Ready(None) } else { Poll::Pending }
+    }
+}
