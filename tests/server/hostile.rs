@@ -3,9 +3,8 @@
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Server, arrival, ending, frame, until};
+use crate::harness::{Server, TEXT, arrival, ending, frame, until};
 
-const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 
 #[tokio::test]

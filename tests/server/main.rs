@@ -5,13 +5,16 @@
 
 mod harness;
 
+mod backlog;
 mod commands;
 mod crowd;
 mod database;
 mod dialects;
 mod endings;
 mod flags;
+mod floods;
 mod frames;
+mod fuzz;
 mod hostile;
 mod identity;
 mod life;

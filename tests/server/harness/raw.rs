@@ -7,6 +7,9 @@ use tokio::{
 
 use super::{Server, soon};
 
+/// The first byte of a text in one frame.
+pub const TEXT: u8 = 0x81;
+
 /// A WebSocket after the handshake, frame by frame.
 pub struct Raw {
     stream: TcpStream,
@@ -55,6 +58,11 @@ impl Server {
 }
 
 impl Raw {
+    /// The connection itself, of which nothing but the handshake has been read.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Sends bytes; that the server has stopped to read them is no failure.
     pub async fn send(&mut self, bytes: &[u8]) -> bool {
         soon("sent bytes", self.stream.write_all(bytes)).await.is_ok()
