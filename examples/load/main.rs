@@ -14,6 +14,7 @@
 
 mod crowd;
 mod dialect;
+mod flood;
 mod fold;
 mod frame;
 mod measures;
@@ -30,6 +31,7 @@ use clap::{Parser, ValueEnum};
 
 use self::{
     dialect::Dialect,
+    flood::Flood,
     measures::{Plan, Report},
 };
 
@@ -57,6 +59,9 @@ struct Flags {
     /// How the clients speak; heartbeats are always those of Phoenix.
     #[arg(long, value_enum, default_value = "diff")]
     dialect: Dialect,
+    /// What another client sends meanwhile, as fast as it can, for neighbours.
+    #[arg(long, value_enum, default_value = "none")]
+    flood: Flood,
     /// The server's process, for its processor time and memory.
     #[arg(long)]
     pid: Option<u32>,
@@ -87,6 +92,8 @@ enum Measure {
     Storm,
     /// How fast messages reach everybody in a room.
     Fanout,
+    /// How long a heartbeat takes while another client floods the server.
+    Neighbours,
     /// How much memory idle clients take.
     Idle,
 }
@@ -120,6 +127,7 @@ fn take(measure: Measure, plan: &Plan) -> std::io::Result<Report> {
         Measure::Heartbeats => measures::heartbeats(plan),
         Measure::Storm => measures::storm(plan),
         Measure::Fanout => measures::fanout(plan),
+        Measure::Neighbours => measures::neighbours(plan),
         Measure::Idle => measures::idle(plan),
     }
 }
@@ -127,7 +135,7 @@ fn take(measure: Measure, plan: &Plan) -> std::io::Result<Report> {
 fn plan(measure: Measure, server: SocketAddr, flags: &Flags) -> Result<Plan, Box<dyn Error>> {
     let connections = flags.connections.unwrap_or(match measure {
         Measure::Connect | Measure::Idle => 5000,
-        Measure::Heartbeats => 200,
+        Measure::Heartbeats | Measure::Neighbours => 200,
         Measure::Storm | Measure::Fanout => 1000,
     });
     if measure == Measure::Storm && flags.floor {
@@ -140,7 +148,7 @@ fn plan(measure: Measure, server: SocketAddr, flags: &Flags) -> Result<Plan, Box
     let dialect = match measure {
         Measure::Fanout if flags.floor => Dialect::Hub,
         _ if flags.floor => Dialect::Echo,
-        Measure::Heartbeats => Dialect::Phoenix,
+        Measure::Heartbeats | Measure::Neighbours => Dialect::Phoenix,
         _ => flags.dialect,
     };
     let one_room = matches!(measure, Measure::Storm | Measure::Fanout);
@@ -156,6 +164,7 @@ fn plan(measure: Measure, server: SocketAddr, flags: &Flags) -> Result<Plan, Box
         settle: seconds(flags.settle)?,
         timeout: seconds(flags.timeout)?,
         pid: flags.pid,
+        flood: flags.flood,
         // Rooms of their own for each run against a server.
         prefix: format!("load-{}-{}", std::process::id(), Instant::now().elapsed().as_nanos()),
     })

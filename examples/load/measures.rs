@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{
     crowd::{Behaviour, Client, Crowd},
     dialect::{Dialect, heartbeat, is_answer},
+    flood::{self, Flood},
     fold::{Frames, Knowledge},
     process::{Busy, Meter, resident},
 };
@@ -31,6 +32,7 @@ pub struct Plan {
     pub settle: Duration,
     pub timeout: Duration,
     pub pid: Option<u32>,
+    pub flood: Flood,
     pub prefix: String,
 }
 
@@ -360,6 +362,28 @@ pub fn fanout(plan: &Plan) -> io::Result<Report> {
         .with("per_server_second", busy.per_server_second(deliveries))
         .with("latency_ms_median", latency(0.5))
         .with("latency_ms_p99", latency(0.99)))
+}
+
+/// How long a heartbeat takes while somebody else floods the server.
+pub fn neighbours(plan: &Plan) -> io::Result<Report> {
+    let mut crowd = plan.crowd()?;
+    let missing = plan.join(&mut crowd)?.missing();
+    listen(&mut crowd, plan.trailing())?;
+    let flooding = plan.flood.start(plan.server)?;
+    let meter = Meter::start(plan.pid);
+    let took = flood::heartbeats(&mut crowd, plan.connections, plan.seconds)?;
+    let (busy, flooded) = (meter.read(), flooding.map(flood::Flooding::stop).transpose()?);
+    let latency = |part| quantile(&took, part).map(millis);
+    let failures = missing.max(crowd.lost());
+    crowd.leave();
+    Ok(plan
+        .report("neighbours", busy, failures)
+        .with("flood", plan.flood.name())
+        .with("flood_bytes", flooded)
+        .with("heartbeats", took.len())
+        .with("latency_ms_median", latency(0.5))
+        .with("latency_ms_p99", latency(0.99))
+        .with("latency_ms_max", latency(1.0)))
 }
 
 /// How much memory idle clients take, and whether that of a storm, and of all, returns.
