@@ -1,8 +1,14 @@
-//! Who may use `/api`: whoever has the key, or without one whoever is on this machine.
+//! Who may use the server: which pages, and for `/api` who has the key, or without one whoever is on
+//! this machine.
 
 use actix_web::{HttpRequest, http::header};
 
-use super::{error::ApiError, origin::Host, state::ServerState};
+use super::{
+    ServerOptions,
+    error::ApiError,
+    origin::{self, Page},
+    state::ServerState,
+};
 
 /// Headers by which a proxy says that the peer is not who sent the request.
 const FORWARDED: [&str; 6] =
@@ -20,7 +26,7 @@ pub(super) fn bearer(req: &HttpRequest) -> Option<&str> {
 /// A proxy's peer is always this machine, and a page whose name was made to lead to `127.0.0.1` asks
 /// for that name; neither counts.
 pub(super) fn is_local(req: &HttpRequest) -> bool {
-    is_from_here(req) && is_for_here(req)
+    is_from_here(req) && origin::is_for_loopback(req.headers())
 }
 
 fn is_from_here(req: &HttpRequest) -> bool {
@@ -28,28 +34,48 @@ fn is_from_here(req: &HttpRequest) -> bool {
     peer && !FORWARDED.iter().any(|name| req.headers().contains_key(*name))
 }
 
-fn is_for_here(req: &HttpRequest) -> bool {
-    Host::of(req.headers()).is_some_and(|host| is_loopback(&host.name))
-}
-
-/// Refuses a page whose name was made to lead to this machine: to a server that listens on loopback
-/// alone and asks nobody who they are, its origin looks like the server's own.
-pub(super) fn check_rebound(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+/// Refuses a WebSocket to a page that is neither of the server's own host nor allowed.
+pub(super) fn check_socket_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
     let options = state.options();
-    let open = options.believe_query && options.secrets.is_empty();
-    let page = req.headers().contains_key(header::ORIGIN) && options.allowed_origins.is_empty();
-    if open && page && is_from_here(req) && !is_for_here(req) {
-        let message = "pages of this host may not use a server on loopback";
-        return Err(ApiError::forbidden("foreign_origin", message));
+    match Page::of(req.headers(), &options.allowed_origins) {
+        None => Ok(()),
+        Some(page) if page.named || page.any || is_own(page, req, options) => Ok(()),
+        Some(_) => Err(foreign_origin()),
     }
-    Ok(())
 }
 
-/// Whether a host's name, or its address, is this machine's own.
-fn is_loopback(name: &str) -> bool {
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    name == "localhost"
-        || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+/// Refuses `/api` to a page of another origin, unless it is named and there is a key to ask it for.
+pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+    let options = state.options();
+    match Page::of(req.headers(), &options.allowed_origins) {
+        None => Ok(()),
+        Some(page) if is_own(page, req, options) => Ok(()),
+        Some(page) if page.named && options.api_key.is_some() => Ok(()),
+        Some(page) if page.named => Err(loopback_only()),
+        Some(_) => Err(foreign_origin()),
+    }
+}
+
+/// Whether a page is the server's own.
+///
+/// To a server that listens on loopback alone and asks nobody who they are, a page whose name was made
+/// to lead to this machine (DNS rebinding) would look like that; so it must have been loaded from a
+/// loopback address, unless a proxy says that it passed the request on.
+fn is_own(page: Page, req: &HttpRequest, options: &ServerOptions) -> bool {
+    let open = options.believe_query && options.secrets.is_empty();
+    page.same_host && (!open || !is_from_here(req) || origin::is_for_loopback(req.headers()))
+}
+
+fn foreign_origin() -> ApiError {
+    ApiError::forbidden("foreign_origin", "pages of this origin may not use this server")
+}
+
+fn loopback_only() -> ApiError {
+    ApiError::forbidden(
+        "loopback_only",
+        "without an API key only requests from and for this machine are answered, and no pages of \
+         other origins",
+    )
 }
 
 /// Lets a request to the API through, or says why not.
@@ -61,10 +87,7 @@ pub(super) fn check(req: &HttpRequest, state: &ServerState) -> Result<(), ApiErr
             "the API needs its key: `Authorization: Bearer KEY`",
         )),
         None if is_local(req) => Ok(()),
-        None => Err(ApiError::forbidden(
-            "loopback_only",
-            "without an API key only requests from and for this machine are answered",
-        )),
+        None => Err(loopback_only()),
     }
 }
 
