@@ -1,7 +1,5 @@
 //! Refused requests leave a trace: a counter by reason, and a warning that names the flag to look at.
 
-use std::fmt;
-
 use actix_web::{
     HttpRequest,
     body::MessageBody,
@@ -12,7 +10,7 @@ use actix_web::{
 use metrics::counter;
 
 use super::error::ApiError;
-use crate::log_limit::LogLimit;
+use crate::log_limit::{KeyedLogLimit, LogLimit};
 
 pub(super) const REFUSALS_TOTAL: &str = "presence_refusals_total";
 
@@ -66,6 +64,12 @@ static REASONS: [Reason; 24] = [
 /// For codes that are not among [`REASONS`].
 static OTHER: Reason = reason("other", "its detail says why");
 
+/// An origin that somebody tries all the time must not hide the one that is to be allowed.
+static ORIGINS: KeyedLogLimit = KeyedLogLimit::new();
+
+/// Expired tokens, which are ordinary, must not hide those of a wrong secret.
+static TOKENS: KeyedLogLimit = KeyedLogLimit::new();
+
 /// The known values of the counter's label.
 pub(super) fn codes() -> impl Iterator<Item = &'static str> {
     REASONS.iter().map(|reason| reason.code)
@@ -83,39 +87,31 @@ pub(super) async fn report_errors<B: MessageBody>(
     Ok(response)
 }
 
-/// Counts a refusal, and writes at most one line a minute about those with the same reason.
+/// Counts a refusal, and writes a line about it unless there was one lately.
 ///
-/// Neither has anything of the address or of what an app's hook answered: there may be tokens and
-/// names of users in them.
+/// The line has nothing of the address, nor what an app's hook answered: there may be tokens and names
+/// of users in them.
 pub(super) fn report(req: &HttpRequest, error: &ApiError) {
     let code = error.code();
     counter!(REFUSALS_TOTAL, "reason" => code).increment(1);
     let reason = REASONS.iter().find(|reason| reason.code == code).unwrap_or(&OTHER);
-    let Some(suppressed) = reason.log.pass() else { return };
+    let origin = shown(req, header::ORIGIN);
     let detail = if code == "not_allowed" { String::new() } else { error.to_string() };
-    let (origin, host) = (Shown::of(req, header::ORIGIN), Shown::of(req, header::HOST));
+    let passed = match code {
+        "foreign_origin" => ORIGINS.pass(&origin),
+        "bad_token" => TOKENS.pass(&detail),
+        _ => reason.log.pass(),
+    };
+    let Some(suppressed) = passed else { return };
+    let host = shown(req, header::HOST);
     let advice = reason.advice;
-    tracing::warn!(reason = code, %origin, %host, detail, suppressed, "refused a request: {advice}");
+    tracing::warn!(reason = code, origin, host, detail, suppressed, "refused a request: {advice}");
 }
 
-/// A header as it stands in the log: quoted, and not longer than need be.
-struct Shown(Option<String>);
-
-impl Shown {
-    /// As many characters as the longest name of a host has.
+/// A header for the log, where it is quoted.
+fn shown(req: &HttpRequest, name: HeaderName) -> String {
+    // As many as the longest name of a host has.
     const MAX_CHARS: usize = 253;
-
-    fn of(req: &HttpRequest, name: HeaderName) -> Self {
-        let value = req.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
-        Self(value.map(|value| value.chars().take(Self::MAX_CHARS).collect()))
-    }
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(value) => write!(f, "{value:?}"),
-            None => f.write_str("none"),
-        }
-    }
+    let value = req.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    value.map_or_else(|| "none".to_owned(), |value| value.chars().take(MAX_CHARS).collect())
 }
