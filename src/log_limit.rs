@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -34,7 +34,8 @@ impl LogLimit {
 
     /// Whether a line may be written now: how many were suppressed since the last one.
     pub fn pass(&self) -> Option<u64> {
-        self.pass_at(now())
+        static START: OnceLock<Instant> = OnceLock::new();
+        self.pass_at(START.get_or_init(Instant::now).elapsed())
     }
 
     fn pass_at(&self, now: Duration) -> Option<u64> {
@@ -51,69 +52,9 @@ impl LogLimit {
     }
 }
 
-/// Since the first use of any limit.
-fn now() -> Duration {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed()
-}
-
-/// As [`LogLimit`], but lines about different things do not suppress each other: of each minute it lets
-/// the first line of each key pass, for [`MAX_KEYS`](Self::MAX_KEYS) keys.
-#[derive(Debug)]
-pub(crate) struct KeyedLogLimit(Mutex<Minute>);
-
-/// The keys let through since the minute began.
-#[derive(Debug)]
-struct Minute {
-    began: Option<Duration>,
-    keys: Vec<String>,
-    suppressed: u64,
-}
-
-impl KeyedLogLimit {
-    /// How many lines a minute are let through.
-    pub const MAX_KEYS: usize = 8;
-
-    pub const fn new() -> Self {
-        Self(Mutex::new(Minute { began: None, keys: Vec::new(), suppressed: 0 }))
-    }
-
-    /// Whether a line about this key may be written now: how many were suppressed since the last one.
-    pub fn pass(&self, key: &str) -> Option<u64> {
-        self.pass_at(key, now())
-    }
-
-    fn pass_at(&self, key: &str, now: Duration) -> Option<u64> {
-        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if minute.began.is_none_or(|began| now >= began + INTERVAL) {
-            minute.began = Some(now);
-            minute.keys.clear();
-        }
-        if minute.keys.len() == Self::MAX_KEYS || minute.keys.iter().any(|known| known == key) {
-            minute.suppressed += 1;
-            return None;
-        }
-        minute.keys.push(key.to_owned());
-        Some(std::mem::take(&mut minute.suppressed))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_different_keys_pass_up_to_a_bound_and_each_key_once_a_minute() {
-        let limit = KeyedLogLimit::new();
-        let at = |secs, key: &str| limit.pass_at(key, Duration::from_secs(secs));
-        assert_eq!(at(0, "a"), Some(0));
-        assert_eq!(at(1, "a"), None);
-        assert_eq!(at(2, "b"), Some(1));
-        let others = (0..100).filter(|n| at(3, &n.to_string()).is_some()).count();
-        assert_eq!(others, KeyedLogLimit::MAX_KEYS - 2);
-        assert_eq!(at(59, "a"), None);
-        assert_eq!(at(60, "a"), Some(95));
-    }
 
     #[test]
     fn one_line_a_minute_passes_and_says_how_many_did_not() {

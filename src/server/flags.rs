@@ -23,6 +23,8 @@ use crate::RoomName;
 #[command(
     name = "presence",
     version,
+    // The same help whichever features of clap other packages ask for.
+    term_width = 0,
     after_help = "Without a command `serve` runs, and takes its flags: presence --bind 127.0.0.1:9000\n\
         Every flag can be given as an environment variable, too: PRESENCE_BIND=127.0.0.1:9000"
 )]

@@ -1,5 +1,10 @@
 //! Refused requests leave a trace: a counter by reason, and a warning that names the flag to look at.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use actix_web::{
     HttpRequest,
     body::MessageBody,
@@ -10,7 +15,7 @@ use actix_web::{
 use metrics::counter;
 
 use super::error::ApiError;
-use crate::log_limit::{KeyedLogLimit, LogLimit};
+use crate::log_limit::LogLimit;
 
 pub(super) const REFUSALS_TOTAL: &str = "presence_refusals_total";
 
@@ -114,4 +119,62 @@ fn shown(req: &HttpRequest, name: HeaderName) -> String {
     const MAX_CHARS: usize = 253;
     let value = req.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     value.map_or_else(|| "none".to_owned(), |value| value.chars().take(MAX_CHARS).collect())
+}
+
+/// As [`LogLimit`], but lines about different things do not suppress each other: of each minute it lets
+/// the first line of each key pass, for [`MAX_KEYS`](Self::MAX_KEYS) keys.
+struct KeyedLogLimit(Mutex<Minute>);
+
+/// The keys let through since the minute began.
+struct Minute {
+    began: Option<Instant>,
+    keys: Vec<String>,
+    suppressed: u64,
+}
+
+impl KeyedLogLimit {
+    const INTERVAL: Duration = Duration::from_secs(60);
+    const MAX_KEYS: usize = 8;
+
+    const fn new() -> Self {
+        Self(Mutex::new(Minute { began: None, keys: Vec::new(), suppressed: 0 }))
+    }
+
+    /// Whether a line about this key may be written now: how many were suppressed since the last one.
+    fn pass(&self, key: &str) -> Option<u64> {
+        self.pass_at(key, Instant::now())
+    }
+
+    fn pass_at(&self, key: &str, now: Instant) -> Option<u64> {
+        let mut minute = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if minute.began.is_none_or(|began| now.duration_since(began) >= Self::INTERVAL) {
+            minute.began = Some(now);
+            minute.keys.clear();
+        }
+        if minute.keys.len() == Self::MAX_KEYS || minute.keys.iter().any(|known| known == key) {
+            minute.suppressed += 1;
+            return None;
+        }
+        minute.keys.push(key.to_owned());
+        Some(std::mem::take(&mut minute.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_different_keys_pass_up_to_a_bound_and_each_key_once_a_minute() {
+        let limit = KeyedLogLimit::new();
+        let start = Instant::now();
+        let at = |secs, key: &str| limit.pass_at(key, start + Duration::from_secs(secs));
+        assert_eq!(at(0, "a"), Some(0));
+        assert_eq!(at(1, "a"), None);
+        assert_eq!(at(2, "b"), Some(1));
+        let others = (0..100).filter(|n| at(3, &n.to_string()).is_some()).count();
+        assert_eq!(others, KeyedLogLimit::MAX_KEYS - 2);
+        assert_eq!(at(59, "a"), None);
+        assert_eq!(at(60, "a"), Some(95));
+    }
 }
