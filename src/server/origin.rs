@@ -5,7 +5,6 @@
 
 use std::{fmt, str::FromStr};
 
-use actix_web::http::header::{self, HeaderMap};
 use url::{Host, ParseError, Url};
 
 /// An origin whose pages may use the server besides those of the server's own host.
@@ -105,13 +104,18 @@ impl fmt::Display for AllowedOrigin {
     }
 }
 
-impl Pattern {
+impl AllowedOrigin {
+    /// Whether this is `*`.
+    pub(super) fn is_any(&self) -> bool {
+        self.0 == Pattern::Any
+    }
+
     /// Whether the origin is this one, or one of these; `*` names none.
-    fn names(&self, origin: &Origin) -> bool {
-        match (self, origin) {
-            (Self::Exact(exact), _) => exact == origin,
-            (Self::Subdomains(parent), Origin::Network(origin)) => is_subdomain(origin, parent),
-            (Self::Any | Self::Subdomains(_), _) => false,
+    pub(super) fn names(&self, origin: &Origin) -> bool {
+        match (&self.0, origin) {
+            (Pattern::Exact(exact), _) => exact == origin,
+            (Pattern::Subdomains(parent), Origin::Network(origin)) => is_subdomain(origin, parent),
+            (Pattern::Any | Pattern::Subdomains(_), _) => false,
         }
     }
 }
@@ -134,7 +138,7 @@ fn is_subdomain(origin: &url::Origin, parent: &url::Origin) -> bool {
 
 /// The origin of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// Scheme, host and port, the port also where it is the scheme's own.
     Network(url::Origin),
     /// What the URL standard calls opaque, which `url` never finds equal: `null`, `file://` and pages
@@ -145,7 +149,7 @@ enum Origin {
 impl Origin {
     /// Reads an origin as browsers write it. (`url` alone would also take a path, credentials and
     /// white space.)
-    fn parse(text: &str) -> Result<Self, InvalidOrigin> {
+    pub fn parse(text: &str) -> Result<Self, InvalidOrigin> {
         let text = text.to_ascii_lowercase();
         if text == "null" {
             return Ok(Self::Opaque(text));
@@ -169,7 +173,8 @@ impl Origin {
         }
     }
 
-    fn is_http(&self) -> bool {
+    /// Whether a server of this kind can have served the page.
+    pub fn is_http(&self) -> bool {
         let Self::Network(url::Origin::Tuple(scheme, ..)) = self else { return false };
         scheme == "http" || scheme == "https"
     }
@@ -189,146 +194,13 @@ fn check_rest(rest: &str) -> Result<(), InvalidOrigin> {
     Ok(())
 }
 
-/// What is known of the page that sent a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Page {
-    /// Its origin is that of the host the request is for.
-    pub same_host: bool,
-    /// Its origin is among the allowed ones, other than by `*`.
-    pub named: bool,
-    /// `*` is among the allowed ones.
-    pub any: bool,
-}
-
-impl Page {
-    /// The page that sent a request; `None` if no page did.
-    pub fn of(headers: &HeaderMap, allowed: &[AllowedOrigin]) -> Option<Self> {
-        let mut origins = headers.get_all(header::ORIGIN);
-        let origin = origins.next()?;
-        if origins.next().is_some() {
-            return Some(Self { same_host: false, named: false, any: false });
-        }
-        let any = allowed.iter().any(|allowed| allowed.0 == Pattern::Any);
-        let Some(origin) = origin.to_str().ok().and_then(|text| Origin::parse(text).ok()) else {
-            return Some(Self { same_host: false, named: false, any });
-        };
-        Some(Self {
-            same_host: is_same_host(&origin, headers),
-            named: allowed.iter().any(|allowed| allowed.0.names(&origin)),
-            any,
-        })
-    }
-}
-
-fn is_same_host(origin: &Origin, headers: &HeaderMap) -> bool {
-    let Origin::Network(url::Origin::Tuple(scheme, ..)) = origin else { return false };
-    let own = host_header(headers).map(|host| Origin::parse(&format!("{scheme}://{host}")));
-    origin.is_http() && own.is_some_and(|own| own.as_ref() == Ok(origin))
-}
-
-/// The `Host` of a request; `None` if it has none, or several.
-fn host_header(headers: &HeaderMap) -> Option<&str> {
-    let mut hosts = headers.get_all(header::HOST);
-    let host = hosts.next().filter(|_| hosts.next().is_none())?;
-    host.to_str().ok()
-}
-
-/// Whether a request is for this machine by name or address, as opposed to a name that somebody else
-/// can make lead here.
-pub(super) fn is_for_loopback(headers: &HeaderMap) -> bool {
-    let host = host_header(headers).map(|host| Origin::parse(&format!("http://{host}")));
-    let Some(Ok(Origin::Network(url::Origin::Tuple(_, host, _)))) = host else { return false };
-    match host {
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.to_canonical().is_loopback(),
-        // Names under `localhost` lead to the loopback addresses, and nobody can register one
-        // (RFC 6761, section 6.3).
-        Host::Domain(name) => {
-            let name = name.strip_suffix('.').unwrap_or(&name);
-            name == "localhost" || name.ends_with(".localhost")
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
-
     use super::*;
 
-    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(name.clone(), HeaderValue::from_str(value).unwrap());
-        }
-        headers
-    }
-
-    fn of(pairs: &[(HeaderName, &str)], allowed: &[&str]) -> Option<Page> {
-        let allowed: Vec<AllowedOrigin> = allowed.iter().map(|o| o.parse().unwrap()).collect();
-        Page::of(&headers(pairs), &allowed)
-    }
-
-    fn same_host(origin: &str, host: &str) -> bool {
-        of(&[(header::ORIGIN, origin), (header::HOST, host)], &[]).unwrap().same_host
-    }
-
     fn named(origin: &str, allowed: &[&str]) -> bool {
-        let page = of(&[(header::ORIGIN, origin), (header::HOST, "a.example")], allowed).unwrap();
-        assert!(!page.same_host, "{origin}");
-        page.named
-    }
-
-    #[test]
-    fn a_request_without_an_origin_is_from_no_page() {
-        assert_eq!(of(&[(header::HOST, "a.example")], &["*"]), None);
-    }
-
-    #[test]
-    fn a_page_of_the_same_host_is_recognized() {
-        for (origin, host) in [
-            ("http://a.example:8080", "a.example:8080"),
-            ("https://A.example", "a.EXAMPLE"),
-            ("http://a.example", "a.example:80"),
-            ("https://a.example:443", "a.example"),
-            ("http://[::1]:8080", "[::1]:8080"),
-            ("http://[::1]:8080", "[0:0::1]:8080"),
-            ("http://presence_app", "presence_app"),
-        ] {
-            assert!(same_host(origin, host), "{origin} {host}");
-        }
-    }
-
-    #[test]
-    fn a_page_of_another_host_is_not_of_the_same() {
-        for origin in [
-            "null",
-            "",
-            "http://evil.example",
-            "http://a.example",
-            "http://a.example:8081",
-            "http://a.example:8080.evil.example",
-            "http://a.example:8080@evil.example",
-            "http://evil.example/a.example:8080",
-            "http://a.example:8080/",
-            "http://a.example:8080\\",
-            "http:a.example:8080",
-            "http://%61.example:8080",
-            "http://a. example:8080",
-            "a.example:8080",
-            "file://a.example:8080",
-            "app://a.example:8080",
-            "ws://a.example:8080",
-        ] {
-            assert!(!same_host(origin, "a.example:8080"), "{origin}");
-        }
-        let host = (header::HOST, "a.example");
-        let origin = (header::ORIGIN, "http://a.example");
-        let evil = (header::ORIGIN, "http://evil.example");
-        let nothing = Some(Page { same_host: false, named: false, any: false });
-        assert_eq!(of(&[host.clone(), origin.clone(), evil.clone()], &["*"]), nothing);
-        assert_eq!(of(&[host, (header::HOST, "evil.example"), evil], &[]), nothing);
-        assert_eq!(of(&[origin], &[]), nothing);
+        let Ok(origin) = Origin::parse(origin) else { return false };
+        allowed.iter().any(|allowed| allowed.parse::<AllowedOrigin>().unwrap().names(&origin))
     }
 
     #[test]
@@ -392,14 +264,6 @@ mod tests {
     }
 
     #[test]
-    fn a_star_admits_every_page_and_names_none() {
-        for origin in ["null", "http://evil.example", "https://", ""] {
-            let page = of(&[(header::ORIGIN, origin)], &["*"]).unwrap();
-            assert_eq!(page, Page { same_host: false, named: false, any: true }, "{origin}");
-        }
-    }
-
-    #[test]
     fn what_is_no_origin_is_refused_and_told_why() {
         use InvalidOrigin::{Excess, Host, Port, Scheme, SocketScheme, Wildcard};
         for (bad, why) in [
@@ -449,38 +313,5 @@ mod tests {
         ] {
             assert_eq!(given.parse::<AllowedOrigin>().unwrap().to_string(), shown);
         }
-    }
-
-    #[test]
-    fn loopback_is_told_from_names_that_others_can_make_lead_here() {
-        let of = |host: &str| is_for_loopback(&headers(&[(header::HOST, host)]));
-        for host in [
-            "localhost",
-            "LOCALHOST:8080",
-            "localhost.",
-            "app.localhost:8080",
-            "127.0.0.1:8080",
-            "127.9.9.9",
-            "[::1]:8080",
-            "[::ffff:127.0.0.1]",
-        ] {
-            assert!(of(host), "{host}");
-        }
-        for host in [
-            "",
-            "evil.example",
-            "localhost.evil.example",
-            "xlocalhost",
-            "127.0.0.1.evil.example",
-            "0.0.0.0",
-            "[::]",
-            "localhost/",
-            "evil.example@localhost",
-        ] {
-            assert!(!of(host), "{host}");
-        }
-        assert!(!is_for_loopback(&headers(&[])));
-        let twice = [(header::HOST, "localhost"), (header::HOST, "evil.example")];
-        assert!(!is_for_loopback(&headers(&twice)));
     }
 }
