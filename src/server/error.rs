@@ -53,6 +53,11 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
     }
 
+    /// What kind of error it is, for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     pub fn bad_room(error: InvalidName) -> Self {
         Self::bad_request("bad_room_name", format!("this is no name of a room: {error}"))
     }

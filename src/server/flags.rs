@@ -9,10 +9,13 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand, builder::BoolishValueParser};
+use clap::{
+    Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::BoolishValueParser,
+    parser::ValueSource,
+};
 use tracing_subscriber::EnvFilter;
 
-use super::{AllowedOrigin, Secret, duration};
+use super::{AllowedOrigin, InvalidOrigin, Secret, duration, listen::Addresses};
 use crate::RoomName;
 
 /// Who is where, right now: rooms, presences, heartbeats and messages over WebSockets.
@@ -20,6 +23,8 @@ use crate::RoomName;
 #[command(
     name = "presence",
     version,
+    // The same help whichever features of clap other packages ask for.
+    term_width = 0,
     after_help = "Without a command `serve` runs, and takes its flags: presence --bind 127.0.0.1:9000\n\
         Every flag can be given as an environment variable, too: PRESENCE_BIND=127.0.0.1:9000"
 )]
@@ -100,9 +105,13 @@ pub(super) struct Token {
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Where to listen.
-    #[arg(long, value_name = "ADDR", env = "PRESENCE_BIND", default_value = "127.0.0.1:8080", value_parser = bind)]
-    pub bind: Bind,
+    /// Where to listen; repeatable (in the environment: by commas). With port 0 later addresses take
+    /// the first one's port; of the default, the second may be unavailable.
+    #[arg(long, value_name = "ADDR", env = "PRESENCE_BIND", default_value = DEFAULT_BIND, value_delimiter = ',', value_parser = bind)]
+    pub bind: Vec<Bind>,
+    /// Whether nobody said where to listen.
+    #[arg(skip)]
+    pub default_bind: bool,
     #[command(flatten)]
     pub database: Database,
     /// The Redis through which several nodes on one PostgreSQL share their rooms: redis://HOST[:PORT][/N].
@@ -138,12 +147,15 @@ pub(super) struct Serve {
     /// The key of /api; without it only this machine is answered.
     #[arg(long, value_name = "K", env = "PRESENCE_API_KEY", hide_env_values = true, value_parser = secret)]
     pub api_key: Option<Secret>,
-    /// A web page's origin that may use the server besides its own host, or *; repeatable.
+    /// An origin whose pages may use the server besides its own host, /api only with the --api-key:
+    /// https://chat.example, https://*.chat.example, null, file://, app://x; or * for all, WebSockets
+    /// only; repeatable (in the environment: by commas).
     #[arg(
         long = "allow-origin",
         value_name = "O",
         env = "PRESENCE_ALLOW_ORIGIN",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = origin
     )]
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message of a client.
@@ -169,6 +181,9 @@ pub(super) struct Serve {
 /// What a message may need of memory on its way to everybody.
 const MAX_FRAME_SIZE: i64 = 256 * 1024 * 1024;
 
+/// Both loopbacks, since `localhost` may be either.
+const DEFAULT_BIND: &str = "127.0.0.1:8080,[::1]:8080";
+
 /// The addresses that one `ADDR` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bind(pub Vec<SocketAddr>);
@@ -185,12 +200,38 @@ impl Cli {
         if first.is_none_or(|arg| arg.starts_with('-') && !own.contains(&&*arg)) {
             args.insert(1, "serve".into());
         }
-        Self::try_parse_from(args)
+        let mut matches = Self::command().try_get_matches_from(args)?;
+        let default_bind = matches
+            .subcommand_matches("serve")
+            .is_some_and(|serve| serve.value_source("bind") == Some(ValueSource::DefaultValue));
+        let mut cli = Self::from_arg_matches_mut(&mut matches)
+            .map_err(|error| error.format(&mut Self::command()))?;
+        if let Command::Serve(serve) = &mut cli.command {
+            serve.default_bind = default_bind;
+        }
+        Ok(cli)
     }
 }
 
+impl Serve {
+    /// Where to listen.
+    pub fn addresses(&self) -> Addresses {
+        let mut list = Vec::new();
+        for address in self.bind.iter().flat_map(|bind| &bind.0) {
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+        Addresses { list, first_suffices: self.default_bind }
+    }
+}
+
+fn origin(text: &str) -> Result<AllowedOrigin, InvalidOrigin> {
+    text.trim().parse()
+}
+
 fn bind(text: &str) -> Result<Bind, String> {
-    let addresses: Vec<SocketAddr> = match text.to_socket_addrs() {
+    let addresses: Vec<SocketAddr> = match text.trim().to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
             return Err(format!("an address is HOST:PORT, such as 127.0.0.1:8080: {error}"));
@@ -246,7 +287,6 @@ mod tests {
 
     #[test]
     fn serve_is_the_command_unless_another_is_named() {
-        assert_eq!(serve("").bind.0, ["127.0.0.1:8080".parse().unwrap()]);
         assert_eq!(serve("--max-age 2m").max_age, Duration::from_secs(120));
         assert_eq!(serve("serve --max-age 500ms").max_age, Duration::from_millis(500));
         assert_eq!(serve("--secret=a --secret=b").secrets.len(), 2);
@@ -254,6 +294,20 @@ mod tests {
         assert_eq!(origins.len(), 2);
         assert!(matches!(read("rooms --json"), Ok(Command::Rooms(Report { json: true, .. }))));
         assert!(read("--version").is_err_and(|text| text.starts_with("presence ")));
+    }
+
+    #[test]
+    fn both_loopbacks_are_listened_on_unless_told_and_only_then_one_suffices() {
+        let of = |line: &str| serve(line).addresses();
+        let list = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let both = list(&["127.0.0.1:8080", "[::1]:8080"]);
+        assert_eq!(of(""), Addresses { list: both.clone(), first_suffices: true });
+        let told = Addresses { list: both, first_suffices: false };
+        assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), told);
+        assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), told);
+        assert_eq!(of("--bind 0.0.0.0:80").list, list(&["0.0.0.0:80"]));
     }
 
     #[test]

@@ -1,8 +1,13 @@
-//! Who may use `/api`: whoever has the key, or without one whoever is on this machine.
+//! Who may use the server: which pages, and for `/api` who has the key, or without one whoever is on
+//! this machine.
 
-use actix_web::{HttpRequest, http::header};
+use actix_web::{
+    HttpRequest,
+    http::header::{self, HeaderMap},
+};
+use url::Host;
 
-use super::{error::ApiError, origin::Host, state::ServerState};
+use super::{AllowedOrigin, ServerOptions, error::ApiError, origin::Origin, state::ServerState};
 
 /// Headers by which a proxy says that the peer is not who sent the request.
 const FORWARDED: [&str; 6] =
@@ -20,7 +25,7 @@ pub(super) fn bearer(req: &HttpRequest) -> Option<&str> {
 /// A proxy's peer is always this machine, and a page whose name was made to lead to `127.0.0.1` asks
 /// for that name; neither counts.
 pub(super) fn is_local(req: &HttpRequest) -> bool {
-    is_from_here(req) && is_for_here(req)
+    is_from_here(req) && is_for_loopback(req.headers())
 }
 
 fn is_from_here(req: &HttpRequest) -> bool {
@@ -28,28 +33,48 @@ fn is_from_here(req: &HttpRequest) -> bool {
     peer && !FORWARDED.iter().any(|name| req.headers().contains_key(*name))
 }
 
-fn is_for_here(req: &HttpRequest) -> bool {
-    Host::of(req.headers()).is_some_and(|host| is_loopback(&host.name))
-}
-
-/// Refuses a page whose name was made to lead to this machine: to a server that listens on loopback
-/// alone and asks nobody who they are, its origin looks like the server's own.
-pub(super) fn check_rebound(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+/// Refuses a WebSocket to a page that is neither of the server's own host nor allowed.
+pub(super) fn check_socket_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
     let options = state.options();
-    let open = options.believe_query && options.secrets.is_empty();
-    let page = req.headers().contains_key(header::ORIGIN) && options.allowed_origins.is_empty();
-    if open && page && is_from_here(req) && !is_for_here(req) {
-        let message = "pages of this host may not use a server on loopback";
-        return Err(ApiError::forbidden("foreign_origin", message));
+    match Page::of(req.headers(), &options.allowed_origins) {
+        None => Ok(()),
+        Some(page) if page.named || page.any || is_own(page, req, options) => Ok(()),
+        Some(_) => Err(foreign_origin()),
     }
-    Ok(())
 }
 
-/// Whether a host's name, or its address, is this machine's own.
-fn is_loopback(name: &str) -> bool {
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    name == "localhost"
-        || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+/// Refuses `/api` to a page of another origin, unless it is named and there is a key to ask it for.
+pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+    let options = state.options();
+    match Page::of(req.headers(), &options.allowed_origins) {
+        None => Ok(()),
+        Some(page) if is_own(page, req, options) => Ok(()),
+        Some(page) if page.named && options.api_key.is_some() => Ok(()),
+        Some(page) if page.named => Err(loopback_only()),
+        Some(_) => Err(foreign_origin()),
+    }
+}
+
+/// Whether a page is the server's own.
+///
+/// To a server that listens on loopback alone and asks nobody who they are, a page whose name was made
+/// to lead to this machine (DNS rebinding) would look like that; so it must have been loaded from a
+/// loopback address, unless a proxy says that it passed the request on.
+fn is_own(page: Page, req: &HttpRequest, options: &ServerOptions) -> bool {
+    let open = options.believe_query && options.secrets.is_empty();
+    page.same_host && (!open || !is_from_here(req) || is_for_loopback(req.headers()))
+}
+
+fn foreign_origin() -> ApiError {
+    ApiError::forbidden("foreign_origin", "pages of this origin may not use this server")
+}
+
+fn loopback_only() -> ApiError {
+    ApiError::forbidden(
+        "loopback_only",
+        "without an API key only requests from and for this machine are answered, and no pages of \
+         other origins",
+    )
 }
 
 /// Lets a request to the API through, or says why not.
@@ -61,16 +86,77 @@ pub(super) fn check(req: &HttpRequest, state: &ServerState) -> Result<(), ApiErr
             "the API needs its key: `Authorization: Bearer KEY`",
         )),
         None if is_local(req) => Ok(()),
-        None => Err(ApiError::forbidden(
-            "loopback_only",
-            "without an API key only requests from and for this machine are answered",
-        )),
+        None => Err(loopback_only()),
+    }
+}
+
+/// What is known of the page that sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Page {
+    /// Its origin is that of the host the request is for.
+    same_host: bool,
+    /// Its origin is among the allowed ones, other than by `*`.
+    named: bool,
+    /// `*` is among the allowed ones.
+    any: bool,
+}
+
+impl Page {
+    /// The page that sent a request; `None` if no page did.
+    fn of(headers: &HeaderMap, allowed: &[AllowedOrigin]) -> Option<Self> {
+        let mut origins = headers.get_all(header::ORIGIN);
+        let origin = origins.next()?;
+        if origins.next().is_some() {
+            return Some(Self { same_host: false, named: false, any: false });
+        }
+        let any = allowed.iter().any(AllowedOrigin::is_any);
+        let Some(origin) = origin.to_str().ok().and_then(|text| Origin::parse(text).ok()) else {
+            return Some(Self { same_host: false, named: false, any });
+        };
+        Some(Self {
+            same_host: is_same_host(&origin, headers),
+            named: allowed.iter().any(|allowed| allowed.names(&origin)),
+            any,
+        })
+    }
+}
+
+fn is_same_host(origin: &Origin, headers: &HeaderMap) -> bool {
+    let Origin::Network(url::Origin::Tuple(scheme, ..)) = origin else { return false };
+    let own = host_header(headers).map(|host| Origin::parse(&format!("{scheme}://{host}")));
+    origin.is_http() && own.is_some_and(|own| own.as_ref() == Ok(origin))
+}
+
+/// The `Host` of a request; `None` if it has none, or several.
+fn host_header(headers: &HeaderMap) -> Option<&str> {
+    let mut hosts = headers.get_all(header::HOST);
+    let host = hosts.next().filter(|_| hosts.next().is_none())?;
+    host.to_str().ok()
+}
+
+/// Whether a request is for this machine by name or address, as opposed to a name that somebody else
+/// can make lead here.
+fn is_for_loopback(headers: &HeaderMap) -> bool {
+    let host = host_header(headers).map(|host| Origin::parse(&format!("http://{host}")));
+    let Some(Ok(Origin::Network(url::Origin::Tuple(_, host, _)))) = host else { return false };
+    match host {
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.to_canonical().is_loopback(),
+        // Names under `localhost` lead to the loopback addresses, and nobody can register one
+        // (RFC 6761, section 6.3).
+        Host::Domain(name) => {
+            let name = name.strip_suffix('.').unwrap_or(&name);
+            name == "localhost" || name.ends_with(".localhost")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use actix_web::test::TestRequest;
+    use actix_web::{
+        http::header::{HeaderName, HeaderValue},
+        test::TestRequest,
+    };
 
     use super::*;
 
@@ -114,5 +200,115 @@ mod tests {
         assert_eq!(of("bearer  k ").as_deref(), Some("k"));
         assert_eq!(of("Basic k"), None);
         assert_eq!(of("Bearer"), None);
+    }
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.clone(), HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    fn of(pairs: &[(HeaderName, &str)], allowed: &[&str]) -> Option<Page> {
+        let allowed: Vec<AllowedOrigin> = allowed.iter().map(|o| o.parse().unwrap()).collect();
+        Page::of(&headers(pairs), &allowed)
+    }
+
+    fn same_host(origin: &str, host: &str) -> bool {
+        of(&[(header::ORIGIN, origin), (header::HOST, host)], &[]).unwrap().same_host
+    }
+
+    #[test]
+    fn a_request_without_an_origin_is_from_no_page() {
+        assert_eq!(of(&[(header::HOST, "a.example")], &["*"]), None);
+    }
+
+    #[test]
+    fn a_page_of_the_same_host_is_recognized() {
+        for (origin, host) in [
+            ("http://a.example:8080", "a.example:8080"),
+            ("https://A.example", "a.EXAMPLE"),
+            ("http://a.example", "a.example:80"),
+            ("https://a.example:443", "a.example"),
+            ("http://[::1]:8080", "[::1]:8080"),
+            ("http://[::1]:8080", "[0:0::1]:8080"),
+            ("http://presence_app", "presence_app"),
+        ] {
+            assert!(same_host(origin, host), "{origin} {host}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_host_is_not_of_the_same() {
+        for origin in [
+            "null",
+            "",
+            "http://evil.example",
+            "http://a.example",
+            "http://a.example:8081",
+            "http://a.example:8080.evil.example",
+            "http://a.example:8080@evil.example",
+            "http://evil.example/a.example:8080",
+            "http://a.example:8080/",
+            "http://a.example:8080\\",
+            "http:a.example:8080",
+            "http://%61.example:8080",
+            "http://a. example:8080",
+            "a.example:8080",
+            "file://a.example:8080",
+            "app://a.example:8080",
+            "ws://a.example:8080",
+        ] {
+            assert!(!same_host(origin, "a.example:8080"), "{origin}");
+        }
+        let host = (header::HOST, "a.example");
+        let origin = (header::ORIGIN, "http://a.example");
+        let evil = (header::ORIGIN, "http://evil.example");
+        let nothing = Some(Page { same_host: false, named: false, any: false });
+        assert_eq!(of(&[host.clone(), origin.clone(), evil.clone()], &["*"]), nothing);
+        assert_eq!(of(&[host, (header::HOST, "evil.example"), evil], &[]), nothing);
+        assert_eq!(of(&[origin], &[]), nothing);
+    }
+
+    #[test]
+    fn a_star_admits_every_page_and_names_none() {
+        for origin in ["null", "http://evil.example", "https://", ""] {
+            let page = of(&[(header::ORIGIN, origin)], &["*"]).unwrap();
+            assert_eq!(page, Page { same_host: false, named: false, any: true }, "{origin}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_told_from_names_that_others_can_make_lead_here() {
+        let of = |host: &str| is_for_loopback(&headers(&[(header::HOST, host)]));
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "localhost.",
+            "app.localhost:8080",
+            "127.0.0.1:8080",
+            "127.9.9.9",
+            "[::1]:8080",
+            "[::ffff:127.0.0.1]",
+        ] {
+            assert!(of(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "xlocalhost",
+            "127.0.0.1.evil.example",
+            "0.0.0.0",
+            "[::]",
+            "localhost/",
+            "evil.example@localhost",
+        ] {
+            assert!(!of(host), "{host}");
+        }
+        assert!(!is_for_loopback(&headers(&[])));
+        let twice = [(header::HOST, "localhost"), (header::HOST, "evil.example")];
+        assert!(!is_for_loopback(&headers(&twice)));
     }
 }

@@ -6,10 +6,14 @@ use actix_web::{HttpResponse, http::header, web};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use super::{error::ApiError, state::ServerState};
+use super::{
+    error::ApiError,
+    refusals::{self, REFUSALS_TOTAL},
+    state::ServerState,
+};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -30,6 +34,7 @@ const COUNTERS: [(&str, &str); 20] = [
     ("presence_bus_reconnects_total", "Connections to the bus that were made again."),
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
     ("presence_bus_gaps_total", "Rooms read again because something of them was missed."),
+    (REFUSALS_TOTAL, "Requests refused, by reason."),
 ];
 
 const GAUGES: [(&str, &str); 12] = [
@@ -79,6 +84,11 @@ impl Metrics {
                 "presence_leaves_total" => {
                     for cause in Cause::ALL {
                         counter!(name, "cause" => cause.as_str()).increment(0);
+                    }
+                }
+                REFUSALS_TOTAL => {
+                    for reason in refusals::codes() {
+                        counter!(name, "reason" => reason).increment(0);
                     }
                 }
                 // By reason, which is not known before.

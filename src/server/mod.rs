@@ -13,11 +13,13 @@ mod flags;
 mod guard;
 mod health;
 mod identity;
+mod listen;
 mod memory;
 mod metrics;
 mod origin;
 mod pages;
 mod ranking;
+mod refusals;
 mod serve;
 mod socket;
 mod state;
@@ -26,6 +28,7 @@ mod token;
 use actix_web::{
     FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, ResponseError,
     http::{Method, StatusCode, header},
+    middleware::from_fn,
     web,
 };
 
@@ -66,8 +69,14 @@ pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
     move |cfg| {
         cfg.app_data(web::Data::new(state))
             // They are tried in this order, and patterns cost something: what is asked for most is first.
-            .service(resource("/socket/websocket", &[Method::GET], socket::phoenix))
-            .service(resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter))
+            .service(
+                resource("/socket/websocket", &[Method::GET], socket::phoenix)
+                    .wrap(from_fn(refusals::report_errors)),
+            )
+            .service(
+                resource("/ws/{room:[^/]*}", &[Method::GET], socket::enter)
+                    .wrap(from_fn(refusals::report_errors)),
+            )
             .service(resource("/", &READ, pages::index))
             .service(resource("/dashboard", &READ, pages::dashboard))
             .service(resource("/assets/{name}", &READ, pages::asset))

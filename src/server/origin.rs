@@ -1,44 +1,92 @@
-//! Which web pages may talk to the server.
+//! Which web pages may use the server.
 //!
-//! A browser says in `Origin` whose page sends a request, and lets every page in the world open
-//! WebSockets and post to `127.0.0.1`. So a page of another host is refused unless it is named.
+//! A browser names the origin of the page that sends a request in `Origin`, and lets any page open
+//! WebSockets and post to `127.0.0.1`. So a page of another origin is refused unless it is named.
 
 use std::{fmt, str::FromStr};
 
-use actix_web::http::header::{self, HeaderMap};
+use url::{Host, ParseError, Url};
 
-use super::error::ApiError;
-
-/// A page that may talk to the server besides those of the server's own host.
+/// An origin whose pages may use the server besides those of the server's own host.
+///
+/// - `https://chat.example`, `http://localhost:5173`: scheme, host and port.
+/// - `https://*.chat.example`: its subdomains of any depth, on that port; not `chat.example` itself.
+/// - `null`, `file://`, `capacitor://localhost`, `app://x`: local files, sandboxed frames and pages of
+///   an app's own scheme, as browsers name them.
+/// - `*`: every page. It opens WebSockets only, never `/api`.
+///
+/// Pages of other origins get `/api` only with the API key.
 ///
 /// ```
 /// use actix_presence::server::AllowedOrigin;
 ///
 /// assert!("https://chat.example".parse::<AllowedOrigin>().is_ok());
+/// assert!("https://*.chat.example".parse::<AllowedOrigin>().is_ok());
+/// assert!("null".parse::<AllowedOrigin>().is_ok());
 /// assert!("*".parse::<AllowedOrigin>().is_ok());
 /// assert!("chat.example".parse::<AllowedOrigin>().is_err());
+/// assert!("https://chat.example/".parse::<AllowedOrigin>().is_err());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedOrigin(Allowed);
+pub struct AllowedOrigin(Pattern);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Allowed {
+enum Pattern {
     Any,
-    This(Origin),
+    Exact(Origin),
+    /// The subdomains of this origin's host.
+    Subdomains(url::Origin),
 }
 
-/// A text is no [`AllowedOrigin`].
+/// Why a text is no [`AllowedOrigin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an origin is `*`, or scheme, host and port and nothing else: `https://chat.example`")]
-pub struct InvalidOrigin;
+#[non_exhaustive]
+pub enum InvalidOrigin {
+    /// There is no scheme before the host.
+    #[error("an origin begins with its scheme, as in `https://chat.example` (or is `null` or `*`)")]
+    Scheme,
+    /// The scheme is that of the sockets a page opens.
+    #[error("a page's origin begins with `http://` or `https://`, also if it opens WebSockets")]
+    SocketScheme,
+    /// Something stands beside scheme, host and port.
+    #[error(
+        "an origin is scheme, host and port and nothing else, not even a `/` at the end: \
+         `https://chat.example`, `http://localhost:5173`"
+    )]
+    Excess,
+    /// The host is missing, or is no host.
+    #[error("an origin has a host after its scheme: `https://chat.example`")]
+    Host,
+    /// The port is not a number from 0 to 65535.
+    #[error("the port of an origin is a number, or is left out: `http://localhost:5173`")]
+    Port,
+    /// A `*` stands where it means nothing.
+    #[error(
+        "a `*` stands alone, or for the first labels of the name of a host: \
+         `https://*.chat.example`"
+    )]
+    Wildcard,
+}
 
 impl FromStr for AllowedOrigin {
     type Err = InvalidOrigin;
 
     fn from_str(text: &str) -> Result<Self, InvalidOrigin> {
-        match text {
-            "*" => Ok(Self(Allowed::Any)),
-            _ => Origin::parse(text).map(|origin| Self(Allowed::This(origin))).ok_or(InvalidOrigin),
+        if text == "*" {
+            return Ok(Self(Pattern::Any));
+        }
+        if !text.contains('*') {
+            return Origin::parse(text).map(|origin| Self(Pattern::Exact(origin)));
+        }
+        let (scheme, domain) = text.split_once("://*.").ok_or(InvalidOrigin::Wildcard)?;
+        if domain.contains('*') {
+            return Err(InvalidOrigin::Wildcard);
+        }
+        match Origin::parse(&format!("{scheme}://{domain}"))? {
+            Origin::Network(parent @ url::Origin::Tuple(_, Host::Domain(_), _)) => {
+                Ok(Self(Pattern::Subdomains(parent)))
+            }
+            _ => Err(InvalidOrigin::Wildcard),
         }
     }
 }
@@ -46,187 +94,224 @@ impl FromStr for AllowedOrigin {
 impl fmt::Display for AllowedOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Allowed::Any => f.write_str("*"),
-            Allowed::This(Origin { scheme, host }) => write!(f, "{scheme}://{host}"),
+            Pattern::Any => f.write_str("*"),
+            Pattern::Exact(Origin::Opaque(text)) => f.write_str(text),
+            Pattern::Exact(Origin::Network(origin)) => f.write_str(&origin.ascii_serialization()),
+            Pattern::Subdomains(parent) => {
+                f.write_str(&parent.ascii_serialization().replacen("://", "://*.", 1))
+            }
         }
     }
 }
 
-/// The origin of a page, in lower case.
+impl AllowedOrigin {
+    /// Whether this is `*`.
+    pub(super) fn is_any(&self) -> bool {
+        self.0 == Pattern::Any
+    }
+
+    /// Whether the origin is this one, or one of these; `*` names none.
+    pub(super) fn names(&self, origin: &Origin) -> bool {
+        match (&self.0, origin) {
+            (Pattern::Exact(exact), _) => exact == origin,
+            (Pattern::Subdomains(parent), Origin::Network(origin)) => is_subdomain(origin, parent),
+            (Pattern::Any | Pattern::Subdomains(_), _) => false,
+        }
+    }
+}
+
+/// Whether one origin is the other with one or more labels before its host.
+fn is_subdomain(origin: &url::Origin, parent: &url::Origin) -> bool {
+    use url::Origin::Tuple;
+    let (
+        Tuple(scheme, Host::Domain(host), port),
+        Tuple(parent_scheme, Host::Domain(parent), parent_port),
+    ) = (origin, parent)
+    else {
+        return false;
+    };
+    let labels = host.strip_suffix(parent.as_str()).and_then(|labels| labels.strip_suffix('.'));
+    scheme == parent_scheme
+        && port == parent_port
+        && labels.is_some_and(|labels| labels.split('.').all(|label| !label.is_empty()))
+}
+
+/// The origin of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Origin {
-    scheme: String,
-    /// With the port, if it is not the scheme's own.
-    host: Host,
+pub(super) enum Origin {
+    /// Scheme, host and port, the port also where it is the scheme's own.
+    Network(url::Origin),
+    /// What the URL standard calls opaque, which `url` never finds equal: `null`, `file://` and pages
+    /// of an app's own scheme. Compared as text, in lower case.
+    Opaque(String),
 }
 
 impl Origin {
-    fn parse(text: &str) -> Option<Self> {
-        let (scheme, host) = text.split_once("://")?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
-        if scheme.is_empty() || !scheme.bytes().all(plain) {
-            return None;
+    /// Reads an origin as browsers write it. (`url` alone would also take a path, credentials and
+    /// white space.)
+    pub fn parse(text: &str) -> Result<Self, InvalidOrigin> {
+        let text = text.to_ascii_lowercase();
+        if text == "null" {
+            return Ok(Self::Opaque(text));
         }
-        let scheme = scheme.to_ascii_lowercase();
-        let host = Host::parse(host)?.without(default_port(&scheme));
-        Some(Self { scheme, host })
-    }
-}
-
-fn default_port(scheme: &str) -> Option<u16> {
-    match scheme {
-        "http" => Some(80),
-        "https" => Some(443),
-        _ => None,
-    }
-}
-
-/// A host as in the header of that name: a name or an address, and perhaps a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Host {
-    /// In lower case; an IPv6 address has its brackets.
-    pub name: String,
-    port: Option<u16>,
-}
-
-impl Host {
-    fn parse(text: &str) -> Option<Self> {
-        let end = match text.strip_prefix('[') {
-            Some(address) => address.find(']')? + 2,
-            None => text.find(':').unwrap_or(text.len()),
-        };
-        let (name, rest) = text.split_at(end);
-        let allowed = |b: u8| b.is_ascii_graphic() && !b"/?#@\\%\"<>".contains(&b) || b >= 0x80;
-        if name.is_empty() || !name.bytes().all(allowed) {
-            return None;
+        let (scheme, rest) = text.split_once("://").ok_or(InvalidOrigin::Scheme)?;
+        match scheme {
+            "file" if rest.is_empty() => return Ok(Self::Opaque(text)),
+            "file" => return Err(InvalidOrigin::Excess),
+            "ws" | "wss" => return Err(InvalidOrigin::SocketScheme),
+            _ => check_rest(rest)?,
         }
-        let port = match rest.strip_prefix(':') {
-            Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => Some(port.parse().ok()?),
-            Some(_) => return None,
-            None if rest.is_empty() => None,
-            None => return None,
-        };
-        Some(Self { name: name.to_ascii_lowercase(), port })
-    }
-
-    /// The host a request is for; `None` if it names none, or several.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut hosts = headers.get_all(header::HOST);
-        let host = hosts.next().filter(|_| hosts.next().is_none())?;
-        Self::parse(host.to_str().ok()?)
-    }
-
-    fn without(self, port: Option<u16>) -> Self {
-        Self { port: self.port.filter(|given| Some(*given) != port), ..self }
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{}:{port}", self.name),
-            None => f.write_str(&self.name),
+        let url = Url::parse(&text).map_err(|error| match error {
+            ParseError::RelativeUrlWithoutBase => InvalidOrigin::Scheme,
+            ParseError::InvalidPort => InvalidOrigin::Port,
+            _ => InvalidOrigin::Host,
+        })?;
+        match url.origin() {
+            tuple @ url::Origin::Tuple(..) => Ok(Self::Network(tuple)),
+            url::Origin::Opaque(_) if url.has_host() => Ok(Self::Opaque(text)),
+            url::Origin::Opaque(_) => Err(InvalidOrigin::Host),
         }
     }
+
+    /// Whether a server of this kind can have served the page.
+    pub fn is_http(&self) -> bool {
+        let Self::Network(url::Origin::Tuple(scheme, ..)) = self else { return false };
+        scheme == "http" || scheme == "https"
+    }
 }
 
-/// Refuses the page of a foreign host.
-pub(super) fn check(headers: &HeaderMap, allowed: &[AllowedOrigin]) -> Result<(), ApiError> {
-    let mut origins = headers.get_all(header::ORIGIN);
-    let Some(origin) = origins.next() else { return Ok(()) };
-    let several = origins.next().is_some();
-    if !several && allowed.iter().any(|allowed| allowed.0 == Allowed::Any) {
-        return Ok(());
+/// Refuses what `url` would take for a path or credentials, decode, or leave out.
+fn check_rest(rest: &str) -> Result<(), InvalidOrigin> {
+    if rest.contains(['/', '?', '#', '\\', '@']) {
+        return Err(InvalidOrigin::Excess);
     }
-    // `null`, the origin of sandboxed frames and local files, is none.
-    let origin = origin.to_str().ok().filter(|_| !several).and_then(Origin::parse);
-    let welcome = origin.is_some_and(|origin| {
-        let own = default_port(&origin.scheme).is_some_and(|port| {
-            Host::of(headers).map(|host| host.without(Some(port))).as_ref() == Some(&origin.host)
-        });
-        own || allowed.contains(&AllowedOrigin(Allowed::This(origin)))
-    });
-    if welcome {
-        return Ok(());
+    if rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '%') || rest.is_empty() {
+        return Err(InvalidOrigin::Host);
     }
-    Err(ApiError::forbidden("foreign_origin", "pages of this origin may not use this server"))
+    if rest.ends_with(':') {
+        return Err(InvalidOrigin::Port);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
-
     use super::*;
 
-    fn passes(pairs: &[(HeaderName, &str)], allowed: &[&str]) -> bool {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(name.clone(), HeaderValue::from_str(value).unwrap());
-        }
-        let allowed: Vec<AllowedOrigin> = allowed.iter().map(|o| o.parse().unwrap()).collect();
-        check(&headers, &allowed).is_ok()
-    }
-
-    fn page(origin: &str, host: &str, allowed: &[&str]) -> bool {
-        passes(&[(header::ORIGIN, origin), (header::HOST, host)], allowed)
+    fn named(origin: &str, allowed: &[&str]) -> bool {
+        let Ok(origin) = Origin::parse(origin) else { return false };
+        allowed.iter().any(|allowed| allowed.parse::<AllowedOrigin>().unwrap().names(&origin))
     }
 
     #[test]
-    fn a_page_of_the_same_host_and_no_page_at_all_are_welcome() {
-        assert!(passes(&[(header::HOST, "a.example")], &[]));
-        assert!(page("http://a.example:8080", "a.example:8080", &[]));
-        assert!(page("https://A.example", "a.EXAMPLE", &[]));
-        assert!(page("http://a.example", "a.example:80", &[]));
-        assert!(page("https://a.example:443", "a.example", &[]));
-        assert!(page("http://[::1]:8080", "[::1]:8080", &[]));
-    }
-
-    #[test]
-    fn a_page_of_another_host_is_not() {
-        for origin in [
+    fn an_origin_is_named_by_scheme_host_and_port() {
+        let allowed = ["https://b.example", "HTTP://c.example:81", "https://bücher.example"];
+        assert!(named("https://b.example", &allowed));
+        assert!(named("https://b.example:443", &allowed));
+        assert!(named("http://C.example:81", &allowed));
+        assert!(named("https://xn--bcher-kva.example", &allowed));
+        for foreign in [
+            "http://b.example",
+            "https://b.example:444",
+            "https://x.b.example",
+            "https://b.example.",
+            "http://c.example",
             "null",
-            "",
-            "http://evil.example",
-            "http://a.example",
-            "http://a.example:8081",
-            "http://a.example:8080.evil.example",
-            "http://a.example:8080@evil.example",
-            "http://evil.example/a.example:8080",
-            "http://a.example:8080/",
-            "a.example:8080",
-            "file://a.example:8080",
         ] {
-            assert!(!page(origin, "a.example:8080", &[]), "{origin}");
+            assert!(!named(foreign, &allowed), "{foreign}");
         }
-        let host = (header::HOST, "a.example");
-        let origin = (header::ORIGIN, "http://a.example");
-        let evil = (header::ORIGIN, "http://evil.example");
-        assert!(!passes(&[host.clone(), origin.clone(), evil.clone()], &[]));
-        assert!(!passes(&[host, (header::HOST, "evil.example"), evil], &[]));
-        assert!(!passes(&[origin], &[]));
     }
 
     #[test]
-    fn a_named_page_is_welcome_and_a_star_names_all() {
-        let allowed = ["https://b.example", "http://c.example:81", "tauri://localhost"];
-        assert!(page("https://b.example", "a.example", &allowed));
-        assert!(page("https://b.example:443", "a.example", &allowed));
-        assert!(page("http://c.example:81", "a.example", &allowed));
-        assert!(page("tauri://localhost", "a.example", &allowed));
-        assert!(!page("http://b.example", "a.example", &allowed));
-        assert!(!page("https://x.b.example", "a.example", &allowed));
-        assert!(!page("null", "a.example", &allowed));
-        assert!(page("null", "a.example", &["*"]));
-        assert!(page("http://evil.example", "a.example", &["*"]));
+    fn a_wildcard_names_subdomains_of_any_depth_and_nothing_else() {
+        let allowed = ["https://*.b.example", "http://*.localhost:3000"];
+        for welcome in [
+            "https://x.b.example",
+            "https://y.x.B.example:443",
+            "http://app.localhost:3000",
+            "https://*.b.example",
+        ] {
+            assert!(named(welcome, &allowed), "{welcome}");
+        }
+        for foreign in [
+            "https://b.example",
+            "https://.b.example",
+            "https://x..b.example",
+            "https://xb.example",
+            "https://x.b.example.evil.example",
+            "https://x.b.example:444",
+            "http://x.b.example",
+            "http://app.localhost",
+            "app://x.b.example",
+        ] {
+            assert!(!named(foreign, &allowed), "{foreign}");
+        }
     }
 
     #[test]
-    fn an_origin_is_scheme_host_and_port() {
-        for bad in ["", "null", "b.example", "https://", "https://b/", "https://b:x", "://b"] {
-            assert_eq!(bad.parse::<AllowedOrigin>(), Err(InvalidOrigin), "{bad}");
+    fn pages_without_a_host_on_the_network_can_be_named() {
+        let allowed = ["null", "file://", "capacitor://localhost", "app://x:1"];
+        for origin in allowed {
+            assert!(named(origin, &[origin]), "{origin}");
+            let others: Vec<&str> = allowed.into_iter().filter(|other| *other != origin).collect();
+            assert!(!named(origin, &others), "{origin}");
         }
-        for good in ["*", "https://b.example", "http://[::1]:81"] {
-            assert_eq!(good.parse::<AllowedOrigin>().unwrap().to_string(), good);
+        assert!(named("App://X:1", &allowed));
+        for foreign in ["app://x", "app://x:2", "file:///etc", "capacitor://", "https://localhost"]
+        {
+            assert!(!named(foreign, &allowed), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_origin_is_refused_and_told_why() {
+        use InvalidOrigin::{Excess, Host, Port, Scheme, SocketScheme, Wildcard};
+        for (bad, why) in [
+            ("", Scheme),
+            ("b.example", Scheme),
+            ("localhost:5173", Scheme),
+            ("://b", Scheme),
+            ("5://b", Scheme),
+            ("wss://b.example", SocketScheme),
+            ("http://localhost:5173/", Excess),
+            ("https://b.example/chat", Excess),
+            ("https://ada@b.example", Excess),
+            ("file:///", Excess),
+            ("https://", Host),
+            ("app://", Host),
+            ("https://:81", Host),
+            ("https://b .example", Host),
+            ("https://b:x", Port),
+            ("https://b:", Port),
+            ("https://b:65536", Port),
+            ("https://*", Wildcard),
+            ("https://*b.example", Wildcard),
+            ("https://b.*.example", Wildcard),
+            ("https://*.*.example", Wildcard),
+            ("http://localhost:*", Wildcard),
+            ("http://*.0.0.1", Wildcard),
+            ("app://*.b.example", Wildcard),
+            ("*.b.example", Wildcard),
+            ("https://*.b.example/", Excess),
+            ("https://*.", Host),
+        ] {
+            assert_eq!(bad.parse::<AllowedOrigin>(), Err(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_origin_is_shown_as_browsers_write_it() {
+        for (given, shown) in [
+            ("*", "*"),
+            ("null", "null"),
+            ("file://", "file://"),
+            ("App://x", "app://x"),
+            ("https://B.example:443", "https://b.example"),
+            ("http://[::1]:81", "http://[::1]:81"),
+            ("https://*.b.example", "https://*.b.example"),
+            ("https://*.b.example:81", "https://*.b.example:81"),
+        ] {
+            assert_eq!(given.parse::<AllowedOrigin>().unwrap().to_string(), shown);
         }
     }
 }

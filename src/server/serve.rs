@@ -3,25 +3,21 @@
 use std::{
     future::Future,
     io::{self, IsTerminal},
-    net::{SocketAddr, TcpListener},
     time::Duration,
 };
 
 use actix_web::{App, HttpServer, dev::ServerHandle};
-use socket2::{Domain, Protocol, Socket, Type};
 use tracing_subscriber::EnvFilter;
 
 use super::{
     Metrics, ServerOptions, ServerState, commands::CommandError, configure, flags::Serve, memory,
 };
-use crate::{PresenceConfig, PresenceHandle, limit_silence};
+use crate::{PresenceConfig, PresenceHandle};
 
 /// How long the rows may take at the end.
 const WRITING: Duration = Duration::from_secs(5);
 /// How long open connections may take at the end, in seconds. Sessions take two for their farewell.
 const CLOSING: u64 = 3;
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 2048;
 /// A worker takes no more connections than this; what to limit is `--max-connections`.
 const PER_WORKER: usize = 1_000_000;
 
@@ -48,8 +44,7 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
     let config = config(&flags);
     config.validate()?;
     let workers = flags.workers;
-    let listeners = flags.bind.0.iter().map(|address| listen(*address));
-    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
     let state = ServerState::new(&presence, options(flags));
 
@@ -57,7 +52,7 @@ async fn serve(flags: Serve) -> Result<(), CommandError> {
     let server = HttpServer::new(move || App::new().configure(configure(shared.clone())));
     // Elsewhere they inherit it from their listener.
     #[cfg(not(target_os = "linux"))]
-    let server = server.on_connect(|io, _| limit_silence(io));
+    let server = server.on_connect(|io, _| crate::limit_silence(io));
     let mut server = server.max_connections(PER_WORKER).shutdown_timeout(CLOSING).disable_signals();
     if let Some(workers) = workers {
         server = server.workers(workers.into());
@@ -97,7 +92,8 @@ fn config(flags: &Serve) -> PresenceConfig {
 }
 
 fn options(flags: Serve) -> ServerOptions {
-    let loopback = flags.bind.0.iter().all(|address| address.ip().to_canonical().is_loopback());
+    let addresses = flags.addresses().list;
+    let loopback = addresses.iter().all(|address| address.ip().to_canonical().is_loopback());
     if flags.secrets.is_empty() && !loopback {
         tracing::warn!("no --secret, and not on loopback only: everybody is anonymous");
     }
@@ -121,23 +117,6 @@ fn options(flags: Serve) -> ServerOptions {
 
 fn count(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
-}
-
-/// Takes the address before anything else is touched: a server that is there already is the usual
-/// reason why a second one does not start.
-fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
-    let bound = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A server that has just ended must not keep its port from the next one.
-        #[cfg(unix)]
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from(socket);
-        limit_silence(&listener);
-        Ok(listener)
-    };
-    bound().map_err(|source| CommandError::Bind { address, source })
 }
 
 /// On a first signal ends everything in order, on a second one at once.

@@ -12,7 +12,6 @@ use super::{
     error::ApiError,
     guard,
     identity::Identity,
-    origin,
     state::ServerState,
 };
 use crate::{Admit, Feed, PhoenixSession, WsOptions, WsSession, WsSessionError};
@@ -24,9 +23,7 @@ pub(super) async fn enter(
     body: web::Payload,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    let options = state.options();
-    origin::check(req.headers(), &options.allowed_origins)?;
-    guard::check_rebound(&req, &state)?;
+    guard::check_socket_page(&req, &state)?;
     let room = address::room(&req, 0)?;
     let query = Query::of(&req)?;
     let identity = Identity::of(&req, &query, None, &state)?;
@@ -54,8 +51,7 @@ pub(super) async fn phoenix(
     body: web::Payload,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    origin::check(req.headers(), &state.options().allowed_origins)?;
-    guard::check_rebound(&req, &state)?;
+    guard::check_socket_page(&req, &state)?;
     let query = Query::of(&req)?;
     if query.get("vsn")? != Some("2.0.0") {
         let message = "`vsn=2.0.0` is what is spoken here";

@@ -44,7 +44,8 @@ pub struct ServerOptions {
     pub believe_query: bool,
     /// The key of `/api`. Default none: only requests from and for this machine are answered.
     pub api_key: Option<Secret>,
-    /// Pages that may talk to the server besides those of its own host. Default none.
+    /// Pages that may use the server besides those of its own host, `/api` only with the key. Default
+    /// none.
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message of a client, and body of a request, in bytes. Default 64 KiB.
     pub max_frame_size: usize,

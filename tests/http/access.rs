@@ -33,40 +33,115 @@ async fn the_api_needs_its_key_and_without_one_this_machine() {
     assert_eq!(send(&locked, get("/healthz")).await.status, StatusCode::OK);
 }
 
+fn from(method: Method, path: &str, origin: &str) -> TestRequest {
+    request(method, path).insert_header((header::ORIGIN, origin))
+}
+
+fn allowed(origins: &[&str]) -> ServerOptions {
+    let allowed_origins = origins.iter().map(|origin| origin.parse().unwrap()).collect();
+    ServerOptions { allowed_origins, ..options() }
+}
+
+fn keyed(options: ServerOptions) -> ServerOptions {
+    ServerOptions { api_key: Some(secret("k3y")), ..options }
+}
+
+const KEY: (header::HeaderName, &str) = (header::AUTHORIZATION, "Bearer k3y");
+const SOCKETS: [&str; 2] = ["/ws/r", "/socket/websocket?vsn=2.0.0"];
+const API: [(Method, &str); 5] = [
+    (Method::GET, "/api/rooms"),
+    (Method::GET, "/api/stats/live"),
+    (Method::POST, "/api/rooms/r/messages"),
+    (Method::DELETE, "/api/connections/x"),
+    (Method::OPTIONS, "/api/rooms"),
+];
+
 #[actix::test]
-async fn a_foreign_page_is_refused_and_a_named_one_is_told_it_may() {
+async fn a_page_of_an_origin_that_is_not_named_gets_nothing() {
     let presence = start();
-    let origins = vec!["https://chat.example".parse().unwrap()];
-    let app = app!(presence, ServerOptions { allowed_origins: origins, ..options() });
-    let from = |method, path: &str, origin: &'static str| {
-        request(method, path).insert_header((header::ORIGIN, origin))
-    };
-    for origin in ["https://evil.example", "null", "https://localhost.evil.example"] {
-        for (method, path) in [
-            (Method::GET, "/ws/r"),
-            (Method::GET, "/api/rooms"),
-            (Method::POST, "/api/rooms/r/messages"),
-            (Method::OPTIONS, "/api/rooms"),
-        ] {
-            let answer = send(&app, from(method, path, origin)).await;
-            assert_eq!(answer.refusal(), (403, "foreign_origin".to_owned()), "{path} {origin}");
+    let app = app!(presence, keyed(allowed(&["https://chat.example"])));
+    let refusal = (403, "foreign_origin".to_owned());
+    for origin in ["https://evil.example", "null", "https://localhost.evil.example", "file://"] {
+        for path in SOCKETS {
+            assert_eq!(send(&app, from(Method::GET, path, origin)).await.refusal(), refusal);
+        }
+        for (method, path) in API {
+            let answer = send(&app, from(method, path, origin).insert_header(KEY)).await;
+            assert_eq!(answer.refusal(), refusal, "{path} {origin}");
             assert_eq!(answer.header("access-control-allow-origin"), "");
         }
     }
-    let page = "https://chat.example";
-    let preflight = from(Method::OPTIONS, "/api/rooms/r/messages", page)
-        .insert_header(("access-control-request-method", "POST"))
-        .insert_header(("access-control-request-headers", "authorization, content-type"));
-    let preflight = send(&app, preflight).await;
-    assert_eq!(preflight.status, StatusCode::OK);
-    assert_eq!(preflight.header("access-control-allow-origin"), page);
-    for path in ["/api/rooms", "/api/rooms/nobody"] {
-        let answer = send(&app, from(Method::GET, path, page)).await;
-        assert_eq!(answer.header("access-control-allow-origin"), page, "{path}");
+}
+
+#[actix::test]
+async fn a_named_page_gets_sockets_and_with_the_key_the_api() {
+    let presence = start();
+    let names = [
+        "https://chat.example",
+        "https://*.chat.example",
+        "null",
+        "file://",
+        "capacitor://localhost",
+    ];
+    let app = app!(presence, keyed(allowed(&names)));
+    let pages = [
+        "https://chat.example",
+        "https://a.b.chat.example",
+        "null",
+        "file://",
+        "capacitor://localhost",
+    ];
+    for page in pages {
+        for path in SOCKETS {
+            let answer = send(&app, from(Method::GET, path, page)).await;
+            assert_eq!(answer.refusal(), (400, "handshake".to_owned()), "{path} {page}");
+        }
+        let preflight = from(Method::OPTIONS, "/api/rooms/r/messages", page)
+            .insert_header(("access-control-request-method", "POST"))
+            .insert_header(("access-control-request-headers", "authorization, content-type"));
+        let preflight = send(&app, preflight).await;
+        assert_eq!(preflight.status, StatusCode::OK);
+        assert_eq!(preflight.header("access-control-allow-origin"), page);
+        for (path, status) in [("/api/rooms", 200), ("/api/rooms/nobody", 404)] {
+            let answer = send(&app, from(Method::GET, path, page).insert_header(KEY)).await;
+            assert_eq!(answer.status, status, "{path} {page}");
+            assert_eq!(answer.header("access-control-allow-origin"), page, "{path}");
+        }
+        let answer = send(&app, from(Method::GET, "/api/rooms", page)).await;
+        assert_eq!(answer.refusal(), (401, "unauthorized".to_owned()));
     }
-    for origin in [page, "http://localhost"] {
-        let answer = send(&app, from(Method::GET, "/ws/r", origin)).await;
-        assert_eq!(answer.refusal(), (400, "handshake".to_owned()), "{origin}");
+}
+
+#[actix::test]
+async fn without_a_key_no_page_of_another_origin_gets_the_api() {
+    let presence = start();
+    let app = app!(presence, allowed(&["https://chat.example", "*"]));
+    for (origin, code) in
+        [("https://chat.example", "loopback_only"), ("https://evil.example", "foreign_origin")]
+    {
+        for (method, path) in API {
+            let answer = send(&app, from(method, path, origin)).await;
+            assert_eq!(answer.refusal(), (403, code.to_owned()), "{path} {origin}");
+            assert_eq!(answer.header("access-control-allow-origin"), "");
+        }
+    }
+    let own = send(&app, from(Method::GET, "/api/rooms", "http://localhost")).await;
+    assert_eq!(own.status, StatusCode::OK);
+}
+
+#[actix::test]
+async fn a_star_opens_sockets_and_not_the_api() {
+    let presence = start();
+    let app = app!(presence, keyed(allowed(&["*"])));
+    for origin in ["https://evil.example", "null"] {
+        for path in SOCKETS {
+            let answer = send(&app, from(Method::GET, path, origin)).await;
+            assert_eq!(answer.refusal(), (400, "handshake".to_owned()), "{path} {origin}");
+        }
+        for (method, path) in API {
+            let answer = send(&app, from(method, path, origin).insert_header(KEY)).await;
+            assert_eq!(answer.refusal(), (403, "foreign_origin".to_owned()), "{path} {origin}");
+        }
     }
 }
 
@@ -148,18 +223,43 @@ async fn a_room_that_does_not_take_one_says_so_before_the_handshake() {
 #[actix::test]
 async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
     let presence = start();
-    let app = app!(presence, ServerOptions { believe_query: true, ..options() });
-    let from = |host: &'static str, path: &str| {
-        let request = get(path).insert_header((header::HOST, host));
-        request.insert_header((header::ORIGIN, format!("http://{host}")))
+    let from = |host: &'static str, method: Method, path: &str| {
+        let request = from(method, path, &format!("http://{host}"));
+        request.insert_header((header::HOST, host))
     };
-    for path in ["/ws/lobby", "/socket/websocket?vsn=2.0.0"] {
-        let refusal = send(&app, from("evil.example:8080", path)).await.refusal();
-        assert_eq!(refusal, (403, "foreign_origin".to_owned()));
-        // A proxy that says so, and this machine's own page, come as far as the handshake.
-        let forwarded = from("chat.example", path).insert_header(("x-forwarded-for", "10.0.0.1"));
-        for welcome in [forwarded, from("localhost:8080", path)] {
-            assert_eq!(send(&app, welcome).await.refusal(), (400, "handshake".to_owned()));
+    let foreign = (403, "foreign_origin".to_owned());
+    let handshake = (400, "handshake".to_owned());
+    for others in [&[][..], &["https://other.example"], &["https://*.other.example", "null"]] {
+        let open = ServerOptions { believe_query: true, ..allowed(others) };
+        let app = app!(presence, open.clone());
+        for path in SOCKETS {
+            let rebound = from("evil.example:8080", Method::GET, path);
+            assert_eq!(send(&app, rebound).await.refusal(), foreign, "{others:?}");
+            // A proxy that says so, and this machine's own pages, come as far as the handshake.
+            let proxied = from("chat.example", Method::GET, path);
+            let proxied = proxied.insert_header(("x-forwarded-for", "10.0.0.1"));
+            assert_eq!(send(&app, proxied).await.refusal(), handshake);
+            for own in ["localhost:8080", "app.localhost:8080", "[::1]:8080"] {
+                let own = from(own, Method::GET, path);
+                assert_eq!(send(&app, own).await.refusal(), handshake);
+            }
+        }
+        for (method, path) in API {
+            let rebound = from("evil.example:8080", method.clone(), path);
+            assert_eq!(send(&app, rebound).await.refusal(), foreign, "{path} {others:?}");
+            // A page may add such a header to its own requests.
+            let forged = from("evil.example:8080", method, path);
+            let forged = forged.insert_header(("x-forwarded-for", "127.0.0.1"));
+            assert_eq!(send(&app, forged).await.status, StatusCode::FORBIDDEN, "{path}");
         }
     }
+    let named = ServerOptions { believe_query: true, ..allowed(&["http://chat.example"]) };
+    let app = app!(presence, named);
+    for path in SOCKETS {
+        assert_eq!(send(&app, from("chat.example", Method::GET, path)).await.refusal(), handshake);
+    }
+    let secrets = vec![secret("s")];
+    let closed = ServerOptions { believe_query: true, secrets, allow_anonymous: true, ..options() };
+    let app = app!(presence, closed);
+    assert_eq!(send(&app, from("chat.example", Method::GET, "/ws/r")).await.refusal(), handshake);
 }

@@ -20,6 +20,7 @@ mod identity;
 mod life;
 mod limits;
 mod operations;
+mod origins;
 mod phoenix;
 mod rest;
 mod sessions;

@@ -9,7 +9,7 @@ mod stats;
 
 use actix_cors::Cors;
 use actix_web::{
-    HttpResponse, ResponseError, Scope,
+    HttpResponse, Scope,
     body::{EitherBody, MessageBody},
     dev::{ServiceFactory, ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
@@ -18,7 +18,7 @@ use actix_web::{
 };
 use serde::Serialize;
 
-use super::{address::Query, error::ApiError, guard, origin, resource, state::ServerState};
+use super::{address::Query, error::ApiError, guard, refusals, resource, state::ServerState};
 
 /// Entries in a page of a list, unless the request says how many, and at most.
 const PAGE: usize = 100;
@@ -82,7 +82,7 @@ async fn from_a_page<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     let checked = match req.app_data::<web::Data<ServerState>>() {
-        Some(state) => origin::check(req.headers(), &state.options().allowed_origins),
+        Some(state) => guard::check_api_page(req.request(), state),
         None => Ok(()),
     };
     pass(checked, req, next).await
@@ -95,7 +95,10 @@ async fn pass<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
     match checked {
         Ok(()) => Ok(next.call(req).await?.map_into_left_body()),
-        Err(error) => Ok(req.into_response(error.error_response()).map_into_right_body()),
+        Err(error) => {
+            refusals::report(req.request(), &error);
+            Ok(req.error_response(error).map_into_right_body())
+        }
     }
 }
 

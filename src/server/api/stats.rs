@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use actix_web::{
-    HttpResponse,
+    HttpRequest, HttpResponse,
     http::{StatusCode, header},
     web::{self, Bytes},
 };
@@ -15,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::{reply, rooms};
 use crate::{
     Cause, Counters, Epoch, GetStatus, ListRooms,
-    server::{error::ApiError, health::Health, ranking, state::ServerState},
+    server::{error::ApiError, health::Health, ranking, refusals, state::ServerState},
 };
 
 /// How often the live numbers go out.
@@ -66,8 +66,11 @@ pub(super) async fn stats(state: web::Data<ServerState>) -> Result<HttpResponse,
 }
 
 /// The stream ends when the registry does, or when nobody reads it any more.
-pub(super) async fn live(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
-    let seat = state.seat()?;
+pub(super) async fn live(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let seat = state.seat().inspect_err(|error| refusals::report(&req, error))?;
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = stream::unfold((state, ticks, seat), |(state, mut ticks, seat)| async move {

@@ -65,7 +65,7 @@ function refuse({ status, code, message }) {
   const words = {
     401: "This server has an API key. The dashboard shows who is where, so it asks for the same key.",
     loopback_only: "Without an API key the server shows its numbers only to its own machine, and this request came from elsewhere or through a proxy. Start the server with --api-key KEY and open the dashboard again, or open it on the machine itself at http://127.0.0.1.",
-    foreign_origin: "This page is on another host than the server it asks. Allow it with --allow-origin.",
+    foreign_origin: "This page is on another host than the server it asks. Name its origin with --allow-origin, and give the server an --api-key.",
   };
   $("#gate h2").textContent = wantsKey ? "This dashboard is locked" : "Not from here";
   $("#gate .words").textContent = words[status] ?? words[code] ?? message;
