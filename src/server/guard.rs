@@ -43,13 +43,13 @@ pub(super) fn check_socket_page(req: &HttpRequest, state: &ServerState) -> Resul
     }
 }
 
-/// Refuses `/api` to a page of another origin, unless it is named and there is a key to ask it for.
+/// Refuses `/api` to a page of another origin, unless it is allowed and there is a key to ask it for.
 pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
     let options = state.options();
     match Page::of(req.headers(), &options.allowed_origins) {
         None => Ok(()),
         Some(page) if is_own(page, req, options) => Ok(()),
-        Some(page) if page.named && options.api_key.is_some() => Ok(()),
+        Some(page) if (page.named || page.any) && options.api_key.is_some() => Ok(()),
         Some(page) if page.named => Err(loopback_only()),
         Some(_) => Err(foreign_origin()),
     }
