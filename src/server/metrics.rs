@@ -6,10 +6,10 @@ use actix_web::{HttpResponse, http::header, web};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use super::{error::ApiError, state::ServerState};
+use super::{connections, error::ApiError, state::ServerState};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -30,9 +30,10 @@ const COUNTERS: [(&str, &str); 20] = [
     ("presence_bus_reconnects_total", "Connections to the bus that were made again."),
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
     ("presence_bus_gaps_total", "Rooms read again because something of them was missed."),
+    ("presence_connections_ended_total", "TCP connections ended by the server, by reason."),
 ];
 
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 15] = [
     ("presence_connections", "Connections that are in some room."),
     ("presence_rooms", "Rooms with somebody in them."),
     ("presence_presences", "Connections in rooms, each counted once per room."),
@@ -45,6 +46,9 @@ const GAUGES: [(&str, &str); 12] = [
     ("presence_bus_up", "Whether other nodes are heard."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
+    ("presence_connections_open", "TCP connections that are open, WebSockets and others."),
+    ("presence_descriptors_limit", "File descriptors that the process may open."),
+    ("presence_sockets_limit", "WebSockets for which there are file descriptors."),
 ];
 
 static INSTALLED: Mutex<Option<Metrics>> = Mutex::new(None);
@@ -81,6 +85,11 @@ impl Metrics {
                         counter!(name, "cause" => cause.as_str()).increment(0);
                     }
                 }
+                "presence_connections_ended_total" => {
+                    for reason in connections::REASONS {
+                        counter!(name, "reason" => reason).increment(0);
+                    }
+                }
                 // By reason, which is not known before.
                 "presence_database_failures_total" => {}
                 _ => counter!(name).increment(0),
@@ -115,6 +124,7 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_nodes").set(status.nodes as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
     gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
+    connections::report();
     Ok(HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-store"))

@@ -8,7 +8,6 @@ mod guard;
 mod json;
 mod phoenix;
 mod rate;
-mod socket;
 mod thread;
 mod together;
 mod ws;
@@ -20,7 +19,6 @@ use actix::{dev::ToEnvelope, prelude::*};
 pub use self::{
     json::WsSession,
     phoenix::PhoenixSession,
-    socket::limit_silence,
     ws::{WsOptions, WsSessionError},
 };
 use crate::{

@@ -6,6 +6,7 @@
 mod harness;
 
 mod commands;
+mod connections;
 mod crowd;
 mod database;
 mod dialects;
