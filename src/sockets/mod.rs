@@ -23,7 +23,7 @@ pub(crate) use self::watcher::end_within;
 pub(crate) use self::{every_second::EverySecond, progress::Progress, watcher::LAST_BYTES};
 
 /// Has this connection's socket closed within ten seconds after its session was told to close,
-/// whatever its client does. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect),
+/// whatever its client does, if it is one of the ready-made sessions. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect),
 /// beside [`limit_silence`].
 ///
 /// Without it a client that was kicked, has expired or was too slow, and that reads a byte now and

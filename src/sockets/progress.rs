@@ -6,6 +6,7 @@ use socket2::Socket;
 
 /// How far the bytes of a connection have come, in both directions.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server looks at all of it"))]
 pub(crate) struct Progress {
     /// Bytes received from the peer since the connection began.
     pub received: u64,

@@ -9,6 +9,8 @@ use std::{
 use ahash::AHashMap;
 use socket2::Socket;
 
+use crate::log_limit::LogLimit;
+
 use super::{SocketKey, every_second::EverySecond, progress::Progress};
 
 /// How many closed connections of a thread may have their last bytes sent at one time. Each takes a
@@ -78,8 +80,7 @@ impl Watcher {
         self.deadlines.retain(|key, deadline| {
             let overdue = *deadline <= now;
             if overdue && key.end() {
-                metrics::counter!("presence_connections_ended_total", "reason" => "overdue_close")
-                    .increment(1);
+                overdue_close();
             }
             !overdue
         });
@@ -105,6 +106,18 @@ impl Watcher {
         // Fails if it was shut down before.
         let _ = second.shutdown(Shutdown::Write);
         self.last_bytes.push((deadline, second));
+    }
+}
+
+/// A client has not let its connection end by itself.
+fn overdue_close() {
+    static LINE: LogLimit = LogLimit::new();
+    metrics::counter!("presence_connections_ended_total", "reason" => "overdue_close").increment(1);
+    if let Some(suppressed) = LINE.pass() {
+        tracing::info!(
+            suppressed,
+            "a connection was shut down, as it did not end after its close frame"
+        );
     }
 }
 
