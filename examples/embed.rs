@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Change, Connection, Disconnect, ForwardMessage, PresenceChanged, PresenceConfig, Publish,
-    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, limit_silence,
+    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, limit_silence, watch_socket,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_actors::ws;
@@ -160,7 +160,10 @@ pub async fn serve(
             .route("/ws/{room}", web::get().to(enter))
     };
     let server = HttpServer::new(app)
-        .on_connect(|io, _| limit_silence(io)) // a vanished client does not keep its socket
+        .on_connect(|io, extensions| {
+            limit_silence(io); // a vanished client does not keep its socket
+            watch_socket(io, extensions); // nor does one that was told to go
+        })
         .disable_signals()
         .shutdown_timeout(5)
         .listen(listener)?

@@ -28,6 +28,7 @@ pub mod server;
 pub mod session;
 #[cfg(test)]
 mod simulation;
+mod sockets;
 mod start;
 mod tally;
 pub mod testing;
@@ -39,7 +40,6 @@ pub use messages::*;
 pub use model::*;
 pub use pruner::Pruner;
 pub use registry::RoomRegistry;
-pub use session::{
-    Connection, PhoenixSession, WsOptions, WsSession, WsSessionError, limit_silence,
-};
+pub use session::{Connection, PhoenixSession, WsOptions, WsSession, WsSessionError};
+pub use sockets::{limit_silence, watch_socket};
 pub use start::PresenceHandle;

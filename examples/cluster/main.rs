@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Feed, ListRooms, PresenceChanged, PresenceConfig, RoomFilter, RoomName, RoomRegistry, Scope,
-    SessionKey, Subscribe, UserId, WsSession, WsSessionError, limit_silence,
+    SessionKey, Subscribe, UserId, WsSession, WsSessionError, limit_silence, watch_socket,
 };
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -108,7 +108,10 @@ pub async fn serve(
     let app =
         move || App::new().app_data(registry.clone()).route("/ws/{room}", web::get().to(enter));
     let server = HttpServer::new(app)
-        .on_connect(|io, _| limit_silence(io))
+        .on_connect(|io, extensions| {
+            limit_silence(io);
+            watch_socket(io, extensions);
+        })
         .disable_signals()
         .shutdown_timeout(5)
         .listen(listener)?

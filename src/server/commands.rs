@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
+    descriptors::TooFewDescriptors,
     flags::{Cli, Command, Database, PrunePresences, Token},
     serve,
     token::{self, Claims},
@@ -48,6 +49,8 @@ pub(super) enum CommandError {
     Start(#[from] StartError),
     #[error("cannot listen on {address}")]
     Bind { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     #[error("the server failed")]
     Serve(#[source] io::Error),
     #[error("the token cannot be signed")]

@@ -7,13 +7,14 @@ use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use super::{
+    connections,
     error::ApiError,
     refusals::{self, REFUSALS_TOTAL},
     state::ServerState,
 };
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 21] = [
+const COUNTERS: [(&str, &str); 23] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -35,9 +36,11 @@ const COUNTERS: [(&str, &str); 21] = [
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
     ("presence_bus_gaps_total", "Rooms read again because something of them was missed."),
     (REFUSALS_TOTAL, "Requests refused, by reason."),
+    ("presence_connections_ended_total", "TCP connections ended by the server, by reason."),
+    ("presence_sockets_closed_total", "WebSockets closed by the server, by reason."),
 ];
 
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 15] = [
     ("presence_connections", "Connections that are in some room."),
     ("presence_rooms", "Rooms with somebody in them."),
     ("presence_presences", "Connections in rooms, each counted once per room."),
@@ -50,6 +53,9 @@ const GAUGES: [(&str, &str); 12] = [
     ("presence_bus_up", "Whether other nodes are heard."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
+    ("presence_connections_open", "TCP connections that are open, WebSockets and others."),
+    ("presence_descriptors_limit", "File descriptors that the process may open."),
+    ("presence_sockets_limit", "WebSockets for which there are file descriptors."),
 ];
 
 static INSTALLED: Mutex<Option<Metrics>> = Mutex::new(None);
@@ -91,8 +97,13 @@ impl Metrics {
                         counter!(name, "reason" => reason).increment(0);
                     }
                 }
+                "presence_connections_ended_total" => {
+                    for reason in connections::REASONS {
+                        counter!(name, "reason" => reason).increment(0);
+                    }
+                }
                 // By reason, which is not known before.
-                "presence_database_failures_total" => {}
+                "presence_database_failures_total" | "presence_sockets_closed_total" => {}
                 _ => counter!(name).increment(0),
             }
         }
@@ -125,6 +136,7 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_nodes").set(status.nodes as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
     gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
+    connections::report();
     Ok(HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-store"))

@@ -2,11 +2,13 @@
 //!
 //! [`configure`] mounts the routes in an app of one's own, next to the app's routes or in a scope;
 //! the binary is the same routes with flags. Nothing here uses more of the crate than its public
-//! surface.
+//! surface, except that the binary watches its sockets by `crate::sockets`.
 
 mod address;
 mod api;
 mod commands;
+mod connections;
+mod descriptors;
 mod duration;
 mod error;
 mod flags;

@@ -10,20 +10,44 @@ use actix_web::{App, HttpServer, dev::ServerHandle};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Metrics, ServerOptions, ServerState, commands::CommandError, configure, flags::Serve, memory,
+    Metrics, ServerOptions, ServerState,
+    commands::CommandError,
+    configure,
+    connections::{self, Connections, KEEP_ALIVE},
+    descriptors::{self, Limits},
+    flags::Serve,
+    memory,
 };
-use crate::{PresenceConfig, PresenceHandle};
+use crate::{PresenceConfig, PresenceHandle, watch_socket};
 
 /// How long the rows may take at the end.
 const WRITING: Duration = Duration::from_secs(5);
 /// How long open connections may take at the end, in seconds. Sessions take two for their farewell.
 const CLOSING: u64 = 3;
-/// A worker takes no more connections than this; what to limit is `--max-connections`.
-const PER_WORKER: usize = 1_000_000;
 
 pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
     log_to_stderr(&flags.log);
-    actix::System::new().block_on(serve(flags))
+    // Before anything is opened, such as the runtime.
+    let limits = limits(&flags)?;
+    actix::System::new().block_on(serve(flags, limits))
+}
+
+/// Divides the file descriptors that there are.
+fn limits(flags: &Serve) -> Result<Limits, CommandError> {
+    let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
+    let limits = Limits::new(descriptors::raise(), workers, flags.addresses().list.len())?;
+    let sockets = limits.all_websockets();
+    if let Some(descriptors) = limits.descriptors {
+        tracing::info!(descriptors, workers, "room for {sockets} WebSockets");
+    }
+    if let Some(max) = flags.max_connections.map(count).filter(|max| *max > sockets) {
+        tracing::warn!(
+            "--max-connections is {max}, but there are file descriptors for {sockets} WebSockets only \
+             (`ulimit -n`)"
+        );
+    }
+    connections::publish(limits);
+    Ok(limits)
 }
 
 /// Logs to stderr, also what actix says through `log`.
@@ -37,26 +61,27 @@ fn log_to_stderr(filter: &str) {
     }
 }
 
-async fn serve(flags: Serve) -> Result<(), CommandError> {
+async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     if flags.api_key.as_ref().is_some_and(|key| !key.is_visible_ascii()) {
         return Err(CommandError::ApiKey);
     }
     let config = config(&flags);
     config.validate()?;
-    let workers = flags.workers;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
     let state = ServerState::new(&presence, options(flags));
 
     let shared = state.clone();
-    let server = HttpServer::new(move || App::new().configure(configure(shared.clone())));
-    // Elsewhere they inherit it from their listener.
-    #[cfg(not(target_os = "linux"))]
-    let server = server.on_connect(|io, _| crate::limit_silence(io));
-    let mut server = server.max_connections(PER_WORKER).shutdown_timeout(CLOSING).disable_signals();
-    if let Some(workers) = workers {
-        server = server.workers(workers.into());
-    }
+    let app = move || App::new().wrap(Connections).configure(configure(shared.clone()));
+    let server = HttpServer::new(app).on_connect(move |io, extensions| {
+        // Elsewhere they inherit it from their listener.
+        #[cfg(not(target_os = "linux"))]
+        crate::limit_silence(io);
+        watch_socket(io, extensions);
+        connections::opened(&limits, extensions);
+    });
+    let server = server.workers(limits.workers).max_connections(limits.accepted);
+    let mut server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CLOSING).disable_signals();
     for listener in listeners {
         server = server.listen(listener).map_err(CommandError::Serve)?;
     }

@@ -10,7 +10,6 @@ mod json;
 mod outgoing;
 mod phoenix;
 mod rate;
-mod socket;
 mod thread;
 mod together;
 mod ws;
@@ -22,7 +21,6 @@ use actix::{dev::ToEnvelope, prelude::*};
 pub use self::{
     json::WsSession,
     phoenix::PhoenixSession,
-    socket::limit_silence,
     ws::{WsOptions, WsSessionError},
 };
 use crate::{

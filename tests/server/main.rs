@@ -7,6 +7,7 @@ mod harness;
 
 mod backlog;
 mod commands;
+mod connections;
 mod crowd;
 mod database;
 mod dialects;

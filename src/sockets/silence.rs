@@ -1,4 +1,4 @@
-//! What a socket is told before it carries a session.
+//! Options that every socket is given before it carries a session.
 
 use std::{any::Any, net::TcpListener, time::Duration};
 
