@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use super::{error::ApiError, state::ServerState};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -30,9 +30,10 @@ const COUNTERS: [(&str, &str); 20] = [
     ("presence_bus_reconnects_total", "Connections to the bus that were made again."),
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
     ("presence_bus_gaps_total", "Rooms read again because something of them was missed."),
+    ("presence_bus_contradictions_total", "Presences heard of that were not so in the database."),
 ];
 
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 13] = [
     ("presence_connections", "Connections that are in some room."),
     ("presence_rooms", "Rooms with somebody in them."),
     ("presence_presences", "Connections in rooms, each counted once per room."),
@@ -42,6 +43,7 @@ const GAUGES: [(&str, &str); 12] = [
     ("presence_rows_unwritten", "Presences whose row is not yet what memory says."),
     ("presence_lease_age_seconds", "For how long this node's lease has not been renewed."),
     ("presence_nodes", "Nodes that live and stay, this one included."),
+    ("presence_nodes_unheard", "Nodes that live and were not heard on the bus for a lease."),
     ("presence_bus_up", "Whether other nodes are heard."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
@@ -113,6 +115,7 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_nodes").set(status.nodes as f64);
+    gauge!("presence_nodes_unheard").set(status.unheard.len() as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
     gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
     Ok(HttpResponse::Ok()

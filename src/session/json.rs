@@ -181,7 +181,7 @@ fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<Stri
         Err(error) => {
             let code = match error {
                 InvalidInfo::TooLarge { .. } => "info_too_large",
-                InvalidInfo::NotAnObject => "bad_frame",
+                InvalidInfo::NotAnObject | InvalidInfo::TooDeep => "bad_frame",
             };
             return ctx.text(json::error(code, &error.to_string()));
         }

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
-    model::{Cause, Info, LimitReached, RoomName, SessionKey, UserId},
+    model::{
+        Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
+    },
     registry::RoomRegistry,
     wire::phoenix::{self, Frame},
 };
@@ -172,12 +174,17 @@ impl Protocol for Channels {
                 return socket.close(ctx, 1007, Cause::Disconnected);
             }
         };
-        if (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat") {
+        let is_heartbeat = (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat");
+        if is_heartbeat && frame.check().is_ok() {
             socket.me.heartbeat_soon();
             return ctx.text(phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic));
         }
         socket.me.touch_soon();
+        if let Err(too_long) = frame.check() {
+            return ctx.text(phoenix::refused(None, None, &frame.topic, &too_long.to_string()));
+        }
         match &*frame.event {
+            phoenix::ACCESS_TOKEN => access_token(socket, ctx, &frame),
             "phx_join" => join(socket, ctx, &frame),
             "phx_leave" => leave(socket, ctx, &frame),
             _ => push(socket, ctx, frame),
@@ -286,7 +293,10 @@ impl Channels {
             Some(Value::Object(info)) => {
                 let mut info = info.clone();
                 info.extend(self.fixed.to_map());
-                Info::from_map(&info).map_err(|_| "info is too large")
+                Info::from_map(&info).map_err(|error| match error {
+                    InvalidInfo::TooDeep => "info is nested too deep: at most 32",
+                    InvalidInfo::TooLarge { .. } | InvalidInfo::NotAnObject => "info is too large",
+                })
             }
             Some(_) => Err("info is no object"),
         }
@@ -376,6 +386,10 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
     if !phoenix::may_push(&frame.event) {
         return refuse(ctx, Some(&channel.join_ref), &frame, "reserved event");
     }
+    if !is_shallow(frame.payload.get()) {
+        let reason = format!("the payload may be nested at most {MAX_DEPTH} deep");
+        return refuse(ctx, Some(&channel.join_ref), &frame, &reason);
+    }
     if phoenix::object(frame.payload).is_none() {
         return refuse(ctx, Some(&channel.join_ref), &frame, "the payload is no object");
     }
@@ -390,6 +404,19 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
             Err(_) => ctx.text(phoenix::refused(None, reference, topic, "unmatched topic")),
         }
     });
+}
+
+/// Answers a client that tells its token as it would a push, and drops the token.
+fn access_token(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
+    let join_ref = match socket.protocol.channel(&frame.topic) {
+        Some(channel) if channel.is_meant(frame) => Some(&*channel.join_ref),
+        Some(_) => return,
+        None if frame.topic == "phoenix" => None,
+        None => return refuse(ctx, None, frame, "unmatched topic"),
+    };
+    if let Some(reference) = frame.r#ref.as_deref() {
+        ctx.text(phoenix::ok(join_ref, Some(reference), &frame.topic));
+    }
 }
 
 impl Channel {

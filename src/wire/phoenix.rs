@@ -15,7 +15,7 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-pub use self::read::{Frame, read};
+pub use self::read::{Frame, MAX_TEXT_BYTES, TooLong, read};
 use super::json::{Sender, encode};
 use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
@@ -238,6 +238,10 @@ impl Keys {
         Self(keys)
     }
 }
+
+/// The event with which a client tells its server a new token. It is for the server alone, so it is
+/// answered and passed on to nobody.
+pub const ACCESS_TOKEN: &str = "access_token";
 
 /// Whether a client may push an event of this name to a room: nobody may forge presence.
 #[must_use]
