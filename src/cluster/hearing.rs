@@ -96,8 +96,7 @@ impl Cluster {
         if let Some(view) = self.views.get_mut(room)
             && view.wants_reading()
         {
-            let queue =
-                if view.is_complete() { &mut self.to_refresh } else { &mut self.to_read };
+            let queue = if view.is_complete() { &mut self.to_refresh } else { &mut self.to_read };
             queue.push_back(room.clone());
         }
     }

@@ -127,7 +127,8 @@ fn a_node_that_lives_and_is_not_heard_for_a_lease_is_named_once_for_each_silence
 #[test]
 fn who_stood_still_for_long_gives_the_others_a_lease_to_be_heard() {
     let (mut peers, life) = (peers(), Epoch::new());
-    for (secs, named) in [(0, false), (5, false), (60, false), (65, false), (70, false), (75, true)] {
+    for (secs, named) in [(0, false), (5, false), (60, false), (65, false), (70, false), (75, true)]
+    {
         peers.survey(&[row("n", life)]);
         assert_eq!(!peers.judge_silence(LEASE, at(secs)).is_empty(), named, "at {secs} s");
     }

@@ -7,8 +7,8 @@ use actix::prelude::*;
 use chrono::{DateTime, Utc};
 
 use crate::model::{
-    Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
-    UserId,
+    Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence,
+    Snapshot, UserId,
 };
 
 /// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's

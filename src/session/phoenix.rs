@@ -2,11 +2,11 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`, for what a server does with each frame.
 
-use std::{fmt, future::pending, time::Duration};
+use std::{borrow::Cow, fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -286,20 +286,16 @@ impl Channels {
     }
 
     /// What the client wants attached, in the params of a join.
-    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, &'static str> {
-        let params = phoenix::object(frame.payload).ok_or("the payload is no object")?;
-        match params.get("info") {
-            None => Ok(self.info.clone()),
-            Some(Value::Object(info)) => {
-                let mut info = info.clone();
-                info.extend(self.fixed.to_map());
-                Info::from_map(&info).map_err(|error| match error {
-                    InvalidInfo::TooDeep => "info is nested too deep: at most 32",
-                    InvalidInfo::TooLarge { .. } | InvalidInfo::NotAnObject => "info is too large",
-                })
-            }
-            Some(_) => Err("info is no object"),
+    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
+        let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
+        let Some(info) = params.get("info") else { return Ok(self.info.clone()) };
+        if !is_shallow(info.get()) {
+            return Err(InvalidInfo::TooDeep.to_string().into());
         }
+        let info: Result<Map<String, Value>, _> = serde_json::from_str(info.get());
+        let mut info = info.map_err(|_| "info is no object")?;
+        info.extend(self.fixed.to_map());
+        Info::from_map(&info).map_err(|_| "info is too large".into())
     }
 }
 
@@ -319,7 +315,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     }
     let info = match channels.info_of(frame) {
         Ok(info) => info,
-        Err(reason) => return refuse(ctx, Some(join_ref), frame, reason),
+        Err(reason) => return refuse(ctx, Some(join_ref), frame, &reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);

@@ -14,14 +14,15 @@ use tokio::time::Instant;
 use crate::{
     clock::Clock,
     config::PresenceConfig,
-    messages::{Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope, Subscribe},
+    messages::{
+        Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope,
+        Subscribe,
+    },
     mirror::{
         Ask, Desk, Goodbye, PruneRoomRows, Renew, Write, Writer,
         store::{Row, SharedStore, Started, Store},
     },
-    model::{
-        Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId,
-    },
+    model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
     registry::RoomRegistry,
     start::{Shared, Ties},
     testing::{

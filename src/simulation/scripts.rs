@@ -26,7 +26,12 @@ pub(super) fn story<F: Future<Output = ()>>(tell: impl FnOnce(World) -> F + 'sta
 }
 
 /// Client 0 and 1 have session keys, client 3 has none.
-pub(super) fn enter(world: &mut World, client: usize, node: usize, room: &RoomName) -> ConnectionId {
+pub(super) fn enter(
+    world: &mut World,
+    client: usize,
+    node: usize,
+    room: &RoomName,
+) -> ConnectionId {
     world.connect_to(client, node, room.clone());
     world.clients[client].connection.as_ref().unwrap().id
 }

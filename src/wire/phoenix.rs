@@ -6,7 +6,10 @@
 
 mod read;
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use bytestring::ByteString;
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -252,6 +255,12 @@ pub fn may_push(event: &str) -> bool {
 /// The payload of a frame as an object; Phoenix takes no other.
 #[must_use]
 pub fn object(payload: &RawValue) -> Option<serde_json::Map<String, Value>> {
+    serde_json::from_str(payload.get()).ok()
+}
+
+/// The params of a join: the members of its payload as they are.
+#[must_use]
+pub fn params(payload: &RawValue) -> Option<HashMap<String, &RawValue>> {
     serde_json::from_str(payload.get()).ok()
 }
 

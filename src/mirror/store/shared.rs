@@ -113,10 +113,7 @@ pub trait SharedStore: Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn held(
-        &mut self,
-        connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError>;
 
     /// At most `limit` rooms with somebody in them, in the order of their names (byte by byte), after
     /// the one named; their version is 0.

@@ -184,10 +184,7 @@ impl SharedStore for PostgresStore {
         Ok(rows::presences(self.load(query)?))
     }
 
-    fn held(
-        &mut self,
-        connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
         let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
         Ok(rows::presences(self.load(statement(HELD).bind::<Array<Text>>(ids))?))
     }
