@@ -1,13 +1,16 @@
 //! Nodes that share a database and do not hear each other, and a bus on which something is said that no
 //! node has said.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query, sql_types::Text};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Server, Ws, ending, until, until_within},
+    harness::{Server, Ws, until, until_within},
     nodes::{Cluster, listed, meet, node},
     redis::Redis,
 };
@@ -68,6 +71,15 @@ fn forge(cluster: &Cluster, channel: &str, told: &Value) {
 fn forge_changes(cluster: &Cluster, number: u64, changes: &Value) {
     let changes = json!({"room": "lobby", "number": number, "previous": 0, "changes": changes});
     forge(cluster, "presence:room:lobby", &json!({"changes": changes}));
+}
+
+/// Of a huge number each time.
+fn forge_said(cluster: &Cluster, text: &str) {
+    static NUMBER: AtomicU64 = AtomicU64::new(u64::MAX);
+    let number = NUMBER.fetch_sub(1, Ordering::Relaxed);
+    let content = json!({"json": text});
+    let said = json!({"room": "lobby", "number": number, "content": content, "from": null, "except": null});
+    forge(cluster, "presence:room:lobby", &json!({"said": said}));
 }
 
 #[tokio::test]
@@ -136,7 +148,8 @@ async fn what_nobody_has_said_does_not_last_for_a_lease() {
         u64::MAX - 1,
         &json!([{"gone": {"connection": ada_is, "cause": "left"}}]),
     );
-    ending(&mut listener, "ada").await;
+    forge_said(&cluster, "after the leave");
+    listener.until(|frame| frame["payload"] == "after the leave").await;
     sees(&b, &["ada", witness]).await;
 
     // The node that is said to be dead is heard all the time, also after what bears a huge number.
@@ -147,8 +160,7 @@ async fn what_nobody_has_said_does_not_last_for_a_lease() {
     };
     let buried = json!({"node": "a", "incarnation": incarnation, "leaving": false});
     forge(&cluster, "presence:nodes", &json!({"buried": buried}));
-    let said = json!({"room": "lobby", "number": u64::MAX, "content": {"json": "forged"}, "from": null, "except": null});
-    forge(&cluster, "presence:room:lobby", &json!({"said": said}));
+    forge_said(&cluster, "forged");
     forge(&cluster, "presence:nodes", &json!({"beat": {"number": u64::MAX, "rooms": []}}));
     listener.until(|frame| frame["payload"] == "forged").await;
     ada.message("still here").await;
