@@ -45,7 +45,6 @@ impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
     pub fn up(&mut self) {
         self.down = None;
-        self.peers.forgive_beats();
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);

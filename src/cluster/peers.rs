@@ -28,8 +28,8 @@ struct Peer {
     buried: Option<bool>,
     /// The numbers of the last messages that it published.
     said: Recent,
-    /// The number of its last beat; none if some were missed and made up for.
-    beat: Option<u64>,
+    /// The number of its last beat.
+    beat: u64,
     /// When a beat was heard last, or the silence began to count.
     heard: Option<Moment>,
     /// Whether that is a lease ago or more, and no beat has been heard since.
@@ -46,7 +46,7 @@ impl Peer {
             missing: 0,
             buried: None,
             said: Recent::default(),
-            beat: Some(0),
+            beat: 0,
             heard: None,
             unheard: false,
         }
@@ -178,15 +178,8 @@ impl Peers {
         if std::mem::take(&mut peer.unheard) {
             tracing::info!(%node, "a node is heard on the bus again");
         }
-        let last = peer.beat.replace(number);
-        last.is_none_or(|last| number == last || last.checked_add(1) == Some(number))
-    }
-
-    /// Everything that was missed so far is made up for.
-    pub fn forgive_beats(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.beat = None;
-        }
+        let last = std::mem::replace(&mut peer.beat, number);
+        number == last || last.checked_add(1) == Some(number)
     }
 
     /// The nodes that live by the database and are not heard on the bus.

@@ -11,26 +11,60 @@ use super::{
 use crate::{
     bus::{Change, Changes, Content, Envelope, Said, Told},
     mirror::store::SharedStore,
-    model::{Cause, ConnectionId, Epoch, Info, NodeName, UserId},
+    model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
 };
 
 /// Publishes something in the name of a node.
-async fn forge(world: &World, place: usize, told: Told) {
-    let node = world.nodes[place].as_ref().unwrap();
-    let incarnation = incarnation(world, place);
+fn publish(world: &World, place: usize, told: Told) {
+    let Some(node) = &world.nodes[place] else { return };
+    let Some(incarnation) = incarnation(world, place) else { return };
     let envelope = Envelope { node: node.name.clone(), incarnation, told };
     world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
+}
+
+/// Publishes something, and waits until it is heard.
+async fn forge(world: &World, place: usize, told: Told) {
+    publish(world, place, told);
     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
 }
 
-fn incarnation(world: &World, place: usize) -> Epoch {
-    let name = &world.nodes[place].as_ref().unwrap().name;
-    let rows = world.database.store().nodes(chrono::DateTime::UNIX_EPOCH).unwrap();
-    rows.into_iter().find(|row| row.node == *name).unwrap().incarnation
+/// Publishes something of a client in the name of a node, whatever comes of it.
+pub fn at_random(world: &mut World, place: usize, client: usize) {
+    let number = [0, 3, 50, u64::MAX][world.rng.usize(0..4)];
+    let known = world.clients[client].connection.as_ref().map(|connected| connected.id);
+    let connection = known.filter(|_| world.rng.bool()).unwrap_or_else(ConnectionId::new);
+    let room = world.room();
+    let told = match world.rng.u8(0..6) {
+        0 => {
+            let Some(node) = &world.nodes[place] else { return };
+            let node = node.name.clone();
+            let Some(incarnation) = incarnation(world, place) else { return };
+            Told::Buried { node, incarnation, leaving: world.rng.bool() }
+        }
+        1 => Told::Beat { number, rooms: vec![(room, number)] },
+        2 => {
+            let gone = Change::Gone { connection, cause: Cause::Left };
+            changes(room, number, vec![gone])
+        }
+        3 => changes(room, number, vec![Change::Yielded { connection }]),
+        4 => changes(room, number, Vec::new()),
+        _ => {
+            let turn = world.rng.u32(0..3);
+            changes(room, number, vec![here(connection, turn)])
+        }
+    };
+    let speaker = if world.rng.bool() { place } else { (place + 1) % world.nodes.len() };
+    publish(world, speaker, told);
 }
 
-fn changes(number: u64, changes: Vec<Change>) -> Told {
-    Told::Changes(Changes { room: lobby(), number, previous: 0, changes })
+fn incarnation(world: &World, place: usize) -> Option<Epoch> {
+    let name = &world.nodes[place].as_ref()?.name;
+    let rows = world.database.store().nodes(chrono::DateTime::UNIX_EPOCH).unwrap();
+    Some(rows.into_iter().find(|row| row.node == *name)?.incarnation)
+}
+
+fn changes(room: RoomName, number: u64, changes: Vec<Change>) -> Told {
+    Told::Changes(Changes { room, number, previous: 0, changes })
 }
 
 fn here(connection: ConnectionId, turn: u32) -> Change {
@@ -54,7 +88,7 @@ fn a_ghost_in_the_name_of_a_living_node_goes_and_the_node_is_heard_as_before() {
             let real = enter(&mut world, 0, 0, &lobby());
             tokio::time::sleep(MOMENT).await;
             let ghost = ConnectionId::new();
-            forge(&world, 0, changes(number, vec![here(ghost, 0)])).await;
+            forge(&world, 0, changes(lobby(), number, vec![here(ghost, 0)])).await;
             assert_eq!(world.seen(1, &lobby()).await, [real, ghost]);
             // What the node says next has a number that is too low now.
             let later = enter(&mut world, 3, 0, &lobby());
@@ -75,7 +109,7 @@ fn a_ghost_of_a_node_that_there_is_not_goes() {
         let real = enter(&mut world, 0, 0, &lobby());
         tokio::time::sleep(MOMENT).await;
         let node = NodeName::new("nobody").unwrap();
-        let told = changes(1, vec![here(ConnectionId::new(), 0)]);
+        let told = changes(lobby(), 1, vec![here(ConnectionId::new(), 0)]);
         let envelope = Envelope { node, incarnation: Epoch::new(), told };
         world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
         tokio::time::sleep(LEASE).await;
@@ -92,13 +126,13 @@ fn who_is_said_to_have_left_or_to_be_elsewhere_and_is_not_is_seen_again() {
         real.sort_unstable();
         tokio::time::sleep(MOMENT).await;
         let gone = Change::Gone { connection: real[0], cause: Cause::Left };
-        forge(&world, 0, changes(u64::MAX, vec![gone])).await;
+        forge(&world, 0, changes(lobby(), u64::MAX, vec![gone])).await;
         assert_eq!(world.seen(2, &lobby()).await, [real[1]]);
         tokio::time::sleep(LEASE).await;
         assert_eq!(world.seen(2, &lobby()).await, real);
 
         // The member's own node believes that it went elsewhere, as it does when that is so.
-        forge(&world, 0, changes(u64::MAX, vec![here(real[1], 7)])).await;
+        forge(&world, 0, changes(lobby(), u64::MAX, vec![here(real[1], 7)])).await;
         tokio::time::sleep(LEASE).await;
         for place in 0..3 {
             assert_eq!(world.seen(place, &lobby()).await, [real[0]], "on n{place}");
@@ -114,7 +148,7 @@ fn a_living_node_that_is_said_to_be_buried_loses_nobody_and_is_heard_as_before()
         tokio::time::sleep(MOMENT).await;
         world.nodes.iter_mut().flatten().for_each(|node| drop(heard(&mut node.changes)));
         let (node, incarnation) =
-            (world.nodes[0].as_ref().unwrap().name.clone(), incarnation(&world, 0));
+            (world.nodes[0].as_ref().unwrap().name.clone(), incarnation(&world, 0).unwrap());
         for leaving in [false, true] {
             let node = node.clone();
             forge(&world, 1, Told::Buried { node, incarnation, leaving }).await;
