@@ -128,11 +128,13 @@ impl Cluster {
     pub fn heard(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
         if self.views.contains_key(&changes.room) {
             self.unverified.note(&changes);
-        } else if self.everything {
-            // Only who follows everything hears of a room before it knows it.
+            return self.take(node, epoch, changes);
+        }
+        // Only who follows everything hears of a room before it knows it.
+        if self.everything {
             self.follow(&changes.room);
         }
-        self.take(node, epoch, changes)
+        None
     }
 
     fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
