@@ -200,6 +200,8 @@ impl Cluster {
             read.rooms.push((room.clone(), remotes.remove(&room).unwrap_or_default()));
             for (node, epoch, changes) in held {
                 if !self.peers.is_over(epoch) {
+                    // They may have been compared while they waited, when nothing was to be seen.
+                    self.unverified.note(&changes);
                     read.news.extend(self.take(&node, epoch, changes));
                 }
             }
