@@ -101,7 +101,7 @@ impl Cluster {
     }
 
     /// A node tells how far it has come with some rooms: who knows less of them, or has missed a beat,
-    /// has missed something.
+    /// has missed something. Who has heard more of them has heard what was not so.
     pub fn beats(
         &mut self,
         node: &NodeName,
@@ -117,8 +117,8 @@ impl Cluster {
             if self.everything {
                 self.follow(room);
             }
-            let behind = |view: &View| view.head(node, incarnation) < *number;
-            if self.views.get(room).is_some_and(behind) {
+            let differs = |view: &View| !view.is_at(node, incarnation, *number);
+            if self.views.get(room).is_some_and(differs) {
                 self.read_later(room);
             }
         }
