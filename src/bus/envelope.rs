@@ -3,7 +3,7 @@
 
 use bytestring::ByteString;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use super::Channel;
@@ -241,8 +241,38 @@ impl Envelope {
         if format != FORMAT {
             return Err(InvalidEnvelope::Format { format });
         }
-        serde_json::from_slice(bytes).map_err(malformed)
+        serde_json::from_slice(bytes)
+            .or_else(|error| unreadable_changes(bytes).ok_or(error))
+            .map_err(malformed)
     }
+}
+
+/// An envelope with changes of which this version cannot read all, such as an info or a user that only
+/// an earlier one allowed. It says that there are some, so that they are read from the database, where
+/// what is unreadable holds up nothing else.
+fn unreadable_changes(bytes: &[u8]) -> Option<Envelope> {
+    #[derive(Deserialize)]
+    struct Outline {
+        node: NodeName,
+        incarnation: Epoch,
+        told: ToldChanges,
+    }
+    #[derive(Deserialize)]
+    struct ToldChanges {
+        changes: Numbered,
+    }
+    #[derive(Deserialize)]
+    struct Numbered {
+        room: RoomName,
+        number: u64,
+        #[expect(dead_code, reason = "there have to be some")]
+        changes: Vec<IgnoredAny>,
+    }
+    let Outline { node, incarnation, told } = serde_json::from_slice(bytes).ok()?;
+    let Numbered { room, number, .. } = told.changes;
+    // Whoever does not know this number yet has missed something.
+    let changes = Changes { room, number, previous: number, changes: Vec::new() };
+    Some(Envelope { node, incarnation, told: Told::Changes(changes) })
 }
 
 #[cfg(test)]
@@ -297,6 +327,30 @@ mod tests {
             panic!("{read:?}")
         };
         assert_eq!((event.as_str(), payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
+    }
+
+    #[test]
+    fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database() {
+        let room = RoomName::new("lobby").unwrap();
+        let gone = Change::Gone { connection: ConnectionId::new(), cause: Cause::Left };
+        let changes = Changes { room: room.clone(), number: 7, previous: 5, changes: vec![gone] };
+        let sent = envelope(Told::Changes(changes));
+        let text = String::from_utf8(sent.encode()).unwrap();
+        let here = |user: &str, depth: usize| {
+            let info = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
+            let here = format!(
+                r#"{{"here":{{"connection":"{}","user":"{user}","info":{info},"joined_at":0,"last_seen":0}}}},"#,
+                ConnectionId::new(),
+            );
+            let with = text.replace(r#"[{"gone""#, &format!(r#"[{here}{{"gone""#));
+            let Told::Changes(read) = Envelope::decode(with.as_bytes()).unwrap().told else {
+                panic!("{with}")
+            };
+            (read.room, read.number, read.previous, read.changes.len())
+        };
+        assert_eq!(here("ada", 100), (room.clone(), 7, 5, 2), "deeper than is allowed today");
+        assert_eq!(here("ada", 126), (room.clone(), 7, 7, 0));
+        assert_eq!(here("toString", 1), (room, 7, 7, 0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
         pause_after,
         store::{NodeRow, RoomRows},
     },
-    model::{ConnectionId, Epoch, Heard, NodeName, Presence, Remote, RoomName},
+    model::{ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName},
 };
 
 /// Rooms whose rows are read at once.
@@ -45,7 +45,6 @@ impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
     pub fn up(&mut self) {
         self.down = None;
-        self.peers.forgive_beats();
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);
@@ -93,29 +92,33 @@ impl Cluster {
 
     /// The rows of a room are to be read.
     pub fn read_later(&mut self, room: &RoomName) {
-        if self.views.get_mut(room).is_some_and(View::wants_reading) {
-            self.to_read.push_back(room.clone());
+        if let Some(view) = self.views.get_mut(room)
+            && view.wants_reading()
+        {
+            let queue = if view.is_complete() { &mut self.to_refresh } else { &mut self.to_read };
+            queue.push_back(room.clone());
         }
     }
 
     /// A node tells how far it has come with some rooms: who knows less of them, or has missed a beat,
-    /// has missed something.
+    /// has missed something. Who has heard more of them has heard what was not so.
     pub fn beats(
         &mut self,
         node: &NodeName,
         incarnation: Epoch,
         number: u64,
         rooms: &[(RoomName, u64)],
+        now: Moment,
     ) {
-        if !self.peers.beats(node, number) {
+        if !self.peers.beats(node, number, now) {
             return self.read_all();
         }
         for (room, number) in rooms {
             if self.everything {
                 self.follow(room);
             }
-            let behind = |view: &View| view.head(node, incarnation) < *number;
-            if self.views.get(room).is_some_and(behind) {
+            let differs = |view: &View| !view.is_at(node, incarnation, *number);
+            if self.views.get(room).is_some_and(differs) {
                 self.read_later(room);
             }
         }
@@ -123,14 +126,20 @@ impl Cluster {
 
     /// Takes the changes of a room; answers those to be taken into it now.
     pub fn heard(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
+        if self.views.contains_key(&changes.room) {
+            self.unverified.note(&changes);
+            return self.take(node, epoch, changes);
+        }
+        // Only who follows everything hears of a room before it knows it.
+        if self.everything {
+            self.follow(&changes.room);
+        }
+        None
+    }
+
+    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
         let room = changes.room.clone();
-        let Some(view) = self.views.get_mut(&room) else {
-            // Only who follows everything hears of a room before it knows it.
-            if self.everything {
-                self.follow(&room);
-            }
-            return None;
-        };
+        let view = self.views.get_mut(&room)?;
         match view.judge(node, epoch, &changes) {
             Verdict::Take => Some(news(node, changes)),
             Verdict::Known => None,
@@ -155,7 +164,9 @@ impl Cluster {
         }
         let mut rooms = Vec::new();
         while rooms.len() < self.at_once {
-            let Some(room) = self.to_read.pop_front() else { break };
+            // Somebody may be waiting for a room that is not known.
+            let next = self.to_read.pop_front().or_else(|| self.to_refresh.pop_front());
+            let Some(room) = next else { break };
             if self.views.get_mut(&room).is_some_and(View::reads) {
                 rooms.push(room);
             }
@@ -188,8 +199,10 @@ impl Cluster {
             let (held, again) = view.was_read(&nodes);
             read.rooms.push((room.clone(), remotes.remove(&room).unwrap_or_default()));
             for (node, epoch, changes) in held {
-                if !self.peers.is_retired(epoch) {
-                    read.news.extend(self.heard(&node, epoch, changes));
+                if !self.peers.is_over(epoch) {
+                    // They may have been compared while they waited, when nothing was to be seen.
+                    self.unverified.note(&changes);
+                    read.news.extend(self.take(&node, epoch, changes));
                 }
             }
             if again {
@@ -216,6 +229,37 @@ impl Cluster {
         let wait = pause_after(self.failures);
         self.failures += 1;
         wait
+    }
+}
+
+/// What was heard is compared with the rows, so that nothing lasts that the database contradicts.
+impl Cluster {
+    /// Begins to compare what was heard since the last time.
+    pub fn verify(&mut self) {
+        for room in self.unverified.begin() {
+            self.read_later(&room);
+        }
+    }
+
+    /// The presences to compare next, if none are being asked about.
+    pub fn next_unverified(&mut self) -> Option<Vec<(RoomName, ConnectionId)>> {
+        self.unverified.next()
+    }
+
+    /// The database has answered what it knows of these presences, or not.
+    pub fn verified(&mut self, asked: &[(RoomName, ConnectionId)], answered: bool) {
+        self.unverified.answered();
+        if !answered {
+            for (room, connection) in asked {
+                self.unverified.note_one(room, *connection);
+            }
+        }
+    }
+
+    /// Whether something was heard of the presence since the comparison began, so that the next one
+    /// will tell.
+    pub fn is_unverified(&self, room: &RoomName, connection: ConnectionId) -> bool {
+        self.unverified.is_noted(room, connection)
     }
 }
 

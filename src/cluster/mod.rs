@@ -4,20 +4,27 @@
 //! room, then reads the room's rows, then takes what the bus brings that the rows do not have
 //! ([`View`]): everything is in the rows or comes after. What was missed shows in the numbers, and
 //! has the rows read again. Nodes are judged by their leases in the database ([`Peers`]), never by
-//! their silence on the bus.
+//! their silence on the bus: one that lives and is not heard is read each lease. The database has the
+//! last word on what was heard, too ([`Unverified`]).
 
 mod hearing;
 mod interest;
+mod lives;
 mod outbox;
 mod peers;
+mod recent;
+mod unverified;
 mod view;
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use actix::Recipient;
 use ahash::RandomState;
 
-use self::{hearing::READ, outbox::Outbox, view::View};
+use self::{hearing::READ, outbox::Outbox, unverified::Unverified, view::View};
 pub(crate) use self::{
     hearing::{News, ReadRooms},
     interest::Need,
@@ -26,7 +33,7 @@ pub(crate) use self::{
 use crate::{
     bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
     mirror::{Committed, Desk, store::Row},
-    model::{Cause, ConnectionId, Epoch, NodeName, Remote, RoomName, UserId},
+    model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId},
 };
 
 /// This node's part in the cluster.
@@ -45,13 +52,18 @@ pub(crate) struct Cluster {
     everything: bool,
     carries_everything: bool,
     unlisted: bool,
+    /// Rooms of which nothing is known yet, and those that are to be read again.
     to_read: VecDeque<RoomName>,
+    to_refresh: VecDeque<RoomName>,
     reading: bool,
     failures: u32,
     /// Rooms to read at once.
     at_once: usize,
     /// Rooms that nobody here may need any more, and when to look.
     lingering: VecDeque<(u64, RoomName)>,
+    unverified: Unverified,
+    /// When all rooms were read last because of nodes that are not heard.
+    refreshed: Option<Moment>,
 }
 
 impl Cluster {
@@ -69,10 +81,13 @@ impl Cluster {
             carries_everything: false,
             unlisted: false,
             to_read: VecDeque::new(),
+            to_refresh: VecDeque::new(),
             reading: false,
             failures: 0,
             at_once: READ,
             lingering: VecDeque::new(),
+            unverified: Unverified::default(),
+            refreshed: None,
         }
     }
 
@@ -156,6 +171,24 @@ impl Cluster {
         }
         let (number, rooms) = self.outbox.beat();
         self.tell(Told::Beat { number, rooms });
+    }
+}
+
+impl Cluster {
+    /// After a survey, where rooms are shared: which nodes live and are not heard on the bus any more.
+    /// As long as there are any, all rooms are read again once a lease.
+    pub fn judge_silence(&mut self, lease: Duration, now: Moment) -> Vec<NodeName> {
+        if !self.is_shared() {
+            return Vec::new();
+        }
+        let news = self.peers.judge_silence(lease, now);
+        // The timer that this runs by is not exact.
+        let due = |last| now.since(last) + lease / 6 >= lease;
+        if self.peers.unheard().next().is_some() && self.refreshed.is_none_or(due) {
+            self.refreshed = Some(now);
+            self.read_all();
+        }
+        news
     }
 }
 

@@ -1,19 +1,17 @@
 //! Which other nodes there are, by the database, and by what they tell.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use super::{lives::Lives, recent::Recent};
 use crate::{
     mirror::store::NodeRow,
     model::{Epoch, Moment, NodeName},
 };
 
-/// Lives that are over, of which something may still be heard.
-const RETIRED: usize = 1024;
 /// How often a node that is heard of has to be missing in the database before it is gone.
 const PATIENCE: u8 = 2;
+/// Nodes that are heard of at most without the database's having named them.
+const UNLISTED: usize = 256;
 
 #[derive(Debug)]
 struct Peer {
@@ -21,12 +19,43 @@ struct Peer {
     leaving: bool,
     /// Whether its row has been seen.
     listed: bool,
+    /// Whether its lease had run out then.
+    expired: bool,
     /// How often it has not been, since it was heard of.
     missing: u8,
-    /// The number of the last thing that it published.
-    said: u64,
-    /// That of its last beat; none if some were missed and made up for.
-    beat: Option<u64>,
+    /// Whether another node has said that it removed this one's rows, and that it had stopped in order.
+    /// The next survey shows whether that is so.
+    buried: Option<bool>,
+    /// The numbers of the last messages that it published.
+    said: Recent,
+    /// The number of its last beat.
+    beat: u64,
+    /// When a beat was heard last, or the silence began to count.
+    heard: Option<Moment>,
+    /// Whether that is a lease ago or more, and no beat has been heard since.
+    unheard: bool,
+}
+
+impl Peer {
+    fn new(incarnation: Epoch) -> Self {
+        Self {
+            incarnation,
+            leaving: false,
+            listed: false,
+            expired: false,
+            missing: 0,
+            buried: None,
+            said: Recent::default(),
+            beat: 0,
+            heard: None,
+            unheard: false,
+        }
+    }
+
+    /// Whether the database shows it alive, and it is to stay so.
+    fn is_listed_alive(&self) -> bool {
+        self.listed && !self.expired && !self.leaving
+    }
 }
 
 /// Whether something of a node is to be listened to.
@@ -51,6 +80,8 @@ pub(crate) enum Finding {
     Expired { node: NodeName, incarnation: Epoch },
     /// One has begun another life, and what is known of it is of the one before.
     Reborn,
+    /// It lives, though it was called dead.
+    Alive { node: NodeName },
 }
 
 /// The other nodes.
@@ -58,20 +89,16 @@ pub(crate) enum Finding {
 pub(crate) struct Peers {
     me: NodeName,
     peers: BTreeMap<NodeName, Peer>,
-    retired: VecDeque<Epoch>,
-    /// Lives that were heard of and that the database has to confirm: those of before the survey that
-    /// is under way, and those of since.
-    asked: Vec<Epoch>,
-    doubtful: Vec<Epoch>,
+    lives: Lives,
     /// Since when this node has renewed its lease without a failure.
     steady: Option<Moment>,
+    /// When silence was judged last.
+    judged: Option<Moment>,
 }
 
 impl Peers {
     pub fn new(me: NodeName) -> Self {
-        let (peers, retired) = (BTreeMap::new(), VecDeque::new());
-        let (asked, doubtful) = (Vec::new(), Vec::new());
-        Self { me, peers, retired, asked, doubtful, steady: None }
+        Self { me, peers: BTreeMap::new(), lives: Lives::default(), steady: None, judged: None }
     }
 
     /// How many other nodes live and stay.
@@ -100,26 +127,25 @@ impl Peers {
 
     /// Something was heard of a node.
     pub fn meet(&mut self, node: &NodeName, incarnation: Epoch) -> Met {
-        if self.is_retired(incarnation) {
+        if self.lives.is_over(incarnation) {
             return Met::Over;
         }
         if *node == self.me {
             return Met::Known;
         }
-        let (leaving, listed, missing, said, beat) = (false, false, 0, 0, Some(0));
         match self.peers.get(node) {
             Some(peer) if peer.incarnation == incarnation => Met::Known,
             Some(_) => {
-                let known = |doubtful: &[Epoch]| doubtful.contains(&incarnation);
-                if !known(&self.doubtful) && !known(&self.asked) && self.doubtful.len() < RETIRED {
-                    self.doubtful.push(incarnation);
-                }
+                self.lives.doubt(incarnation);
+                Met::Unsure
+            }
+            // The bus can name more nodes than there are.
+            None if self.peers.values().filter(|peer| !peer.listed).count() >= UNLISTED => {
                 Met::Unsure
             }
             None => {
-                tracing::info!(%node, "met a node");
-                let new = Peer { incarnation, leaving, listed, missing, said, beat };
-                self.peers.insert(node.clone(), new);
+                tracing::debug!(%node, "met a node");
+                self.peers.insert(node.clone(), Peer::new(incarnation));
                 Met::New
             }
         }
@@ -135,98 +161,93 @@ impl Peers {
     }
 
     /// Whether that life of some node is over.
-    pub fn is_retired(&self, incarnation: Epoch) -> bool {
-        self.retired.contains(&incarnation)
-    }
-
-    fn retire(&mut self, incarnation: Epoch) {
-        if self.retired.len() >= RETIRED {
-            self.retired.pop_front();
-        }
-        self.retired.push_back(incarnation);
+    pub fn is_over(&self, incarnation: Epoch) -> bool {
+        self.lives.is_over(incarnation)
     }
 
     /// Whether a message with this number was not heard before.
     pub fn says(&mut self, node: &NodeName, number: u64) -> bool {
+        self.peers.get_mut(node).is_some_and(|peer| peer.said.note(number))
+    }
+
+    /// A beat was heard. Answers whether its number follows the last one: after any other number
+    /// something was missed, or the number before was wrong.
+    pub fn beats(&mut self, node: &NodeName, number: u64, now: Moment) -> bool {
         let Some(peer) = self.peers.get_mut(node) else { return false };
-        let new = number > peer.said;
-        peer.said = peer.said.max(number);
-        new
-    }
-
-    /// Whether a beat with this number follows the last one that was heard.
-    pub fn beats(&mut self, node: &NodeName, number: u64) -> bool {
-        let Some(peer) = self.peers.get_mut(node) else { return false };
-        let last = peer.beat;
-        peer.beat = Some(last.map_or(number, |last| last.max(number)));
-        last.is_none_or(|last| number <= last.saturating_add(1))
-    }
-
-    /// Everything that was missed so far is made up for.
-    pub fn forgive_beats(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.beat = None;
+        peer.heard = Some(now);
+        if std::mem::take(&mut peer.unheard) {
+            tracing::info!(%node, "a node is heard on the bus again");
         }
+        let last = std::mem::replace(&mut peer.beat, number);
+        number == last || last.checked_add(1) == Some(number)
     }
 
-    /// A node's life is over. Answers whether it was known in that one.
-    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) -> bool {
-        if !self.is_retired(incarnation) {
-            self.retire(incarnation);
-        }
-        match self.peers.get(node) {
-            Some(peer) if peer.incarnation == incarnation => {
-                self.peers.remove(node);
-                true
+    /// The nodes that live by the database and are not heard on the bus.
+    pub fn unheard(&self) -> impl Iterator<Item = &NodeName> {
+        let unheard = |(_, peer): &(&NodeName, &Peer)| peer.unheard && peer.is_listed_alive();
+        self.peers.iter().filter(unheard).map(|(node, _)| node)
+    }
+
+    /// After a survey: nodes of which no beat was heard for a lease are unheard from now on. Answers
+    /// those of which that is news.
+    pub fn judge_silence(&mut self, lease: Duration, now: Moment) -> Vec<NodeName> {
+        // A process that stood still, or had no database, has beats in its mailbox to come.
+        let last = self.judged.replace(now);
+        let was_away = last.is_none_or(|last| now.since(last) > lease * 2 / 3);
+        let mut news = Vec::new();
+        for (node, peer) in &mut self.peers {
+            if was_away || !peer.is_listed_alive() {
+                peer.heard = Some(now);
             }
-            _ => false,
+            let heard = *peer.heard.get_or_insert(now);
+            if !peer.unheard && now.since(heard) >= lease {
+                peer.unheard = true;
+                news.push(node.clone());
+            }
+        }
+        news
+    }
+
+    /// A node's life is over.
+    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) {
+        self.lives.end(incarnation);
+        if self.peers.get(node).is_some_and(|peer| peer.incarnation == incarnation) {
+            self.peers.remove(node);
+        }
+    }
+
+    /// Another node says that this life is over: the next survey shows whether it is.
+    pub fn is_said_to_be_buried(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool) {
+        self.lives.doubt(incarnation);
+        if let Some(peer) = self.peers.get_mut(node)
+            && peer.incarnation == incarnation
+        {
+            peer.buried = Some(leaving);
         }
     }
 
     /// The database is asked about all nodes.
     pub fn ask(&mut self) {
-        self.asked.append(&mut self.doubtful);
+        self.lives.ask();
     }
 
     /// Takes what the database says of all nodes.
     pub fn survey(&mut self, rows: &[NodeRow]) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let others = || rows.iter().filter(|row| row.node != self.me);
-        let others: Vec<_> = others().collect();
+        let others: Vec<_> = rows.iter().filter(|row| row.node != self.me).collect();
         for row in &others {
-            let NodeRow { node, incarnation, expired, leaving, .. } = row;
-            match self.meet(node, *incarnation) {
-                Met::Over => continue,
-                Met::Unsure => {
-                    if let Some(before) = self.peers.remove(node) {
-                        self.retire(before.incarnation);
-                    }
-                    self.meet(node, *incarnation);
-                    findings.push(Finding::Reborn);
-                }
-                Met::New | Met::Known => {}
-            }
-            if let Some(peer) = self.peers.get_mut(node) {
-                (peer.listed, peer.leaving) = (true, *leaving);
-            }
-            if *expired {
-                let (node, incarnation) = (node.clone(), *incarnation);
-                findings.push(Finding::Expired { node, incarnation });
-            }
+            self.survey_one(row, &mut findings);
         }
-        for doubtful in std::mem::take(&mut self.asked) {
-            if !rows.iter().any(|row| row.incarnation == doubtful) && !self.is_retired(doubtful) {
-                self.retire(doubtful);
-            }
-        }
+        self.lives.settle(|life| rows.iter().any(|row| row.incarnation == life));
         let mut gone = Vec::new();
         for (node, peer) in &mut self.peers {
             if others.iter().any(|row| row.node == *node) {
                 continue;
             }
             peer.missing += 1;
-            if peer.listed || peer.missing >= PATIENCE {
-                gone.push((node.clone(), peer.incarnation, peer.leaving));
+            if peer.listed || peer.buried.is_some() || peer.missing >= PATIENCE {
+                let leaving = peer.leaving || peer.buried == Some(true);
+                gone.push((node.clone(), peer.incarnation, leaving));
             }
         }
         for (node, incarnation, leaving) in gone {
@@ -235,89 +256,36 @@ impl Peers {
         }
         findings
     }
+
+    fn survey_one(&mut self, row: &NodeRow, findings: &mut Vec<Finding>) {
+        let NodeRow { node, incarnation, expired, leaving, .. } = row;
+        let (node, incarnation) = (node, *incarnation);
+        if self.lives.is_over(incarnation) {
+            if *expired || !self.lives.revive(incarnation) {
+                return;
+            }
+            findings.push(Finding::Alive { node: node.clone() });
+        }
+        let before = self.peers.get(node).filter(|peer| peer.incarnation != incarnation);
+        let silence = before.map(|before| (before.incarnation, before.heard, before.unheard));
+        if let Some((before, ..)) = silence {
+            self.bury(node, before);
+            findings.push(Finding::Reborn);
+        }
+        let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(incarnation));
+        if let Some((_, heard, unheard)) = silence {
+            (peer.heard, peer.unheard) = (heard, unheard);
+        }
+        if !std::mem::replace(&mut peer.listed, true) {
+            tracing::info!(%node, "met a node");
+        }
+        (peer.leaving, peer.expired, peer.buried) = (*leaving, *expired, None);
+        if *expired {
+            findings.push(Finding::Expired { node: node.clone(), incarnation });
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(name: &str) -> NodeName {
-        NodeName::new(name).unwrap()
-    }
-
-    fn row(name: &str, incarnation: Epoch) -> NodeRow {
-        let (node, head, expired, leaving) = (node(name), 0, false, false);
-        NodeRow { node, incarnation, head, expired, leaving }
-    }
-
-    fn peers() -> Peers {
-        Peers::new(node("me"))
-    }
-
-    #[test]
-    fn which_of_two_lives_is_the_later_one_only_the_database_knows() {
-        let (mut peers, [old, new]) = (peers(), [Epoch::new(), Epoch::new()]);
-        assert_eq!(peers.meet(&node("n"), new), Met::New);
-        assert_eq!(peers.meet(&node("n"), old), Met::Unsure, "something late, or a new life");
-        peers.ask();
-        assert_eq!(peers.survey(&[row("n", new)]), []);
-        assert_eq!(peers.meet(&node("n"), old), Met::Over);
-
-        let later = Epoch::new();
-        assert_eq!(peers.meet(&node("n"), later), Met::Unsure);
-        assert_eq!(peers.survey(&[row("n", later)]), [Finding::Reborn]);
-        assert_eq!(peers.meet(&node("n"), new), Met::Over);
-        assert_eq!(peers.meet(&node("n"), later), Met::Known);
-    }
-
-    #[test]
-    fn a_life_that_was_heard_of_during_a_survey_is_not_judged_by_it() {
-        let (mut peers, [first, second]) = (peers(), [Epoch::new(), Epoch::new()]);
-        peers.meet(&node("n"), first);
-        peers.ask();
-        assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
-        assert_eq!(peers.survey(&[row("n", first)]), []);
-        assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
-    }
-
-    #[test]
-    fn a_node_is_gone_when_its_row_is_and_one_that_was_never_listed_a_little_later() {
-        let (mut peers, [a, b]) = (peers(), [Epoch::new(), Epoch::new()]);
-        assert_eq!(peers.survey(&[row("a", a), row("me", Epoch::new())]), []);
-        peers.meet(&node("b"), b);
-        let gone = |name| Finding::Gone { node: node(name), leaving: false };
-        assert_eq!(peers.survey(&[]), [gone("a")]);
-        assert_eq!(peers.survey(&[]), [gone("b")]);
-        assert_eq!((peers.meet(&node("a"), a), peers.alive()), (Met::Over, 0));
-    }
-
-    #[test]
-    fn who_was_not_in_touch_with_the_database_for_a_whole_lease_judges_nobody() {
-        let at = |secs: u64| Moment { monotonic: secs * 1_000_000, wall: 0 };
-        let (mut peers, lease) = (peers(), Duration::from_secs(15));
-        for (secs, renewed, may) in [
-            (0, true, false),
-            (14, true, false),
-            (15, true, true),
-            (16, false, false),
-            (31, true, false),
-        ] {
-            peers.renewed(renewed, at(secs));
-            assert_eq!(peers.may_judge(lease, at(secs)), may, "at {secs} s");
-        }
-    }
-
-    #[test]
-    fn what_is_said_twice_is_heard_once_and_a_missing_beat_is_noticed() {
-        let (mut peers, life) = (peers(), Epoch::new());
-        peers.meet(&node("n"), life);
-        assert_eq!(
-            [1, 1, 3, 2, 4].map(|number| peers.says(&node("n"), number)),
-            [true, false, true, false, true]
-        );
-        assert_eq!(
-            [1, 2, 2, 4].map(|number| peers.beats(&node("n"), number)),
-            [true, true, true, false]
-        );
-    }
-}
+#[path = "peers_tests.rs"]
+mod tests;

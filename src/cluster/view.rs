@@ -81,6 +81,16 @@ impl View {
         row.map_or(0, |row| row.head)
     }
 
+    /// Whether this is the number of the last batch of a node that had the room, as far as is known:
+    /// rows may be of a later one that had not.
+    pub fn is_at(&self, node: &NodeName, incarnation: Epoch, number: u64) -> bool {
+        let heard = self.heads.iter().find(|(n, e, _)| n == node && *e == incarnation);
+        match heard {
+            Some((_, _, heard)) => *heard == number,
+            None => self.head(node, incarnation) >= number,
+        }
+    }
+
     /// What to do with changes; those to be taken count as known.
     pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &Changes) -> Verdict {
         if self.state == State::Unknown
@@ -185,6 +195,16 @@ mod tests {
         // Another life of the node begins from nothing.
         assert_eq!(view.judge(&node("n"), Epoch::new(), &changes(1, 0)), Verdict::Take);
         assert_eq!(view.judge(&node("m"), Epoch::new(), &changes(2, 1)), Verdict::Missed);
+    }
+
+    #[test]
+    fn a_number_that_is_higher_than_the_node_says_is_seen_as_one_that_is_lower() {
+        let life = Epoch::new();
+        let mut view = read(life, 5);
+        let is_at = |view: &View, number| view.is_at(&node("n"), life, number);
+        assert!(is_at(&view, 3) && is_at(&view, 5) && !is_at(&view, 6));
+        assert_eq!(view.judge(&node("n"), life, &changes(7, 4)), Verdict::Take);
+        assert!(is_at(&view, 7) && !is_at(&view, 8) && !is_at(&view, 6));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     clock::Stopwatch,
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::{ConnectionId, Few, RoomName, micros},
+    sockets::{self, CLOSE_TIMEOUT, SocketKey},
 };
 
 /// A listener that takes no list for this long is too slow.
@@ -28,6 +29,20 @@ pub(crate) struct Outlet {
     pub dialect: Dialect,
     /// How many bytes of frames may wait for it.
     pub backlog_limit: usize,
+    /// Its socket, if that is watched.
+    pub socket: Option<SocketKey>,
+}
+
+impl Outlet {
+    /// Has the session close, and its socket end if the session does not get to run.
+    fn close(&self, order: Disconnect) {
+        if let Some(socket) = self.socket {
+            sockets::end_within(socket, CLOSE_TIMEOUT);
+        }
+        if let Some(disconnect) = &self.disconnect {
+            disconnect.do_send(order);
+        }
+    }
 }
 
 /// What a courier is to do.
@@ -146,10 +161,9 @@ impl Courier {
                 for (room, _) in &*rooms {
                     self.exit(connection, room);
                 }
-                let disconnect =
-                    self.sessions.remove(&connection).and_then(|s| s.outlet.disconnect);
-                if let (Some(order), Some(disconnect)) = (order, disconnect) {
-                    disconnect.do_send(order);
+                let ended = self.sessions.remove(&connection);
+                if let (Some(order), Some(session)) = (order, ended) {
+                    session.outlet.close(order);
                 }
             }
             Order::Message { message, except } => self.message(&message, except, report),

@@ -56,6 +56,7 @@ async fn run(steps: Vec<Step>) {
                     disconnect: None,
                     dialect,
                     backlog_limit: DEFAULT_BACKLOG_LIMIT,
+                    socket: None,
                 };
                 delivery.enter(&rooms.snapshot(&name(room)), connection, outlet, None, 0);
                 inside.insert((room, who));

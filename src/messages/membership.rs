@@ -11,6 +11,7 @@ use crate::{
         Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Sign, Snapshot,
         Superseded, UserId,
     },
+    sockets::SocketKey,
 };
 
 /// How a connection wants to hear of its rooms.
@@ -74,6 +75,8 @@ pub struct Join {
     pub(crate) courier: Option<Addr<Courier>>,
     /// How many bytes of frames may wait for it.
     pub(crate) backlog_limit: usize,
+    /// The socket of its session, on the session's thread, if it is watched.
+    pub(crate) socket: Option<SocketKey>,
 }
 
 impl Join {
@@ -98,6 +101,7 @@ impl Join {
             disconnect,
             courier,
             backlog_limit,
+            socket: None,
         }
     }
 

@@ -7,8 +7,8 @@ use actix::prelude::*;
 use chrono::{DateTime, Utc};
 
 use crate::model::{
-    Cause, ConnectionId, Epoch, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
-    UserId,
+    Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence,
+    Snapshot, UserId,
 };
 
 /// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's
@@ -155,6 +155,9 @@ pub struct Status {
     pub observer_lag: usize,
     /// Nodes that live and stay, this one included.
     pub nodes: usize,
+    /// Nodes that live by the database and of which nothing was heard on the bus for a lease: their
+    /// messages do not arrive here, and rooms are read from the database once a lease.
+    pub unheard: Vec<NodeName>,
     /// How the other nodes are heard.
     pub bus: BusState,
     /// Whether a [`Shutdown`] is under way.

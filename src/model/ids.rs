@@ -30,9 +30,26 @@ pub enum InvalidName {
         position: usize,
     },
     /// The name is one that JavaScript clients cannot use as a key.
-    #[error("`__proto__`, `constructor` and `prototype` are no user ids")]
+    #[error("names of properties that every JavaScript object has are no user ids")]
     Reserved,
 }
+
+/// All property names of `Object.prototype`, and `prototype`.
+const RESERVED: [&str; 13] = [
+    "__defineGetter__",
+    "__defineSetter__",
+    "__lookupGetter__",
+    "__lookupSetter__",
+    "__proto__",
+    "constructor",
+    "hasOwnProperty",
+    "isPrototypeOf",
+    "propertyIsEnumerable",
+    "prototype",
+    "toLocaleString",
+    "toString",
+    "valueOf",
+];
 
 fn check(name: &str) -> Result<(), InvalidName> {
     if name.is_empty() {
@@ -151,8 +168,9 @@ name! {
 name! {
     /// The app's own key of a user as text: 1 to 255 characters, without control characters.
     ///
-    /// `__proto__`, `constructor` and `prototype` are refused: clients keep users as keys of a
-    /// JavaScript object. A clone shares the text.
+    /// Names of properties that every JavaScript object has, such as `__proto__`, `constructor` or
+    /// `toString`, are refused, and `prototype`: clients keep users as keys of an object, and one such
+    /// user would end the lists of all others. A clone shares the text.
     ///
     /// ```
     /// use actix_presence::{InvalidName, UserId};
@@ -160,10 +178,7 @@ name! {
     /// assert!(UserId::new("ada").is_ok());
     /// assert_eq!(UserId::new("__proto__"), Err(InvalidName::Reserved));
     /// ```
-    UserId, |id| match id {
-        "__proto__" | "constructor" | "prototype" => Err(InvalidName::Reserved),
-        _ => Ok(()),
-    }
+    UserId, |id| if RESERVED.contains(&id) { Err(InvalidName::Reserved) } else { Ok(()) }
 }
 
 /// One connection: a WebSocket, or any actor that takes part.
@@ -321,6 +336,17 @@ mod tests {
     fn a_control_character_is_refused_with_its_place() {
         for (name, position) in [("a\0", 1), ("room\n", 4), ("\u{85}", 0)] {
             assert_eq!(RoomName::new(name), Err(InvalidName::Control { position }));
+        }
+    }
+
+    #[test]
+    fn a_name_that_every_javascript_object_has_is_a_room_but_no_user() {
+        for name in RESERVED {
+            assert_eq!(UserId::new(name), Err(InvalidName::Reserved), "{name}");
+            assert!(RoomName::new(name).is_ok());
+        }
+        for name in ["tostring", "toString ", "__proto", "hasOwn"] {
+            assert!(UserId::new(name).is_ok(), "{name}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use super::{MAX_DEPTH, is_shallow};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{
     Map, Value,
@@ -18,6 +19,9 @@ pub enum InvalidInfo {
     /// The value is not a JSON object.
     #[error("info is a JSON object")]
     NotAnObject,
+    /// The object is nested deeper than [`MAX_DEPTH`].
+    #[error("info may be nested at most {MAX_DEPTH} deep")]
+    TooDeep,
     /// The object is larger than [`MAX_INFO_BYTES`].
     #[error("info has at most {MAX_INFO_BYTES} bytes as JSON, this one has {bytes}")]
     TooLarge {
@@ -26,9 +30,11 @@ pub enum InvalidInfo {
     },
 }
 
-/// What the app attaches to a presence: a JSON object of at most 4 KiB.
+/// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most
+/// [`MAX_DEPTH`] deep.
 ///
 /// Kept as compact text, encoded once; a clone shares it, and the empty object costs nothing.
+/// Deserializing takes deeper ones, too, since earlier versions have written them.
 ///
 /// ```
 /// use actix_presence::Info;
@@ -50,7 +56,7 @@ impl Info {
     ///
     /// # Errors
     ///
-    /// [`InvalidInfo`] if the value is not an object, or is too large.
+    /// [`InvalidInfo`] if the value is not an object, is too large, or is nested too deep.
     pub fn new(value: Value) -> Result<Self, InvalidInfo> {
         match value {
             Value::Object(map) => Self::from_map(&map),
@@ -62,8 +68,13 @@ impl Info {
     ///
     /// # Errors
     ///
-    /// [`InvalidInfo::TooLarge`].
+    /// [`InvalidInfo::TooLarge`], [`InvalidInfo::TooDeep`].
     pub fn from_map(map: &Map<String, Value>) -> Result<Self, InvalidInfo> {
+        let info = Self::of_any_depth(map)?;
+        if is_shallow(info.as_json()) { Ok(info) } else { Err(InvalidInfo::TooDeep) }
+    }
+
+    fn of_any_depth(map: &Map<String, Value>) -> Result<Self, InvalidInfo> {
         if map.is_empty() {
             return Ok(Self::EMPTY);
         }
@@ -125,7 +136,7 @@ impl Serialize for Info {
 
 impl<'de> Deserialize<'de> for Info {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_map(&Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        Self::of_any_depth(&Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -144,6 +155,18 @@ mod tests {
         let bytes = MAX_INFO_BYTES + 1;
         let large = Info::new(json!({"k": "x".repeat(MAX_INFO_BYTES - 7)}));
         assert_eq!(large, Err(InvalidInfo::TooLarge { bytes }));
+    }
+
+    #[test]
+    fn a_deep_object_is_no_info_but_is_read_where_an_earlier_version_has_written_it() {
+        let nested = |depth: usize| {
+            let text = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
+            serde_json::from_str::<Value>(&text).unwrap()
+        };
+        assert!(Info::new(nested(MAX_DEPTH)).is_ok());
+        let deep = nested(MAX_DEPTH + 1);
+        assert_eq!(Info::new(deep.clone()), Err(InvalidInfo::TooDeep));
+        assert_eq!(serde_json::from_str::<Info>(&deep.to_string()).unwrap().to_value(), deep);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! value, and returns what happened.
 
 mod departures;
+mod depth;
 mod diff;
 mod few;
 mod ids;
@@ -23,6 +24,7 @@ mod time;
 mod tree;
 
 pub(crate) use departures::Departures;
+pub use depth::{MAX_DEPTH, is_shallow};
 pub use diff::{Diff, Left, Offline, Update};
 pub(crate) use few::Few;
 pub use ids::{

@@ -8,6 +8,7 @@ use super::RoomRegistry;
 use crate::{
     bus::{Envelope, Said, Told},
     cluster::{Finding, Met, Need, cause_of, remote},
+    log_limit::LogLimit,
     messages::Kick,
     mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
     model::{Cause, Diff, Epoch, Heard, Moment, NodeName, RoomName},
@@ -16,6 +17,8 @@ use crate::{
 
 /// How long nobody looks for nodes after that has failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long it is at least from one look to the next, however much is heard of nodes.
+const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 
 impl RoomRegistry {
     /// Somebody has told something.
@@ -44,7 +47,9 @@ impl RoomRegistry {
                     self.said(said, now);
                 }
             }
-            Told::Beat { number, rooms } => cluster.beats(&node, incarnation, number, &rooms),
+            Told::Beat { number, rooms } => {
+                cluster.beats(&node, incarnation, number, &rooms, now);
+            }
             Told::Missed => cluster.read_all(),
             Told::Close { room } => {
                 self.close_room(&room, now);
@@ -56,7 +61,7 @@ impl RoomRegistry {
                 self.kick(&Kick::User(user), now);
             }
             Told::Buried { node, incarnation, leaving } => {
-                self.buried(&node, incarnation, leaving, now);
+                self.buried(&node, incarnation, leaving);
             }
         }
     }
@@ -70,21 +75,37 @@ impl RoomRegistry {
 
     /// Looks who lives.
     pub(super) fn survey(&mut self, ctx: &mut Context<Self>) {
-        let Some(cluster) = self.cluster.as_mut().filter(|_| !self.surveying) else { return };
-        self.surveying = true;
+        let Some(cluster) = &mut self.cluster else { return };
+        if std::mem::replace(&mut self.surveying, true) {
+            // The one under way may not have seen what this one is for.
+            self.survey_is_due = true;
+            return;
+        }
         cluster.peers.ask();
         let now = self.clock.now().utc();
         let nodes = cluster.desk.ask(move |store| store.nodes(now));
         ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
             Ok(nodes) => {
-                registry.surveying = false;
                 registry.surveyed(&nodes, ctx);
+                registry.end_survey_after(SURVEY_PAUSE, ctx);
             }
             Err(error) => {
-                tracing::warn!(%error, "the nodes cannot be read: nobody is judged");
-                ctx.run_later(AGAIN, |registry, _| registry.surveying = false);
+                static UNREADABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(%error, suppressed, "the nodes cannot be read: nobody is judged");
+                }
+                registry.end_survey_after(AGAIN, ctx);
             }
         }));
+    }
+
+    fn end_survey_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
+        ctx.run_later(pause, |registry, ctx| {
+            registry.surveying = false;
+            if std::mem::take(&mut registry.survey_is_due) {
+                registry.survey(ctx);
+            }
+        });
     }
 
     fn surveyed(&mut self, nodes: &[NodeRow], ctx: &mut Context<Self>) {
@@ -106,8 +127,16 @@ impl RoomRegistry {
                     self.bury(node, incarnation, ctx);
                 }
                 Finding::Expired { .. } => {}
+                Finding::Alive { node } => {
+                    tracing::warn!(%node, "a node that was called dead lives by the database");
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.read_all();
+                    }
+                }
             }
         }
+        self.judge_silence(now);
+        self.verify(ctx);
         self.read(ctx);
         self.settle(ctx, now);
     }
@@ -167,17 +196,32 @@ impl RoomRegistry {
         }
     }
 
-    /// Another node says that it has removed what a dead one left: perhaps what this one left.
-    fn buried(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool, now: Moment) {
+    /// Another node says that it has removed what a dead one left: perhaps what this one left. The
+    /// database knows whether that is so.
+    fn buried(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool) {
         let Some(cluster) = &mut self.cluster else { return };
         if node == cluster.me() {
             if incarnation == cluster.incarnation() {
                 self.renewal_is_due = true;
             }
-        } else if cluster.peers.bury(node, incarnation) {
-            self.lose(node, cause_of(leaving), false, now);
-        } else {
-            cluster.read_all();
+            return;
+        }
+        cluster.peers.is_said_to_be_buried(node, incarnation, leaving);
+        self.survey_is_due = true;
+    }
+
+    /// Names the nodes that live and are not heard on the bus; their rooms are read meanwhile.
+    fn judge_silence(&mut self, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let unheard = cluster.judge_silence(self.lease, now);
+        if !unheard.is_empty() {
+            let nodes: Vec<_> = unheard.iter().map(NodeName::as_str).collect();
+            let nodes = nodes.join(", ");
+            tracing::warn!(
+                nodes,
+                "nodes that live by the database are not heard on the bus: do all use the same Redis? \
+                 Rooms are read from the database once a lease"
+            );
         }
     }
 

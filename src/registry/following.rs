@@ -13,6 +13,7 @@ use super::RoomRegistry;
 use crate::{
     bus::FromBus,
     cluster::{News, ReadRooms},
+    log_limit::LogLimit,
     messages::{Change, PresenceChanged},
     mirror::store::{RoomRows, StoreError},
     model::{
@@ -369,8 +370,15 @@ impl Handler<FromBus> for RoomRegistry {
             FromBus::Subscribed(channel) => cluster.subscribed(&channel),
             FromBus::Heard(envelope) => self.heard(envelope, now),
             FromBus::Unreadable(error) => {
+                static UNREADABLE: LogLimit = LogLimit::new();
                 metrics::counter!("presence_bus_unreadable_total").increment(1);
-                tracing::warn!(%error, "another node said something that this one does not understand");
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(
+                        %error,
+                        suppressed,
+                        "another node said something that this one does not understand"
+                    );
+                }
             }
         }
         self.read(ctx);

@@ -65,7 +65,8 @@ impl RoomRegistry {
         let now = self.clock.now();
         let Join { room, connection, user, info, session, dialect, .. } = msg;
         let (forward, disconnect) = (msg.forward, msg.disconnect);
-        let outlet = Outlet { forward, disconnect, dialect, backlog_limit: msg.backlog_limit };
+        let (backlog_limit, socket) = (msg.backlog_limit, msg.socket);
+        let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
         let here = |presence| self.rooms.holds(&room, presence);

@@ -10,6 +10,7 @@ mod mirroring;
 mod observing;
 mod queries;
 mod sessions;
+mod verifying;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -220,6 +220,10 @@ impl Handler<GetStatus> for RoomRegistry {
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             observer_lag: self.observers.lag(),
             nodes: 1 + self.cluster.as_ref().map_or(0, |cluster| cluster.peers.alive()),
+            unheard: match &self.cluster {
+                Some(cluster) => cluster.peers.unheard().cloned().collect(),
+                None => Vec::new(),
+            },
             bus: match &self.cluster {
                 Some(cluster) if cluster.is_shared() => {
                     cluster.down().map_or(BusState::Up, BusState::Down)

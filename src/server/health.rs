@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{api::reply, state::ServerState};
-use crate::{BusState, GetStatus, Status};
+use crate::{BusState, GetStatus, NodeName, Status};
 
 /// Whether the server does all of its work, with the state of the database and the bus.
 #[derive(Debug, Serialize)]
@@ -14,6 +14,8 @@ pub(super) struct Health {
     status: &'static str,
     database: Database,
     bus: Bus,
+    /// Other nodes that live by the database and are not heard on the bus. This one is as good as they.
+    unheard: Vec<NodeName>,
 }
 
 #[derive(Debug, Serialize)]
@@ -51,7 +53,8 @@ impl Health {
             unwritten: status.unwritten,
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
         };
-        Self { status: word, database, bus: Bus { state: bus, nodes: status.nodes } }
+        let bus = Bus { state: bus, nodes: status.nodes };
+        Self { status: word, database, bus, unheard: status.unheard.clone() }
     }
 }
 

@@ -10,7 +10,9 @@ use super::{
     state::ServerState,
     token::{self, Claims},
 };
-use crate::{Admit, Info, PhoenixSession, RoomName, SessionKey, UserId, WsSession};
+use crate::{
+    Admit, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, UserId, WsSession, is_shallow,
+};
 
 /// Who somebody is.
 #[derive(Debug, Default)]
@@ -69,6 +71,8 @@ impl Identity {
         let user = query.get("user")?.map(UserId::new).transpose().map_err(ApiError::bad_user)?;
         let bad = |message: String| ApiError::bad_request("bad_info", message);
         let info = match query.get("info")? {
+            // Deeper ones would be no JSON for the parser.
+            Some(text) if !is_shallow(text) => return Err(bad(InvalidInfo::TooDeep.to_string())),
             Some(text) => {
                 let value: Value = serde_json::from_str(text)
                     .map_err(|e| bad(format!("`info` is not JSON: {e}")))?;

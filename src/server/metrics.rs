@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 23] = [
+const COUNTERS: [(&str, &str); 24] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -38,9 +38,10 @@ const COUNTERS: [(&str, &str); 23] = [
     (REFUSALS_TOTAL, "Requests refused, by reason."),
     ("presence_connections_ended_total", "TCP connections ended by the server, by reason."),
     ("presence_sockets_closed_total", "WebSockets closed by the server, by reason."),
+    ("presence_bus_contradictions_total", "Presences heard of that were not so in the database."),
 ];
 
-const GAUGES: [(&str, &str); 15] = [
+const GAUGES: [(&str, &str); 16] = [
     ("presence_connections", "Connections that are in some room."),
     ("presence_rooms", "Rooms with somebody in them."),
     ("presence_presences", "Connections in rooms, each counted once per room."),
@@ -50,6 +51,7 @@ const GAUGES: [(&str, &str); 15] = [
     ("presence_rows_unwritten", "Presences whose row is not yet what memory says."),
     ("presence_lease_age_seconds", "For how long this node's lease has not been renewed."),
     ("presence_nodes", "Nodes that live and stay, this one included."),
+    ("presence_nodes_unheard", "Nodes that live and were not heard on the bus for a lease."),
     ("presence_bus_up", "Whether other nodes are heard."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
@@ -134,6 +136,7 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_nodes").set(status.nodes as f64);
+    gauge!("presence_nodes_unheard").set(status.unheard.len() as f64);
     gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
     gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
     connections::report();

@@ -119,7 +119,7 @@ impl WsSession {
         let mut response = handshake(req, &[])?;
         let (handshake, joined) = oneshot::channel();
         self.member.handshake = Some(handshake);
-        let mut session = Socket::start(payload, self.me, self.member, self.options);
+        let mut session = Socket::start(req, payload, self.me, self.member, self.options);
         let (first, joined) = run_until(&mut session, joined).await;
         joined.unwrap_or(Err(WsSessionError::Stopped))?;
         Ok(response.streaming(stream::iter(first).chain(session)))
@@ -183,7 +183,7 @@ fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<Stri
         Err(error) => {
             let code = match error {
                 InvalidInfo::TooLarge { .. } => "info_too_large",
-                InvalidInfo::NotAnObject => "bad_frame",
+                InvalidInfo::NotAnObject | InvalidInfo::TooDeep => "bad_frame",
             };
             return socket.outgoing.text(json::error(code, &error.to_string()));
         }

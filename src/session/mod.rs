@@ -17,6 +17,7 @@ mod ws;
 use std::fmt;
 
 use actix::{dev::ToEnvelope, prelude::*};
+use actix_web::HttpRequest;
 
 pub use self::{
     json::WsSession,
@@ -27,6 +28,7 @@ use crate::{
     messages::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, LeaveAll, Touch},
     model::{Cause, ConnectionId, RoomName},
     registry::RoomRegistry,
+    sockets::{self, CLOSE_TIMEOUT, SocketKey},
     wire::json::HEARTBEAT,
 };
 
@@ -76,6 +78,8 @@ pub struct Connection {
     id: ConnectionId,
     /// How many bytes of frames may wait for it.
     backlog_limit: usize,
+    /// The socket that carries it, if that is watched.
+    socket: Option<SocketKey>,
     /// Why it leaves when it is dropped.
     cause: Cause,
 }
@@ -85,7 +89,24 @@ impl Connection {
     #[must_use]
     pub fn new(registry: Addr<RoomRegistry>) -> Self {
         let backlog_limit = DEFAULT_BACKLOG_LIMIT;
-        Self { registry, id: ConnectionId::new(), backlog_limit, cause: Cause::Disconnected }
+        let (id, socket, cause) = (ConnectionId::new(), None, Cause::Disconnected);
+        Self { registry, id, backlog_limit, socket, cause }
+    }
+
+    /// The same with the socket of a request, if the app [watches](crate::watch_socket) it: when the
+    /// registry has the connection close, the socket is gone ten seconds later, whatever its client
+    /// does. The ready-made sessions do this by themselves.
+    #[must_use]
+    pub fn watched(mut self, req: &HttpRequest) -> Self {
+        self.socket = sockets::key_of(req);
+        self
+    }
+
+    /// Ends its socket in a while, if that is watched and does not end by itself.
+    fn end_socket(&self) {
+        if let Some(socket) = self.socket {
+            sockets::end_within(socket, CLOSE_TIMEOUT);
+        }
     }
 
     /// The same with another bound for the bytes of frames that may wait for its session.
@@ -118,7 +139,8 @@ impl Connection {
     {
         let join = Join::anonymous(room, self.id, session.clone().recipient());
         let (courier, backlog_limit) = (thread::courier(&self.registry), self.backlog_limit);
-        Join { courier, backlog_limit, ..join }.disconnect(session.recipient())
+        let socket = self.socket;
+        Join { courier, backlog_limit, socket, ..join }.disconnect(session.recipient())
     }
 
     /// A sign of life: to be called for every frame, also for pings and pongs.

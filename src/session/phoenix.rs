@@ -2,11 +2,11 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`, for what a server does with each frame.
 
-use std::{fmt, future::pending, time::Duration};
+use std::{borrow::Cow, fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
-    model::{Cause, Info, LimitReached, RoomName, SessionKey, UserId},
+    model::{
+        Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
+    },
     registry::RoomRegistry,
     wire::phoenix::{self, Frame},
 };
@@ -155,7 +157,7 @@ impl PhoenixSession {
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
         let mut response = handshake(req, &["phoenix"])?;
-        let session = Socket::start(payload, self.me, self.channels, self.options);
+        let session = Socket::start(req, payload, self.me, self.channels, self.options);
         Ok(response.streaming(session))
     }
 }
@@ -175,13 +177,19 @@ impl Protocol for Channels {
                 return socket.close(ctx, Closing::MalformedMessage);
             }
         };
-        if (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat") {
+        let is_heartbeat = (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat");
+        if is_heartbeat && frame.check().is_ok() {
             socket.me.heartbeat_soon();
             let answer = phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic);
             return socket.outgoing.text(answer);
         }
         socket.me.touch_soon();
+        if let Err(too_long) = frame.check() {
+            let refusal = phoenix::refused(None, None, &frame.topic, &too_long.to_string());
+            return socket.outgoing.text(refusal);
+        }
         match &*frame.event {
+            phoenix::ACCESS_TOKEN => access_token(socket, &frame),
             "phx_join" => join(socket, ctx, &frame),
             "phx_leave" => leave(socket, ctx, &frame),
             _ => push(socket, ctx, frame),
@@ -285,17 +293,16 @@ impl Channels {
     }
 
     /// What the client wants attached, in the params of a join.
-    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, &'static str> {
-        let params = phoenix::object(frame.payload).ok_or("the payload is no object")?;
-        match params.get("info") {
-            None => Ok(self.info.clone()),
-            Some(Value::Object(info)) => {
-                let mut info = info.clone();
-                info.extend(self.fixed.to_map());
-                Info::from_map(&info).map_err(|_| "info is too large")
-            }
-            Some(_) => Err("info is no object"),
+    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
+        let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
+        let Some(info) = params.get("info") else { return Ok(self.info.clone()) };
+        if !is_shallow(info.get()) {
+            return Err(InvalidInfo::TooDeep.to_string().into());
         }
+        let info: Result<Map<String, Value>, _> = serde_json::from_str(info.get());
+        let mut info = info.map_err(|_| "info is no object")?;
+        info.extend(self.fixed.to_map());
+        Info::from_map(&info).map_err(|_| "info is too large".into())
     }
 }
 
@@ -315,7 +322,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     }
     let info = match channels.info_of(frame) {
         Ok(info) => info,
-        Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, reason),
+        Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, &reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);
@@ -385,6 +392,10 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
     if !phoenix::may_push(&frame.event) {
         return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, "reserved event");
     }
+    if !is_shallow(frame.payload.get()) {
+        let reason = format!("the payload may be nested at most {MAX_DEPTH} deep");
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, &reason);
+    }
     if phoenix::object(frame.payload).is_none() {
         return refuse(
             &socket.outgoing,
@@ -404,6 +415,20 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
             Err(_) => phoenix::refused(None, reference, topic, "unmatched topic"),
         });
     });
+}
+
+/// Answers a client that tells its token as it would a push, and drops the token.
+fn access_token(socket: &mut Socket<Channels>, frame: &Frame<'_>) {
+    let join_ref = match socket.protocol.channel(&frame.topic) {
+        Some(channel) if channel.is_meant(frame) => Some(&*channel.join_ref),
+        Some(_) => return,
+        None if frame.topic == "phoenix" => None,
+        None => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
+    };
+    if let Some(reference) = frame.r#ref.as_deref() {
+        let answer = phoenix::ok(join_ref, Some(reference), &frame.topic);
+        socket.outgoing.text(answer);
+    }
 }
 
 impl Channel {

@@ -170,15 +170,16 @@ impl<P: Protocol> Socket<P> {
     /// A session that speaks this protocol: what it sends after the answer to the handshake. It
     /// starts when it is asked for that.
     pub fn start(
+        req: &HttpRequest,
         payload: web::Payload,
         me: Connection,
         protocol: P,
         options: WsOptions,
-    ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin {
+    ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin + use<P> {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, input) = Guard::new(payload, max_frame_size);
         let outgoing = Outgoing::default();
-        let me = me.with_backlog_limit(backlog_limit(max_frame_size));
+        let me = me.watched(req).with_backlog_limit(backlog_limit(max_frame_size));
         let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
         let socket = Self {
             me,
@@ -214,6 +215,7 @@ impl<P: Protocol> Socket<P> {
             self.outgoing.clear();
         }
         self.outgoing.close(Some(frame));
+        self.me.end_socket();
         ctx.run_later(FAREWELL, |_, ctx| ctx.stop());
     }
 
@@ -297,6 +299,11 @@ impl<P: Protocol> Actor for Socket<P> {
             ctx.run_interval(interval, |socket, _| socket.outgoing.ping());
         }
         P::started(self, ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Ctx<P>) {
+        // What is queued may take a slow reader long.
+        self.me.end_socket();
     }
 }
 

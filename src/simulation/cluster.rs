@@ -14,12 +14,15 @@ use tokio::time::Instant;
 use crate::{
     clock::Clock,
     config::PresenceConfig,
-    messages::{Dialect, Forwarded, Join, LeaveAll, PresenceChanged, RoomFilter, Scope, Subscribe},
+    messages::{
+        Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope,
+        Subscribe,
+    },
     mirror::{
         Ask, Desk, Goodbye, PruneRoomRows, Renew, Write, Writer,
         store::{Row, SharedStore, Started, Store},
     },
-    model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, UserId},
+    model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
     registry::RoomRegistry,
     start::{Shared, Ties},
     testing::{
@@ -35,7 +38,7 @@ const ROOMS: usize = 3;
 
 pub struct World {
     pub rng: fastrand::Rng,
-    hub: MemoryHub,
+    pub hub: MemoryHub,
     pub database: MemoryDatabase,
     clock: Clock,
     /// The living, each in its place.
@@ -241,6 +244,15 @@ impl World {
                 client.connection = None;
             }
         }
+    }
+
+    /// Who is in a room, as a node sees it.
+    pub async fn seen(&self, place: usize, room: &RoomName) -> Vec<ConnectionId> {
+        let Some(node) = &self.nodes[place] else { return Vec::new() };
+        let snapshot = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+        let mut seen: Vec<_> = snapshot.iter().flat_map(Snapshot::connections).collect();
+        seen.sort_unstable();
+        seen
     }
 
     /// A client connects to a node and joins some rooms.

@@ -6,8 +6,10 @@
 
 mod checks;
 mod cluster;
+mod forgeries;
 mod schedule;
 mod scripts;
+mod silence;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -103,10 +103,15 @@ pub enum Step {
     Shutdown {
         node: usize,
     },
+    /// Somebody says something of a client on the bus in the name of a node.
+    Forge {
+        node: usize,
+        client: usize,
+    },
 }
 
 impl Step {
-    pub const NAMES: [&str; 24] = [
+    pub const NAMES: [&str; 25] = [
         "connect",
         "join",
         "leave",
@@ -131,6 +136,7 @@ impl Step {
         "kill",
         "restart",
         "shutdown",
+        "forge",
     ];
 
     pub fn name(&self) -> &'static str {
@@ -159,6 +165,7 @@ impl Step {
             Self::Kill { .. } => 21,
             Self::Restart { .. } => 22,
             Self::Shutdown { .. } => 23,
+            Self::Forge { .. } => 24,
         };
         Self::NAMES[index]
     }
@@ -168,7 +175,8 @@ impl Step {
         let client = world.rng.usize(0..world.clients.len());
         let node = world.rng.usize(0..world.nodes.len());
         match world.rng.u32(0..100) {
-            0..15 => Self::Connect { client, node },
+            0..13 => Self::Connect { client, node },
+            13..15 => Self::Forge { node, client },
             15..23 => Self::Join { client, room: world.room() },
             23..27 => Self::Leave { client },
             27..35 => Self::Disconnect { client, goodbye: world.rng.bool() },
@@ -260,6 +268,7 @@ impl Step {
                 world.start(node, same_name);
             }
             Self::Shutdown { node } => shut_down(world, node).await,
+            Self::Forge { node, client } => super::forgeries::at_random(world, node, client),
         }
     }
 }

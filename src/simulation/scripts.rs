@@ -12,11 +12,11 @@ use crate::{
     testing::Seen,
 };
 
-const MOMENT: Duration = Duration::from_secs(6);
+pub(super) const MOMENT: Duration = Duration::from_secs(6);
 /// Until a lease has run out, and somebody has looked.
-const LOST: Duration = LEASE.saturating_mul(2);
+pub(super) const LOST: Duration = LEASE.saturating_mul(2);
 
-fn story<F: Future<Output = ()>>(tell: impl FnOnce(World) -> F + 'static) {
+pub(super) fn story<F: Future<Output = ()>>(tell: impl FnOnce(World) -> F + 'static) {
     actix::System::with_tokio_rt(runtime).block_on(async {
         let world = World::new(1);
         // The nodes meet, and are in touch with the database for long enough to judge.
@@ -26,17 +26,22 @@ fn story<F: Future<Output = ()>>(tell: impl FnOnce(World) -> F + 'static) {
 }
 
 /// Client 0 and 1 have session keys, client 3 has none.
-fn enter(world: &mut World, client: usize, node: usize, room: &RoomName) -> ConnectionId {
+pub(super) fn enter(
+    world: &mut World,
+    client: usize,
+    node: usize,
+    room: &RoomName,
+) -> ConnectionId {
     world.connect_to(client, node, room.clone());
     world.clients[client].connection.as_ref().unwrap().id
 }
 
-fn lobby() -> RoomName {
+pub(super) fn lobby() -> RoomName {
     RoomName::new("lobby").unwrap()
 }
 
 /// What an observer has heard: who joined, and who left why.
-fn heard(changes: &mut Seen<PresenceChanged>) -> Vec<(ConnectionId, Option<Cause>)> {
+pub(super) fn heard(changes: &mut Seen<PresenceChanged>) -> Vec<(ConnectionId, Option<Cause>)> {
     let mut heard = Vec::new();
     while let Some(change) = changes.now() {
         heard.extend(change.joins().iter().map(|join| (join.connection, None)));

@@ -11,16 +11,18 @@ mod silence;
 mod tests;
 mod watcher;
 
-use std::any::Any;
+use std::{any::Any, time::Duration};
 
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
 
 pub(crate) use self::key::SocketKey;
 pub use self::silence::limit_silence;
-#[allow(unused_imports, reason = "sessions call it")]
 pub(crate) use self::watcher::end_within;
 #[cfg(feature = "server")]
 pub(crate) use self::{every_second::EverySecond, progress::Progress, watcher::LAST_BYTES};
+
+/// How long a socket may stay after its close frame was due.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Has this connection's socket closed within ten seconds after its session was told to close,
 /// whatever its client does, if it is one of the ready-made sessions. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect),
@@ -53,7 +55,6 @@ pub fn watch_socket(io: &dyn Any, extensions: &mut Extensions) {
 }
 
 /// The socket of the connection that the request came on, if it is [watched](watch_socket).
-#[allow(dead_code, reason = "sessions ask for it")]
 pub(crate) fn key_of(req: &HttpRequest) -> Option<SocketKey> {
     req.conn_data::<Watched>().map(|watched| watched.0)
 }

@@ -39,7 +39,6 @@ impl Default for Watcher {
 /// whatever runs on it. An earlier deadline stands; an earlier end of the connection needs nothing.
 ///
 /// To be called on the socket's own thread, which is that of its session; elsewhere nothing happens.
-#[allow(dead_code, reason = "sessions call it")]
 pub(crate) fn end_within(key: SocketKey, patience: Duration) {
     if key.with(|_| ()).is_none() {
         return;

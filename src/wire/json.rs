@@ -6,7 +6,9 @@ use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::model::{Cause, ConnectionId, Epoch, Info, Member, RoomName, Snapshot, UserId};
+use crate::model::{
+    Cause, ConnectionId, Epoch, Info, MAX_DEPTH, Member, RoomName, Snapshot, UserId, is_shallow,
+};
 
 /// A frame: `{"type":…,"payload":…}`.
 #[derive(Serialize)]
@@ -195,8 +197,8 @@ pub enum BadFrame {
     /// A `message` without `payload`.
     #[error("a message needs a \"payload\"")]
     NoPayload,
-    /// A `payload` with lists in lists in lists.
-    #[error("the payload is nested more than {MAX_DEPTH} deep")]
+    /// A `payload` or an `info` with lists in lists in lists.
+    #[error("payload and info may be nested at most {MAX_DEPTH} deep")]
     TooDeep,
     /// An `update` whose `info` is not an object.
     #[error("an update needs \"info\", a JSON object")]
@@ -215,18 +217,6 @@ impl BadFrame {
     }
 }
 
-/// How deep a value may be nested that is passed on: many JSON parsers take no more.
-pub const MAX_DEPTH: usize = 127;
-
-/// Whether a value is nested no deeper than [`MAX_DEPTH`], so that no receiver chokes on it.
-#[must_use]
-pub fn is_shallow(value: &RawValue) -> bool {
-    let text = value.get();
-    let opened = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
-    // The parser has this very limit.
-    opened <= MAX_DEPTH || serde_json::from_str::<Value>(text).is_ok()
-}
-
 /// The text frame of a client that is only a sign of life, to the letter.
 pub const HEARTBEAT: &str = "\"heartbeat\"";
 
@@ -241,7 +231,7 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         r#type: Option<Value>,
         #[serde(default, deserialize_with = "given")]
         payload: Option<Box<RawValue>>,
-        info: Option<Value>,
+        info: Option<Box<RawValue>>,
     }
     // `null` is a payload as good as any other.
     fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Box<RawValue>>, D::Error> {
@@ -259,16 +249,20 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         Err(error) if error.is_data() => return Err(BadFrame::NoType),
         Err(error) => return Err(BadFrame::NotJson(error.to_string())),
     };
-    match (any.r#type.as_ref().and_then(Value::as_str), any.info) {
-        (Some("message"), _) => match any.payload {
-            Some(payload) if is_shallow(&payload) => Ok(ClientFrame::Message(payload)),
-            Some(_) => Err(BadFrame::TooDeep),
-            None => Err(BadFrame::NoPayload),
-        },
-        (Some("update"), Some(Value::Object(info))) => Ok(ClientFrame::Update(info)),
-        (Some("update"), _) => Err(BadFrame::NoInfo),
-        (Some(_), _) => Err(BadFrame::UnknownType),
-        (None, _) => Err(BadFrame::NoType),
+    let shallow = |value: Box<RawValue>| match is_shallow(value.get()) {
+        true => Ok(value),
+        false => Err(BadFrame::TooDeep),
+    };
+    match any.r#type.as_ref().and_then(Value::as_str) {
+        Some("message") => {
+            any.payload.ok_or(BadFrame::NoPayload).and_then(shallow).map(ClientFrame::Message)
+        }
+        Some("update") => {
+            let info = any.info.ok_or(BadFrame::NoInfo).and_then(shallow)?;
+            serde_json::from_str(info.get()).map(ClientFrame::Update).map_err(|_| BadFrame::NoInfo)
+        }
+        Some(_) => Err(BadFrame::UnknownType),
+        None => Err(BadFrame::NoType),
     }
 }
 
@@ -327,6 +321,12 @@ mod tests {
         assert_eq!(message(nested(30_000)).unwrap_err(), BadFrame::TooDeep);
         assert!(message(format!("[{}1]", "[1],".repeat(10_000))).is_ok());
         assert!(message(format!("\"{}\"", "[".repeat(10_000))).is_ok(), "only a text");
+        let update = |info: String| read(&format!(r#"{{"type":"update","info":{info}}}"#));
+        let nested = |depth: usize| r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
+        assert!(matches!(update(nested(MAX_DEPTH)), Ok(ClientFrame::Update(_))));
+        for depth in [MAX_DEPTH + 1, 127, 128, 10_000] {
+            assert_eq!(update(nested(depth)).unwrap_err(), BadFrame::TooDeep, "{depth}");
+        }
     }
 
     #[test]
@@ -341,7 +341,11 @@ mod tests {
         assert_eq!(bad(r#"{"type":7}"#), "bad_frame");
         assert_eq!(bad(r#"{"type":"presence","payload":{}}"#), "unknown_type");
         assert_eq!(bad(r#"{"type":"message"}"#), "bad_frame");
-        assert_eq!(bad(r#"{"type":"update","info":[]}"#), "bad_frame");
+        for info in ["[]", "null", "1", "\"{}\""] {
+            let update = read(&format!(r#"{{"type":"update","info":{info}}}"#));
+            assert_eq!(update.unwrap_err(), BadFrame::NoInfo, "{info}");
+        }
+        assert_eq!(read(r#"{"type":"update"}"#).unwrap_err(), BadFrame::NoInfo);
         assert!(matches!(read("\"heartbeat\""), Ok(ClientFrame::Heartbeat)));
         assert!(matches!(
             read(r#"{"type":"message","payload":null}"#),

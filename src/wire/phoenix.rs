@@ -6,7 +6,10 @@
 
 mod read;
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use bytestring::ByteString;
 use serde::{Serialize, Serializer, ser::SerializeMap};
@@ -15,7 +18,7 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-pub use self::read::{Frame, read};
+pub use self::read::{Frame, MAX_TEXT_BYTES, TooLong, read};
 use super::json::{Sender, encode};
 use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
@@ -239,6 +242,10 @@ impl Keys {
     }
 }
 
+/// The event with which a client tells its server a new token. It is for the server alone, so it is
+/// answered and passed on to nobody.
+pub const ACCESS_TOKEN: &str = "access_token";
+
 /// Whether a client may push an event of this name to a room: nobody may forge presence.
 #[must_use]
 pub fn may_push(event: &str) -> bool {
@@ -248,6 +255,12 @@ pub fn may_push(event: &str) -> bool {
 /// The payload of a frame as an object; Phoenix takes no other.
 #[must_use]
 pub fn object(payload: &RawValue) -> Option<serde_json::Map<String, Value>> {
+    serde_json::from_str(payload.get()).ok()
+}
+
+/// The params of a join: the members of its payload as they are.
+#[must_use]
+pub fn params(payload: &RawValue) -> Option<HashMap<String, &RawValue>> {
     serde_json::from_str(payload.get()).ok()
 }
 

@@ -18,3 +18,4 @@ mod sessions;
 mod speaking;
 mod starting;
 mod storm;
+mod unheard;

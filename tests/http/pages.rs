@@ -10,7 +10,7 @@ async fn readiness_ends_with_the_registry_and_liveness_does_not() {
     assert_eq!(
         ready.json(),
         json!({
-            "status": "ready", "database": {"state": "ok", "unwritten": 0}, "bus": {"state": "local", "nodes": 1},
+            "status": "ready", "database": {"state": "ok", "unwritten": 0}, "bus": {"state": "local", "nodes": 1}, "unheard": [],
         })
     );
     presence.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
@@ -154,7 +154,7 @@ async fn the_feed_counts_what_is_and_what_was() {
         stats,
         json!({
             "node": "here", "epoch": null, "uptime_seconds": 2.5, "status": "ready",
-            "database": {"state": "ok", "unwritten": 0}, "bus": {"state": "local", "nodes": 1},
+            "database": {"state": "ok", "unwritten": 0}, "bus": {"state": "local", "nodes": 1}, "unheard": [],
             "sockets": 0, "rooms": 2, "connections": 3, "presences": 3, "users": 1,
             "counters": {
                 "joins": 4, "messages": 1, "deliveries": 3, "lists_sent": 0, "rows_written": null,

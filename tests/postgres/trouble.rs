@@ -255,6 +255,7 @@ fn rows_that_are_no_values_are_skipped() {
          FROM rooms CROSS JOIN (VALUES
             ('specific.a!b', 'ada', '{}', now(), now(), 'n', 0),
             (repeat('0', 32), '__proto__', '{}', now(), now(), 'n', 0),
+            (repeat('6', 32), 'toString', '{}', now(), now(), 'n', 0),
             (repeat('1', 32), 'ada', '[', now(), now(), 'n', 0),
             (repeat('2', 32), 'ada', '[]', now(), now(), 'n', 0),
             (repeat('3', 32), 'ada', '{}', now(), now(), '', 0),
@@ -271,6 +272,17 @@ fn rows_that_are_no_values_are_skipped() {
     assert_eq!(listed.iter().map(|room| room.room.as_str()).collect::<Vec<_>>(), ["c"]);
     let forever = "UPDATE presences SET last_seen = 'infinity'";
     assert!(bench.shell().batch_execute(forever).is_err(), "no such time is taken");
+}
+
+#[test]
+fn an_info_that_an_earlier_version_nested_deeper_is_read() {
+    let mut bench = OnPostgres::new();
+    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut bench.store, &upserts([row("a", 1, Some("ada"))]));
+    let deep = r#"{"a":"#.repeat(126) + "1" + &"}".repeat(126);
+    bench.sql(&format!("UPDATE presences SET info = '{deep}'"));
+    let read = bench.store.read(&[room("a")], at(0)).unwrap();
+    assert_eq!(read.rows[0].1.presence.info.as_json(), deep);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use serde_json::{json, value::RawValue};
 use super::reply;
 use crate::{
     Kick, Publish, RoomName, UserId, WhereIs,
+    model::{MAX_DEPTH, is_shallow},
     server::{address, error::ApiError, state::ServerState},
-    wire::json,
 };
 
 /// `GET /api/users/{id}`: the rooms a user is in.
@@ -46,8 +46,8 @@ pub(super) async fn publish(
     let body = read(&req, body, state.options().max_frame_size).await?;
     let payload: Box<RawValue> = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request("bad_json", format!("not JSON: {error}")))?;
-    if !json::is_shallow(&payload) {
-        let message = format!("a message is nested at most {} deep", json::MAX_DEPTH);
+    if !is_shallow(payload.get()) {
+        let message = format!("a message may be nested at most {MAX_DEPTH} deep");
         return Err(ApiError::bad_request("too_deep", message));
     }
     let published = state.ask(Publish::json(room, payload)).await?;

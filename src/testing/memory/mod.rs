@@ -283,6 +283,10 @@ impl SharedStore for MemoryStore {
         self.call(|tables| Ok(tables.find(room, connections)))
     }
 
+    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        self.call(|tables| Ok(tables.held(connections)))
+    }
+
     fn list(
         &mut self,
         after: Option<&RoomName>,

@@ -32,6 +32,37 @@ pub fn read(text: &str) -> Result<Frame<'_>, serde_json::Error> {
     serde_json::from_str(text)
 }
 
+/// The longest reference and the longest name of an event, in bytes.
+pub const MAX_TEXT_BYTES: usize = 255;
+
+/// A frame names something at greater length than is kept or passed on. The answer to it is to have
+/// no references, which may be what is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooLong {
+    /// One of the references.
+    #[error("a ref has at most {MAX_TEXT_BYTES} bytes")]
+    Ref,
+    /// The event.
+    #[error("the name of an event has at most {MAX_TEXT_BYTES} bytes")]
+    Event,
+}
+
+impl Frame<'_> {
+    /// Checks the lengths of the references and of the event; the topic is checked as a room's name.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLong`].
+    pub fn check(&self) -> Result<(), TooLong> {
+        let is_long = |text: &str| text.len() > MAX_TEXT_BYTES;
+        let mut refs = [&self.join_ref, &self.r#ref].into_iter().flatten();
+        if refs.any(|text| is_long(text)) {
+            return Err(TooLong::Ref);
+        }
+        if is_long(&self.event) { Err(TooLong::Event) } else { Ok(()) }
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Frame<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(Elements)
@@ -74,6 +105,8 @@ impl<'de> Visitor<'de> for Elements {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{model::RoomName, wire::phoenix::object};
 
@@ -101,6 +134,21 @@ mod tests {
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn references_and_events_have_at_most_255_bytes() {
+        let text = |place: usize, text: &str| {
+            let mut elements = [json!("1"), json!("2"), json!("t"), json!("e"), json!({})];
+            elements[place] = text.into();
+            json!(elements).to_string()
+        };
+        for (place, too_long) in [(0, TooLong::Ref), (1, TooLong::Ref), (3, TooLong::Event)] {
+            let [longest, long] = ["e".repeat(255), "é".repeat(128)].map(|name| text(place, &name));
+            assert_eq!(read(&longest).unwrap().check(), Ok(()));
+            assert_eq!(read(&long).unwrap().check(), Err(too_long));
+        }
+        assert_eq!(read(r#"[null,null,"t","e",{}]"#).unwrap().check(), Ok(()));
     }
 
     #[test]

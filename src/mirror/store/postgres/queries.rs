@@ -42,6 +42,8 @@ pub(super) const READ: &str = held!("rooms.channel_name = ANY ($1)");
 pub(super) const FIND: &str =
     held!("rooms.channel_name = $1 AND presences.channel_name = ANY ($2)");
 
+pub(super) const HELD: &str = held!("presences.channel_name = ANY ($1)");
+
 /// Room by room, so that a page costs what it shows.
 pub(super) const LIST: &str = "
     SELECT rooms.channel_name, counts.connections, counts.users, counts.known
@@ -180,6 +182,11 @@ impl SharedStore for PostgresStore {
         let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
         let query = statement(FIND).bind::<Text>(room.as_str()).bind::<Array<Text>>(ids);
         Ok(rows::presences(self.load(query)?))
+    }
+
+    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
+        Ok(rows::presences(self.load(statement(HELD).bind::<Array<Text>>(ids))?))
     }
 
     fn list(

@@ -8,6 +8,7 @@ use diesel::{
 
 use crate::{
     ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey, UserId,
+    log_limit::LogLimit,
     mirror::store::{NodeRow, Row},
 };
 
@@ -146,11 +147,15 @@ pub(super) fn all<T>(
         .ok()
     });
     let values = read.collect();
-    if skipped > 0 {
+    static SKIPPED: LogLimit = LogLimit::new();
+    if skipped > 0
+        && let Some(suppressed) = SKIPPED.pass()
+    {
         tracing::warn!(
             table,
             column,
             skipped,
+            suppressed,
             "skipped rows of `{table}` that somebody else wrote"
         );
     }

@@ -72,7 +72,7 @@ pub fn what_is_read_is_of_the_rooms_asked_for_and_of_nodes_that_have_a_row<B: Sh
 }
 
 /// Those asked for, if they are there.
-pub fn connections_are_found_in_their_room<B: SharedBench>(mut bench: B) {
+pub fn connections_are_found_in_their_rooms<B: SharedBench>(mut bench: B) {
     let mut other = bench.another();
     let _ = started(&mut other, "m");
     let store = bench.store();
@@ -86,6 +86,11 @@ pub fn connections_are_found_in_their_room<B: SharedBench>(mut bench: B) {
     assert_eq!(found, expected);
     assert_eq!(store.find(&room("a"), &[]).unwrap(), []);
     assert_eq!(store.find(&room("none"), &[id(1)]).unwrap(), []);
+
+    let found = sorted_with_nodes(store.held(&asked).unwrap());
+    let in_b = (node("n"), row("b", 3, None));
+    assert_eq!(found, [&expected[..], &[in_b]].concat());
+    assert_eq!(store.held(&[]).unwrap(), []);
 }
 
 /// A page ends where the next begins, in the order that every node sorts by.

@@ -1,0 +1,66 @@
+//! Which incarnations of nodes are over, and which the database has to be asked about.
+
+use std::collections::VecDeque;
+
+use crate::model::Epoch;
+
+/// Incarnations that are remembered of each kind.
+const REMEMBERED: usize = 1024;
+
+/// Incarnations of other nodes. The database has the last word on each of them.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    /// Those that are over, each with the number of the survey after which it was called so.
+    over: VecDeque<(Epoch, u64)>,
+    /// Those that the database has to confirm: heard of before the survey under way, and since.
+    asked: Vec<Epoch>,
+    doubtful: Vec<Epoch>,
+    surveys: u64,
+}
+
+impl Lives {
+    pub fn is_over(&self, incarnation: Epoch) -> bool {
+        self.over.iter().any(|(over, _)| *over == incarnation)
+    }
+
+    pub fn end(&mut self, incarnation: Epoch) {
+        if self.is_over(incarnation) {
+            return;
+        }
+        if self.over.len() >= REMEMBERED {
+            self.over.pop_front();
+        }
+        self.over.push_back((incarnation, self.surveys));
+    }
+
+    /// The database shows the incarnation alive. Answers whether it was called over before this survey
+    /// began, so that the survey is the later word.
+    pub fn revive(&mut self, incarnation: Epoch) -> bool {
+        let before = self.over.len();
+        self.over.retain(|(over, survey)| *over != incarnation || *survey == self.surveys);
+        self.over.len() < before
+    }
+
+    /// The next survey has to say whether the incarnation is known to the database.
+    pub fn doubt(&mut self, incarnation: Epoch) {
+        let known = self.doubtful.contains(&incarnation) || self.asked.contains(&incarnation);
+        if !known && self.doubtful.len() < REMEMBERED {
+            self.doubtful.push(incarnation);
+        }
+    }
+
+    /// A survey begins.
+    pub fn ask(&mut self) {
+        self.surveys += 1;
+        self.asked.append(&mut self.doubtful);
+    }
+
+    /// Ends what was asked about and is not among the `known` incarnations.
+    pub fn settle(&mut self, known: impl Fn(Epoch) -> bool) {
+        for doubtful in std::mem::take(&mut self.asked) {
+            if !known(doubtful) {
+                self.end(doubtful);
+            }
+        }
+    }
+}

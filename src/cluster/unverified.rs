@@ -1,0 +1,153 @@
+//! What was heard on the bus and not yet compared with the rows.
+
+use std::collections::{HashMap, HashSet};
+
+use ahash::RandomState;
+
+use crate::{
+    bus::{Change, Changes},
+    model::{ConnectionId, RoomName},
+};
+
+/// Presences that are compared at once.
+const AT_ONCE: usize = 1024;
+/// Presences of one room that are compared one by one; of more the whole room is read.
+const OF_A_ROOM: usize = 1024;
+/// Presences that may wait for it; beyond that whole rooms are read.
+const WAITING: usize = 65_536;
+
+type Connections = HashSet<ConnectionId, RandomState>;
+
+/// Presences of which something was heard on the bus since the rows were last compared.
+#[derive(Debug, Default)]
+pub(super) struct Unverified {
+    /// By room; a room without a set is to be read as a whole.
+    rooms: HashMap<RoomName, Option<Connections>, RandomState>,
+    waiting: usize,
+    /// Those that the comparison under way is still to ask about.
+    asking: Vec<(RoomName, ConnectionId)>,
+    under_way: bool,
+}
+
+impl Unverified {
+    /// Notes whom some changes are about, whether they were taken or not.
+    pub fn note(&mut self, changes: &Changes) {
+        for change in &changes.changes {
+            let (Change::Here { connection, .. }
+            | Change::Yielded { connection }
+            | Change::Gone { connection, .. }) = change;
+            self.note_one(&changes.room, *connection);
+        }
+    }
+
+    pub fn note_one(&mut self, room: &RoomName, connection: ConnectionId) {
+        let known = match self.rooms.get_mut(room) {
+            Some(known) => known,
+            None => self.rooms.entry(room.clone()).or_insert_with(|| Some(Connections::default())),
+        };
+        let Some(connections) = known else { return };
+        self.waiting += usize::from(connections.insert(connection));
+        if connections.len() > OF_A_ROOM || self.waiting > WAITING {
+            self.waiting -= connections.len();
+            *known = None;
+        }
+    }
+
+    /// Whether something was heard of the presence since the comparison began.
+    pub fn is_noted(&self, room: &RoomName, connection: ConnectionId) -> bool {
+        match self.rooms.get(room) {
+            Some(Some(connections)) => connections.contains(&connection),
+            Some(None) => true,
+            None => false,
+        }
+    }
+
+    /// Begins to compare what was noted so far, unless that goes on since the last time. Answers the
+    /// rooms to read as a whole.
+    pub fn begin(&mut self) -> Vec<RoomName> {
+        if self.under_way || !self.asking.is_empty() {
+            return Vec::new();
+        }
+        self.waiting = 0;
+        let mut whole = Vec::new();
+        for (room, connections) in std::mem::take(&mut self.rooms) {
+            match connections {
+                Some(connections) => {
+                    self.asking.extend(connections.into_iter().map(|one| (room.clone(), one)));
+                }
+                None => whole.push(room),
+            }
+        }
+        // A hash map has an order of its own each time.
+        self.asking.sort_unstable();
+        whole.sort_unstable();
+        whole
+    }
+
+    /// The next presences to ask the database about, if none are being asked about.
+    pub fn next(&mut self) -> Option<Vec<(RoomName, ConnectionId)>> {
+        if self.under_way || self.asking.is_empty() {
+            return None;
+        }
+        self.under_way = true;
+        let rest = self.asking.len().saturating_sub(AT_ONCE);
+        Some(self.asking.split_off(rest))
+    }
+
+    /// The database has answered, or not.
+    pub fn answered(&mut self) {
+        self.under_way = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(name: &str) -> RoomName {
+        RoomName::new(name).unwrap()
+    }
+
+    fn id(number: usize) -> ConnectionId {
+        ConnectionId::from_u128(number as u128)
+    }
+
+    #[test]
+    fn what_was_noted_is_asked_about_once_and_what_comes_meanwhile_the_next_time() {
+        let mut unverified = Unverified::default();
+        for connection in [1, 2, 1] {
+            unverified.note_one(&room("a"), id(connection));
+        }
+        assert!(unverified.begin().is_empty());
+        assert_eq!(unverified.next(), Some(vec![(room("a"), id(1)), (room("a"), id(2))]));
+        assert_eq!(unverified.next(), None, "one question at a time");
+        assert!(!unverified.is_noted(&room("a"), id(1)));
+        unverified.note_one(&room("a"), id(1));
+        assert!(unverified.is_noted(&room("a"), id(1)));
+        assert!(unverified.begin().is_empty(), "the one before is not done");
+        unverified.answered();
+        assert_eq!(unverified.next(), None);
+        assert!(unverified.begin().is_empty());
+        assert_eq!(unverified.next(), Some(vec![(room("a"), id(1))]));
+    }
+
+    #[test]
+    fn of_too_many_presences_whole_rooms_are_read() {
+        let mut unverified = Unverified::default();
+        for connection in 0..=OF_A_ROOM {
+            unverified.note_one(&room("large"), id(connection));
+        }
+        for number in 0..=WAITING {
+            unverified.note_one(&room(&format!("room {number}")), id(number));
+        }
+        assert!(unverified.is_noted(&room("large"), id(99_999)));
+        let whole = unverified.begin();
+        assert_eq!(whole, [room("large"), room(&format!("room {WAITING}"))]);
+        let asked = std::iter::from_fn(|| {
+            let asked = unverified.next();
+            unverified.answered();
+            asked
+        });
+        assert_eq!(asked.map(|asked| asked.len()).sum::<usize>(), WAITING);
+    }
+}

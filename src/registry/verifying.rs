@@ -1,0 +1,83 @@
+//! What was heard on the bus, compared with the database: what it contradicts is read again.
+
+use std::collections::HashMap;
+
+use actix::prelude::*;
+use ahash::RandomState;
+
+use super::RoomRegistry;
+use crate::{
+    cluster::remote,
+    mirror::store::Row,
+    model::{ConnectionId, NodeName, Remote, RoomName},
+};
+
+type Rows = HashMap<(RoomName, ConnectionId), (NodeName, Row), RandomState>;
+
+impl RoomRegistry {
+    /// Compares what was heard since the last time with the rows. Changes are committed before they
+    /// are told, so what the rows do not show was never so, or has changed since.
+    pub(super) fn verify(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.verify();
+        self.verify_more(ctx);
+    }
+
+    fn verify_more(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Some(asked) = cluster.next_unverified() else { return };
+        let connections: Vec<_> = asked.iter().map(|(_, connection)| *connection).collect();
+        let rows = cluster.desk.ask(move |store| store.held(&connections));
+        ctx.spawn(rows.into_actor(self).map(move |rows, registry, ctx| {
+            let Some(cluster) = &mut registry.cluster else { return };
+            cluster.verified(&asked, rows.is_ok());
+            match rows {
+                Ok(rows) => {
+                    registry.compare(asked, rows);
+                    registry.read(ctx);
+                    registry.verify_more(ctx);
+                }
+                // They wait for the next survey.
+                Err(error) => tracing::debug!(%error, "what was heard cannot be compared"),
+            }
+        }));
+    }
+
+    /// Has the rooms read again whose presences are not as the rows say. One that changes in this very
+    /// moment may be among them, which costs no more than the reading.
+    fn compare(&mut self, asked: Vec<(RoomName, ConnectionId)>, rows: Vec<(NodeName, Row)>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let by_place = |(node, row): (NodeName, Row)| {
+            ((row.room.clone(), row.presence.connection), (node, row))
+        };
+        let mut rows: Rows = rows.into_iter().map(by_place).collect();
+        for place in asked {
+            let row = rows.remove(&place);
+            let (room, connection) = place;
+            let later = cluster.is_unverified(&room, connection) || !cluster.knows(&room);
+            if later || self.rooms.holds(&room, connection) {
+                continue;
+            }
+            // Of nodes that are not known, or no more, nobody is shown.
+            let row = row.filter(|(node, _)| cluster.peers.is_alive(node));
+            let row = row.map(|(node, row)| remote(node, row));
+            if !is_same(self.rooms.remote(&room, connection), row.as_ref()) {
+                tracing::debug!(%room, %connection, "not as in the database: the room is read again");
+                metrics::counter!("presence_bus_contradictions_total").increment(1);
+                cluster.read_later(&room);
+            }
+        }
+    }
+}
+
+/// Whether a presence is as its row says, but for its last sign of life, which is told by rows alone.
+fn is_same(known: Option<&Remote>, row: Option<&Remote>) -> bool {
+    match (known, row) {
+        (Some(known), Some(row)) => {
+            let last_seen = known.last_seen;
+            *known == Remote { last_seen, ..row.clone() }
+        }
+        (None, None) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,187 @@
+//! Things on the bus that no node has said, though they bear a node's name: what the database
+//! contradicts does not last for a lease.
+
+use serde_json::value::RawValue;
+
+use super::{
+    cluster::{LEASE, World},
+    schedule::Step,
+    scripts::{LOST, MOMENT, enter, heard, lobby, story},
+};
+use crate::{
+    bus::{Change, Changes, Content, Envelope, Said, Told},
+    mirror::store::SharedStore,
+    model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
+};
+
+/// Publishes something in the name of a node.
+fn publish(world: &World, place: usize, told: Told) {
+    let Some(node) = &world.nodes[place] else { return };
+    let Some(incarnation) = incarnation(world, place) else { return };
+    let envelope = Envelope { node: node.name.clone(), incarnation, told };
+    world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
+}
+
+/// Publishes something, and waits until it is heard.
+async fn forge(world: &World, place: usize, told: Told) {
+    publish(world, place, told);
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+}
+
+/// Publishes something of a client in the name of a node, whatever comes of it.
+pub fn at_random(world: &mut World, place: usize, client: usize) {
+    let number = [0, 3, 50, u64::MAX][world.rng.usize(0..4)];
+    let known = world.clients[client].connection.as_ref().map(|connected| connected.id);
+    let connection = known.filter(|_| world.rng.bool()).unwrap_or_else(ConnectionId::new);
+    let room = world.room();
+    let told = match world.rng.u8(0..6) {
+        0 => {
+            let Some(node) = &world.nodes[place] else { return };
+            let node = node.name.clone();
+            let Some(incarnation) = incarnation(world, place) else { return };
+            Told::Buried { node, incarnation, leaving: world.rng.bool() }
+        }
+        1 => Told::Beat { number, rooms: vec![(room, number)] },
+        2 => {
+            let gone = Change::Gone { connection, cause: Cause::Left };
+            changes(room, number, vec![gone])
+        }
+        3 => changes(room, number, vec![Change::Yielded { connection }]),
+        4 => changes(room, number, Vec::new()),
+        _ => {
+            let turn = world.rng.u32(0..3);
+            changes(room, number, vec![here(connection, turn)])
+        }
+    };
+    let speaker = if world.rng.bool() { place } else { (place + 1) % world.nodes.len() };
+    publish(world, speaker, told);
+}
+
+fn incarnation(world: &World, place: usize) -> Option<Epoch> {
+    let name = &world.nodes[place].as_ref()?.name;
+    let rows = world.database.store().nodes(chrono::DateTime::UNIX_EPOCH).unwrap();
+    Some(rows.into_iter().find(|row| row.node == *name)?.incarnation)
+}
+
+fn changes(room: RoomName, number: u64, changes: Vec<Change>) -> Told {
+    Told::Changes(Changes { room, number, previous: 0, changes })
+}
+
+fn here(connection: ConnectionId, turn: u32) -> Change {
+    let at = chrono::DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+    Change::Here {
+        connection,
+        user: UserId::new("ghost").ok(),
+        info: Info::EMPTY,
+        joined_at: at,
+        last_seen: at,
+        session: None,
+        fading: None,
+        turn,
+    }
+}
+
+#[test]
+fn a_ghost_in_the_name_of_a_living_node_goes_and_the_node_is_heard_as_before() {
+    for number in [u64::MAX, 1_000] {
+        story(move |mut world| async move {
+            let real = enter(&mut world, 0, 0, &lobby());
+            tokio::time::sleep(MOMENT).await;
+            let ghost = ConnectionId::new();
+            forge(&world, 0, changes(lobby(), number, vec![here(ghost, 0)])).await;
+            assert_eq!(world.seen(1, &lobby()).await, [real, ghost]);
+            // What the node says next has a number that is too low now.
+            let later = enter(&mut world, 3, 0, &lobby());
+            tokio::time::sleep(LEASE).await;
+            for place in 0..3 {
+                assert_eq!(world.seen(place, &lobby()).await, [real, later], "on n{place}");
+            }
+            Step::Disconnect { client: 3, goodbye: true }.take(&mut world).await;
+            tokio::time::sleep(MOMENT).await;
+            assert_eq!(world.seen(1, &lobby()).await, [real]);
+        });
+    }
+}
+
+#[test]
+fn a_ghost_of_a_node_that_there_is_not_goes() {
+    story(|mut world| async move {
+        let real = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let node = NodeName::new("nobody").unwrap();
+        let told = changes(lobby(), 1, vec![here(ConnectionId::new(), 0)]);
+        let envelope = Envelope { node, incarnation: Epoch::new(), told };
+        world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
+        tokio::time::sleep(LEASE).await;
+        assert_eq!(world.seen(1, &lobby()).await, [real]);
+        let status = world.nodes[1].as_ref().unwrap().registry.send(crate::GetStatus).await;
+        assert_eq!(status.unwrap().nodes, 3);
+    });
+}
+
+#[test]
+fn who_is_said_to_have_left_or_to_be_elsewhere_and_is_not_is_seen_again() {
+    story(|mut world| async move {
+        let mut real = [0, 2].map(|client| enter(&mut world, client, client / 2, &lobby()));
+        real.sort_unstable();
+        tokio::time::sleep(MOMENT).await;
+        let gone = Change::Gone { connection: real[0], cause: Cause::Left };
+        forge(&world, 0, changes(lobby(), u64::MAX, vec![gone])).await;
+        assert_eq!(world.seen(2, &lobby()).await, [real[1]]);
+        tokio::time::sleep(LEASE).await;
+        assert_eq!(world.seen(2, &lobby()).await, real);
+
+        // The member's own node believes that it went elsewhere, as it does when that is so.
+        forge(&world, 0, changes(lobby(), u64::MAX, vec![here(real[1], 7)])).await;
+        tokio::time::sleep(LEASE).await;
+        for place in 0..3 {
+            assert_eq!(world.seen(place, &lobby()).await, [real[0]], "on n{place}");
+        }
+        assert_eq!(world.database.rows().len(), 1);
+    });
+}
+
+#[test]
+fn a_living_node_that_is_said_to_be_buried_loses_nobody_and_is_heard_as_before() {
+    story(|mut world| async move {
+        let real = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        world.nodes.iter_mut().flatten().for_each(|node| drop(heard(&mut node.changes)));
+        let (node, incarnation) =
+            (world.nodes[0].as_ref().unwrap().name.clone(), incarnation(&world, 0).unwrap());
+        for leaving in [false, true] {
+            let node = node.clone();
+            forge(&world, 1, Told::Buried { node, incarnation, leaving }).await;
+        }
+        let later = enter(&mut world, 3, 0, &lobby());
+        tokio::time::sleep(LOST).await;
+        for node in world.nodes.iter_mut().flatten() {
+            assert_eq!(heard(&mut node.changes), [(later, None)], "{}", node.name);
+        }
+        assert_eq!(world.seen(1, &lobby()).await, [real, later]);
+    });
+}
+
+#[test]
+fn no_number_of_a_message_or_a_beat_silences_what_follows() {
+    story(|mut world| async move {
+        let _speaker = enter(&mut world, 0, 0, &lobby());
+        let _listener = enter(&mut world, 2, 1, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let content = Content::Json(RawValue::from_string("0".to_owned()).unwrap());
+        let said = Said { room: lobby(), number: u64::MAX, content, from: None, except: None };
+        forge(&world, 0, Told::Said(said)).await;
+        forge(&world, 0, Told::Beat { number: u64::MAX, rooms: vec![(lobby(), u64::MAX)] }).await;
+        Step::Say { client: 0 }.take(&mut world).await;
+        tokio::time::sleep(MOMENT).await;
+        world.observe(2);
+        let heard = &world.clients[2].connection.as_ref().unwrap().heard;
+        assert_eq!(heard.len(), 2, "{heard:?}");
+
+        // A beat that is missed is noticed as before.
+        world.nodes[0].as_ref().unwrap().bus.lose_next(1);
+        let later = enter(&mut world, 3, 0, &lobby());
+        tokio::time::sleep(LEASE).await;
+        assert!(world.seen(1, &lobby()).await.contains(&later));
+    });
+}

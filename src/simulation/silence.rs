@@ -1,0 +1,57 @@
+//! A bus that takes what nodes tell and passes nothing on, without a word.
+
+use std::time::Duration;
+
+use super::{
+    cluster::{LEASE, World},
+    scripts::{MOMENT, enter, lobby, story},
+};
+use crate::messages::{BusState, GetStatus};
+
+/// A silence is judged with each renewal, and rooms are read with the next one that is due.
+const TOLD: Duration = LEASE.saturating_mul(3);
+
+/// The nodes that a node does not hear.
+async fn unheard(world: &World, place: usize) -> Vec<String> {
+    let node = world.nodes[place].as_ref().unwrap();
+    let status = node.registry.send(GetStatus).await.unwrap();
+    assert_eq!((status.bus, status.nodes), (BusState::Up, 3));
+    status.unheard.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn nodes_that_hear_nothing_of_each_other_agree_by_the_database_and_name_each_other() {
+    story(|mut world| async move {
+        assert_eq!(unheard(&world, 0).await, [""; 0]);
+        world.nodes.iter().flatten().for_each(|node| node.bus.hold());
+        tokio::time::sleep(TOLD).await;
+        assert_eq!(unheard(&world, 0).await, ["n1", "n2"]);
+        assert_eq!(unheard(&world, 2).await, ["n0", "n1"]);
+        let mut all = [0, 1, 2].map(|client| enter(&mut world, client, client, &lobby()));
+        all.sort_unstable();
+        tokio::time::sleep(LEASE + MOMENT).await;
+        for place in 0..3 {
+            assert_eq!(world.seen(place, &lobby()).await, all, "on n{place}");
+        }
+        super::schedule::Step::Disconnect { client: 0, goodbye: true }.take(&mut world).await;
+        tokio::time::sleep(LEASE + MOMENT).await;
+        assert_eq!(world.seen(1, &lobby()).await.len(), 2);
+
+        world.nodes.iter().flatten().for_each(|node| node.bus.release());
+        tokio::time::sleep(MOMENT).await;
+        assert_eq!(unheard(&world, 0).await, [""; 0]);
+    });
+}
+
+#[test]
+fn one_node_that_is_not_heard_is_named_by_those_who_do_not_hear_it() {
+    story(|mut world| async move {
+        world.nodes[0].as_ref().unwrap().bus.lose_next(usize::MAX);
+        tokio::time::sleep(TOLD).await;
+        assert_eq!(unheard(&world, 0).await, [""; 0]);
+        assert_eq!(unheard(&world, 1).await, ["n0"]);
+        let on_n0 = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(LEASE + MOMENT).await;
+        assert_eq!(world.seen(1, &lobby()).await, [on_n0]);
+    });
+}
