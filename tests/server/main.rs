@@ -23,6 +23,7 @@ mod limits;
 mod naming;
 mod operations;
 mod origins;
+mod overdue;
 mod phoenix;
 mod rest;
 mod sessions;
