@@ -29,6 +29,7 @@ pub mod session;
 #[cfg(test)]
 mod simulation;
 mod start;
+mod supervision;
 mod tally;
 pub mod testing;
 pub mod wire;
@@ -43,3 +44,4 @@ pub use session::{
     Connection, PhoenixSession, WsOptions, WsSession, WsSessionError, limit_silence,
 };
 pub use start::PresenceHandle;
+pub use supervision::Crashed;

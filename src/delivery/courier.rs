@@ -14,7 +14,7 @@ use super::frames::{Presences, Published};
 use crate::{
     clock::Stopwatch,
     messages::{Dialect, Disconnect, Feed, ForwardMessage, Forwarded},
-    model::{ConnectionId, Few, RoomName, micros},
+    model::{ConnectionId, Few, RoomName, Shrink, micros},
 };
 
 /// A listener that takes no list for this long is too slow.
@@ -146,6 +146,8 @@ impl Courier {
                 }
                 let disconnect =
                     self.sessions.remove(&connection).and_then(|s| s.outlet.disconnect);
+                self.sessions.shrink();
+                self.rooms.shrink();
                 if let (Some(order), Some(disconnect)) = (order, disconnect) {
                     disconnect.do_send(order);
                 }

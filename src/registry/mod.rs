@@ -35,6 +35,7 @@ use crate::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
         UserId,
     },
+    supervision::Guard,
     tally::{Leaves, Tally},
 };
 
@@ -59,6 +60,7 @@ pub(crate) struct Parts {
     pub lease: Duration,
     pub grace: Duration,
     pub observer_queue: usize,
+    pub guard: Guard,
 }
 
 /// The actor that owns all rooms: who is where, right now.
@@ -100,6 +102,7 @@ pub struct RoomRegistry {
     messages: Tally,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
+    _guard: Guard,
 }
 
 impl RoomRegistry {
@@ -132,6 +135,7 @@ impl RoomRegistry {
             grace: parts.grace,
             closing: false,
             timer: None,
+            _guard: parts.guard,
         };
         registry.inherit(parts.inherited);
         registry
@@ -153,6 +157,15 @@ impl RoomRegistry {
                 Err(JoinError::Denied { reason: "authorization failed".into() })
             }
         }
+    }
+
+    /// Gives back the space of a crowd that has gone.
+    fn shrink(&mut self, now: Moment) {
+        self.departures.forget(now);
+        self.rooms.shrink();
+        self.sessions.shrink();
+        self.delivery.shrink();
+        self.mirror.shrink();
     }
 
     /// Makes a change known.

@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use super::{error::ApiError, state::ServerState};
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 20] = [
+const COUNTERS: [(&str, &str); 21] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -30,6 +30,7 @@ const COUNTERS: [(&str, &str); 20] = [
     ("presence_bus_reconnects_total", "Connections to the bus that were made again."),
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
     ("presence_bus_gaps_total", "Rooms read again because something of them was missed."),
+    ("presence_log_lines_dropped_total", "Log lines that stderr did not take in time."),
 ];
 
 const GAUGES: [(&str, &str); 12] = [

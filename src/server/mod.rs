@@ -13,6 +13,7 @@ mod flags;
 mod guard;
 mod health;
 mod identity;
+mod log;
 mod memory;
 mod metrics;
 mod origin;

@@ -22,6 +22,7 @@ use crate::{
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
     start::{Shared, Ties},
+    supervision::Supervisor,
     testing::{
         Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,
     },
@@ -211,6 +212,7 @@ impl World {
             inherited: rows,
             shared,
             incarnation,
+            supervisor: Supervisor::default(),
         };
         let config = PresenceConfig::new("")
             .clock(self.clock.clone())

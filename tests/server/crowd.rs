@@ -39,6 +39,33 @@ async fn three_hundred_clients_that_come_at_once_end_with_the_same_list() {
     until("one row", async || (rows() == 1).then_some(())).await;
 }
 
+/// As many as leave some ten MiB behind, in KiB, where memory is kept for ever.
+const CROWD: usize = 1000;
+const LEFT_BEHIND: u64 = 6 * 1024;
+
+#[tokio::test]
+async fn memory_goes_back_after_a_crowd_of_plain_http() {
+    let server = Arc::new(Server::start(&[]));
+    let crowd = async || {
+        let ask = async |_| {
+            let page = server.get("/").await;
+            assert_eq!(page.status, 200);
+            assert_eq!(server.get("/api/rooms").await.status, 200);
+        };
+        // As many as the workers' backlog takes at once.
+        join_all((0..CROWD).map(ask)).await;
+    };
+    let before = server.memory();
+    crowd().await;
+    let after = server.memory();
+    until("memory goes back", async || {
+        let now = server.memory();
+        eprintln!("{before} {after} {now}");
+        (now < before + LEFT_BEHIND).then_some(())
+    })
+    .await;
+}
+
 /// What a message of 64 KiB at most may carry, with its frame around it.
 const PAYLOAD: usize = 60 * 1024;
 /// As many messages as would need 1.5 GiB if they were kept for whoever does not read.

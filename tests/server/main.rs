@@ -16,6 +16,7 @@ mod hostile;
 mod identity;
 mod life;
 mod limits;
+mod log;
 mod operations;
 mod phoenix;
 mod rest;

@@ -9,7 +9,7 @@ use std::{
     fs,
     future::Future,
     io::Read,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -164,6 +164,22 @@ impl Server {
             panic!("the server does not listen:\n{}", log.text.lock().unwrap().0)
         };
         Self { child, log, address, directory }
+    }
+
+    /// Starts a server as the command says, on this address, whose stderr is the test's business.
+    pub fn spawn_unheard(
+        directory: Arc<TempDir>,
+        mut command: Command,
+        address: SocketAddr,
+    ) -> Self {
+        let child = command.spawn().unwrap();
+        let server = Self { child, log: Arc::default(), address, directory };
+        let end = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < end, "the server does not listen");
+            thread::sleep(Duration::from_millis(10));
+        }
+        server
     }
 
     pub fn address(&self) -> SocketAddr {
