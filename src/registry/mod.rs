@@ -68,6 +68,8 @@ pub(crate) struct Parts {
 /// Started by [`PresenceConfig::start`](crate::PresenceConfig::start); its messages are in
 /// [`messages`](crate::messages). It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
+    /// Dropped first: the writer and the reader end with the registry.
+    _guard: Guard,
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
     departures: Departures<Explained>,
@@ -102,12 +104,12 @@ pub struct RoomRegistry {
     messages: Tally,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
-    _guard: Guard,
 }
 
 impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
         let mut registry = Self {
+            _guard: parts.guard,
             started: parts.clock.now(),
             joins: Tally::new("presence_joins_total"),
             leaves: Leaves::new(),
@@ -135,7 +137,6 @@ impl RoomRegistry {
             grace: parts.grace,
             closing: false,
             timer: None,
-            _guard: parts.guard,
         };
         registry.inherit(parts.inherited);
         registry

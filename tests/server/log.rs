@@ -107,7 +107,6 @@ async fn lines_that_find_no_room_are_counted_and_the_number_is_said_when_there_i
     assert_eq!(server.wait().code(), Some(0));
     let log = read.join().unwrap();
     assert!(log.contains("log lines were dropped"), "{} bytes of log", log.len());
-    assert!(log.contains("everything is written"));
 }
 
 #[tokio::test]
