@@ -14,7 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::harness::{Server, presence, run, soon, stderr, until};
+use crate::harness::{Server, code_of, presence, run, soon, stderr, until};
 
 /// What a pipe holds by default.
 const PIPE: usize = 64 * 1024;
@@ -126,7 +126,7 @@ fn commands_whose_stderr_or_stdout_is_full_end_with_their_code() {
     let url = format!("sqlite://{}", directory.path().join("none.db").display());
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = taken.local_addr().unwrap().to_string();
-    let code = |mut command: Command| finish_on_full(&mut command);
+    let code = |mut command: Command| code_of(command.stdout(full()).stderr(full()));
     assert_eq!(code(presence(&["rooms", "--database", &url])), Some(1));
     assert_eq!(code(presence(&["--no-such-flag"])), Some(2));
     assert_eq!(code(presence(&["serve", "--bind", &bind, "--database", &url])), Some(1));
@@ -135,17 +135,11 @@ fn commands_whose_stderr_or_stdout_is_full_end_with_their_code() {
     assert_eq!(code(presence(&["rooms", "--database", &url])), Some(1), "stdout is full, too");
 }
 
-fn finish_on_full(command: &mut Command) -> Option<i32> {
-    let mut child = command.stdout(full()).stderr(full()).spawn().unwrap();
-    child.wait().unwrap().code()
-}
-
 #[test]
 fn a_server_that_cannot_start_ends_although_nobody_reads_why() {
     let (_reader, writer) = stalled();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = taken.local_addr().unwrap().to_string();
     let mut command = presence(&["serve", "--bind", &bind, "--database", "sqlite::memory:"]);
-    let mut child = command.stderr(writer).spawn().unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(code_of(command.stderr(writer)), Some(1));
 }
