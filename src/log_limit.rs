@@ -38,7 +38,8 @@ impl LogLimit {
         self.pass_at(START.get_or_init(Instant::now).elapsed())
     }
 
-    fn pass_at(&self, now: Duration) -> Option<u64> {
+    /// As [`pass`](Self::pass), at this time since some start.
+    pub fn pass_at(&self, now: Duration) -> Option<u64> {
         // A process does not live for half a billion years.
         let now = now.as_millis() as u64 + 1;
         let last = self.last.load(Relaxed);

@@ -8,6 +8,7 @@ use crate::{
     clock::Clock,
     messages::{PrunePresences, PruneRooms},
     registry::RoomRegistry,
+    supervision::Guard,
 };
 
 /// The actor that has silent presences and empty rooms pruned, each at its interval.
@@ -21,6 +22,7 @@ pub struct Pruner {
     every: Duration,
     rooms_every: Duration,
     stalls: Stalls,
+    _guard: Guard,
 }
 
 impl Pruner {
@@ -30,9 +32,10 @@ impl Pruner {
         max_age: Duration,
         every: Duration,
         rooms_every: Duration,
+        guard: Guard,
     ) -> Self {
         let stalls = Stalls::new(every, clock.now().monotonic());
-        Self { registry, clock, max_age, every, rooms_every, stalls }
+        Self { registry, clock, max_age, every, rooms_every, stalls, _guard: guard }
     }
 
     fn prune(&mut self) {

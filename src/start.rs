@@ -10,7 +10,9 @@ use crate::{
     bus::Bus,
     cluster::Cluster,
     config::{PresenceConfig, StartError},
-    messages::{FlushError, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId},
+    messages::{
+        FlushError, GetStatus, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId,
+    },
     mirror::{
         Desk, Mirror, REST, Reader, Writer, WriterDesk,
         store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store},
@@ -18,10 +20,14 @@ use crate::{
     model::{Epoch, NodeName, Rooms},
     pruner::Pruner,
     registry::{Parts, RoomRegistry},
+    supervision::{Crashed, Supervisor},
 };
 
 /// How long the actors may take to stop when they have done their work.
 const ENDING: Duration = Duration::from_secs(1);
+
+/// How often the registry is asked whether it answers.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a registry is joined to.
 pub(crate) struct Ties {
@@ -31,6 +37,7 @@ pub(crate) struct Ties {
     pub shared: Option<Shared<Desk>>,
     /// This node's life in the database.
     pub incarnation: Epoch,
+    pub supervisor: Supervisor,
 }
 
 /// What there is where other nodes may write to the database: the way to read what they write, and the
@@ -136,11 +143,18 @@ impl PresenceConfig {
                 "removed what a dead node had left in the database"
             );
         }
-        let writer = Writer::start(store, node.clone(), self.lease).into();
-        let shared =
-            shared.map(|Shared { reader, bus }| Shared { reader: Reader::start(reader), bus });
+        let supervisor = Supervisor::default();
+        let guard = supervisor.guard(Crashed::Writer);
+        let writer = Writer::start_guarded(store, node.clone(), self.lease, guard).into();
+        let shared = shared.map(|Shared { reader, bus }| {
+            let reader = Reader::start(reader, supervisor.guard(Crashed::Reader));
+            Shared { reader, bus }
+        });
         let arbiter = Arbiter::new().handle();
-        self.run(Ties { node, writer, inherited, shared, incarnation }, &arbiter)
+        let ties = Ties { node, writer, inherited, shared, incarnation, supervisor };
+        let presence = self.run(ties, &arbiter)?;
+        arbiter.spawn(ask(presence.registry(), presence.supervisor.clone()));
+        Ok(presence)
     }
 
     /// Starts the actors on this arbiter.
@@ -150,7 +164,7 @@ impl PresenceConfig {
         arbiter: &ArbiterHandle,
     ) -> Result<PresenceHandle, StartError> {
         let prune_every = self.check()?;
-        let Ties { node, writer, inherited, shared, incarnation } = ties;
+        let Ties { node, writer, inherited, shared, incarnation, supervisor } = ties;
         // Other nodes hear of a change when it is committed.
         let rest = match &shared {
             Some(Shared { bus: Some(_), .. }) => Duration::ZERO,
@@ -171,6 +185,7 @@ impl PresenceConfig {
             lease: self.lease,
             grace: self.grace,
             observer_queue: self.observer_queue,
+            guard: supervisor.guard(Crashed::Registry),
         };
         let registry = RoomRegistry::start_in_arbiter(arbiter, |_| RoomRegistry::new(parts));
         let pruner = Pruner::new(
@@ -179,9 +194,19 @@ impl PresenceConfig {
             self.max_age,
             prune_every,
             self.prune_rooms_every,
+            supervisor.guard(Crashed::Pruner),
         );
         let pruner = Pruner::start_in_arbiter(arbiter, |_| pruner);
-        Ok(PresenceHandle { registry, pruner, arbiter: arbiter.clone(), node })
+        Ok(PresenceHandle { registry, pruner, arbiter: arbiter.clone(), node, supervisor })
+    }
+}
+
+/// Asks the registry again and again, one question at a time. Runs on the registry's own arbiter: a thread
+/// that is blocked asks nothing, which is seen, too.
+async fn ask(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
+    while registry.send(GetStatus).await.is_ok() {
+        supervisor.answered();
+        tokio::time::sleep(ASK_INTERVAL).await;
     }
 }
 
@@ -192,6 +217,7 @@ pub struct PresenceHandle {
     pruner: Addr<Pruner>,
     arbiter: ArbiterHandle,
     node: NodeName,
+    supervisor: Supervisor,
 }
 
 impl PresenceHandle {
@@ -226,6 +252,47 @@ impl PresenceHandle {
         self.registry.send(Subscribe::new(filter, observer)).await
     }
 
+    /// Waits until the system has ended: `Ok` once a [`shutdown`](Self::shutdown) has answered, an error
+    /// as soon as a part of it has ended by itself.
+    ///
+    /// Nothing brings such a part back; let the process end, so that its supervisor starts it anew:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use actix_presence::PresenceConfig;
+    /// # actix::System::new().block_on(async {
+    /// let presence = PresenceConfig::new("sqlite::memory:").start()?;
+    /// let watched = presence.clone();
+    /// actix::spawn(async move {
+    ///     if let Err(error) = watched.closed().await {
+    ///         eprintln!("{error}");
+    ///         std::process::exit(70);
+    ///     }
+    /// });
+    /// presence.shutdown(Duration::from_secs(5)).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Crashed`] names the part.
+    pub async fn closed(&self) -> Result<(), Crashed> {
+        self.supervisor.closed().await
+    }
+
+    /// The part that has ended by itself, if one has; [`closed`](Self::closed) waits for that.
+    #[must_use]
+    pub fn crashed(&self) -> Option<Crashed> {
+        self.supervisor.crashed()
+    }
+
+    /// For how long the registry has not answered. It is asked every second, so a second is no silence.
+    #[must_use]
+    pub fn registry_silence(&self) -> Duration {
+        self.supervisor.silence()
+    }
+
     /// Ends everything in order, see [`Shutdown`], in at most so long.
     ///
     /// # Errors
@@ -233,6 +300,7 @@ impl PresenceHandle {
     /// [`FlushError`] if the rows could not be written in time; the next start removes them.
     pub async fn shutdown(self, at_most: Duration) -> Result<(), FlushError> {
         let closing = tokio::time::timeout(at_most, self.registry.send(Shutdown)).await;
+        self.supervisor.stopping();
         self.arbiter.stop();
         // When this answers, nobody is there to be asked any more.
         let stopped = async {
@@ -243,6 +311,7 @@ impl PresenceHandle {
         if tokio::time::timeout(ENDING, stopped).await.is_err() {
             tracing::warn!("the registry is busy, and ends when it can");
         }
+        self.supervisor.stopped();
         match closing {
             Ok(Ok(closed)) => closed,
             Ok(Err(_)) => Err(FlushError { reason: "closed" }),

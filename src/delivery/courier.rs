@@ -14,7 +14,7 @@ use super::frames::{Presences, Published};
 use crate::{
     clock::Stopwatch,
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
-    model::{ConnectionId, Few, RoomName, micros},
+    model::{ConnectionId, Few, RoomName, Shrink, micros},
     sockets::{self, CLOSE_TIMEOUT, SocketKey},
 };
 
@@ -162,6 +162,8 @@ impl Courier {
                     self.exit(connection, room);
                 }
                 let ended = self.sessions.remove(&connection);
+                self.sessions.shrink();
+                self.rooms.shrink();
                 if let (Some(order), Some(session)) = (order, ended) {
                     session.outlet.close(order);
                 }

@@ -37,7 +37,7 @@ pub(crate) use self::{
 };
 use crate::{
     messages::{Content, Dialect, Disconnect, Feed, close_code},
-    model::{Cause, ConnectionId, Diff, Few, RoomName, Snapshot},
+    model::{Cause, ConnectionId, Diff, Few, RoomName, Shrink, Snapshot},
     tally::Tally,
     wire::json,
 };
@@ -103,6 +103,12 @@ impl Default for Delivery {
 }
 
 impl Delivery {
+    /// Gives back the space of a crowd that has gone.
+    pub fn shrink(&mut self) {
+        self.stays.shrink();
+        self.routes.shrink();
+    }
+
     /// Tells where couriers of other threads report to; without it there are none.
     pub fn report_to(&mut self, home: WeakRecipient<Report>) {
         self.couriers.report_to(home);

@@ -73,7 +73,8 @@ pub struct ListPresences {
 }
 
 /// Asks why a presence is here, or why it is no longer: of presences that ended in the last ten
-/// minutes, the latest 10,000 are remembered. `None` if nothing is known of it.
+/// minutes, the latest 10,000 are remembered (fewer if their names are long), without their info. `None`
+/// if nothing is known of it.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Option<Explained>")]
 pub struct Explain {

@@ -12,7 +12,7 @@ use super::{
     Memory, State,
     store::{Batch, Row},
 };
-use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms};
+use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms, Shrink};
 
 pub(super) type Key = (RoomName, ConnectionId);
 
@@ -59,6 +59,14 @@ fn put<K: Hash + Eq, V>(map: &mut LinkedHashMap<K, V, RandomState>, key: K, valu
 }
 
 impl Dirty {
+    /// Gives back the space of a crowd that has gone.
+    pub fn shrink(&mut self) {
+        self.presences.shrink();
+        self.heard.shrink();
+        self.seen.shrink();
+        self.adopted.shrink();
+    }
+
     /// Marks what a change touched.
     pub fn mark(&mut self, diff: &Diff) {
         self.marks += 1;

@@ -147,6 +147,11 @@ impl Mirror {
         }
     }
 
+    /// Gives back the space of a crowd that has gone.
+    pub fn shrink(&mut self) {
+        self.dirty.shrink();
+    }
+
     /// Notes a sign of life.
     pub fn heard(&mut self, connection: ConnectionId) {
         self.dirty.heard(connection);

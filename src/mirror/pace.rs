@@ -89,6 +89,7 @@ mod tests {
         },
         model::{ConnectionId, Epoch, NodeName, RoomName},
         start::Ties,
+        supervision::Supervisor,
         testing::{Heard, Probe},
     };
 
@@ -133,7 +134,8 @@ mod tests {
             let writer = Notes(Rc::clone(&notes), Instant::now()).start().into();
             let node = NodeName::new("n").unwrap();
             let (inherited, incarnation) = (Vec::new(), Epoch::new());
-            let ties = Ties { node, writer, inherited, shared: None, incarnation };
+            let supervisor = Supervisor::default();
+            let ties = Ties { node, writer, inherited, shared: None, incarnation, supervisor };
             let presence = PresenceConfig::new("").run(ties, &Arbiter::current()).unwrap();
             let registry = presence.registry();
             let (session, _heard) = Probe::<Heard>::new();

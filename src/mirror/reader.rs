@@ -9,6 +9,7 @@ use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::store::{SharedStore, StoreError};
+use crate::supervision::Guard;
 
 /// Questions that may wait for the reader.
 const WAITING: usize = 1024;
@@ -21,14 +22,18 @@ pub(crate) struct Ask(Box<Question>);
 type Question = dyn FnOnce(&mut dyn SharedStore) + Send;
 
 /// The actor that owns a second store on the database: one thread, one question at a time.
-pub(crate) struct Reader(Arc<Mutex<Box<dyn SharedStore>>>);
+pub(crate) struct Reader {
+    // Shared with the factory of the arbiter, which may be asked for a second actor.
+    store: Arc<Mutex<Box<dyn SharedStore>>>,
+    _guard: Arc<Guard>,
+}
 
 impl Reader {
     /// Starts the reader's thread.
-    pub fn start(store: Box<dyn SharedStore>) -> Desk {
-        // Shared with the factory of the arbiter, which may be asked for a second actor.
-        let store = Arc::new(Mutex::new(store));
-        Desk::new(SyncArbiter::start(1, move || Self(Arc::clone(&store))).recipient())
+    pub fn start(store: Box<dyn SharedStore>, guard: Guard) -> Desk {
+        let (store, guard) = (Arc::new(Mutex::new(store)), Arc::new(guard));
+        let reader = move || Self { store: Arc::clone(&store), _guard: Arc::clone(&guard) };
+        Desk::new(SyncArbiter::start(1, reader).recipient())
     }
 }
 
@@ -40,7 +45,7 @@ impl Handler<Ask> for Reader {
     type Result = ();
 
     fn handle(&mut self, ask: Ask, _: &mut SyncContext<Self>) {
-        ask.answer(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        ask.answer(&mut **self.store.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -84,5 +89,36 @@ impl Desk {
             }
         }
         async { answer.await.unwrap_or(Err(StoreError::Panicked)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        supervision::{Crashed, Supervisor},
+        testing::MemoryDatabase,
+    };
+
+    /// The payload of a panic, which panics when it is dropped.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("again");
+        }
+    }
+
+    #[actix::test]
+    async fn a_panic_is_the_error_of_its_question_and_a_thread_that_has_ended_is_told() {
+        let supervisor = Supervisor::default();
+        let store = Box::new(MemoryDatabase::new().store());
+        let desk = Reader::start(store, supervisor.guard(Crashed::Reader));
+        let panicked = desk.ask::<()>(|_| panic!("as the test says")).await;
+        assert!(matches!(panicked, Err(StoreError::Panicked)));
+        assert!(desk.ask(|_| Ok(1)).await.is_ok());
+        assert_eq!(supervisor.crashed(), None);
+        assert!(desk.ask::<()>(|_| std::panic::panic_any(Bomb)).await.is_err());
+        assert_eq!(supervisor.closed().await, Err(Crashed::Reader));
     }
 }

@@ -10,7 +10,7 @@ use actix::{dev::ToEnvelope, prelude::*};
 use chrono::{DateTime, Utc};
 
 use super::store::{Applied, Batch, Renewal, Store, StoreError};
-use crate::model::NodeName;
+use crate::{model::NodeName, supervision::Guard};
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
 ///
@@ -26,6 +26,8 @@ pub struct Writer {
     // Shared with the factory of the arbiter, which may be asked for a second actor: the first one's
     // store goes on there.
     shared: Arc<Mutex<Shared>>,
+    /// Dropped with the thread, which has the actor and its factory.
+    _guard: Option<Arc<Guard>>,
 }
 
 struct Shared {
@@ -39,13 +41,27 @@ impl Writer {
     /// Starts the writer's thread. The store has been started for this node already.
     #[must_use]
     pub fn start(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Addr<Self> {
-        let writer = Self::new(store, node, lease);
-        SyncArbiter::start(1, move || writer.clone())
+        Self::new(store, node, lease).run()
     }
 
     pub(crate) fn new(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: Some(store), restart: false }));
-        Self { node, lease, shared }
+        Self { node, lease, shared, _guard: None }
+    }
+
+    /// Starts the writer's thread, which keeps the guard for as long as it runs.
+    pub(crate) fn start_guarded(
+        store: Box<dyn Store>,
+        node: NodeName,
+        lease: Duration,
+        guard: Guard,
+    ) -> Addr<Self> {
+        let _guard = Some(Arc::new(guard));
+        Self { _guard, ..Self::new(store, node, lease) }.run()
+    }
+
+    fn run(self) -> Addr<Self> {
+        SyncArbiter::start(1, move || self.clone())
     }
 
     fn call<T>(
@@ -209,7 +225,9 @@ impl Writer {
             Err(StoreError::Gone) => 0,
             result => result?,
         };
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).store = None;
+        let store = self.shared.lock().unwrap_or_else(PoisonError::into_inner).store.take();
+        // Everything is written; a panic while it is closed must not end the thread before the answer.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
         Ok(removed)
     }
 }
@@ -220,6 +238,7 @@ mod tests {
     use crate::{
         mirror::store::{DatabaseUrl, RoomCounts, SqliteStore, Started},
         model::Epoch,
+        supervision::{Crashed, Supervisor},
     };
 
     /// What a store is to do with the next call.
@@ -227,6 +246,17 @@ mod tests {
         Succeed,
         Fail(StoreError),
         Panic,
+        /// A panic of which nobody can be told.
+        PanicTwice,
+    }
+
+    /// The payload of a panic, which panics when it is dropped.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("again");
+        }
     }
 
     /// A store that follows a script and notes what it was asked.
@@ -240,6 +270,7 @@ mod tests {
             self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
             match self.script.next() {
                 Some(Next::Panic) => panic!("as the script says"),
+                Some(Next::PanicTwice) => std::panic::panic_any(Bomb),
                 Some(Next::Fail(error)) => Err(error),
                 Some(Next::Succeed) | None => Ok(answer),
             }
@@ -314,6 +345,21 @@ mod tests {
         let panicked = writer.send(write()).await.unwrap();
         assert!(matches!(panicked, Err(StoreError::Panicked)));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
+    }
+
+    #[actix::test]
+    async fn a_thread_that_has_ended_is_told() {
+        let calls = Arc::default();
+        let script = vec![Next::Succeed, Next::PanicTwice].into_iter();
+        let store = Box::new(Scripted { script, calls });
+        let supervisor = Supervisor::default();
+        let guard = supervisor.guard(Crashed::Writer);
+        let name = NodeName::new("n").unwrap();
+        let writer = Writer::start_guarded(store, name, Duration::from_secs(15), guard);
+        assert!(writer.send(write()).await.unwrap().is_ok());
+        assert_eq!(supervisor.crashed(), None);
+        assert!(writer.send(write()).await.is_err());
+        assert_eq!(supervisor.closed().await, Err(Crashed::Writer));
     }
 
     #[actix::test]

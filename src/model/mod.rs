@@ -18,6 +18,7 @@ mod remote;
 mod remote_tests;
 mod rooms;
 mod sessions;
+mod shrink;
 mod snapshot;
 mod stays;
 mod time;
@@ -39,6 +40,7 @@ pub use presence::{
 pub use remote::{Heard, Outcome, Remote};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{Claim, SessionKey, Sessions, Superseded};
+pub(crate) use shrink::Shrink;
 pub(crate) use snapshot::Place;
 pub use snapshot::Snapshot;
 pub use time::Moment;

@@ -13,6 +13,7 @@ use super::{
     Update, UserId,
     few::Few,
     remote::Remotes,
+    shrink::Shrink,
     stays::{Connection, LastSign, Stay},
     time::{micros, utc},
 };
@@ -120,6 +121,14 @@ impl Rooms {
             presences: 0,
             latest: Moment { monotonic: 0, wall: 0 },
         }
+    }
+
+    /// Gives back the space of a crowd that has gone.
+    pub(crate) fn shrink(&mut self) {
+        self.rooms.shrink();
+        self.connections.shrink();
+        self.whereabouts.shrink();
+        self.turns.shrink();
     }
 
     /// The connection enters the room; a sign of life.

@@ -11,7 +11,7 @@ use hashlink::LinkedHashMap;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros};
+use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros, shrink::Shrink};
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///
@@ -77,6 +77,14 @@ pub struct Sessions {
 }
 
 impl Sessions {
+    /// Gives back the space of a crowd that has gone.
+    pub(crate) fn shrink(&mut self) {
+        self.clients.shrink();
+        self.sessions.shrink();
+        self.speakers.shrink();
+        self.fading.shrink();
+    }
+
     /// The id of the presences that the connection speaks for; `None` if a newer connection does.
     #[must_use]
     pub fn resolve(&self, connection: ConnectionId) -> Option<ConnectionId> {

@@ -351,6 +351,7 @@ impl Handler<PrunePresences> for RoomRegistry {
             tracing::info!(room = %diff.room, removed = diff.leaves.len(), "pruned silent presences");
             self.announce_leave(Some(diff), Cause::Expired, now);
         }
+        self.shrink(now);
         self.settle(ctx, now);
         report
     }

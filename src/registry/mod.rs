@@ -36,6 +36,7 @@ use crate::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
         UserId,
     },
+    supervision::Guard,
     tally::{Leaves, Tally},
 };
 
@@ -60,6 +61,7 @@ pub(crate) struct Parts {
     pub lease: Duration,
     pub grace: Duration,
     pub observer_queue: usize,
+    pub guard: Guard,
 }
 
 /// The actor that owns all rooms: who is where, right now.
@@ -67,6 +69,8 @@ pub(crate) struct Parts {
 /// Started by [`PresenceConfig::start`](crate::PresenceConfig::start); its messages are in
 /// [`messages`](crate::messages). It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
+    /// Dropped first: the writer and the reader end with the registry.
+    _guard: Guard,
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
     departures: Departures<Explained>,
@@ -106,6 +110,7 @@ pub struct RoomRegistry {
 impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
         let mut registry = Self {
+            _guard: parts.guard,
             started: parts.clock.now(),
             joins: Tally::new("presence_joins_total"),
             leaves: Leaves::new(),
@@ -154,6 +159,15 @@ impl RoomRegistry {
                 Err(JoinError::Denied { reason: "authorization failed".into() })
             }
         }
+    }
+
+    /// Gives back the space of a crowd that has gone.
+    fn shrink(&mut self, now: Moment) {
+        self.departures.forget(now);
+        self.rooms.shrink();
+        self.sessions.shrink();
+        self.delivery.shrink();
+        self.mirror.shrink();
     }
 
     /// Makes a change known.

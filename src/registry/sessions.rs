@@ -10,8 +10,8 @@ use crate::{
     messages::{Departed, Explain, Explained},
     mirror::store::Row,
     model::{
-        Cause, Claim, ConnectionId, Diff, Heard, Left, Moment, NodeName, PresenceState, RoomName,
-        SeenPresence, Sign,
+        Cause, Claim, ConnectionId, Diff, Heard, Info, Left, Moment, NodeName, PresenceState,
+        RoomName, SeenPresence, Sign,
     },
 };
 
@@ -141,7 +141,10 @@ impl RoomRegistry {
         node: Option<&NodeName>,
         now: Moment,
     ) {
-        let Left { presence, cause, last_seen, sign, joined_version } = left.clone();
+        let Left { mut presence, cause, last_seen, sign, joined_version } = left.clone();
+        // It explains nothing, and is the largest of it.
+        presence.info = Info::EMPTY;
+        let texts = presence.user.as_ref().map_or(0, |user| user.as_str().len());
         let (connection, state, node) = (presence.connection, PresenceState::Live, node.cloned());
         let explained = Explained {
             seen: SeenPresence { presence, last_seen, sign, joined_version, state, node },
@@ -149,7 +152,7 @@ impl RoomRegistry {
             max_age: self.max_age,
             departed: Some(Departed { at: now.utc(), cause, version: diff.version }),
         };
-        self.departures.remember(diff.room.clone(), connection, explained, now);
+        self.departures.remember(diff.room.clone(), connection, explained, texts, now);
     }
 
     /// The presence with whether its client is there.

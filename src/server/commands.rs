@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use super::{
     descriptors::TooFewDescriptors,
     flags::{Cli, Command, Database, PrunePresences, Token},
-    serve,
+    log, serve,
     token::{self, Claims},
 };
 use crate::{
-    Clock, Info, InvalidInfo, InvalidName, SessionKey, StartError, UserId,
+    Clock, Crashed, Info, InvalidInfo, InvalidName, SessionKey, StartError, UserId,
     mirror::store::{
         self, DatabaseUrl, InvalidDatabaseUrl, RoomCounts, Store, StoreError, migrate,
     },
@@ -53,6 +53,13 @@ pub(super) enum CommandError {
     Descriptors(#[from] TooFewDescriptors),
     #[error("the server failed")]
     Serve(#[source] io::Error),
+    #[error("the log cannot be started")]
+    Log(#[source] io::Error),
+    /// Nothing brings it back; whoever started the process should start it again.
+    #[error(transparent)]
+    Crashed(#[from] Crashed),
+    #[error("a task of the server ended unexpectedly: {0}")]
+    Task(&'static str),
     #[error("the token cannot be signed")]
     Sign(#[from] jsonwebtoken::errors::Error),
     #[error("cannot write the answer")]
@@ -60,13 +67,15 @@ pub(super) enum CommandError {
 }
 
 impl CommandError {
-    /// 2 for what is wrong with the command line, 1 for what is wrong with the world.
-    fn code(&self) -> u8 {
+    /// 2 for what is wrong with the command line, 1 for what is wrong with the world, and 70
+    /// (`EX_SOFTWARE`) for what is wrong with this program.
+    pub(super) fn code(&self) -> u8 {
         match self {
             Self::Url(_) | Self::InMemory | Self::User(_) => 2,
             Self::InfoJson(_) | Self::Info(_) | Self::ApiKey | Self::Session(_) => 2,
             Self::Start(StartError::Owner(_) | StartError::Store(_)) => 1,
             Self::Start(_) => 2,
+            Self::Crashed(_) | Self::Task(_) => 70,
             _ => 1,
         }
     }
@@ -83,18 +92,28 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    match run(cli.command) {
+    let ended = run(cli.command);
+    log::drain();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has read enough.
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            // Where stderr is closed, the code has to do.
-            let _ = writeln!(io::stderr(), "error: {}", chain(&error));
-            ExitCode::from(error.code())
-        }
+        Err(error) => ExitCode::from(report(&error)),
     }
+}
+
+/// Says what went wrong, and answers the exit code.
+fn report(error: &CommandError) -> u8 {
+    log::say(&format!("error: {}", chain(error)));
+    log::drain();
+    error.code()
+}
+
+/// Ends the process at once: what still runs may hang.
+pub(super) fn abort(error: &CommandError) -> ! {
+    std::process::exit(report(error).into())
 }
 
 /// An error with what lies under it, each once.

@@ -1,8 +1,11 @@
 //! `GET /healthz` and `GET /readyz`.
 
+use std::time::Duration;
+
 use actix_web::{HttpResponse, http::StatusCode, web};
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{api::reply, state::ServerState};
 use crate::{BusState, GetStatus, NodeName, Status};
@@ -58,18 +61,49 @@ impl Health {
     }
 }
 
-/// The process answers; nothing else is asked.
-pub(super) async fn alive() -> HttpResponse {
-    reply(StatusCode::OK, &json!({"status": "ok"}))
+/// A registry that has not answered for this long counts as dead.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long `/readyz` waits for the registry.
+const READY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `GET /healthz`. Asks nobody, so that it answers at once: the registry is asked every second anyway.
+pub(super) async fn alive(state: web::Data<ServerState>) -> HttpResponse {
+    match dead(&state) {
+        None => reply(StatusCode::OK, &json!({"status": "ok"})),
+        Some(reason) => unavailable("dead", &reason),
+    }
 }
 
+/// Why the registry is dead, if it is.
+fn dead(state: &ServerState) -> Option<String> {
+    if let Some(crashed) = state.presence().crashed() {
+        return Some(crashed.to_string());
+    }
+    let silence = state.presence().registry_silence();
+    let seconds = silence.as_secs();
+    (silence >= SILENCE).then(|| format!("the room registry has not answered for {seconds} s"))
+}
+
+/// `GET /readyz`.
 pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
-    let Ok(status) = state.ask(GetStatus).await else {
-        // The registry has stopped, or does not get to answer.
-        return reply(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "closing"}));
+    if let Some(reason) = dead(&state) {
+        return unavailable("dead", &reason);
+    }
+    let status = match timeout(READY_TIMEOUT, state.registry().send(GetStatus)).await {
+        Ok(Ok(status)) => status,
+        Ok(Err(_)) => return unavailable("closing", "the room registry has stopped"),
+        Err(_) => {
+            let seconds = READY_TIMEOUT.as_secs();
+            let reason = format!("the room registry has not answered within {seconds} s");
+            return unavailable("busy", &reason);
+        }
     };
     let health = Health::of(&status);
     let ready = health.status == "ready";
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(code, &health)
+}
+
+fn unavailable(status: &str, reason: &str) -> HttpResponse {
+    reply(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": status, "reason": reason}))
 }

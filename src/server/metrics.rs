@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 24] = [
+const COUNTERS: [(&str, &str); 25] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -39,6 +39,7 @@ const COUNTERS: [(&str, &str); 24] = [
     ("presence_connections_ended_total", "TCP connections ended by the server, by reason."),
     ("presence_sockets_closed_total", "WebSockets closed by the server, by reason."),
     ("presence_bus_contradictions_total", "Presences heard of that were not so in the database."),
+    ("presence_log_lines_dropped_total", "Log lines that stderr did not take in time."),
 ];
 
 const GAUGES: [(&str, &str); 16] = [

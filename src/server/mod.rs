@@ -16,6 +16,7 @@ mod guard;
 mod health;
 mod identity;
 mod listen;
+mod log;
 mod memory;
 mod metrics;
 mod origin;

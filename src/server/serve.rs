@@ -1,22 +1,18 @@
 //! `presence serve`: starts everything, and ends it in order.
 
-use std::{
-    future::Future,
-    io::{self, IsTerminal},
-    time::Duration,
-};
+use std::{future::Future, io, time::Duration};
 
-use actix_web::{App, HttpServer, dev::ServerHandle};
-use tracing_subscriber::EnvFilter;
+use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
+use futures_util::future::select_all;
 
 use super::{
     Metrics, ServerOptions, ServerState,
-    commands::CommandError,
+    commands::{self, CommandError},
     configure,
     connections::{self, Connections, KEEP_ALIVE},
     descriptors::{self, Limits},
     flags::Serve,
-    memory,
+    log, memory,
 };
 use crate::{PresenceConfig, PresenceHandle, watch_socket};
 
@@ -26,7 +22,7 @@ const WRITING: Duration = Duration::from_secs(5);
 const CLOSING: u64 = 3;
 
 pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
-    log_to_stderr(&flags.log);
+    log::start(&flags.log).map_err(CommandError::Log)?;
     // Before anything is opened, such as the runtime.
     let limits = limits(&flags)?;
     actix::System::new().block_on(serve(flags, limits))
@@ -48,17 +44,6 @@ fn limits(flags: &Serve) -> Result<Limits, CommandError> {
     }
     connections::publish(limits);
     Ok(limits)
-}
-
-/// Logs to stderr, also what actix says through `log`.
-fn log_to_stderr(filter: &str) {
-    let logger = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    if logger.try_init().is_err() {
-        tracing::debug!("something else takes the log");
-    }
 }
 
 async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
@@ -89,10 +74,41 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
         tracing::info!("listening on http://{address}");
     }
     let signals = signals().map_err(CommandError::Serve)?;
-    actix::spawn(memory::give_back(state.clone()));
     let server = server.run();
-    actix::spawn(stop(signals, server.handle(), presence, state));
-    server.await.map_err(CommandError::Serve)
+    let tasks = [
+        ("memory", actix::spawn(memory::give_back())),
+        ("signals", actix::spawn(stop(signals, server.handle(), presence.clone(), state))),
+    ];
+    tokio::select! {
+        ended = server => ended.map_err(CommandError::Serve),
+        error = failure(presence, tasks) => commands::abort(&error),
+    }
+}
+
+/// Waits for a part of the system to end that must not end by itself: then the process does better to
+/// end than to go on without it.
+async fn failure<const N: usize>(
+    presence: PresenceHandle,
+    tasks: [(&'static str, JoinHandle<()>); N],
+) -> CommandError {
+    let crashed = async {
+        match presence.closed().await {
+            Err(crashed) => CommandError::Crashed(crashed),
+            Ok(()) => std::future::pending().await,
+        }
+    };
+    let panicked = tasks.map(|(name, task)| {
+        Box::pin(async move {
+            match task.await {
+                Err(_) => CommandError::Task(name),
+                Ok(()) => std::future::pending().await,
+            }
+        })
+    });
+    tokio::select! {
+        error = crashed => error,
+        (error, ..) = select_all(panicked) => error,
+    }
 }
 
 fn config(flags: &Serve) -> PresenceConfig {
@@ -156,6 +172,7 @@ async fn stop(
     tracing::info!("stopping: closing the sockets and writing the rows");
     actix::spawn(async move {
         signals.next().await;
+        log::drain();
         std::process::exit(1);
     });
     server.pause().await;
@@ -204,4 +221,50 @@ fn signals() -> io::Result<impl Signals> {
         }
     }
     Ok(CtrlC)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use actix_web::rt::time::timeout;
+
+    use super::*;
+    use crate::{Clock, Crashed};
+
+    /// How long it may take until a failure is told, on a busy machine.
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[actix::test]
+    async fn a_registry_that_panics_ends_the_process_with_a_code_of_its_own() {
+        let (panics, clock) = (Arc::<AtomicBool>::default(), Clock::system());
+        let doom = panics.clone();
+        let clock = Clock::from_fn(move || {
+            assert!(!doom.load(SeqCst), "as the test says");
+            clock.now()
+        });
+        let presence = PresenceConfig::new("sqlite::memory:").clock(clock).start().unwrap();
+        let failure = actix::spawn(failure(presence, [("idle", actix::spawn(async {}))]));
+        panics.store(true, SeqCst);
+        let error = timeout(SOON, failure).await.unwrap().unwrap();
+        assert!(matches!(error, CommandError::Crashed(Crashed::Registry)), "{error}");
+        assert_eq!(error.code(), 70);
+    }
+
+    #[actix::test]
+    async fn a_task_that_panics_ends_the_process_and_a_shutdown_does_not() {
+        let presence = PresenceConfig::new("sqlite::memory:").start().unwrap();
+        let (ask, asked) = tokio::sync::oneshot::channel::<()>();
+        let signals = actix::spawn(async move { asked.await.unwrap() });
+        let failure = actix::spawn(failure(presence.clone(), [("signals", signals)]));
+        presence.shutdown(WRITING).await.unwrap();
+        assert!(!failure.is_finished());
+        drop(ask);
+        let error = timeout(SOON, failure).await.unwrap().unwrap();
+        assert!(matches!(error, CommandError::Task("signals")), "{error}");
+        assert_eq!(error.code(), 70);
+    }
 }

@@ -84,6 +84,7 @@ impl Default for ServerOptions {
 pub struct ServerState(Arc<Shared>);
 
 struct Shared {
+    presence: PresenceHandle,
     registry: Addr<RoomRegistry>,
     node: String,
     options: ServerOptions,
@@ -103,6 +104,7 @@ impl ServerState {
     pub fn new(presence: &PresenceHandle, options: ServerOptions) -> Self {
         let limit = options.max_connections.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Shared {
+            presence: presence.clone(),
             registry: presence.registry(),
             node: presence.node().as_str().to_owned(),
             options,
@@ -128,6 +130,11 @@ impl ServerState {
     /// Turns true when the server ends.
     pub(super) fn closing(&self) -> watch::Receiver<bool> {
         self.0.closing.subscribe()
+    }
+
+    /// The running system.
+    pub(super) fn presence(&self) -> &PresenceHandle {
+        &self.0.presence
     }
 
     pub(super) fn registry(&self) -> &Addr<RoomRegistry> {

@@ -25,6 +25,7 @@ use crate::{
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
     registry::RoomRegistry,
     start::{Shared, Ties},
+    supervision::Supervisor,
     testing::{
         Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,
     },
@@ -214,6 +215,7 @@ impl World {
             inherited: rows,
             shared,
             incarnation,
+            supervisor: Supervisor::default(),
         };
         let config = PresenceConfig::new("")
             .clock(self.clock.clone())

@@ -121,5 +121,6 @@ fn token(claims: &Value, secret: &str) -> String {
 }
 
 mod access;
+mod health;
 mod pages;
 mod rest;

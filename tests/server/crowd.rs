@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::Value;
-use tokio::net::TcpSocket;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
 
-use crate::harness::{Server, arrival, leave_of, members, until, until_within};
+use crate::harness::{Server, arrival, leave_of, members, soon, until, until_within};
 
 #[tokio::test]
 async fn three_hundred_clients_that_come_at_once_end_with_the_same_list() {
@@ -37,6 +40,32 @@ async fn three_hundred_clients_that_come_at_once_end_with_the_same_list() {
     until("their sockets", async || (server.connections() == 1).then_some(())).await;
     let rows = || server.database().count("presences");
     until("one row", async || (rows() == 1).then_some(())).await;
+}
+
+/// As many as leave some ten MiB behind, in KiB, where memory is kept for ever.
+const CROWD: usize = 1000;
+const LEFT_BEHIND: u64 = 6 * 1024;
+
+#[tokio::test]
+async fn memory_goes_back_after_a_crowd_of_plain_http() {
+    let server = Server::start(&[]);
+    let before = server.memory();
+    let mut idle = Vec::new();
+    for _ in 0..CROWD {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut answer = [0; 12];
+        soon("the page", stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        idle.push(stream);
+    }
+    assert!(server.memory() > before + LEFT_BEHIND);
+    drop(idle);
+    until("memory goes back", async || {
+        let now = server.memory();
+        (now < before + LEFT_BEHIND).then_some(())
+    })
+    .await;
 }
 
 /// What a message of 64 KiB at most may carry, with its frame around it.

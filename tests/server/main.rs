@@ -20,6 +20,7 @@ mod hostile;
 mod identity;
 mod life;
 mod limits;
+mod log;
 mod naming;
 mod operations;
 mod origins;

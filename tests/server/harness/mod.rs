@@ -9,7 +9,7 @@ use std::{
     fs,
     future::Future,
     io::Read,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Condvar, Mutex},
@@ -48,15 +48,30 @@ pub fn run<S: AsRef<str>>(args: &[S]) -> Output {
 /// Runs a command that ends by itself; one that does not in time is killed.
 pub fn finish(command: &mut Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    if !ends(&mut child) {
+        panic!("did not end: {command:?}\n{}", stderr(&child.wait_with_output().unwrap()));
+    }
+    child.wait_with_output().unwrap()
+}
+
+/// Runs a command whose output is the test's business to its end, and answers its code.
+pub fn code_of(command: &mut Command) -> Option<i32> {
+    let mut child = command.spawn().unwrap();
+    assert!(ends(&mut child), "did not end: {command:?}");
+    child.wait().unwrap().code()
+}
+
+/// Whether it ends by itself in time; else it is killed.
+fn ends(child: &mut Child) -> bool {
     let end = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > end {
             child.kill().unwrap();
-            panic!("did not end: {command:?}\n{}", stderr(&child.wait_with_output().unwrap()));
+            return false;
         }
         thread::sleep(Duration::from_millis(5));
     }
-    child.wait_with_output().unwrap()
+    true
 }
 
 pub fn stdout(output: &Output) -> String {
@@ -164,6 +179,22 @@ impl Server {
             panic!("the server does not listen:\n{}", log.text.lock().unwrap().0)
         };
         Self { child, log, address, directory }
+    }
+
+    /// Starts a server as the command says, on this address, whose stderr is the test's business.
+    pub fn spawn_unheard(
+        directory: Arc<TempDir>,
+        mut command: Command,
+        address: SocketAddr,
+    ) -> Self {
+        let child = command.spawn().unwrap();
+        let server = Self { child, log: Arc::default(), address, directory };
+        let end = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < end, "the server does not listen");
+            thread::sleep(Duration::from_millis(10));
+        }
+        server
     }
 
     pub fn address(&self) -> SocketAddr {
