@@ -231,6 +231,7 @@ fn news(node: &NodeName, changes: Changes) -> News {
                 joined_at,
                 last_seen,
                 session,
+                fixed,
                 fading,
                 turn,
             } => {
@@ -240,6 +241,7 @@ fn news(node: &NodeName, changes: Changes) -> News {
                     presence,
                     node,
                     session,
+                    fixed,
                     fading,
                     turn,
                     last_seen,

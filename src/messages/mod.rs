@@ -8,6 +8,7 @@
 mod delivered;
 mod membership;
 mod observing;
+mod places;
 mod queries;
 
 pub(crate) use delivered::Say;
@@ -22,6 +23,8 @@ pub(crate) use membership::{AskedToJoin, Together};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };
+pub(crate) use places::PlaceBack;
+pub use places::{SessionPlace, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, Shutdown, Status, WhereIs,

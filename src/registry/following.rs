@@ -15,9 +15,7 @@ use crate::{
     cluster::{News, ReadRooms},
     messages::{Change, PresenceChanged},
     mirror::store::{RoomRows, StoreError},
-    model::{
-        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, micros,
-    },
+    model::{Cause, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded, micros},
 };
 
 /// How long something waits for what other nodes know of a room. After that it is done with what is
@@ -270,8 +268,8 @@ impl RoomRegistry {
         outcome: Outcome,
         now: Moment,
     ) {
-        for connection in outcome.yielded {
-            self.yielded(room, connection);
+        for yielded in outcome.yielded {
+            self.yielded(room, yielded);
         }
         if let Some(diff) = outcome.diff {
             self.announce_from(diff, node, false, now);
@@ -280,17 +278,11 @@ impl RoomRegistry {
     }
 
     /// The client of a presence has come back on another node, which holds it from now on.
-    fn yielded(&mut self, room: &RoomName, connection: ConnectionId) {
-        self.mirror.mark_one(room.clone(), connection);
-        self.adopted_orphan(connection, room);
-        self.sessions.unfade(connection, room);
-        self.delivery.exit(room, connection);
-        if self.rooms.last_seen(connection).is_none() {
-            self.delivery.disconnect(connection, Cause::Replaced);
-            self.sessions.forget(connection);
-        } else {
-            self.delivery.close_room(room, connection, Cause::Replaced);
-        }
+    fn yielded(&mut self, room: &RoomName, Yielded { presence, connection }: Yielded) {
+        self.mirror.mark_one(room.clone(), presence);
+        self.adopted_orphan(presence, room);
+        self.sessions.forget(room, presence);
+        self.is_out_of(room, connection, Cause::Replaced);
     }
 
     /// A client session has one presence in a room. Where two nodes took it in without knowing of each
@@ -302,10 +294,9 @@ impl RoomRegistry {
         now: Moment,
     ) {
         for remote in remotes {
-            let Some(session) = remote.session.clone() else { continue };
-            let client = (session, remote.presence.user.clone());
-            let here = |presence| self.rooms.holds(room, presence);
-            let Some(own) = self.sessions.presence_of(&client, here) else { continue };
+            let Some(session) = &remote.session else { continue };
+            let user = remote.presence.user.as_ref();
+            let Some(own) = self.sessions.presence_in(room, session, user) else { continue };
             let theirs = remote.presence.connection;
             let own_is_here = self.sessions.fading(own, room).is_none();
             if own == theirs {
@@ -315,7 +306,7 @@ impl RoomRegistry {
                     self.mirror.mark_one(room.clone(), own);
                 }
             } else if (own_is_here, own) < (remote.fading.is_none(), theirs) {
-                let diff = self.rooms.leave(room, own, Cause::Replaced);
+                let diff = self.rooms.leave_together(room, &[own], Cause::Replaced);
                 self.announce_leave(diff, Cause::Replaced, now);
             }
         }

@@ -13,8 +13,7 @@ type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence)>;
 
 /// The presences that a registry holds.
 fn held(registry: &RoomRegistry) -> Vec<(RoomName, Presence)> {
-    let all = registry.rooms.connections();
-    let stays = all.flat_map(|one| registry.rooms.rooms_of(one).map(move |room| (room, one)));
+    let stays = registry.rooms.held_presences();
     let presence = |(room, one): (&RoomName, _)| {
         Some((room.clone(), registry.rooms.presence(room, one)?.presence))
     };
@@ -49,8 +48,9 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
         assert_eq!(node.life, connected.life);
         assert!(connected.joins.is_empty(), "a join is not answered");
         for room in &connected.rooms {
-            let id = connected.id;
-            let presence = look(&node.registry, move |registry, _| registry.sessions.resolve(id));
+            let (id, name) = (connected.id, room.clone());
+            let presence =
+                look(&node.registry, move |registry, _| registry.rooms.shown_as(&name, id));
             let presence = presence.await.flatten();
             let place = presence.map(|presence| (room.clone(), presence));
             let place = place.filter(|place| all.get(place).is_some_and(|(n, _)| *n == node.name));
