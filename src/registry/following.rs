@@ -15,7 +15,10 @@ use crate::{
     cluster::{News, ReadRooms},
     messages::{Change, PresenceChanged},
     mirror::store::{RoomRows, StoreError},
-    model::{Cause, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded, micros},
+    model::{
+        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded,
+        micros,
+    },
 };
 
 /// How long something waits for what other nodes know of a room. After that it is done with what is
@@ -226,6 +229,7 @@ impl RoomRegistry {
 
     fn take_rooms(&mut self, read: ReadRooms, now: Moment) {
         for (room, everybody) in read.rooms {
+            self.write_missing(&room, |presence| read.own.contains(&(room.clone(), presence)));
             self.end_rivals(&room, everybody.iter(), now);
             let Some(cluster) = &self.cluster else { return };
             let left = |node: &NodeName| match cluster.peers.is_alive(node) {
@@ -244,6 +248,17 @@ impl RoomRegistry {
         }
     }
 
+    /// Has rows written again that others have removed, of presences that this node holds: another node
+    /// may have taken one and ended it before this one heard of either.
+    fn write_missing(&mut self, room: &RoomName, is_written: impl Fn(ConnectionId) -> bool) {
+        let snapshot = self.rooms.snapshot(room);
+        for presence in snapshot.connections().filter(|one| !is_written(*one)) {
+            if self.rooms.holds(room, presence) {
+                self.mirror.mark_one(room.clone(), presence);
+            }
+        }
+    }
+
     pub(super) fn take_news(&mut self, news: News, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
         let me = cluster.me().clone();
@@ -254,9 +269,16 @@ impl RoomRegistry {
         }
         let here = heard.iter().filter_map(|heard| match heard {
             Heard::Here(remote) => Some(remote),
-            Heard::Gone { .. } => None,
+            Heard::Gone { connection, .. } => {
+                if self.rooms.holds(&room, *connection) {
+                    // The other node held it, too, and has removed its row.
+                    self.mirror.mark_one(room.clone(), *connection);
+                }
+                None
+            }
         });
-        self.end_rivals(&room, here, now);
+        let here: Vec<_> = here.collect();
+        self.end_rivals(&room, here.into_iter(), now);
         let outcome = self.rooms.hear(&room, heard, &me);
         self.take_outcome(&room, &node, outcome, now);
     }
