@@ -19,4 +19,5 @@ mod limits;
 mod operations;
 mod phoenix;
 mod rest;
+mod resuming;
 mod sessions;
