@@ -67,7 +67,7 @@ fn both_databases_have_the_columns_that_people_read() {
             assert!(columns.iter().any(|found| found.ends_with(&format!(".{column}"))), "{column}");
         }
     }
-    assert_eq!(columns.len(), 3 + 11 + 6);
+    assert_eq!(columns.len(), 3 + 12 + 6);
 }
 
 #[test]
