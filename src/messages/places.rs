@@ -47,13 +47,16 @@ impl SessionPlace {
         self
     }
 
-    /// A place that goes back to this connection unless it is used.
+    /// The place of a connection that fades, to which it goes back unless that is over by then.
     pub(crate) fn of(
         permit: OwnedSemaphorePermit,
-        connection: ConnectionId,
+        fading: Option<ConnectionId>,
         registry: Recipient<PlaceBack>,
     ) -> Self {
-        Self::from(permit).kept_for(connection, registry)
+        match fading {
+            Some(connection) => Self::from(permit).kept_for(connection, registry),
+            None => permit.into(),
+        }
     }
 
     /// Has the place kept for a connection if that fades when the place is dropped.
@@ -82,7 +85,7 @@ impl Drop for SessionPlace {
     }
 }
 
-/// A socket has ended: its place is for the first of these connections that fades and has none.
+/// A socket has ended: its place is for the first of these connections that fades.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct PlaceBack {

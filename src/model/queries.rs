@@ -107,11 +107,11 @@ impl Rooms {
     /// The presence with this id in the room; those of this node as far as the model knows: live.
     #[must_use]
     pub fn presence(&self, room: &RoomName, presence: ConnectionId) -> Option<SeenPresence> {
-        let Some((_, known, stay)) = self.held(room, presence) else {
+        let Some((connection, known, stay)) = self.held(room, presence) else {
             return self.remote_seen(room, presence);
         };
         Some(SeenPresence {
-            presence: self.describe(stay),
+            presence: self.describe(connection, stay),
             last_seen: known.last.utc(),
             sign: known.last.sign(),
             joined_version: stay.joined,
@@ -140,7 +140,7 @@ impl Rooms {
     /// The id of the presence that a connection of this node has in the room.
     #[must_use]
     pub fn shown_as(&self, room: &RoomName, connection: ConnectionId) -> Option<ConnectionId> {
-        Some(self.connections.get(&connection)?.stay(room)?.presence)
+        Some(self.connections.get(&connection)?.stay(room)?.presence(connection))
     }
 
     /// Whether the presence with this id is in the room and its founder is not behind it: another
@@ -200,13 +200,12 @@ impl Rooms {
         connection: ConnectionId,
     ) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
         let stays = self.connections.get(&connection).map(|known| known.stays.iter());
-        stays.into_iter().flatten().map(|stay| (&stay.room, stay.presence))
+        stays.into_iter().flatten().map(move |stay| (&stay.room, stay.presence(connection)))
     }
 
     /// Every presence that this node holds, with its room.
     pub fn held_presences(&self) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
-        let stays = self.connections.values().flat_map(|known| known.stays.iter());
-        stays.map(|stay| (&stay.room, stay.presence))
+        self.connections.keys().flat_map(|connection| self.stays_of(*connection))
     }
 
     /// Every connection, the longest silent first.

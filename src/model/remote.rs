@@ -212,7 +212,7 @@ impl Rooms {
             outcome.yielded.push(Yielded { presence, connection });
             self.forget_turn(room, presence);
             self.forget_successor(&stay);
-            (self.describe(&stay), stay.joined)
+            (self.describe(connection, &stay), stay.joined)
         } else if let Some(Away { remote: known, joined }) = self.away(room, presence) {
             if !certain && known.node != remote.node && later < (known.turn, &known.node) {
                 return;
@@ -282,8 +282,8 @@ impl Rooms {
         if turn > 0 {
             self.turns.insert((room.clone(), presence), turn);
         }
-        let stay = Stay { room, presence, user, joined_at, joined: away.joined };
-        self.put_stay(connection, stay, now);
+        let stay = Stay { room, founder: None, user, joined_at, joined: away.joined };
+        self.put_stay(connection, presence, stay, now);
         Ok(true)
     }
 
@@ -330,7 +330,7 @@ impl Rooms {
             };
             let joined_version = std::mem::replace(&mut stay.joined, back.version);
             let stay = stay.clone();
-            let presence = self.describe(&stay);
+            let presence = self.describe(connection, &stay);
             back.joins.push(presence.clone());
             let (cause, last_seen, sign) = (Cause::NodeLost, last.utc(), last.sign());
             left.leaves.push(Left { presence, connection, cause, last_seen, sign, joined_version });

@@ -56,7 +56,7 @@ pub enum LimitReached {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about 250 bytes besides its names and info (`cargo bench --bench memory` measures
+/// A presence takes about 240 bytes besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
 ///
 /// A presence keeps the id of the connection that founded it. After a
@@ -162,8 +162,8 @@ impl Rooms {
         let joined_at = now.utc();
         let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
-        let (room, presence, joined_at) = (room.clone(), connection, now.wall);
-        self.put_stay(connection, Stay { room, presence, user, joined_at, joined }, now);
+        let stay = Stay { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
+        self.put_stay(connection, connection, stay, now);
         Ok(diff)
     }
 
@@ -191,7 +191,7 @@ impl Rooms {
         let now = self.hold(now);
         let Some((stay, _)) = self.take_stay(room, before) else { return Ok(None) };
         self.forget_successor(&stay);
-        self.put_stay(connection, stay, now);
+        self.put_stay(connection, presence, stay, now);
         Ok(Some(before))
     }
 
@@ -331,7 +331,7 @@ impl Rooms {
         user: Option<UserId>,
         info: Info,
     ) -> Option<Diff> {
-        let before = self.describe(&stay);
+        let before = self.describe(connection, &stay);
         let known = self.connections.get_mut(&connection)?;
         let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
         remembered.user.clone_from(&user);
@@ -351,9 +351,10 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        self.forget_turn(&stay.room, stay.presence);
+        let presence = stay.presence(connection);
+        self.forget_turn(&stay.room, presence);
         self.forget_successor(&stay);
-        let Stay { room, presence, user, joined_at, joined: joined_version } = stay;
+        let Stay { room, user, joined_at, joined: joined_version, .. } = stay;
         let (last_seen, sign) = (last.utc(), last.sign());
         // Its info is in the room.
         let (info, joined_at) = (Info::EMPTY, utc(joined_at));

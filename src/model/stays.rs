@@ -19,8 +19,8 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Stay {
     pub(super) room: RoomName,
-    /// The id under which it is shown: that of the connection that founded it.
-    pub(super) presence: ConnectionId,
+    /// The connection that founded the presence, if it was another one: boxed, as few need the space.
+    pub(super) founder: Option<Box<ConnectionId>>,
     pub(super) user: Option<UserId>,
     /// Microseconds since 1970.
     pub(super) joined_at: i64,
@@ -65,8 +65,13 @@ impl LastSign {
 }
 
 impl Stay {
-    pub(super) fn place(&self) -> Place {
-        Place::new(self.user.clone(), self.joined_at, self.presence)
+    /// The id under which it is shown, where this connection is behind it.
+    pub(super) fn presence(&self, connection: ConnectionId) -> ConnectionId {
+        self.founder.as_deref().copied().unwrap_or(connection)
+    }
+
+    pub(super) fn place(&self, connection: ConnectionId) -> Place {
+        Place::new(self.user.clone(), self.joined_at, self.presence(connection))
     }
 }
 
@@ -86,7 +91,7 @@ impl Rooms {
         let connection = self.successor(room, presence).unwrap_or(presence);
         let known = self.connections.get(&connection)?;
         let stay = known.stay(room)?;
-        (stay.presence == presence).then_some((connection, known, stay))
+        (stay.presence(connection) == presence).then_some((connection, known, stay))
     }
 
     /// The connection that took over a presence of another one, if any did.
@@ -102,10 +107,17 @@ impl Rooms {
         rooms.iter().find(|(name, _)| name == room).map(|(_, connection)| *connection)
     }
 
-    /// Puts a stay to a connection, which was heard of now.
-    pub(super) fn put_stay(&mut self, connection: ConnectionId, stay: Stay, now: Moment) {
-        if stay.presence != connection {
-            let rooms = self.successors.entry(stay.presence).or_default();
+    /// Puts the stay of a presence to a connection, which was heard of now.
+    pub(super) fn put_stay(
+        &mut self,
+        connection: ConnectionId,
+        presence: ConnectionId,
+        mut stay: Stay,
+        now: Moment,
+    ) {
+        stay.founder = (presence != connection).then(|| Box::new(presence));
+        if stay.founder.is_some() {
+            let rooms = self.successors.entry(presence).or_default();
             rooms.push((stay.room.clone(), connection));
         }
         let last = LastSign::new(now, Sign::Join);
@@ -139,10 +151,8 @@ impl Rooms {
 
     /// The connection is no longer behind the presence of the stay.
     pub(super) fn forget_successor(&mut self, stay: &Stay) {
-        if self.successors.is_empty() {
-            return;
-        }
-        let Entry::Occupied(mut rooms) = self.successors.entry(stay.presence) else { return };
+        let Some(founder) = stay.founder.as_deref() else { return };
+        let Entry::Occupied(mut rooms) = self.successors.entry(*founder) else { return };
         let index = rooms.get().iter().position(|(name, _)| *name == stay.room);
         index.and_then(|index| rooms.get_mut().remove(index));
         if rooms.get().is_empty() {
@@ -151,11 +161,11 @@ impl Rooms {
     }
 
     /// The presence of a stay, with the info that is in the room.
-    pub(super) fn describe(&self, stay: &Stay) -> Presence {
+    pub(super) fn describe(&self, connection: ConnectionId, stay: &Stay) -> Presence {
         let room = self.rooms.get(&stay.room);
-        let info = room.and_then(|room| room.info(&stay.place()));
+        let info = room.and_then(|room| room.info(&stay.place(connection)));
         Presence {
-            connection: stay.presence,
+            connection: stay.presence(connection),
             user: stay.user.clone(),
             info: info.cloned().unwrap_or_default(),
             joined_at: utc(stay.joined_at),

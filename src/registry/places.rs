@@ -44,19 +44,26 @@ impl Handler<PlaceBack> for RoomRegistry {
     type Result = ();
 
     fn handle(&mut self, msg: PlaceBack, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
         let PlaceBack { permit, connections } = msg;
-        for connection in &connections {
-            if let Some(waiting) = self.places.wanted.remove(connection) {
-                let place = SessionPlace::of(permit, *connection, ctx.address().recipient());
+        let waiting = connections.iter().find_map(|one| self.places.wanted.remove(one));
+        let mut fading = connections;
+        fading.retain(|one| self.rooms.has_ended(*one) && !self.places.kept.contains_key(one));
+        let newest = fading.first().copied();
+        // One place is for one session: what its client has not resumed ends.
+        for older in fading.into_iter().skip(1) {
+            self.leave_all(older, Cause::Disconnected, now);
+        }
+        match (waiting, newest) {
+            (Some(waiting), newest) => {
+                let place = SessionPlace::of(permit, newest, ctx.address().recipient());
                 // If nobody waits any more, it comes back again.
                 let _ = waiting.send(Some(place));
-                return;
             }
+            (None, Some(newest)) => drop(self.places.kept.insert(newest, permit)),
+            (None, None) => {}
         }
-        let keeps = |one: &&_| self.rooms.has_ended(**one) && !self.places.kept.contains_key(*one);
-        if let Some(connection) = connections.iter().find(keeps) {
-            self.places.kept.insert(*connection, permit);
-        }
+        self.settle(ctx, now);
     }
 }
 
@@ -68,7 +75,7 @@ impl Handler<TakePlace> for RoomRegistry {
         let older = self.older_connections(&msg);
         for connection in &older {
             if let Some(permit) = self.places.kept.remove(connection) {
-                let place = SessionPlace::of(permit, *connection, ctx.address().recipient());
+                let place = SessionPlace::of(permit, Some(*connection), ctx.address().recipient());
                 return Reply::Now(Some(place));
             }
         }

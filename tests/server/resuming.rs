@@ -159,6 +159,21 @@ async fn a_fading_session_keeps_its_place_for_its_client_alone() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_comes_back_to_other_rooms_makes_no_more_sessions_than_it_has_places() {
+    let server = Server::start(&["--grace", "60s", "--max-connections", "1"]);
+    let path = "/socket/websocket?vsn=2.0.0&user=ada&session=tab";
+    for round in 0..20 {
+        let room = format!("room {round}");
+        let mut ws = server.ws(path).await;
+        join(&mut ws, "1", &room, json!({})).await;
+        drop(ws);
+        presence(&server, &room.replace(' ', "%20"), "ada", "fading").await;
+        let rooms = server.json("/api/users/ada").await["rooms"].as_array().unwrap().len();
+        assert!(rooms <= 2, "{rooms} sessions in round {round}");
+    }
+}
+
 /// A WebSocket, if the server has a place for it.
 async fn free(server: &Server, path: &str) -> Option<Ws> {
     server.ws_on(tokio::net::TcpSocket::new_v4().unwrap(), path, &[]).await.ok()
