@@ -4,7 +4,7 @@ mod common;
 
 use actix_presence::*;
 use common::{Harness, Session, room, secs, user};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const GRACE: u64 = 10;
 
@@ -118,38 +118,151 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
         assert!(!t.registry.send(late).await.unwrap());
         let late = Publish::new(room("lobby"), "late").from(old.id);
         assert_eq!(t.registry.send(late).await.unwrap(), Err(NotAMember));
-        assert_eq!(enter(&t, &old, "other").await.unwrap_err(), JoinError::Superseded(Superseded));
+        let superseded = JoinError::Superseded(Superseded);
+        assert_eq!(enter(&t, &old, "lobby").await.unwrap_err(), superseded);
+        let without_key = t.join(&old, "lobby", Some("ada")).await;
+        assert_eq!(without_key.unwrap_err(), superseded, "its id is shown there");
         assert!(t.changes().await.is_empty());
 
         assert_eq!(t.say("lobby", "hello").await, 1);
         assert!(new.frames().await.last().unwrap().contains("hello"));
         let to_others = Publish::new(room("lobby"), "to others").from(new.id).except(new.id);
-        assert_eq!(t.registry.send(to_others).await.unwrap(), Ok(0), "it speaks for the presence");
+        assert_eq!(t.registry.send(to_others).await.unwrap(), Ok(0));
+        let but_one = Publish::new(room("lobby"), "but one").except(old.id);
+        assert_eq!(t.registry.send(but_one).await.unwrap(), Ok(0), "as it is shown");
         ends(&t, &new, Cause::Left).await;
         assert!(t.snapshot("lobby").await.is_none());
     }
 }
 
 #[actix::test]
-async fn of_several_rooms_each_is_taken_over_when_it_is_joined_again() {
+async fn of_several_rooms_each_is_taken_over_when_it_is_joined_and_the_others_go_on() {
     let mut t = harness(GRACE).await;
-    let (old, new) = (t.session(), t.session());
+    let (mut old, mut new) = (t.session(), t.session());
     for name in ["a", "b", "c"] {
         enter(&t, &old, name).await.unwrap();
     }
     t.changes().await;
+    old.heard().await;
     for name in ["a", "b"] {
         enter(&t, &new, name).await.unwrap();
+        let heard = old.heard().await;
+        let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
+        assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, name));
     }
-    for (name, state) in [("a", "live"), ("b", "live"), ("c", "fading")] {
-        assert_eq!(states(&t, name).await, [(old.id, state)], "{name}");
-        let taken = usize::from(state == "live");
-        assert_eq!(t.say(name, "hello").await, taken, "nobody takes what is for who is away");
+    for name in ["a", "b", "c"] {
+        assert_eq!(states(&t, name).await, [(old.id, "live")], "{name}");
+        assert_eq!(t.say(name, name).await, 1);
     }
-    t.clock.advance(secs(GRACE));
-    t.prune().await;
-    let [change] = &t.changes().await[..] else { panic!("one change") };
-    assert_eq!((change.room.as_str(), change.cause()), ("c", Some(Cause::Disconnected)));
+    let last = |frames: Vec<String>| frames.last().cloned().unwrap_or_default();
+    assert!(last(new.frames().await).contains("\"payload\":\"b\""));
+    assert!(last(old.frames().await).contains("\"payload\":\"c\""));
+    // It may enter rooms still, in which nobody has taken its place.
+    assert!(enter(&t, &old, "d").await.unwrap().changed);
+    t.changes().await;
+
+    // Each is judged by its own silence.
+    t.clock.advance(secs(50));
+    t.registry.send(Touch::new(old.id)).await.unwrap();
+    t.clock.advance(secs(11));
+    let pruned: Vec<_> = t.prune().await.rooms.into_iter().map(|one| one.room).collect();
+    assert_eq!(pruned, ["a", "b"]);
+    assert_eq!(new.closed().await.cause, Cause::Expired);
+    let newer = t.session();
+    for name in ["c", "d"] {
+        assert!(!enter(&t, &newer, name).await.unwrap().changed);
+    }
+    assert_eq!(old.closed().await, Disconnect { code: 4002, cause: Cause::Replaced });
+    ends(&t, &old, Cause::Replaced).await;
+    assert_eq!(states(&t, "c").await, [(old.id, "live")]);
+}
+
+#[actix::test]
+async fn a_connection_is_named_by_its_own_id_or_by_the_one_that_is_shown() {
+    for by_own in [false, true] {
+        let mut t = harness(GRACE).await;
+        let (mut old, mut new) = (t.session(), t.session());
+        enter(&t, &old, "lobby").await.unwrap();
+        enter(&t, &new, "lobby").await.unwrap();
+        assert_eq!(old.closed().await.code, 4002);
+        enter(&t, &new, "cellar").await.unwrap();
+        let id = if by_own { new.id } else { old.id };
+        let asked = Explain { room: room("lobby"), connection: id };
+        let explained = t.registry.send(asked).await.unwrap().unwrap();
+        assert_eq!(explained.seen.presence.connection, old.id);
+        t.changes().await;
+        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap(), 1);
+        assert_eq!(new.closed().await.code, 4001);
+        assert_eq!(t.changes().await.len(), 2, "out of all its rooms");
+        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap(), 0);
+    }
+    let t = harness(GRACE).await;
+    let (old, new) = (t.session(), t.session());
+    for session in [&old, &new] {
+        enter(&t, session, "lobby").await.unwrap();
+    }
+    assert_eq!(t.registry.send(Kick::User(user("ada"))).await.unwrap(), 1);
+    assert!(t.snapshot("lobby").await.is_none());
+}
+
+fn info(value: Value) -> Info {
+    Info::new(value).unwrap()
+}
+
+async fn info_of(t: &Harness, name: &str) -> Value {
+    let snapshot = t.snapshot(name).await.unwrap();
+    snapshot.users().next().unwrap().info.to_value()
+}
+
+#[actix::test]
+async fn a_resumed_session_keeps_its_info_but_for_what_the_token_fixes() {
+    let mut t = harness(GRACE).await;
+    let join = |session: &Session, wanted: Value, fixed: Value| {
+        let join = session.joining("lobby", Some("ada")).session(key("tab"));
+        t.registry.send(join.info(info(wanted)).fixed_info(info(fixed)))
+    };
+    let old = t.session();
+    let fixed = json!({"role": "admin", "team": "red"});
+    join(&old, json!({"role": "admin", "team": "red", "status": "online"}), fixed)
+        .await
+        .unwrap()
+        .unwrap();
+    let away = info(json!({"role": "admin", "team": "red", "status": "away"}));
+    let update = UpdateInfo { room: room("lobby"), connection: old.id, info: away };
+    assert!(t.registry.send(update).await.unwrap());
+    ends(&t, &old, Cause::Disconnected).await;
+
+    let second = t.session();
+    let wanted = json!({"role": "guest", "status": "online"});
+    let joined = join(&second, wanted, json!({"role": "guest"})).await.unwrap().unwrap();
+    assert!(joined.changed);
+    assert_eq!(info_of(&t, "lobby").await, json!({"role": "guest", "status": "away"}));
+    let third = t.session();
+    let joined = join(&third, json!({}), json!({})).await.unwrap().unwrap();
+    assert!(joined.changed, "while the second is open");
+    assert_eq!(info_of(&t, "lobby").await, json!({"status": "away"}));
+    // A second join on the same connection says what it wants.
+    let joined = join(&third, json!({"status": "here"}), json!({})).await.unwrap().unwrap();
+    assert!(joined.changed);
+    assert_eq!(info_of(&t, "lobby").await, json!({"status": "here"}));
+    ends(&t, &third, Cause::Left).await;
+    let fourth = t.session();
+    join(&fourth, json!({"status": "new"}), json!({})).await.unwrap().unwrap();
+    assert_eq!(info_of(&t, "lobby").await, json!({"status": "new"}));
+    drop(t.changes().await);
+}
+
+#[actix::test]
+async fn what_is_stored_gives_way_where_it_does_not_fit_beside_what_is_fixed() {
+    let t = harness(GRACE).await;
+    let (old, new) = (t.session(), t.session());
+    let large = info(json!({"text": "x".repeat(MAX_INFO_BYTES - 20)}));
+    let join = old.joining("lobby", Some("ada")).session(key("tab")).info(large);
+    t.registry.send(join).await.unwrap().unwrap();
+    let fixed = info(json!({"role": "an administrator"}));
+    let join = new.joining("lobby", Some("ada")).session(key("tab"));
+    t.registry.send(join.info(fixed.clone()).fixed_info(fixed)).await.unwrap().unwrap();
+    assert_eq!(info_of(&t, "lobby").await, json!({"role": "an administrator"}));
 }
 
 #[actix::test]
@@ -170,21 +283,6 @@ async fn signs_of_life_of_the_new_connection_keep_the_presence() {
     assert_eq!(t.prune().await.removed(), 0, "60 s after the heartbeat");
     t.clock.advance(secs(1));
     assert_eq!(t.prune().await.removed(), 1);
-}
-
-#[actix::test]
-async fn an_update_while_coming_back_is_one_change_and_the_user_never_offline() {
-    let mut t = harness(GRACE).await;
-    let (old, new) = (t.session(), t.session());
-    enter(&t, &old, "lobby").await.unwrap();
-    t.changes().await;
-    ends(&t, &old, Cause::Disconnected).await;
-    let info = Info::new(serde_json::json!({"status": "back"})).unwrap();
-    let join = new.joining("lobby", Some("ada")).session(key("tab")).info(info);
-    assert!(t.registry.send(join).await.unwrap().unwrap().changed);
-    let [change] = &t.changes().await[..] else { panic!("one change") };
-    assert_eq!(change.updates().len(), 1);
-    assert!(change.online().is_empty() && change.offline().is_empty());
 }
 
 #[actix::test]

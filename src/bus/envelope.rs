@@ -102,6 +102,9 @@ pub enum Change {
         /// The client session that it belongs to.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         session: Option<SessionKey>,
+        /// The part of its info that is fixed, by a token.
+        #[serde(default, skip_serializing_if = "Info::is_empty")]
+        fixed: Info,
         /// Until when its client may come back, if it is away.
         #[serde(
             default,
@@ -297,6 +300,7 @@ mod tests {
             joined_at: at,
             last_seen: at,
             session: SessionKey::new("tab").ok(),
+            fixed: Info::new(json!({"role": "admin"})).unwrap(),
             fading: Some(at),
             turn: 3,
         };
@@ -307,6 +311,7 @@ mod tests {
             joined_at: at,
             last_seen: at,
             session: None,
+            fixed: Info::EMPTY,
             fading: None,
             turn: 0,
         };

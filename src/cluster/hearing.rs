@@ -1,6 +1,10 @@
 //! What this node hears of the rooms that it follows, and reads.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ahash::RandomState;
 
@@ -35,6 +39,8 @@ pub(crate) struct News {
 pub(crate) struct ReadRooms {
     /// Everybody who is there on the other nodes, by room.
     pub rooms: Vec<(RoomName, Vec<Remote>)>,
+    /// The presences of which this node has rows there.
+    pub own: HashSet<(RoomName, ConnectionId), RandomState>,
     /// What came while they were read, and is not in the rows.
     pub news: Vec<News>,
     /// Whether there are nodes that the database has to know more of.
@@ -189,7 +195,9 @@ impl Cluster {
         let nodes: Arc<[NodeRow]> = found.nodes.into_iter().filter(|row| alive(row)).collect();
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
-            if node != self.me && nodes.iter().any(|known| known.node == node) {
+            if node == self.me {
+                read.own.insert((row.room, row.presence.connection));
+            } else if nodes.iter().any(|known| known.node == node) {
                 let room = row.room.clone();
                 remotes.entry(room).or_default().push(remote(node, row));
             }
@@ -275,6 +283,7 @@ fn news(node: &NodeName, changes: Changes) -> News {
                 joined_at,
                 last_seen,
                 session,
+                fixed,
                 fading,
                 turn,
             } => {
@@ -284,6 +293,7 @@ fn news(node: &NodeName, changes: Changes) -> News {
                     presence,
                     node,
                     session,
+                    fixed,
                     fading,
                     turn,
                     last_seen,

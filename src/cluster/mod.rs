@@ -194,8 +194,8 @@ impl Cluster {
 
 /// A row as the model takes it.
 pub(crate) fn remote(node: NodeName, row: Row) -> Remote {
-    let Row { presence, last_seen, session, fading, turn, .. } = row;
-    Remote { presence, node, session, fading, turn, last_seen }
+    let Row { presence, last_seen, session, fixed, fading, turn, .. } = row;
+    Remote { presence, node, session, fixed, fading, turn, last_seen }
 }
 
 /// Why the presences of a node end with it.

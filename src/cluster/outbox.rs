@@ -54,6 +54,7 @@ impl Outbox {
                     joined_at: presence.joined_at,
                     last_seen: row.last_seen,
                     session: row.session.clone(),
+                    fixed: row.fixed.clone(),
                     fading: row.fading,
                     turn: row.turn,
                 });

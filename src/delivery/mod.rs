@@ -233,7 +233,7 @@ impl Delivery {
     pub fn changed(&mut self, diff: &Diff, now: u64) {
         self.changed_in_place(diff, now);
         for left in &diff.leaves {
-            self.exit(&diff.room, left.presence.connection);
+            self.exit(&diff.room, left.connection);
         }
     }
 

@@ -61,8 +61,12 @@ pub struct Join {
     pub connection: ConnectionId,
     /// Whose connection it is; `None` is anonymous.
     pub user: Option<UserId>,
-    /// What to attach to the presence.
+    /// What to attach to the presence. A join that resumes a client session keeps what is attached
+    /// there already.
     pub info: Info,
+    /// The part of the info that is fixed, as by a token. In a session that is resumed it replaces what
+    /// was fixed before: keys that it no longer has go.
+    pub fixed: Info,
     /// The client session it is a connection of, if the client has one that survives reconnects.
     pub session: Option<SessionKey>,
     /// How it wants to hear of its rooms; the latest join of a connection counts for all of them.
@@ -87,20 +91,18 @@ impl Join {
         connection: ConnectionId,
         forward: Recipient<ForwardMessage>,
     ) -> Self {
-        let (user, info, session) = (None, Info::EMPTY, None);
-        let (dialect, disconnect, courier) = (Dialect::Raw, None, None);
-        let backlog_limit = DEFAULT_BACKLOG_LIMIT;
         Self {
             room,
             connection,
-            user,
-            info,
-            session,
-            dialect,
+            user: None,
+            info: Info::EMPTY,
+            fixed: Info::EMPTY,
+            session: None,
+            dialect: Dialect::Raw,
             forward,
-            disconnect,
-            courier,
-            backlog_limit,
+            disconnect: None,
+            courier: None,
+            backlog_limit: DEFAULT_BACKLOG_LIMIT,
             socket: None,
         }
     }
@@ -117,9 +119,15 @@ impl Join {
         Self { info, ..self }
     }
 
+    /// Says which part of the [info](Self::info) is fixed: see [`fixed`](Self::fixed).
+    #[must_use]
+    pub fn fixed_info(self, fixed: Info) -> Self {
+        Self { fixed, ..self }
+    }
+
     /// Names the client session, if there is one: a connection that ends without a goodbye then
     /// fades for [`grace`](crate::PresenceConfig::grace), and a newer one of the same session and
-    /// user takes its place unnoticed.
+    /// user takes its place unnoticed, in each room that it joins.
     #[must_use]
     pub fn session(self, session: impl Into<Option<SessionKey>>) -> Self {
         Self { session: session.into(), ..self }
@@ -163,7 +171,7 @@ pub enum JoinError {
         /// What the hook gave as its reason.
         reason: Cow<'static, str>,
     },
-    /// A newer connection of the same client session has taken its place.
+    /// A newer connection of the same client session has taken its place in the room.
     #[error(transparent)]
     Superseded(#[from] Superseded),
     /// The registry is shutting down; another node may take it.
@@ -295,7 +303,8 @@ pub struct UpdateInfo {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "usize")]
 pub enum Kick {
-    /// This connection, out of all its rooms.
+    /// This connection, out of all its rooms: by its own id, or by that of its presence, which is another
+    /// one's if it has taken over a client session.
     Connection(ConnectionId),
     /// Every connection that is in some room as this user, out of all its rooms.
     User(UserId),

@@ -9,6 +9,7 @@ mod backlog;
 mod delivered;
 mod membership;
 mod observing;
+mod places;
 mod queries;
 
 pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
@@ -24,6 +25,8 @@ pub(crate) use membership::{AskedToJoin, Together};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };
+pub(crate) use places::PlaceBack;
+pub use places::{SessionPlace, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, Shutdown, Status, WhereIs,

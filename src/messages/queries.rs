@@ -80,7 +80,7 @@ pub struct ListPresences {
 pub struct Explain {
     /// In which room.
     pub room: RoomName,
-    /// Whose presence.
+    /// Whose presence: the id that is shown, or that of the connection that is behind it now.
     pub connection: ConnectionId,
 }
 

@@ -133,10 +133,8 @@ impl Dirty {
     pub fn mark_all(&mut self, rooms: &Rooms) {
         self.marks += 1;
         let at = self.marks;
-        for connection in rooms.connections() {
-            for room in rooms.rooms_of(connection) {
-                self.mark_stored(room.clone(), connection, at);
-            }
+        for (room, presence) in rooms.held_presences() {
+            self.mark_stored(room.clone(), presence, at);
         }
     }
 
@@ -210,10 +208,15 @@ impl Dirty {
         self.presences.extend(again);
         while taken.presences.len() + taken.seen.len() < limit {
             let Some((connection, at)) = self.seen.pop_front() else { break };
-            if let Some(last_seen) = rooms.last_seen(connection) {
-                batch.seen.push((connection, last_seen));
-                taken.seen.push((connection, at));
+            let Some(last_seen) = rooms.last_seen(connection) else { continue };
+            // Rows are those of presences, which keep their ids when another connection takes them over.
+            let first = batch.seen.len();
+            for (_, presence) in rooms.stays_of(connection) {
+                if batch.seen[first..].iter().all(|(one, _)| *one != presence) {
+                    batch.seen.push((presence, last_seen));
+                }
             }
+            taken.seen.push((connection, at));
         }
         (batch, taken)
     }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::{dirty::Key, store::Row};
-use crate::model::{ConnectionId, Moment, RoomName, Rooms, SeenPresence, Sessions};
+use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms, SeenPresence, Sessions};
 
 /// What the registry knows, while a batch is made of it.
 #[derive(Clone, Copy)]
@@ -29,26 +29,27 @@ impl<'a> Memory<'a> {
     }
 
     /// The row of a presence that this node holds.
-    pub fn row(&self, room: &RoomName, connection: ConnectionId) -> Option<Row> {
-        match self.state(&(room.clone(), connection)) {
+    pub fn row(&self, room: &RoomName, presence: ConnectionId) -> Option<Row> {
+        match self.state(&(room.clone(), presence)) {
             State::Here(row) => Some(row),
             State::Gone | State::Elsewhere => None,
         }
     }
 
-    pub(super) fn state(&self, (room, connection): &Key) -> State {
-        let Some(seen) = self.rooms.presence(room, *connection) else { return State::Gone };
+    pub(super) fn state(&self, (room, id): &Key) -> State {
+        let Some(seen) = self.rooms.presence(room, *id) else { return State::Gone };
         let SeenPresence { presence, last_seen, node: None, .. } = seen else {
             return State::Elsewhere;
         };
-        let (mut session, mut fading, mut turn) = (None, None, 0);
+        let (mut session, mut fixed, mut fading, mut turn) = (None, Info::EMPTY, None, 0);
         if let Some((sessions, now)) = self.sessions {
-            session = sessions.key_of(*connection).cloned();
-            let until = sessions.fading(*connection, room);
+            session = sessions.key_of(room, *id).cloned();
+            fixed = sessions.fixed(room, *id);
+            let until = sessions.fading(*id, room);
             fading = until.map(|until| wall(until, now));
-            turn = self.rooms.turn(room, *connection).unwrap_or(0);
+            turn = self.rooms.turn(room, *id).unwrap_or(0);
         }
-        State::Here(Row { room: room.clone(), presence, last_seen, session, fading, turn })
+        State::Here(Row { room: room.clone(), presence, last_seen, session, fixed, fading, turn })
     }
 }
 

@@ -140,9 +140,8 @@ impl Mirror {
     pub fn mark(&mut self, diff: &Diff, rooms: &Rooms) {
         self.dirty.mark(diff);
         for left in &diff.leaves {
-            let connection = left.presence.connection;
-            if rooms.last_seen(connection).is_none() {
-                self.dirty.forget(connection);
+            if rooms.last_seen(left.connection).is_none() {
+                self.dirty.forget(left.connection);
             }
         }
     }
@@ -282,11 +281,9 @@ impl Mirror {
     /// here others may have seen end with the old one, by room.
     pub fn reborn(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
         let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
-        for connection in rooms.connections() {
-            for room in rooms.rooms_of(connection) {
-                if self.dirty.is_stored(&(room.clone(), connection)) {
-                    seen.entry(room.clone()).or_default().push(connection);
-                }
+        for (room, presence) in rooms.held_presences() {
+            if self.dirty.is_stored(&(room.clone(), presence)) {
+                seen.entry(room.clone()).or_default().push(presence);
             }
         }
         self.dirty.mark_all(rooms);

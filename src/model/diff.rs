@@ -32,6 +32,9 @@ pub struct Diff {
 pub struct Left {
     /// The presence as it was.
     pub presence: Presence,
+    /// The connection behind it: another than [`Presence::connection`] if that was
+    /// [taken over](super::Rooms::take_over) on this node.
+    pub connection: ConnectionId,
     /// Why it ended.
     pub cause: Cause,
     /// When its connection was last heard of.

@@ -104,6 +104,22 @@ impl Info {
         serde_json::from_str(self.as_json()).unwrap_or_default()
     }
 
+    /// The object without the keys of `before`, which were fixed, and with the members of `after`, which
+    /// are from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInfo::TooLarge`].
+    pub(super) fn with_fixed(&self, before: &Self, after: &Self) -> Result<Self, InvalidInfo> {
+        if before == after {
+            return Ok(self.clone());
+        }
+        let (mut map, before) = (self.to_map(), before.to_map());
+        map.retain(|key, _| !before.contains_key(key));
+        map.extend(after.to_map());
+        Self::from_map(&map)
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -9,6 +9,9 @@ mod diff;
 mod few;
 mod ids;
 mod info;
+mod joining;
+#[cfg(test)]
+mod joining_tests;
 mod members;
 mod node;
 mod presence;
@@ -33,13 +36,14 @@ pub use ids::{
     UserId,
 };
 pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
+pub(crate) use joining::{Entered, Entering, NotEntered, Resumed};
 pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use presence::{
     Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
 };
-pub use remote::{Heard, Outcome, Remote};
+pub use remote::{Heard, Outcome, Remote, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
-pub use sessions::{Claim, SessionKey, Sessions, Superseded};
+pub use sessions::{SessionKey, Sessions, Superseded};
 pub(crate) use shrink::Shrink;
 pub(crate) use snapshot::Place;
 pub use snapshot::Snapshot;

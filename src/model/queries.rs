@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
-    SeenPresence, Snapshot, UserId, remote::Strangers, snapshot::Place,
+    SeenPresence, Sign, Snapshot, UserId, remote::Strangers, snapshot::Place,
 };
 
 impl Rooms {
@@ -59,18 +59,30 @@ impl Rooms {
         self.whereabouts.get(user).map_or_else(Vec::new, |rooms| rooms.to_vec())
     }
 
-    /// The connections that are somewhere as this user, each once.
+    /// The connections of this node that are somewhere as this user, each once.
     #[must_use]
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
+        let presences = self.presences_of(user);
+        each_once(presences.filter_map(|(room, presence)| self.connection_behind(room, presence)))
+    }
+
+    /// How many connections of other nodes are somewhere as this user, in the rooms that are followed.
+    #[must_use]
+    pub fn remotes_of(&self, user: &UserId) -> usize {
+        let presences = self.presences_of(user);
+        let remote = presences.filter(|(room, presence)| self.remote(room, *presence).is_some());
+        each_once(remote.map(|(_, presence)| presence)).len()
+    }
+
+    fn presences_of<'a>(
+        &'a self,
+        user: &'a UserId,
+    ) -> impl Iterator<Item = (&'a RoomName, ConnectionId)> {
         let rooms = self.whereabouts.get(user).map(|rooms| rooms.iter());
-        let rooms = rooms.into_iter().flatten();
-        let mut all: Vec<_> = rooms
-            .filter_map(|(room, _)| self.room(room))
-            .flat_map(|state| state.connections_of(user))
-            .collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        let states = rooms.into_iter().flatten().filter_map(|(room, _)| self.room(room));
+        states.flat_map(move |state| {
+            state.connections_of(user).map(move |presence| (state.room(), presence))
+        })
     }
 
     /// At most `limit` presences of the room in the order of [`Snapshot::presences`], after the one
@@ -92,15 +104,14 @@ impl Rooms {
         }
     }
 
-    /// The presence of the connection in the room; those of this node as far as the model knows: live.
+    /// The presence with this id in the room; those of this node as far as the model knows: live.
     #[must_use]
-    pub fn presence(&self, room: &RoomName, connection: ConnectionId) -> Option<SeenPresence> {
-        let known = self.connections.get(&connection);
-        let Some((known, stay)) = known.and_then(|known| Some((known, known.stay(room)?))) else {
-            return self.remote_seen(room, connection);
+    pub fn presence(&self, room: &RoomName, presence: ConnectionId) -> Option<SeenPresence> {
+        let Some((connection, known, stay)) = self.held(room, presence) else {
+            return self.remote_seen(room, presence);
         };
         Some(SeenPresence {
-            presence: self.presence_of(connection, stay),
+            presence: self.describe(connection, stay),
             last_seen: known.last.utc(),
             sign: known.last.sign(),
             joined_version: stay.joined,
@@ -109,10 +120,43 @@ impl Rooms {
         })
     }
 
-    /// Whether this node holds a presence of the connection in the room.
+    /// Whether this node holds the presence with this id in the room.
     #[must_use]
-    pub fn holds(&self, room: &RoomName, connection: ConnectionId) -> bool {
-        self.stay(room, connection).is_some()
+    pub fn holds(&self, room: &RoomName, presence: ConnectionId) -> bool {
+        self.held(room, presence).is_some()
+    }
+
+    /// The connection behind a presence that this node holds: the one that founded it, or the last one
+    /// that took it over.
+    #[must_use]
+    pub fn connection_behind(
+        &self,
+        room: &RoomName,
+        presence: ConnectionId,
+    ) -> Option<ConnectionId> {
+        self.held(room, presence).map(|(connection, ..)| connection)
+    }
+
+    /// The id of the presence that a connection of this node has in the room.
+    #[must_use]
+    pub fn shown_as(&self, room: &RoomName, connection: ConnectionId) -> Option<ConnectionId> {
+        Some(self.connections.get(&connection)?.stay(room)?.presence(connection))
+    }
+
+    /// Whether the presence with this id is in the room and its founder is not behind it: another
+    /// connection is, here or on another node.
+    #[must_use]
+    pub fn is_shown(&self, room: &RoomName, presence: ConnectionId) -> bool {
+        self.successor(room, presence).is_some() || self.remote(room, presence).is_some()
+    }
+
+    /// The connections of this node that are meant by an id that is shown or their own, each once.
+    #[must_use]
+    pub fn connections_named(&self, id: ConnectionId) -> Vec<ConnectionId> {
+        let own = self.connections.get(&id).map(|_| id);
+        let rooms = self.successors.get(&id).map(|rooms| rooms.iter());
+        let successors = rooms.into_iter().flatten().map(|(_, connection)| *connection);
+        each_once(own.into_iter().chain(successors))
     }
 
     /// Whether this node holds anybody in the room; O(1).
@@ -124,11 +168,11 @@ impl Rooms {
 
     /// How often the presence went from one node to another, if this node holds it.
     #[must_use]
-    pub fn turn(&self, room: &RoomName, connection: ConnectionId) -> Option<u32> {
-        self.stay(room, connection)?;
+    pub fn turn(&self, room: &RoomName, presence: ConnectionId) -> Option<u32> {
+        self.held(room, presence)?;
         match self.turns.is_empty() {
             true => Some(0),
-            false => Some(self.turns.get(&(room.clone(), connection)).copied().unwrap_or(0)),
+            false => Some(self.turns.get(&(room.clone(), presence)).copied().unwrap_or(0)),
         }
     }
 
@@ -138,10 +182,30 @@ impl Rooms {
         self.connections.get(&connection).map(|known| known.last.utc())
     }
 
+    /// Whether the last that was heard of the connection is that it broke.
+    #[must_use]
+    pub fn has_ended(&self, connection: ConnectionId) -> bool {
+        let known = self.connections.get(&connection);
+        known.is_some_and(|known| known.last.sign() == Sign::Disconnect)
+    }
+
     /// The rooms that the connection is in, in no order.
     pub fn rooms_of(&self, connection: ConnectionId) -> impl Iterator<Item = &RoomName> {
+        self.stays_of(connection).map(|(room, _)| room)
+    }
+
+    /// The rooms that the connection is in, in no order, with the id of its presence in each.
+    pub fn stays_of(
+        &self,
+        connection: ConnectionId,
+    ) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
         let stays = self.connections.get(&connection).map(|known| known.stays.iter());
-        stays.into_iter().flatten().map(|stay| &stay.room)
+        stays.into_iter().flatten().map(move |stay| (&stay.room, stay.presence(connection)))
+    }
+
+    /// Every presence that this node holds, with its room.
+    pub fn held_presences(&self) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
+        self.connections.keys().flat_map(|connection| self.stays_of(*connection))
     }
 
     /// Every connection, the longest silent first.
@@ -172,4 +236,11 @@ impl Rooms {
     pub fn presence_count(&self) -> usize {
         self.presences
     }
+}
+
+fn each_once(connections: impl Iterator<Item = ConnectionId>) -> Vec<ConnectionId> {
+    let mut all: Vec<_> = connections.collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }

@@ -11,8 +11,8 @@ use chrono::{DateTime, Utc};
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Left, Moment, NodeName, Presence, PresenceState, RoomName, Rooms,
-    SeenPresence, SessionKey, Sign, Update, UserId, stays::Stay,
+    Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence, PresenceState,
+    RoomName, Rooms, SeenPresence, SessionKey, Sign, Update, UserId, stays::Stay,
 };
 
 /// A presence that another node holds.
@@ -24,6 +24,8 @@ pub struct Remote {
     pub node: NodeName,
     /// The client session that it belongs to.
     pub session: Option<SessionKey>,
+    /// The part of its info that is fixed, by a token.
+    pub fixed: Info,
     /// Until when its client may come back, if it is away.
     pub fading: Option<DateTime<Utc>>,
     /// How often it went from one node to another.
@@ -54,7 +56,16 @@ pub struct Outcome {
     /// The room's change, if there is one.
     pub diff: Option<Diff>,
     /// Presences that this node held until now, and another holds from now on.
-    pub yielded: Vec<ConnectionId>,
+    pub yielded: Vec<Yielded>,
+}
+
+/// A presence that another node has taken from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Yielded {
+    /// Its id.
+    pub presence: ConnectionId,
+    /// The connection that was behind it here.
+    pub connection: ConnectionId,
 }
 
 type Client = (SessionKey, Option<UserId>);
@@ -189,19 +200,20 @@ impl Rooms {
         certain: bool,
         outcome: &mut Outcome,
     ) {
-        let connection = remote.presence.connection;
+        let presence = remote.presence.connection;
         let later = (remote.turn, &remote.node);
-        let (before, joined) = if self.holds(room, connection) {
+        let (before, joined) = if let Some(connection) = self.connection_behind(room, presence) {
             // It was here: whoever took it later holds it.
-            let turn = self.turn(room, connection).unwrap_or(0);
+            let turn = self.turn(room, presence).unwrap_or(0);
             if later <= (turn, me) {
                 return;
             }
             let Some((stay, _)) = self.take_stay(room, connection) else { return };
-            outcome.yielded.push(connection);
-            self.forget_turn(room, connection);
-            (self.presence_of(connection, &stay), stay.joined)
-        } else if let Some(Away { remote: known, joined }) = self.away(room, connection) {
+            outcome.yielded.push(Yielded { presence, connection });
+            self.forget_turn(room, presence);
+            self.forget_successor(&stay);
+            (self.describe(connection, &stay), stay.joined)
+        } else if let Some(Away { remote: known, joined }) = self.away(room, presence) {
             if !certain && known.node != remote.node && later < (known.turn, &known.node) {
                 return;
             }
@@ -217,7 +229,9 @@ impl Rooms {
         }
         // It has left and come again, and nobody said so.
         let (cause, sign, last_seen) = (Cause::Disconnected, Sign::Elsewhere, after.joined_at);
-        let left = Left { presence: before, cause, last_seen, sign, joined_version: joined };
+        let connection = presence;
+        let left =
+            Left { presence: before, connection, cause, last_seen, sign, joined_version: joined };
         // In this order nobody is offline in between.
         self.enter(room, after, &mut outcome.diff);
         self.exit(room, left, &mut outcome.diff);
@@ -242,24 +256,35 @@ impl Rooms {
     }
 
     /// This node, `me`, holds the presence from now on, if another did until now, or an earlier life of
-    /// this one: nothing changes for the room. A sign of life.
+    /// this one, with this connection behind it, which is not in the room yet: nothing changes for the
+    /// room. A sign of life. Answers whether it does.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitReached::TooManyRooms`]; then nothing has changed.
     pub fn adopt(
         &mut self,
         room: &RoomName,
+        presence: ConnectionId,
         connection: ConnectionId,
         me: &NodeName,
         now: Moment,
-    ) -> bool {
-        let Some(away) = self.take_stranger(room, connection) else { return false };
+    ) -> Result<bool, LimitReached> {
+        if self.away(room, presence).is_none() || self.shown_as(room, connection).is_some() {
+            return Ok(false);
+        }
+        self.check_rooms_of(connection)?;
+        let Some(away) = self.take_stranger(room, presence) else { return Ok(false) };
         let now = self.hold(now);
         let Presence { user, joined_at, .. } = away.remote.presence;
         let (room, joined_at) = (room.clone(), joined_at.timestamp_micros());
         let turn = away.remote.turn.saturating_add(u32::from(away.remote.node != *me));
         if turn > 0 {
-            self.turns.insert((room.clone(), connection), turn);
+            self.turns.insert((room.clone(), presence), turn);
         }
-        self.put_stay(connection, Stay { room, user, joined_at, joined: away.joined }, now);
-        true
+        let stay = Stay { room, founder: None, user, joined_at, joined: away.joined };
+        self.put_stay(connection, presence, stay, now);
+        Ok(true)
     }
 
     /// This node goes on to hold the presence, though another has taken it with this turn. Answers
@@ -292,11 +317,12 @@ impl Rooms {
 
     /// The presences of this node in the room, as if they had left with the node and come again: what
     /// the others saw. Members and their places stay as they are.
-    pub fn revive(&mut self, room: &RoomName, connections: &[ConnectionId]) -> Option<[Diff; 2]> {
+    pub fn revive(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
         let state = self.rooms.get_mut(room)?;
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
-        for &connection in connections {
+        for &presence in presences {
+            let Some(connection) = self.connection_behind(room, presence) else { continue };
             let Some(known) = self.connections.get_mut(&connection) else { continue };
             let last = known.last;
             let Some(stay) = known.stays.iter_mut().find(|stay| stay.room == *room) else {
@@ -304,10 +330,10 @@ impl Rooms {
             };
             let joined_version = std::mem::replace(&mut stay.joined, back.version);
             let stay = stay.clone();
-            let presence = self.presence_of(connection, &stay);
+            let presence = self.describe(connection, &stay);
             back.joins.push(presence.clone());
             let (cause, last_seen, sign) = (Cause::NodeLost, last.utc(), last.sign());
-            left.leaves.push(Left { presence, cause, last_seen, sign, joined_version });
+            left.leaves.push(Left { presence, connection, cause, last_seen, sign, joined_version });
         }
         Some([left, back])
     }
@@ -386,6 +412,7 @@ impl Rooms {
         let Some(Away { remote, joined }) = self.take_stranger(room, connection) else { return };
         let Remote { presence, last_seen, .. } = remote;
         let (sign, joined_version) = (Sign::Elsewhere, joined);
-        self.exit(room, Left { presence, cause, last_seen, sign, joined_version }, diff);
+        let left = Left { presence, connection, cause, last_seen, sign, joined_version };
+        self.exit(room, left, diff);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Cause, ConnectionId, Diff, Heard, Info, Moment, NodeName, Outcome, Presence, Remote, RoomName,
-    Rooms, SessionKey, Sign, Snapshot, UserId,
+    Rooms, SessionKey, Sign, Snapshot, UserId, Yielded,
 };
 
 struct World {
@@ -25,9 +25,9 @@ fn remote(number: u128, user: &str, node: &str, turn: u32) -> Remote {
     let (connection, user) = (id(number), UserId::new(user).ok());
     let joined_at = at(1).utc();
     let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
-    let (session, fading) = (SessionKey::new("tab").ok(), None);
+    let (session, fixed, fading) = (SessionKey::new("tab").ok(), Info::EMPTY, None);
     let node = NodeName::new(node).unwrap();
-    Remote { presence, node, session, fading, turn, last_seen: joined_at }
+    Remote { presence, node, session, fixed, fading, turn, last_seen: joined_at }
 }
 
 impl World {
@@ -92,14 +92,19 @@ fn a_goodbye_counts_if_its_node_holds_the_presence() {
 fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
     let mut world = World::new();
     world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
-    assert!(world.rooms.adopt(&world.room, id(1), &world.me, at(2)));
+    let adopted = world.rooms.adopt(&world.room, id(1), id(5), &world.me, at(2));
+    assert_eq!(adopted, Ok(true));
     world.fold(None);
+    assert_eq!(world.rooms.connection_behind(&world.room, id(1)), Some(id(5)));
     assert_eq!(world.rooms.turn(&world.room, id(1)), Some(1));
     assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 0))]), Outcome::default());
     assert_eq!(world.hear([gone(1, "b")]), Outcome::default());
 
     let outcome = world.hear([Heard::Here(remote(1, "ada", "c", 2))]);
-    assert_eq!(outcome, Outcome { diff: None, yielded: vec![id(1)] });
+    let yielded = Yielded { presence: id(1), connection: id(5) };
+    assert_eq!(outcome, Outcome { diff: None, yielded: vec![yielded] });
+    assert_eq!(world.rooms.last_seen(id(5)), None);
+    assert!(world.rooms.successors.is_empty() && world.rooms.turns.is_empty());
     assert!(!world.rooms.holds_any(&world.room));
     assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 1))]), Outcome::default());
     assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().turn, 2);

@@ -57,8 +57,13 @@ pub enum LimitReached {
 /// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
 /// versions go on above the old ones.
 ///
-/// A presence takes about 230 bytes besides its names and info (`cargo bench --bench memory` measures
+/// A presence takes about 240 bytes besides its names and info (`cargo bench --bench memory` measures
 /// it): names are shared, no map repeats a text.
+///
+/// A presence keeps the id of the connection that founded it. After a
+/// [`take_over`](Self::take_over) another connection is behind it: sessions speak by their own
+/// connection's id, rooms and diffs name the presence's, and the two are the same unless somebody took
+/// over.
 ///
 /// ```
 /// use actix_presence::{Cause, ConnectionId, Info, Moment, RoomName, Rooms, UserId};
@@ -92,6 +97,8 @@ pub struct Rooms {
     pub(super) floor: u64,
     /// How many presences there are in all rooms.
     pub(super) presences: usize,
+    /// The connections behind presences that others founded, by presence.
+    pub(super) successors: HashMap<ConnectionId, Few<(RoomName, ConnectionId)>, RandomState>,
     /// How often presences went from one node to another, for those that did.
     pub(super) turns: HashMap<(RoomName, ConnectionId), u32, RandomState>,
     /// A clock that steps back is held here.
@@ -116,6 +123,7 @@ impl Rooms {
             connections: LinkedHashMap::with_hasher(RandomState::new()),
             remotes: Remotes::default(),
             whereabouts: HashMap::default(),
+            successors: HashMap::default(),
             turns: HashMap::default(),
             floor: 0,
             presences: 0,
@@ -134,7 +142,8 @@ impl Rooms {
     /// The connection enters the room; a sign of life.
     ///
     /// One that is in the room already stays what it is if user and info are the same, else its
-    /// presence changes in one step.
+    /// presence changes in one step. One whose presence there was [taken over](Self::take_over) does not
+    /// enter: nothing happens.
     ///
     /// # Errors
     ///
@@ -152,6 +161,9 @@ impl Rooms {
             self.touch(connection, Sign::Join, now);
             return Ok(self.change(connection, stay, user, info));
         }
+        if self.is_shown(room, connection) {
+            return Ok(None);
+        }
         self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
 
         let now = self.hold(now);
@@ -159,9 +171,37 @@ impl Rooms {
         let joined_at = now.utc();
         let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
-        let stay = Stay { room: room.clone(), user, joined_at: now.wall, joined };
-        self.put_stay(connection, stay, now);
+        let stay = Stay { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
+        self.put_stay(connection, connection, stay, now);
         Ok(diff)
+    }
+
+    /// The connection takes the place of the one behind a presence that this node holds, in this room
+    /// and no other: nothing changes for the room. A sign of life of the new one.
+    ///
+    /// Answers whom it replaces; nobody, and nothing happens, if the presence is not here, or the
+    /// connection is in the room already.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitReached::TooManyRooms`]; then nothing has changed.
+    pub fn take_over(
+        &mut self,
+        room: &RoomName,
+        presence: ConnectionId,
+        connection: ConnectionId,
+        now: Moment,
+    ) -> Result<Option<ConnectionId>, LimitReached> {
+        if self.shown_as(room, connection).is_some() {
+            return Ok(None);
+        }
+        let Some(before) = self.connection_behind(room, presence) else { return Ok(None) };
+        self.check_rooms_of(connection)?;
+        let now = self.hold(now);
+        let Some((stay, _)) = self.take_stay(room, before) else { return Ok(None) };
+        self.forget_successor(&stay);
+        self.put_stay(connection, presence, stay, now);
+        Ok(Some(before))
     }
 
     /// The connection goes out of the room.
@@ -238,19 +278,20 @@ impl Rooms {
 
     /// Everybody of this node who is in the room goes.
     pub fn close_room(&mut self, room: &RoomName, cause: Cause) -> Option<Diff> {
-        let connections: Vec<_> = self.rooms.get(room)?.connections().collect();
-        self.leave_together(room, &connections, cause)
+        let presences: Vec<_> = self.rooms.get(room)?.connections().collect();
+        self.leave_together(room, &presences, cause)
     }
 
-    /// The connections go out of the room, in one change.
+    /// The presences end in the room, as far as this node holds them, in one change.
     pub fn leave_together(
         &mut self,
         room: &RoomName,
-        connections: &[ConnectionId],
+        presences: &[ConnectionId],
         cause: Cause,
     ) -> Option<Diff> {
         let mut diff = None;
-        for &connection in connections {
+        for &presence in presences {
+            let Some(connection) = self.connection_behind(room, presence) else { continue };
             if let Some((stay, last)) = self.take_stay(room, connection) {
                 self.end(connection, stay, last, cause, &mut diff);
             }
@@ -260,11 +301,21 @@ impl Rooms {
 
     /// Whether a connection that is in so many other rooms may join this one.
     fn check_limits(&self, room: &RoomName, others: usize) -> Result<(), LimitReached> {
-        let limit = self.limits.rooms_per_connection;
-        if others >= limit {
-            return Err(LimitReached::TooManyRooms { limit });
-        }
+        self.check_rooms(others)?;
         self.has_place(room)
+    }
+
+    /// Whether a connection may be in one room more.
+    pub(super) fn check_rooms_of(&self, connection: ConnectionId) -> Result<(), LimitReached> {
+        self.check_rooms(self.connections.get(&connection).map_or(0, |known| known.stays.len()))
+    }
+
+    fn check_rooms(&self, others: usize) -> Result<(), LimitReached> {
+        let limit = self.limits.rooms_per_connection;
+        match others < limit {
+            true => Ok(()),
+            false => Err(LimitReached::TooManyRooms { limit }),
+        }
     }
 
     /// Whether the room takes another connection.
@@ -289,11 +340,12 @@ impl Rooms {
         user: Option<UserId>,
         info: Info,
     ) -> Option<Diff> {
-        let before = self.presence_of(connection, &stay);
+        let before = self.describe(connection, &stay);
         let known = self.connections.get_mut(&connection)?;
         let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
         remembered.user.clone_from(&user);
-        let after = Presence { connection, user, info, joined_at: before.joined_at };
+        let (connection, joined_at) = (before.connection, before.joined_at);
+        let after = Presence { connection, user, info, joined_at };
         let mut diff = None;
         self.exchange(&stay.room, Update { before, after }, &mut diff);
         diff
@@ -308,13 +360,16 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        self.forget_turn(&stay.room, connection);
-        let Stay { room, user, joined_at, joined: joined_version } = stay;
+        let presence = stay.presence(connection);
+        self.forget_turn(&stay.room, presence);
+        self.forget_successor(&stay);
+        let Stay { room, user, joined_at, joined: joined_version, .. } = stay;
         let (last_seen, sign) = (last.utc(), last.sign());
         // Its info is in the room.
         let (info, joined_at) = (Info::EMPTY, utc(joined_at));
-        let presence = Presence { connection, user, info, joined_at };
-        self.exit(&room, Left { presence, cause, last_seen, sign, joined_version }, diff);
+        let presence = Presence { connection: presence, user, info, joined_at };
+        let left = Left { presence, connection, cause, last_seen, sign, joined_version };
+        self.exit(&room, left, diff);
     }
 
     pub(super) fn hold(&mut self, now: Moment) -> Moment {

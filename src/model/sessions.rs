@@ -1,23 +1,25 @@
-//! Client sessions that outlive their connections: who may take whose place, and who is fading.
+//! Client sessions that outlive their connections: whose presence is whose, and who is fading.
 //!
-//! A presence keeps the id of the connection that began it. When the client comes back on another
-//! connection with the same key, that one *speaks for* the presence from then on, and what the old
-//! one still sends is ignored: nobody sees a leave or a join.
+//! A presence keeps the id of the connection that founded it. When the client comes back on another
+//! connection with the same key, that one takes its place in the room it joins, and nobody sees a leave
+//! or a join: see [`joining`](super::joining).
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
-use super::{ConnectionId, InvalidName, Moment, RoomName, UserId, micros, shrink::Shrink};
+use super::{ConnectionId, Info, InvalidName, Moment, RoomName, UserId, micros, shrink::Shrink};
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///
 /// Made by the client, one per browser tab, and known to nobody else: who knows it can take the
 /// session's place.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionKey(RoomName);
 
@@ -38,25 +40,16 @@ impl SessionKey {
     }
 }
 
-type Client = (SessionKey, Option<UserId>);
+/// A client in a room. Without a room it sorts before all rooms of the client.
+type Client = (SessionKey, Option<UserId>, Option<RoomName>);
 
+/// The client session that a presence belongs to.
 #[derive(Debug)]
 struct Session {
-    client: Client,
-    /// The connection that speaks for it.
-    speaker: ConnectionId,
-}
-
-/// Whose place a connection that joins gets, once the join is [taken](Sessions::take).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The id of the presences it speaks for.
-    pub presence: ConnectionId,
-    /// Whether another connection did until now.
-    pub replaces: bool,
-    connection: ConnectionId,
-    /// The client it becomes the connection of.
-    client: Option<Client>,
+    key: SessionKey,
+    user: Option<UserId>,
+    /// The part of the presence's info that is fixed, by a token.
+    fixed: Info,
 }
 
 /// A newer connection of the same client session has taken this one's place.
@@ -64,148 +57,114 @@ pub struct Claim {
 #[error("a newer connection of the same session has taken its place")]
 pub struct Superseded;
 
-/// The client sessions of a registry; a plain value.
+/// The client sessions of a registry; a plain value. Everything is known by presence and room: a
+/// session key reaches no further than the room that its connection was let into.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    /// The presences of each client: one, unless it has connections in several rooms.
-    clients: HashMap<Client, SmallVec<[ConnectionId; 1]>, RandomState>,
-    sessions: HashMap<ConnectionId, Session, RandomState>,
-    /// Connections that speak for a presence that another one began.
-    speakers: HashMap<ConnectionId, ConnectionId, RandomState>,
-    /// Stays whose client is away, in the order in which they end: when, on the monotonic clock.
+    /// The presence of each client in each room; the latest, if a change of users has made two of one.
+    clients: BTreeMap<Client, ConnectionId>,
+    sessions: HashMap<(ConnectionId, RoomName), Session, RandomState>,
+    /// Presences whose client is away, in the order in which they end: when, on the monotonic clock.
     fading: LinkedHashMap<(ConnectionId, RoomName), u64, RandomState>,
 }
 
 impl Sessions {
     /// Gives back the space of a crowd that has gone.
     pub(crate) fn shrink(&mut self) {
-        self.clients.shrink();
         self.sessions.shrink();
-        self.speakers.shrink();
         self.fading.shrink();
     }
 
-    /// The id of the presences that the connection speaks for; `None` if a newer connection does.
+    /// The presence of this client in the room.
     #[must_use]
-    pub fn resolve(&self, connection: ConnectionId) -> Option<ConnectionId> {
-        if let Some(presence) = self.speakers.get(&connection) {
-            return Some(*presence);
-        }
-        match self.sessions.get(&connection) {
-            Some(session) if session.speaker != connection => None,
-            _ => Some(connection),
-        }
-    }
-
-    /// The id of the presences of this client that has one in a room; `there` says which have.
-    #[must_use]
-    pub fn presence_of(
+    pub fn presence_in(
         &self,
-        client: &(SessionKey, Option<UserId>),
-        there: impl Fn(ConnectionId) -> bool,
-    ) -> Option<ConnectionId> {
-        self.clients.get(client)?.iter().copied().find(|presence| there(*presence))
-    }
-
-    /// Whose place the connection gets if it joins a room as the client with this key: that of an
-    /// older connection that is in the room, which `there` says, or one that another node holds there,
-    /// which is `elsewhere`.
-    ///
-    /// # Errors
-    ///
-    /// [`Superseded`] if a newer connection has taken its place: ids of connections rise.
-    pub fn claim(
-        &self,
-        connection: ConnectionId,
-        key: Option<SessionKey>,
+        room: &RoomName,
+        key: &SessionKey,
         user: Option<&UserId>,
-        there: impl Fn(ConnectionId) -> bool,
-        elsewhere: Option<ConnectionId>,
-    ) -> Result<Claim, Superseded> {
-        let presence = self.resolve(connection).ok_or(Superseded)?;
-        if let Some(session) = self.sessions.get(&presence) {
-            // It has its key; what may change is the user.
-            let client = Some((session.client.0.clone(), user.cloned()));
-            return Ok(Claim { presence, replaces: false, connection, client });
+    ) -> Option<ConnectionId> {
+        if self.clients.is_empty() {
+            return None;
         }
-        let Some(key) = key else {
-            return Ok(Claim { presence, replaces: false, connection, client: None });
-        };
-        let client = (key, user.cloned());
-        let older = self.presence_of(&client, there).or(elsewhere);
-        let speaker = older.and_then(|older| self.sessions.get(&older)).map(|older| older.speaker);
-        if speaker.is_some_and(|speaker| connection < speaker) {
-            return Err(Superseded);
-        }
-        let (presence, replaces) = (older.unwrap_or(connection), older.is_some());
-        Ok(Claim { presence, replaces, connection, client: Some(client) })
+        self.clients.get(&(key.clone(), user.cloned(), Some(room.clone()))).copied()
     }
 
-    /// Makes the connection of the claim the one that speaks.
-    pub fn take(&mut self, claim: Claim) {
-        let Claim { presence, connection, client, .. } = claim;
-        let Some(client) = client else { return };
-        if self.sessions.get(&presence).is_none_or(|session| session.client != client) {
-            self.unbind(presence);
-            self.clients.entry(client.clone()).or_default().push(presence);
-        }
-        let session = Session { client, speaker: connection };
-        if let Some(before) = self.sessions.insert(presence, session) {
-            self.speakers.remove(&before.speaker);
-        }
-        if connection != presence {
-            self.speakers.insert(connection, presence);
-        }
+    /// The presences of this client, by room.
+    pub fn presences_of(
+        &self,
+        key: &SessionKey,
+        user: Option<&UserId>,
+    ) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
+        let first = (key.clone(), user.cloned(), None);
+        let (key, user) = (first.0.clone(), first.1.clone());
+        let all = self.clients.range(first..);
+        let all = all.take_while(move |((one, who, _), _)| (one, who) == (&key, &user));
+        all.filter_map(|((_, _, room), presence)| Some((room.as_ref()?, *presence)))
     }
 
-    /// A presence of before, whose client is away.
-    pub fn restore(
+    /// The presence in the room belongs to this client session from now on. Answers whether that is
+    /// something new.
+    pub fn bind(
         &mut self,
+        room: &RoomName,
         presence: ConnectionId,
-        key: Option<SessionKey>,
+        key: SessionKey,
         user: Option<UserId>,
-    ) {
-        let client = key.map(|key| (key, user));
-        let (replaces, connection) = (false, presence);
-        self.take(Claim { presence, replaces, connection, client });
+        fixed: Info,
+    ) -> bool {
+        let place = (presence, room.clone());
+        let session = Session { key, user, fixed };
+        let client = session.client(room);
+        match self.sessions.insert(place, session) {
+            Some(before) if before.client(room) == client => {
+                return before.fixed != self.fixed(room, presence);
+            }
+            Some(before) => self.unbind(&before.client(room), presence),
+            None => {}
+        }
+        self.clients.insert(client, presence);
+        true
     }
 
-    /// The presence is not that of its client any more.
-    fn unbind(&mut self, presence: ConnectionId) {
-        let Some(session) = self.sessions.get(&presence) else { return };
-        let Some(presences) = self.clients.get_mut(&session.client) else { return };
-        presences.retain(|one| *one != presence);
-        if presences.is_empty() {
-            self.clients.remove(&session.client);
+    /// The presence is not that of the client any more.
+    fn unbind(&mut self, client: &Client, presence: ConnectionId) {
+        if self.clients.get(client) == Some(&presence) {
+            self.clients.remove(client);
         }
     }
 
-    /// The key of the client session that the presences belong to.
-    #[must_use]
-    pub fn key_of(&self, presence: ConnectionId) -> Option<&SessionKey> {
-        self.sessions.get(&presence).map(|session| &session.client.0)
+    fn session(&self, room: &RoomName, presence: ConnectionId) -> Option<&Session> {
+        match self.sessions.is_empty() {
+            true => None,
+            false => self.sessions.get(&(presence, room.clone())),
+        }
     }
 
-    /// Whether the presences belong to a client session.
+    /// The key of the client session that the presence in the room belongs to.
     #[must_use]
-    pub fn has_key(&self, presence: ConnectionId) -> bool {
-        self.sessions.contains_key(&presence)
+    pub fn key_of(&self, room: &RoomName, presence: ConnectionId) -> Option<&SessionKey> {
+        self.session(room, presence).map(|session| &session.key)
     }
 
-    /// The presence's client is away from the room: it may come back until `now + grace`.
+    /// The part of the presence's info that is fixed, as far as a client session needs it.
+    #[must_use]
+    pub fn fixed(&self, room: &RoomName, presence: ConnectionId) -> Info {
+        self.session(room, presence).map(|session| session.fixed.clone()).unwrap_or_default()
+    }
+
+    /// The client of the presence is away from the room: it may come back until `now + grace`.
     pub fn fade(&mut self, presence: ConnectionId, room: RoomName, now: Moment, grace: Duration) {
         let until = now.monotonic.saturating_add(micros(grace));
         self.fading.insert((presence, room), until);
     }
 
-    /// The presence's client is in the room again, or the presence has ended there.
-    pub fn unfade(&mut self, presence: ConnectionId, room: &RoomName) {
-        if !self.fading.is_empty() {
-            self.fading.remove(&(presence, room.clone()));
-        }
+    /// The client of the presence is in the room again, or the presence has ended there. Answers whether
+    /// it was away.
+    pub fn unfade(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
+        !self.fading.is_empty() && self.fading.remove(&(presence, room.clone())).is_some()
     }
 
-    /// Until when the presence's client may come back, on the monotonic clock, if it is away.
+    /// Until when the client of the presence may come back, on the monotonic clock, if it is away.
     #[must_use]
     pub fn fading(&self, presence: ConnectionId, room: &RoomName) -> Option<u64> {
         match self.fading.is_empty() {
@@ -214,35 +173,41 @@ impl Sessions {
         }
     }
 
-    /// When the next fading stay ends, in microseconds of the monotonic clock.
+    /// When the next fading presence ends, in microseconds of the monotonic clock.
     #[must_use]
     pub fn next_end(&self) -> Option<u64> {
         self.fading.front().map(|(_, until)| *until)
     }
 
-    /// Takes a stay whose time to come back is over.
+    /// Takes a presence whose time to come back is over.
     pub fn take_faded(&mut self, now: Moment) -> Option<(ConnectionId, RoomName)> {
         if self.next_end()? > now.monotonic {
             return None;
         }
-        self.fading.pop_front().map(|(stay, _)| stay)
+        self.fading.pop_front().map(|(presence, _)| presence)
     }
 
-    /// The presences are no more.
-    pub fn forget(&mut self, presence: ConnectionId) {
-        self.unbind(presence);
-        if let Some(session) = self.sessions.remove(&presence) {
-            self.speakers.remove(&session.speaker);
+    /// This node does not hold the presence in the room any more.
+    pub fn forget(&mut self, room: &RoomName, presence: ConnectionId) {
+        self.unfade(presence, room);
+        if self.sessions.is_empty() {
+            return;
+        }
+        if let Some(session) = self.sessions.remove(&(presence, room.clone())) {
+            self.unbind(&session.client(room), presence);
         }
     }
 
     /// Whether nobody has a session key and nobody is fading.
     #[cfg(test)]
-    fn is_empty(&self) -> bool {
-        self.clients.is_empty()
-            && self.sessions.is_empty()
-            && self.speakers.is_empty()
-            && self.fading.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.clients.is_empty() && self.sessions.is_empty() && self.fading.is_empty()
+    }
+}
+
+impl Session {
+    fn client(&self, room: &RoomName) -> Client {
+        (self.key.clone(), self.user.clone(), Some(room.clone()))
     }
 }
 
@@ -254,81 +219,60 @@ mod tests {
         ConnectionId::from_u128(n)
     }
 
-    fn key() -> Option<SessionKey> {
-        SessionKey::new("tab").ok()
-    }
-
-    fn join(
-        sessions: &mut Sessions,
-        connection: u128,
-        key: Option<SessionKey>,
-        user: Option<&UserId>,
-    ) -> (ConnectionId, bool) {
-        let claim = sessions.claim(id(connection), key, user, |_| true, None).unwrap();
-        let (presence, replaces) = (claim.presence, claim.replaces);
-        sessions.take(claim);
-        (presence, replaces)
+    fn names() -> [RoomName; 2] {
+        ["a", "b"].map(|name| RoomName::new(name).unwrap())
     }
 
     #[test]
-    fn a_newer_connection_takes_the_place_and_the_older_one_is_heard_no_more() {
+    fn a_client_is_found_by_room_and_in_all_its_rooms() {
         let mut sessions = Sessions::default();
-        assert_eq!(join(&mut sessions, 1, key(), None), (id(1), false));
-        assert_eq!(join(&mut sessions, 1, key(), None), (id(1), false), "its second room");
-        for (old, new) in [(1, 2), (2, 3)] {
-            assert_eq!(join(&mut sessions, new, key(), None), (id(1), true));
-            assert_eq!(sessions.resolve(id(new)), Some(id(1)));
-            assert_ne!(sessions.resolve(id(old)), Some(id(1)));
-            assert_eq!(sessions.claim(id(old), key(), None, |_| true, None), Err(Superseded));
+        let [a, b] = names();
+        let key = |key| SessionKey::new(key).unwrap();
+        let ada = UserId::new("ada").ok();
+        assert!(sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY));
+        assert!(!sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY), "twice");
+        for (room, presence, key, user) in [
+            (&b, 2, key("tab"), ada.clone()),
+            (&a, 3, key("tab"), None),
+            (&a, 4, key("other"), ada.clone()),
+        ] {
+            assert!(sessions.bind(room, id(presence), key, user, Info::EMPTY));
         }
-        sessions.forget(id(1));
-        assert!(sessions.is_empty());
-        assert_eq!(sessions.resolve(id(3)), Some(id(3)));
-    }
-
-    #[test]
-    fn another_user_or_another_key_is_another_session() {
-        let mut sessions = Sessions::default();
-        let ada = UserId::new("ada").unwrap();
-        join(&mut sessions, 1, key(), Some(&ada));
-        assert_eq!(join(&mut sessions, 2, key(), None), (id(2), false));
-        let other = SessionKey::new("other").ok();
-        assert_eq!(join(&mut sessions, 3, other, Some(&ada)), (id(3), false));
-        assert_eq!(join(&mut sessions, 4, None, Some(&ada)), (id(4), false));
-        assert_eq!(join(&mut sessions, 5, key(), Some(&ada)), (id(1), true));
-    }
-
-    #[test]
-    fn who_becomes_another_user_is_that_users_session_from_then_on() {
-        let mut sessions = Sessions::default();
-        let ada = UserId::new("ada").unwrap();
-        join(&mut sessions, 1, key(), None);
-        assert_eq!(join(&mut sessions, 1, key(), Some(&ada)), (id(1), false));
-        assert_eq!(join(&mut sessions, 2, key(), None), (id(2), false), "somebody anonymous");
-        assert_eq!(join(&mut sessions, 3, key(), Some(&ada)), (id(1), true));
-        sessions.forget(id(1));
-        sessions.forget(id(2));
+        let tab = key("tab");
+        assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), Some(id(1)));
+        assert_eq!(sessions.presence_in(&a, &tab, None), Some(id(3)));
+        let all: Vec<_> = sessions.presences_of(&tab, ada.as_ref()).collect();
+        assert_eq!(all, [(&a, id(1)), (&b, id(2))]);
+        sessions.forget(&a, id(1));
+        assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), None);
+        for (room, presence) in [(&b, 2), (&a, 3), (&a, 4)] {
+            sessions.forget(room, id(presence));
+        }
         assert!(sessions.is_empty());
     }
 
     #[test]
-    fn connections_of_one_client_in_several_rooms_live_side_by_side() {
+    fn a_presence_that_changes_its_user_is_that_users_and_leaves_what_is_anothers() {
         let mut sessions = Sessions::default();
-        join(&mut sessions, 1, key(), None);
-        for (connection, in_the_room, expected) in [(2, 0, (2, false)), (3, 1, (1, true))] {
-            let there = |presence| presence == id(in_the_room);
-            let claim = sessions.claim(id(connection), key(), None, there, None).unwrap();
-            assert_eq!((claim.presence, claim.replaces), (id(expected.0), expected.1));
-            sessions.take(claim);
-        }
-        assert_eq!([1, 2, 3].map(|n| sessions.resolve(id(n))), [None, Some(id(2)), Some(id(1))]);
+        let [room, _] = names();
+        let tab = SessionKey::new("tab").unwrap();
+        let ada = UserId::new("ada").ok();
+        sessions.bind(&room, id(1), tab.clone(), None, Info::EMPTY);
+        sessions.bind(&room, id(2), tab.clone(), ada.clone(), Info::EMPTY);
+        sessions.bind(&room, id(1), tab.clone(), ada.clone(), Info::EMPTY);
+        assert_eq!(sessions.presence_in(&room, &tab, None), None);
+        assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)), "the latest");
+        sessions.forget(&room, id(2));
+        assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)));
+        sessions.forget(&room, id(1));
+        assert!(sessions.is_empty());
     }
 
     #[test]
-    fn fading_stays_end_in_order_unless_their_client_is_back() {
+    fn fading_presences_end_in_order_unless_their_client_is_back() {
         let mut sessions = Sessions::default();
         let at = |secs: u64| Moment { monotonic: secs * 1_000_000, wall: 0 };
-        let [a, b] = ["a", "b"].map(|name| RoomName::new(name).unwrap());
+        let [a, b] = names();
         let grace = Duration::from_secs(10);
         sessions.fade(id(1), a.clone(), at(0), grace);
         sessions.fade(id(1), b.clone(), at(1), grace);

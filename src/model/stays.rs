@@ -1,5 +1,11 @@
 //! What this node knows of the connections that it holds: their rooms, and when they were last heard
 //! of.
+//!
+//! A presence is shown under the id of the connection that founded it, and that id never changes: rooms,
+//! rows and the wire use it. Liveness and membership belong to the connection behind the presence, which
+//! is another one after its client has reconnected.
+
+use std::collections::hash_map::Entry;
 
 use chrono::{DateTime, Utc};
 
@@ -13,6 +19,8 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Stay {
     pub(super) room: RoomName,
+    /// The connection that founded the presence, if it was another one: boxed, as few need the space.
+    pub(super) founder: Option<Box<ConnectionId>>,
     pub(super) user: Option<UserId>,
     /// Microseconds since 1970.
     pub(super) joined_at: i64,
@@ -57,8 +65,13 @@ impl LastSign {
 }
 
 impl Stay {
+    /// The id under which it is shown, where this connection is behind it.
+    pub(super) fn presence(&self, connection: ConnectionId) -> ConnectionId {
+        self.founder.as_deref().copied().unwrap_or(connection)
+    }
+
     pub(super) fn place(&self, connection: ConnectionId) -> Place {
-        Place::new(self.user.clone(), self.joined_at, connection)
+        Place::new(self.user.clone(), self.joined_at, self.presence(connection))
     }
 }
 
@@ -69,13 +82,44 @@ impl Connection {
 }
 
 impl Rooms {
-    /// The stay of a connection that this node holds.
-    pub(super) fn stay(&self, room: &RoomName, connection: ConnectionId) -> Option<&Stay> {
-        self.connections.get(&connection)?.stay(room)
+    /// The connection behind a presence that this node holds, with its stay.
+    pub(super) fn held(
+        &self,
+        room: &RoomName,
+        presence: ConnectionId,
+    ) -> Option<(ConnectionId, &Connection, &Stay)> {
+        let connection = self.successor(room, presence).unwrap_or(presence);
+        let known = self.connections.get(&connection)?;
+        let stay = known.stay(room)?;
+        (stay.presence(connection) == presence).then_some((connection, known, stay))
     }
 
-    /// Puts a stay to a connection, which was heard of now.
-    pub(super) fn put_stay(&mut self, connection: ConnectionId, stay: Stay, now: Moment) {
+    /// The connection that took over a presence of another one, if any did.
+    pub(super) fn successor(
+        &self,
+        room: &RoomName,
+        presence: ConnectionId,
+    ) -> Option<ConnectionId> {
+        if self.successors.is_empty() {
+            return None;
+        }
+        let rooms = self.successors.get(&presence)?;
+        rooms.iter().find(|(name, _)| name == room).map(|(_, connection)| *connection)
+    }
+
+    /// Puts the stay of a presence to a connection, which was heard of now.
+    pub(super) fn put_stay(
+        &mut self,
+        connection: ConnectionId,
+        presence: ConnectionId,
+        mut stay: Stay,
+        now: Moment,
+    ) {
+        stay.founder = (presence != connection).then(|| Box::new(presence));
+        if stay.founder.is_some() {
+            let rooms = self.successors.entry(presence).or_default();
+            rooms.push((stay.room.clone(), connection));
+        }
         let last = LastSign::new(now, Sign::Join);
         match self.connections.to_back(&connection) {
             Some(known) => {
@@ -105,12 +149,23 @@ impl Rooms {
         Some((stay, last))
     }
 
+    /// The connection is no longer behind the presence of the stay.
+    pub(super) fn forget_successor(&mut self, stay: &Stay) {
+        let Some(founder) = stay.founder.as_deref() else { return };
+        let Entry::Occupied(mut rooms) = self.successors.entry(*founder) else { return };
+        let index = rooms.get().iter().position(|(name, _)| *name == stay.room);
+        index.and_then(|index| rooms.get_mut().remove(index));
+        if rooms.get().is_empty() {
+            rooms.remove();
+        }
+    }
+
     /// The presence of a stay, with the info that is in the room.
-    pub(super) fn presence_of(&self, connection: ConnectionId, stay: &Stay) -> Presence {
+    pub(super) fn describe(&self, connection: ConnectionId, stay: &Stay) -> Presence {
         let room = self.rooms.get(&stay.room);
         let info = room.and_then(|room| room.info(&stay.place(connection)));
         Presence {
-            connection,
+            connection: stay.presence(connection),
             user: stay.user.clone(),
             info: info.cloned().unwrap_or_default(),
             joined_at: utc(stay.joined_at),

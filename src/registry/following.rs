@@ -17,7 +17,8 @@ use crate::{
     messages::{Change, PresenceChanged},
     mirror::store::{RoomRows, StoreError},
     model::{
-        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, micros,
+        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded,
+        micros,
     },
 };
 
@@ -229,6 +230,7 @@ impl RoomRegistry {
 
     fn take_rooms(&mut self, read: ReadRooms, now: Moment) {
         for (room, everybody) in read.rooms {
+            self.write_missing(&room, |presence| read.own.contains(&(room.clone(), presence)));
             self.end_rivals(&room, everybody.iter(), now);
             let Some(cluster) = &self.cluster else { return };
             let left = |node: &NodeName| match cluster.peers.is_alive(node) {
@@ -247,6 +249,17 @@ impl RoomRegistry {
         }
     }
 
+    /// Has rows written again that others have removed, of presences that this node holds: another node
+    /// may have taken one and ended it before this one heard of either.
+    fn write_missing(&mut self, room: &RoomName, is_written: impl Fn(ConnectionId) -> bool) {
+        let snapshot = self.rooms.snapshot(room);
+        for presence in snapshot.connections().filter(|one| !is_written(*one)) {
+            if self.rooms.holds(room, presence) {
+                self.mirror.mark_one(room.clone(), presence);
+            }
+        }
+    }
+
     pub(super) fn take_news(&mut self, news: News, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
         let me = cluster.me().clone();
@@ -257,9 +270,16 @@ impl RoomRegistry {
         }
         let here = heard.iter().filter_map(|heard| match heard {
             Heard::Here(remote) => Some(remote),
-            Heard::Gone { .. } => None,
+            Heard::Gone { connection, .. } => {
+                if self.rooms.holds(&room, *connection) {
+                    // The other node held it, too, and has removed its row.
+                    self.mirror.mark_one(room.clone(), *connection);
+                }
+                None
+            }
         });
-        self.end_rivals(&room, here, now);
+        let here: Vec<_> = here.collect();
+        self.end_rivals(&room, here.into_iter(), now);
         let outcome = self.rooms.hear(&room, heard, &me);
         self.take_outcome(&room, &node, outcome, now);
     }
@@ -271,8 +291,8 @@ impl RoomRegistry {
         outcome: Outcome,
         now: Moment,
     ) {
-        for connection in outcome.yielded {
-            self.yielded(room, connection);
+        for yielded in outcome.yielded {
+            self.yielded(room, yielded);
         }
         if let Some(diff) = outcome.diff {
             self.announce_from(diff, node, false, now);
@@ -281,17 +301,11 @@ impl RoomRegistry {
     }
 
     /// The client of a presence has come back on another node, which holds it from now on.
-    fn yielded(&mut self, room: &RoomName, connection: ConnectionId) {
-        self.mirror.mark_one(room.clone(), connection);
-        self.adopted_orphan(connection, room);
-        self.sessions.unfade(connection, room);
-        self.delivery.exit(room, connection);
-        if self.rooms.last_seen(connection).is_none() {
-            self.delivery.disconnect(connection, Cause::Replaced);
-            self.sessions.forget(connection);
-        } else {
-            self.delivery.close_room(room, connection, Cause::Replaced);
-        }
+    fn yielded(&mut self, room: &RoomName, Yielded { presence, connection }: Yielded) {
+        self.mirror.mark_one(room.clone(), presence);
+        self.adopted_orphan(presence, room);
+        self.sessions.forget(room, presence);
+        self.is_out_of(room, connection, Cause::Replaced);
     }
 
     /// A client session has one presence in a room. Where two nodes took it in without knowing of each
@@ -303,10 +317,9 @@ impl RoomRegistry {
         now: Moment,
     ) {
         for remote in remotes {
-            let Some(session) = remote.session.clone() else { continue };
-            let client = (session, remote.presence.user.clone());
-            let here = |presence| self.rooms.holds(room, presence);
-            let Some(own) = self.sessions.presence_of(&client, here) else { continue };
+            let Some(session) = &remote.session else { continue };
+            let user = remote.presence.user.as_ref();
+            let Some(own) = self.sessions.presence_in(room, session, user) else { continue };
             let theirs = remote.presence.connection;
             let own_is_here = self.sessions.fading(own, room).is_none();
             if own == theirs {
@@ -316,7 +329,7 @@ impl RoomRegistry {
                     self.mirror.mark_one(room.clone(), own);
                 }
             } else if (own_is_here, own) < (remote.fading.is_none(), theirs) {
-                let diff = self.rooms.leave(room, own, Cause::Replaced);
+                let diff = self.rooms.leave_together(room, &[own], Cause::Replaced);
                 self.announce_leave(diff, Cause::Replaced, now);
             }
         }

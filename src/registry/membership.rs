@@ -12,8 +12,9 @@ use crate::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
     },
-    mirror::Memory,
-    model::{Cause, ConnectionId, Diff, Moment, Remote, RoomName, Sign},
+    model::{
+        Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote, RoomName, Sign,
+    },
     wire::json::Sender,
 };
 
@@ -48,13 +49,21 @@ impl Handler<Join> for RoomRegistry {
     }
 }
 
+impl From<NotEntered> for JoinError {
+    fn from(error: NotEntered) -> Self {
+        match error {
+            NotEntered::Limit(limit) => Self::Limit(limit),
+            NotEntered::Superseded(superseded) => Self::Superseded(superseded),
+        }
+    }
+}
+
 impl RoomRegistry {
     fn may_join(&self, Admit { room, user, info, session }: Admit) -> Result<(), JoinError> {
         self.admit(&room, user.as_ref(), &info)?;
         if let Some(key) = session {
             let elsewhere = self.rooms.remote_client(&room, &key, user.as_ref());
-            let here = |presence| self.rooms.holds(&room, presence);
-            if elsewhere.or(self.sessions.presence_of(&(key, user), here)).is_some() {
+            if elsewhere.or(self.sessions.presence_in(&room, &key, user.as_ref())).is_some() {
                 return Ok(());
             }
         }
@@ -63,38 +72,33 @@ impl RoomRegistry {
 
     fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
         let now = self.clock.now();
-        let Join { room, connection, user, info, session, dialect, .. } = msg;
+        let Join { room, connection, user, info, fixed, session, dialect, .. } = msg;
         let (forward, disconnect) = (msg.forward, msg.disconnect);
         let (backlog_limit, socket) = (msg.backlog_limit, msg.socket);
         let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         self.admit(&room, user.as_ref(), &info)?;
-        let here = |presence| self.rooms.holds(&room, presence);
-        let elsewhere = session.as_ref();
-        let elsewhere =
-            elsewhere.and_then(|key| self.rooms.remote_client(&room, key, user.as_ref()));
-        let claim = self.sessions.claim(connection, session, user.as_ref(), here, elsewhere)?;
-        let connection = claim.presence;
         let known = self.rooms.last_seen(connection).is_some();
-        let adopted = self.rooms.adopt(&room, connection, &self.node, now);
-        let diff = self.rooms.join(&room, connection, user, info, now)?;
+        let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
+        let entered = self.sessions.enter(&mut self.rooms, entering, &self.node, now)?;
+        let Entered { presence, diff, resumed, rewrite } = entered;
 
-        self.take_place(claim, &room, now);
-        if adopted {
-            tracing::debug!(%room, %connection, "came back from another node");
-            let memory = Memory { rooms: &self.rooms, sessions: Some((&self.sessions, now)) };
-            if let Some(row) = memory.row(&room, connection) {
-                self.mirror.adopt(row);
-            }
+        if let Some(from) = resumed {
+            self.resumed(&room, presence, from, now);
         }
-        let changed = diff.is_some();
-        if known {
+        self.adopted_orphan(presence, &room);
+        if known || resumed.is_some() {
             self.mirror.heard(connection);
         }
+        let changed = diff.is_some();
         if let Some(diff) = diff {
             self.joins.add(diff.joins.len());
-            tracing::debug!(room = %diff.room, %connection, version = diff.version, "joined");
+            tracing::debug!(%room, %connection, version = diff.version, "joined");
             self.announce(diff, now);
+        }
+        if rewrite && self.cluster.is_some() {
+            // Other nodes want to know whose presence it is, and that its client is here.
+            self.mirror.mark_one(room.clone(), presence);
         }
         let snapshot = self.rooms.snapshot(&room);
         self.delivery.enter(&snapshot, connection, outlet, msg.courier, now.monotonic);
@@ -122,7 +126,6 @@ impl Handler<Leave> for RoomRegistry {
             let now = registry.clock.now();
             let Leave { room, connection, cause } = msg;
             let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
-            let Some(connection) = registry.sessions.resolve(connection) else { return false };
             let diff = registry.rooms.leave(&room, connection, cause);
             let left = diff.is_some();
             registry.announce_leave(diff, cause, now);
@@ -146,7 +149,10 @@ impl Handler<LeaveAll> for RoomRegistry {
             // What becomes of its presences has been decided.
             return 0;
         }
-        let Some(connection) = self.sessions.resolve(connection) else { return 0 };
+        if self.rooms.has_ended(connection) && cause != Cause::Left {
+            // Its presences fade, and may be another connection's soon.
+            return 0;
+        }
         let rooms = self.end_connection(connection, cause, now);
         self.settle(ctx, now);
         rooms
@@ -178,7 +184,6 @@ impl Handler<Together> for RoomRegistry {
 
 impl RoomRegistry {
     fn touch(&mut self, Touch { connection, sign }: Touch, now: Moment) {
-        let Some(connection) = self.sessions.resolve(connection) else { return };
         if self.rooms.touch(connection, sign, now) {
             self.touches += 1;
             self.mirror.heard(connection);
@@ -193,8 +198,7 @@ impl Handler<UpdateInfo> for RoomRegistry {
         let room = msg.room.clone();
         self.in_turn(&room, ctx, move |registry, ctx| {
             let now = registry.clock.now();
-            let Some(connection) = registry.sessions.resolve(msg.connection) else { return false };
-            let diff = registry.rooms.update_info(&msg.room, connection, msg.info);
+            let diff = registry.rooms.update_info(&msg.room, msg.connection, msg.info);
             let changed = diff.is_some();
             if let Some(diff) = diff {
                 registry.announce(diff, now);
@@ -239,18 +243,15 @@ impl RoomRegistry {
         let _span = tracing::debug_span!("publish", %room).entered();
         let from = match from {
             Some(connection) => {
-                let connection = self.sessions.resolve(connection).ok_or(NotAMember)?;
-                if !self.rooms.holds(&room, connection) {
-                    return Err(NotAMember);
-                }
-                let sender = self.rooms.presence(&room, connection).ok_or(NotAMember)?;
+                let presence = self.rooms.shown_as(&room, connection).ok_or(NotAMember)?;
+                let sender = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
                 self.rooms.touch(connection, Sign::Message, now);
                 self.mirror.heard(connection);
-                Some(Sender { id: sender.presence.user, connection })
+                Some(Sender { id: sender.presence.user, connection: presence })
             }
             None => None,
         };
-        let except = except.and_then(|connection| self.sessions.resolve(connection));
+        let except = except.map(|one| self.rooms.shown_as(&room, one).unwrap_or(one));
         let abroad = self.cluster.as_ref().map(|_| (content.clone(), from.clone()));
         let taking = self.deliver(&room, content, from, except, now);
         if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
@@ -267,7 +268,7 @@ impl RoomRegistry {
         Ok(taking)
     }
 
-    /// Sends to the members of the room that are here.
+    /// Sends to the members of the room that are here, but for the connection of one presence.
     pub(super) fn deliver(
         &mut self,
         room: &RoomName,
@@ -276,6 +277,7 @@ impl RoomRegistry {
         except: Option<ConnectionId>,
         now: Moment,
     ) -> Taking {
+        let except = except.and_then(|presence| self.rooms.connection_behind(room, presence));
         let (taking, refused) = self.delivery.publish(room, content, from, except, now.monotonic);
         self.put_out(&refused, now);
         taking
@@ -298,13 +300,18 @@ impl RoomRegistry {
     /// Puts out those who are here. Answers how many.
     pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
         let connections = match whom {
-            Kick::Connection(connection) => vec![*connection],
+            Kick::Connection(id) => self.rooms.connections_named(*id),
             Kick::User(user) => self.rooms.connections_of(user),
         };
-        let kicked = connections
-            .into_iter()
-            .filter(|connection| self.leave_all(*connection, Cause::Kicked, now) > 0);
-        kicked.count()
+        let mut kicked = 0;
+        for connection in connections {
+            kicked += usize::from(self.leave_all(connection, Cause::Kicked, now) > 0);
+        }
+        match whom {
+            // Its presences may have several connections behind them, and it is one all the same.
+            Kick::Connection(_) => kicked.min(1),
+            Kick::User(_) => kicked,
+        }
     }
 
     /// Puts out everybody who is here. Answers how many.

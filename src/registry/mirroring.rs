@@ -202,13 +202,14 @@ impl RoomRegistry {
             };
             let here: Vec<_> = self.rooms.snapshot(&room).connections().collect();
             let here = here.into_iter().filter(|one| self.rooms.holds(&room, *one));
-            let (stay, go): (Vec<_>, Vec<_>) = here.partition(|one| self.sessions.has_key(*one));
+            let keyed = |one: &_| self.sessions.key_of(&room, *one).is_some();
+            let (stay, go): (Vec<_>, Vec<_>) = here.partition(keyed);
             let diff = self.rooms.leave_together(&room, &go, Cause::Shutdown);
             self.announce_leave(diff, Cause::Shutdown, now);
-            for connection in stay {
-                self.mirror.mark_one(room.clone(), connection);
+            for presence in stay {
+                self.mirror.mark_one(room.clone(), presence);
                 // The rows end by the database's clock; this node is gone by then.
-                self.sessions.fade(connection, room.clone(), now, grace);
+                self.sessions.fade(presence, room.clone(), now, grace);
             }
         }
     }

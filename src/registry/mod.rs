@@ -8,6 +8,7 @@ mod following;
 mod membership;
 mod mirroring;
 mod observing;
+mod places;
 mod queries;
 mod sessions;
 mod verifying;
@@ -24,7 +25,7 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::following::Waiter;
+use self::{following::Waiter, places::Places};
 use crate::{
     clock::Clock,
     cluster::Cluster,
@@ -74,6 +75,7 @@ pub struct RoomRegistry {
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
     departures: Departures<Explained>,
+    places: Places,
     clock: Clock,
     delivery: Delivery,
     observers: Observers,
@@ -119,6 +121,7 @@ impl RoomRegistry {
             rooms: parts.rooms,
             sessions: Sessions::default(),
             departures: Departures::default(),
+            places: Places::default(),
             clock: parts.clock,
             delivery: Delivery::default(),
             observers: Observers::new(parts.observer_queue),

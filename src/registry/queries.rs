@@ -152,10 +152,7 @@ impl RoomRegistry {
     /// Connections on other nodes that this one sees and that are to be put out.
     pub(super) fn remotes_of(&self, whom: &Kick) -> usize {
         match whom {
-            Kick::User(user) if self.cluster.is_some() => {
-                let all = self.rooms.connections_of(user).into_iter();
-                all.filter(|one| self.rooms.last_seen(*one).is_none()).count()
-            }
+            Kick::User(user) if self.cluster.is_some() => self.rooms.remotes_of(user),
             _ => 0,
         }
     }

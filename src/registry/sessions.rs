@@ -8,9 +8,9 @@ use super::{RoomRegistry, following::Reply, queries::last_heard_of};
 use crate::{
     cluster::remote,
     messages::{Departed, Explain, Explained},
-    mirror::store::Row,
+    mirror::{Memory, store::Row},
     model::{
-        Cause, Claim, ConnectionId, Diff, Heard, Info, Left, Moment, NodeName, PresenceState,
+        Cause, ConnectionId, Diff, Heard, Info, Left, Moment, NodeName, PresenceState, Resumed,
         RoomName, SeenPresence, Sign,
     },
 };
@@ -20,57 +20,48 @@ use crate::{
 const SOON: Duration = Duration::from_secs(1);
 
 impl RoomRegistry {
-    /// The connection speaks for the presences of the claim from now on.
-    pub(super) fn take_place(&mut self, claim: Claim, room: &RoomName, now: Moment) {
-        let (presence, replaces) = (claim.presence, claim.replaces);
-        self.sessions.take(claim);
-        if replaces {
-            metrics::counter!("presence_sessions_resumed_total").increment(1);
-            self.delivery.disconnect(presence, Cause::Replaced);
-            self.fade(presence, Some(room), Cause::Replaced, now);
-        }
-        if self.sessions.fading(presence, room).is_some() {
-            self.sessions.unfade(presence, room);
-            if self.cluster.is_some() {
-                // The others have heard that its client is away.
-                self.mirror.mark_one(room.clone(), presence);
+    /// The connection has entered the room in the place of an older one of its client session.
+    pub(super) fn resumed(
+        &mut self,
+        room: &RoomName,
+        presence: ConnectionId,
+        from: Resumed,
+        now: Moment,
+    ) {
+        metrics::counter!("presence_sessions_resumed_total").increment(1);
+        match from {
+            Resumed::From(before) => self.is_out_of(room, before, Cause::Replaced),
+            Resumed::Elsewhere => {
+                tracing::debug!(%room, %presence, "came back from another node");
+                let memory = Memory { rooms: &self.rooms, sessions: Some((&self.sessions, now)) };
+                if let Some(row) = memory.row(room, presence) {
+                    self.mirror.adopt(row);
+                }
             }
         }
-        self.adopted_orphan(presence, room);
     }
 
-    /// The connection of these presences has ended. Answers in how many rooms it was.
+    /// The connection has ended. Answers in how many rooms it was.
     pub(super) fn end_connection(
         &mut self,
-        presence: ConnectionId,
+        connection: ConnectionId,
         cause: Cause,
         now: Moment,
     ) -> usize {
-        if cause != Cause::Disconnected || !self.sessions.has_key(presence) {
-            return self.leave_all(presence, cause, now);
+        let keyed = |(room, presence): (_, _)| self.sessions.key_of(room, presence).is_some();
+        if cause != Cause::Disconnected || !self.rooms.stays_of(connection).any(keyed) {
+            return self.leave_all(connection, cause, now);
         }
-        self.rooms.touch(presence, Sign::Disconnect, now);
-        self.delivery.forget(presence);
-        self.fade(presence, None, cause, now)
-    }
-
-    /// Has the presences fade, but for the one in `except`; without a grace they end at once.
-    fn fade(
-        &mut self,
-        presence: ConnectionId,
-        except: Option<&RoomName>,
-        cause: Cause,
-        now: Moment,
-    ) -> usize {
-        let rooms = self.rooms.rooms_of(presence).filter(|room| Some(*room) != except);
-        let rooms: Vec<_> = rooms.cloned().collect();
-        let count = rooms.len();
-        for room in rooms {
-            if self.grace.is_zero() {
-                let diff = self.rooms.leave(&room, presence, cause);
+        let stays = self.rooms.stays_of(connection);
+        let stays: Vec<_> = stays.map(|(room, presence)| (room.clone(), presence)).collect();
+        self.rooms.touch(connection, Sign::Disconnect, now);
+        self.delivery.forget(connection);
+        let count = stays.len();
+        for (room, presence) in stays {
+            if self.grace.is_zero() || self.sessions.key_of(&room, presence).is_none() {
+                let diff = self.rooms.leave(&room, connection, cause);
                 self.announce_leave(diff, cause, now);
             } else if self.sessions.fading(presence, &room).is_none() {
-                self.delivery.exit(&room, presence);
                 if self.cluster.is_some() {
                     self.mirror.mark_one(room.clone(), presence);
                 }
@@ -78,6 +69,17 @@ impl RoomRegistry {
             }
         }
         count
+    }
+
+    /// The connection is not in the room any more: it hears of it, and closes if that was its last one.
+    pub(super) fn is_out_of(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
+        if self.rooms.last_seen(connection).is_none() {
+            self.delivery.disconnect(connection, cause);
+            self.places.release(connection);
+        } else {
+            self.delivery.exit(room, connection);
+            self.delivery.close_room(room, connection, cause);
+        }
     }
 
     /// Whether the presence was left by an earlier life of this node, until somebody asks.
@@ -90,20 +92,24 @@ impl RoomRegistry {
         let now = self.clock.now();
         let me = self.node.clone();
         for row in rows {
-            let (room, connection) = (row.room.clone(), row.presence.connection);
+            let (room, presence) = (row.room.clone(), row.presence.connection);
             let (user, session) = (row.presence.user.clone(), row.session.clone());
+            let fixed = row.fixed.clone();
             // It is the same node's, so it goes on as it was.
             let heard = Heard::Here(remote(me.clone(), row));
             self.rooms.hear(&room, [heard], &me);
-            if self.rooms.adopt(&room, connection, &me, now) {
-                self.sessions.restore(connection, session, user);
-                self.sessions.fade(connection, room.clone(), now, self.grace.max(SOON));
-                self.mirror.mark_one(room.clone(), connection);
-                if let Some(cluster) = &mut self.cluster {
-                    cluster.follow(&room);
-                }
-                self.orphans.insert((connection, room));
+            if !self.rooms.adopt(&room, presence, presence, &me, now).unwrap_or(false) {
+                continue;
             }
+            if let Some(key) = session {
+                self.sessions.bind(&room, presence, key, user, fixed);
+            }
+            self.sessions.fade(presence, room.clone(), now, self.grace.max(SOON));
+            self.mirror.mark_one(room.clone(), presence);
+            if let Some(cluster) = &mut self.cluster {
+                cluster.follow(&room);
+            }
+            self.orphans.insert((presence, room));
         }
     }
 
@@ -114,22 +120,17 @@ impl RoomRegistry {
                 true => Cause::NodeLost,
                 false => Cause::Disconnected,
             };
-            let diff = self.rooms.leave(&room, presence, cause);
+            let diff = self.rooms.leave_together(&room, &[presence], cause);
             self.announce_leave(diff, cause, now);
         }
     }
 
     /// A presence has ended: remembers it, and lets its connection go if it is nowhere any more.
     pub(super) fn end(&mut self, diff: &Diff, left: &Left, now: Moment) {
-        let (connection, cause) = (left.presence.connection, left.cause);
-        self.sessions.unfade(connection, &diff.room);
-        self.adopted_orphan(connection, &diff.room);
-        if self.rooms.last_seen(connection).is_none() {
-            self.delivery.disconnect(connection, cause);
-            self.sessions.forget(connection);
-        } else {
-            self.delivery.close_room(&diff.room, connection, cause);
-        }
+        let presence = left.presence.connection;
+        self.sessions.forget(&diff.room, presence);
+        self.adopted_orphan(presence, &diff.room);
+        self.is_out_of(&diff.room, left.connection, left.cause);
         self.remember(diff, left, None, now);
     }
 
@@ -141,7 +142,7 @@ impl RoomRegistry {
         node: Option<&NodeName>,
         now: Moment,
     ) {
-        let Left { mut presence, cause, last_seen, sign, joined_version } = left.clone();
+        let Left { mut presence, cause, last_seen, sign, joined_version, .. } = left.clone();
         // It explains nothing, and is the largest of it.
         presence.info = Info::EMPTY;
         let texts = presence.user.as_ref().map_or(0, |user| user.as_str().len());
@@ -193,7 +194,11 @@ impl Handler<Explain> for RoomRegistry {
 impl RoomRegistry {
     fn explain(&self, Explain { room, connection }: &Explain) -> Option<Explained> {
         let now = self.clock.now();
-        if let Some(seen) = self.rooms.presence(room, *connection) {
+        let seen = self
+            .rooms
+            .presence(room, *connection)
+            .or_else(|| self.rooms.presence(room, self.rooms.shown_as(room, *connection)?));
+        if let Some(seen) = seen {
             let seen = self.with_state(room, seen, now);
             return Some(Explained { seen, now: now.utc(), max_age: self.max_age, departed: None });
         }

@@ -161,7 +161,7 @@ pub(super) struct Serve {
     /// The largest message of a client.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_FRAME_SIZE", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=MAX_FRAME_SIZE))]
     pub max_frame_size: u32,
-    /// How many WebSockets may be open.
+    /// How many WebSockets may be open, and sessions fade, at once.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
     /// How many connections a room may hold.

@@ -1,6 +1,8 @@
 //! Who a WebSocket belongs to.
 
-use actix_web::HttpRequest;
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, http::header};
 use serde_json::Value;
 
 use super::{
@@ -11,7 +13,8 @@ use super::{
     token::{self, Claims},
 };
 use crate::{
-    Admit, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, UserId, WsSession, is_shallow,
+    Admit, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, TakePlace, UserId, WsSession,
+    is_shallow,
 };
 
 /// Who somebody is.
@@ -21,7 +24,7 @@ pub(super) struct Identity {
     info: Info,
     session: Option<SessionKey>,
     /// The token that says so: its info stays, and it may be good for some rooms only.
-    token: Option<Claims>,
+    token: Option<Arc<Claims>>,
 }
 
 impl Identity {
@@ -64,7 +67,7 @@ impl Identity {
         let info = claims.info().map_err(|e| bad(format!("the token's `info` is none: {e}")))?;
         let session = claims.sid.as_deref().map(SessionKey::new).transpose();
         let session = session.map_err(|e| bad(format!("the token's `sid` is no key: {e}")))?;
-        Ok(Self { user, info, session, token: Some(claims) })
+        Ok(Self { user, info, session, token: Some(Arc::new(claims)) })
     }
 
     fn of_query(query: &Query) -> Result<Self, ApiError> {
@@ -96,6 +99,20 @@ impl Identity {
     pub fn admit(&self, room: RoomName) -> Admit {
         let Self { user, info, session, .. } = self;
         Admit { room, user: user.clone(), info: info.clone(), session: session.clone() }
+    }
+
+    /// Asks for the place of an older connection of the client session, if this request is to become a
+    /// WebSocket that enters these rooms.
+    pub fn take_place(
+        &self,
+        req: &HttpRequest,
+        enters: impl Fn(&RoomName) -> bool + Send + 'static,
+    ) -> Option<TakePlace> {
+        let session = self.session.clone().filter(|_| req.headers().contains_key(header::UPGRADE));
+        let (user, info, token) = (self.user.clone(), self.info.clone(), self.token.clone());
+        let admits = move |room: &RoomName| token.as_ref().is_none_or(|token| token.admit(room));
+        let enters = Box::new(move |room: &RoomName| enters(room) && admits(room));
+        Some(TakePlace { user, session: session?, info, enters })
     }
 
     /// Makes the session that of whom this is.

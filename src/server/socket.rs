@@ -29,7 +29,8 @@ pub(super) async fn enter(
     let identity = Identity::of(&req, &query, None, &state)?;
     identity.check(&room)?;
     let feed = feed(&query)?;
-    let place = state.place()?;
+    let this = room.clone();
+    let place = state.place(identity.take_place(&req, move |room| *room == this)).await?;
 
     let admit = identity.admit(room.clone());
     let session = WsSession::new(state.registry().clone(), room).feed(feed);
@@ -60,8 +61,9 @@ pub(super) async fn phoenix(
     let token = auth_token(req.headers());
     let identity = Identity::of(&req, &query, token.as_deref(), &state);
     let identity = identity.map_err(ApiError::refuse)?;
+    let place = state.place(identity.take_place(&req, |_| true)).await?;
     let session = PhoenixSession::new(state.registry().clone()).until(state.closing());
-    let session = identity.own_phoenix(session.options(bounds(&state).place(state.place()?)));
+    let session = identity.own_phoenix(session.options(bounds(&state).place(place)));
     Ok(session.start(&req, body)?)
 }
 

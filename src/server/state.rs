@@ -13,13 +13,16 @@ use tokio::{
 };
 
 use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
-use crate::{PresenceHandle, RoomRegistry};
+use crate::{PresenceHandle, RoomRegistry, SessionPlace, TakePlace};
 
 /// Readers of the live numbers at one time.
 const SEATS: usize = 64;
 
 /// How long a request waits for the registry, which answers at once unless something is very wrong.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a handshake waits for the socket of its session's older connection to end.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The options of the routes.
 ///
@@ -49,7 +52,7 @@ pub struct ServerOptions {
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message of a client, and body of a request, in bytes. Default 64 KiB.
     pub max_frame_size: usize,
-    /// How many WebSockets may be open at once. Default no limit.
+    /// How many WebSockets may be open and sessions fade at once. Default no limit.
     pub max_connections: Option<usize>,
     /// How many frames per second, and in one burst, a WebSocket may send. Default no limit.
     pub max_rate: Option<u32>,
@@ -88,11 +91,12 @@ struct Shared {
     registry: Addr<RoomRegistry>,
     node: String,
     options: ServerOptions,
-    places: Arc<Semaphore>,
+    /// One for each WebSocket and each session that fades, if there is a limit.
+    places: Option<Arc<Semaphore>>,
+    /// Held by each WebSocket for as long as it is open.
+    open: Arc<()>,
     /// What is left of them for readers of the live numbers.
     seats: Arc<Semaphore>,
-    /// How many places there are in all.
-    limit: usize,
     /// Turns true when the server ends.
     closing: watch::Sender<bool>,
     ranking: Mutex<Ranking>,
@@ -102,15 +106,15 @@ impl ServerState {
     /// What the routes of this presence system share.
     #[must_use]
     pub fn new(presence: &PresenceHandle, options: ServerOptions) -> Self {
-        let limit = options.max_connections.unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let limit = options.max_connections.map(|limit| limit.min(Semaphore::MAX_PERMITS));
         Self(Arc::new(Shared {
             presence: presence.clone(),
             registry: presence.registry(),
             node: presence.node().as_str().to_owned(),
             options,
-            places: Arc::new(Semaphore::new(limit)),
+            places: limit.map(|limit| Arc::new(Semaphore::new(limit))),
+            open: Arc::new(()),
             seats: Arc::new(Semaphore::new(SEATS)),
-            limit,
             closing: watch::Sender::new(false),
             ranking: Mutex::default(),
         }))
@@ -119,7 +123,7 @@ impl ServerState {
     /// How many WebSockets are open.
     #[must_use]
     pub fn open_sockets(&self) -> usize {
-        self.0.limit - self.0.places.available_permits()
+        Arc::strong_count(&self.0.open) - 1
     }
 
     /// Closes the WebSockets that are in no room, of which the registry does not know.
@@ -165,11 +169,26 @@ impl ServerState {
         })
     }
 
-    /// Takes a place for a WebSocket.
-    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.0.places.clone().try_acquire_owned().map_err(|_| {
-            ApiError::unavailable("too_many_connections", "the server has no place left")
-        })
+    /// Takes a place for a WebSocket: a free one, or that of an older connection of its client session.
+    pub(super) async fn place(&self, older: Option<TakePlace>) -> Result<SessionPlace, ApiError> {
+        let free = match &self.0.places {
+            Some(places) => Arc::clone(places).try_acquire_owned().ok().map(SessionPlace::from),
+            None => Some(SessionPlace::unlimited()),
+        };
+        let place = match (free, older) {
+            (Some(free), _) => Some(free),
+            (None, Some(older)) => self.place_of(older).await,
+            (None, None) => None,
+        };
+        let message = "the server has no place left";
+        let place = place.ok_or_else(|| ApiError::unavailable("too_many_connections", message))?;
+        Ok(place.counted(Arc::clone(&self.0.open)))
+    }
+
+    /// The place of an older connection, if there is one and its socket ends in time.
+    async fn place_of(&self, older: TakePlace) -> Option<SessionPlace> {
+        let asked = timeout(PLACE_TIMEOUT, self.0.registry.send(older));
+        asked.await.ok()?.ok()?
     }
 
     /// Asks the registry.

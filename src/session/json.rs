@@ -71,7 +71,8 @@ impl WsSession {
         self
     }
 
-    /// What to attach to the presence. The client may replace it.
+    /// What to attach to the presence. The client may replace it. It does not count where a client
+    /// session is resumed: that keeps what it has.
     #[must_use]
     pub fn info(mut self, info: Info) -> Self {
         self.member.info = info;
@@ -119,7 +120,11 @@ impl WsSession {
         let mut response = handshake(req, &[])?;
         let (handshake, joined) = oneshot::channel();
         self.member.handshake = Some(handshake);
-        let mut session = Socket::start(req, payload, self.me, self.member, self.options);
+        let options = match self.member.session {
+            Some(_) => self.options.fading_with(&self.me),
+            None => self.options,
+        };
+        let mut session = Socket::start(req, payload, self.me, self.member, options);
         let (first, joined) = run_until(&mut session, joined).await;
         joined.unwrap_or(Err(WsSessionError::Stopped))?;
         Ok(response.streaming(stream::iter(first).chain(session)))
@@ -128,10 +133,11 @@ impl WsSession {
 
 impl Protocol for Member {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
-        let Self { room, user, info, session, feed, handshake, .. } = &mut socket.protocol;
+        let Self { room, user, info, fixed, session, feed, handshake } = &mut socket.protocol;
         let handshake = handshake.take();
         let join = socket.me.join(room.clone(), ctx.address()).user(user.take());
-        let join = join.info(std::mem::take(info)).session(session.take());
+        let join =
+            join.info(std::mem::take(info)).fixed_info(fixed.clone()).session(session.take());
         let join = join.dialect(Dialect::Json(*feed));
         // No frame is read before the registry knows us.
         let joining = together::join(socket.me.registry().clone(), join).into_actor(socket);

@@ -104,7 +104,8 @@ impl PhoenixSession {
         self
     }
 
-    /// What to attach to the presences. The client may name another info when it joins.
+    /// What to attach to the presences. The client may name another info when it joins. Neither counts
+    /// in a room where a client session is resumed: its presence keeps what it has.
     #[must_use]
     pub fn info(mut self, info: Info) -> Self {
         self.channels.info = info;
@@ -157,7 +158,11 @@ impl PhoenixSession {
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
         let mut response = handshake(req, &["phoenix"])?;
-        let session = Socket::start(req, payload, self.me, self.channels, self.options);
+        let options = match self.channels.session {
+            Some(_) => self.options.fading_with(&self.me),
+            None => self.options,
+        };
+        let session = Socket::start(req, payload, self.me, self.channels, options);
         Ok(response.streaming(session))
     }
 }
@@ -325,7 +330,8 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
         Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, &reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
-    let join = join.session(channels.session.clone()).dialect(Dialect::Phoenix);
+    let join = join.fixed_info(channels.fixed.clone()).session(channels.session.clone());
+    let join = join.dialect(Dialect::Phoenix);
     let joining = together::join(socket.me.registry().clone(), join).into_actor(socket);
     let (join_ref, reference) = (Box::<str>::from(join_ref), owned(frame.r#ref.as_deref()));
     // What the room says waits in the mailbox meanwhile, so the answer comes before it.

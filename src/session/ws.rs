@@ -17,7 +17,7 @@ use futures_util::{
     Stream, StreamExt,
     future::{Either, select},
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Connection,
@@ -27,7 +27,10 @@ use super::{
     rate::Rate,
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, JoinError, NotAMember, Publish, Say, backlog_limit},
+    messages::{
+        Disconnect, ForwardMessage, JoinError, NotAMember, Publish, Say, SessionPlace,
+        backlog_limit,
+    },
     model::Cause,
 };
 
@@ -50,7 +53,7 @@ pub struct WsOptions {
     max_frame_size: usize,
     max_rate: Option<u32>,
     ping_interval: Option<Duration>,
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<SessionPlace>,
 }
 
 impl Default for WsOptions {
@@ -82,10 +85,16 @@ impl WsOptions {
         Self { ping_interval: interval.into(), ..self }
     }
 
-    /// A place among a limited number of sessions, given back when this one ends.
+    /// A place among a limited number of sessions, given back when this one has ended: see [`SessionPlace`].
     #[must_use]
-    pub fn place(self, place: impl Into<Option<OwnedSemaphorePermit>>) -> Self {
-        Self { place: place.into(), ..self }
+    pub fn place(self, place: impl Into<SessionPlace>) -> Self {
+        Self { place: Some(place.into()), ..self }
+    }
+
+    /// Has the place kept while the session of this connection fades.
+    pub(super) fn fading_with(self, me: &Connection) -> Self {
+        let keep = |place: SessionPlace| place.kept_for(me.id(), me.registry().clone().recipient());
+        Self { place: self.place.map(keep), ..self }
     }
 }
 
@@ -142,7 +151,8 @@ pub(super) struct Socket<P> {
     /// The fragments of a text so far.
     fragments: Vec<u8>,
     closing: bool,
-    _place: Option<OwnedSemaphorePermit>,
+    /// Given back after the connection has left.
+    _place: Option<SessionPlace>,
 }
 
 /// Checks that the request is a WebSocket handshake, and begins the answer.

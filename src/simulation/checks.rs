@@ -5,18 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::cluster::{World, look};
 use crate::{
     messages::{Change, GetSnapshot},
-    model::{ConnectionId, NodeName, Presence, RoomName, Snapshot},
+    model::{ConnectionId, Info, NodeName, Presence, RoomName, Snapshot},
     registry::RoomRegistry,
 };
 
-type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence)>;
+/// Who holds a presence, and what of its info is fixed.
+type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence, Info)>;
 
 /// The presences that a registry holds.
-fn held(registry: &RoomRegistry) -> Vec<(RoomName, Presence)> {
-    let all = registry.rooms.connections();
-    let stays = all.flat_map(|one| registry.rooms.rooms_of(one).map(move |room| (room, one)));
+fn held(registry: &RoomRegistry) -> Vec<(RoomName, Presence, Info)> {
+    let stays = registry.rooms.held_presences();
     let presence = |(room, one): (&RoomName, _)| {
-        Some((room.clone(), registry.rooms.presence(room, one)?.presence))
+        let fixed = registry.sessions.fixed(room, one);
+        Some((room.clone(), registry.rooms.presence(room, one)?.presence, fixed))
     };
     stays.filter_map(presence).collect()
 }
@@ -27,9 +28,10 @@ pub async fn everybody_agrees(world: &mut World) {
     }
     let mut all = Held::new();
     for node in world.nodes.iter().flatten() {
-        for (room, presence) in look(&node.registry, |registry, _| held(registry)).await.unwrap() {
+        let held = look(&node.registry, |registry, _| held(registry)).await.unwrap();
+        for (room, presence, fixed) in held {
             let place = (room, presence.connection);
-            let twice = all.insert(place.clone(), (node.name.clone(), presence));
+            let twice = all.insert(place.clone(), (node.name.clone(), presence, fixed));
             assert!(twice.is_none(), "{place:?} is held by {twice:?} and {}", node.name);
         }
     }
@@ -49,11 +51,12 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
         assert_eq!(node.life, connected.life);
         assert!(connected.joins.is_empty(), "a join is not answered");
         for room in &connected.rooms {
-            let id = connected.id;
-            let presence = look(&node.registry, move |registry, _| registry.sessions.resolve(id));
+            let (id, name) = (connected.id, room.clone());
+            let presence =
+                look(&node.registry, move |registry, _| registry.rooms.shown_as(&name, id));
             let presence = presence.await.flatten();
             let place = presence.map(|presence| (room.clone(), presence));
-            let place = place.filter(|place| all.get(place).is_some_and(|(n, _)| *n == node.name));
+            let place = place.filter(|place| all.get(place).is_some_and(|(n, ..)| *n == node.name));
             let place = place.unwrap_or_else(|| {
                 panic!("client {number} ({id}, {presence:?}) is lost in {room} on {}", node.name)
             });
@@ -67,11 +70,10 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
 
 /// Law 8.
 fn rows_are_memory(world: &World, all: &Held) {
-    let rows = world
-        .database
-        .rows()
-        .into_iter()
-        .map(|(node, row)| ((row.room, row.presence.connection), (node, row.presence)));
+    let rows =
+        world.database.rows().into_iter().map(|(node, row)| {
+            ((row.room, row.presence.connection), (node, row.presence, row.fixed))
+        });
     assert_eq!(rows.collect::<Held>(), *all, "rows and memory");
 }
 
@@ -79,8 +81,9 @@ fn rows_are_memory(world: &World, all: &Held) {
 async fn views_are_equal(world: &World, all: &Held) {
     for room in World::rooms() {
         let here = all.iter().filter(|((name, _), _)| *name == room);
-        let expected: BTreeMap<_, _> =
-            here.map(|((_, connection), (_, presence))| (*connection, presence.clone())).collect();
+        let expected: BTreeMap<_, _> = here
+            .map(|((_, connection), (_, presence, _))| (*connection, presence.clone()))
+            .collect();
         for node in world.nodes.iter().flatten() {
             let snapshot = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
             let found: BTreeMap<_, _> =
@@ -122,7 +125,7 @@ fn observers_have_heard_it(world: &mut World, all: &Held) {
             }
         }
         let expected: BTreeMap<_, _> =
-            all.iter().map(|(place, (_, presence))| (place.clone(), presence.clone())).collect();
+            all.iter().map(|(place, (_, presence, _))| (place.clone(), presence.clone())).collect();
         assert_eq!(there, expected, "what the observer on {} has heard", node.name);
     }
 }

@@ -157,7 +157,8 @@ impl World {
             let elapsed = start.elapsed();
             Moment::new(elapsed, epoch + elapsed)
         });
-        let clients = (0..CLIENTS).map(|number| Client {
+        // The last two are sockets of one client session.
+        let clients = (0..CLIENTS).map(|number| number.min(CLIENTS - 2)).map(|number| Client {
             // Some cannot come back unnoticed, some are nobody.
             key: (number % 4 != 3).then(|| SessionKey::new(format!("tab {number}")).unwrap()),
             user: (number % 5 != 4).then(|| UserId::new(format!("user {}", number / 2)).unwrap()),
@@ -290,7 +291,9 @@ impl World {
     }
 
     pub fn join(&mut self, client: usize, room: RoomName) {
-        let info = serde_json::json!({"n": self.rng.u8(0..3)});
+        let (n, fixed) = (self.rng.u8(0..3), self.rng.u8(0..2));
+        let info = serde_json::json!({"n": n, "fixed": fixed});
+        let fixed = serde_json::json!({"fixed": fixed});
         let Client { key, user, connection } = &mut self.clients[client];
         let Some(connection) = connection else { return };
         if connection.rooms.contains(&room) {
@@ -303,7 +306,8 @@ impl World {
             .dialect(Dialect::Phoenix)
             .user(user.clone())
             .session(key.clone())
-            .info(Info::new(info).unwrap());
+            .info(Info::new(info).unwrap())
+            .fixed_info(Info::new(fixed).unwrap());
         let done = Rc::new(Cell::new(None));
         connection.joins.push((room, done.clone()));
         let joining = node.registry.send(join);

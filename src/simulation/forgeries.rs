@@ -73,6 +73,7 @@ fn here(connection: ConnectionId, turn: u32) -> Change {
         connection,
         user: UserId::new("ghost").ok(),
         info: Info::EMPTY,
+        fixed: Info::EMPTY,
         joined_at: at,
         last_seen: at,
         session: None,

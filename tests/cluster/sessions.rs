@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    harness::{Ws, arrival, ending, until},
+    harness::{Ws, arrival, ending, success, until},
     nodes::{Cluster, listed, only_hears_of_markers, witness},
 };
 
@@ -124,4 +124,59 @@ async fn one_of_two_connections_that_race_for_a_session_on_two_nodes_stays() {
             .await;
         }
     }
+}
+
+#[tokio::test]
+async fn whoever_comes_back_on_another_node_keeps_the_info_but_for_what_the_token_fixes() {
+    let cluster = Cluster::new(&["--grace", "60s", "--secret", "s3cret"]);
+    let [a, b] = cluster.nodes(["a", "b"]).await;
+    let path = |info: Value| {
+        let info = info.to_string();
+        let ada = ["token", "--user", "ada", "--session", "tab", "--secret", "s3cret", "--info"];
+        let token = success(&[&ada[..], &[&info]].concat());
+        format!("/ws/lobby?token={token}&presence=none")
+    };
+    let mut ws = a.ws(&path(json!({"role": "admin", "team": "red"}))).await;
+    ws.json(json!({"type": "update", "info": {"status": "away"}})).await;
+    let updated = json!({"role": "admin", "team": "red", "status": "away"});
+    let before = listed(&b, "ada", |one| one["info"] == updated).await;
+    drop(ws);
+    listed(&b, "ada", |one| one["state"] == "fading").await;
+    let mut open = Vec::new();
+    for (node, name, claim, wanted) in [
+        (&b, "b", json!({"role": "guest"}), json!({"role": "guest", "status": "away"})),
+        (&a, "a", json!({"room": 1}), json!({"room": 1, "status": "away"})),
+        (&b, "b", json!({}), json!({"status": "away"})),
+    ] {
+        // The one before is open still in the later rounds.
+        open.push(node.ws(&path(claim)).await);
+        for asked in [&a, &b] {
+            let now = listed(asked, "ada", |one| one["node"] == name && one["info"] == wanted);
+            assert_eq!(now.await["channel_name"], before["channel_name"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_newer_connection_on_another_node_takes_the_place_in_the_rooms_that_it_joins_alone() {
+    let cluster = Cluster::new(&["--grace", "60s"]);
+    let [a, b] = cluster.nodes(["a", "b"]).await;
+    let mut old = a.ws("/socket/websocket?vsn=2.0.0&user=ada&session=tab").await;
+    for (reference, room) in [("1", "lobby"), ("2", "cellar")] {
+        old.json(json!([reference, reference, room, "phx_join", {}])).await;
+        old.until(|frame| frame[1] == reference && frame[3] == "phx_reply").await;
+    }
+    let before = listed(&b, "ada", |one| one["node"] == "a").await;
+    let mut new = b.ws("/ws/lobby?user=ada&session=tab&presence=none").await;
+    old.until(|frame| *frame == json!(["1", "1", "lobby", "phx_close", {}])).await;
+    for asked in [&a, &b] {
+        same(&before, &listed(asked, "ada", |one| one["node"] == "b").await);
+    }
+    old.json(json!(["2", "3", "cellar", "shout", {"n": 1}])).await;
+    old.until(|frame| *frame == json!([null, null, "cellar", "shout", {"n": 1}])).await;
+    // It goes by the id that is shown, wherever its presences are.
+    let path = format!("/api/connections/{}", before["channel_name"].as_str().unwrap());
+    assert_eq!(a.ask("DELETE", &path).send().await.status, 204);
+    assert_eq!(new.closed().await.0, 4001);
+    old.until(|frame| *frame == json!(["2", "2", "cellar", "phx_close", {}])).await;
 }

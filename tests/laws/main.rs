@@ -307,7 +307,7 @@ proptest! {
         }
         // Not even in the indexes, which no query shows.
         let all = format!("{rooms:?}");
-        for empty in ["rooms: {}", "connections: {}", "whereabouts: {}"] {
+        for empty in ["rooms: {}", "connections: {}", "whereabouts: {}", "successors: {}"] {
             prop_assert!(all.contains(empty), "no `{}` in {}", empty, all);
         }
     }

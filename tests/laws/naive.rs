@@ -209,7 +209,7 @@ impl Row {
 
     fn left(&self, cause: Cause) -> Left {
         let SeenPresence { presence, last_seen, sign, joined_version, .. } = self.seen();
-        Left { presence, cause, last_seen, sign, joined_version }
+        Left { presence, connection: self.connection, cause, last_seen, sign, joined_version }
     }
 }
 

@@ -70,6 +70,8 @@ struct Columns {
     node_id: String,
     #[diesel(sql_type = Nullable<Text>)]
     session_key: Option<String>,
+    #[diesel(sql_type = Text)]
+    fixed_info: String,
     #[diesel(sql_type = Nullable<Timestamp>)]
     fading_until: Option<NaiveDateTime>,
     #[diesel(sql_type = Integer)]
@@ -89,6 +91,7 @@ impl Columns {
             presence,
             last_seen: self.last_seen.and_utc(),
             session: self.session_key.map(|key| SessionKey::new(key).unwrap()),
+            fixed: serde_json::from_str(&self.fixed_info).unwrap(),
             fading: self.fading_until.map(|until| until.and_utc()),
             turn: self.turn.try_into().unwrap(),
         };

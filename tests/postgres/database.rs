@@ -20,6 +20,9 @@ use crate::{
     server::Postgres,
 };
 
+/// How many there are.
+const MIGRATIONS: usize = 2;
+
 #[derive(QueryableByName)]
 struct Line {
     #[diesel(sql_type = Text)]
@@ -38,15 +41,15 @@ fn migrations_go_up_down_and_up_again() {
     let objects = "SELECT relkind::text || ' ' || relname AS line FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '%diesel%' ORDER BY 1";
     let parsed: DatabaseUrl = database.parse().unwrap();
-    assert_eq!(migrate(&parsed).unwrap(), 1);
+    assert_eq!(migrate(&parsed).unwrap(), MIGRATIONS);
     let made = lines(&mut conn, objects);
     assert_eq!(made.len(), 14, "3 tables, 9 indexes, 2 sequences: {made:?}");
     assert_eq!(migrate(&parsed).unwrap(), 0);
     let files = FileBasedMigrations::from_path("migrations/postgres").unwrap();
-    assert_eq!(MigrationSource::<Pg>::migrations(&files).unwrap().len(), 1);
+    assert_eq!(MigrationSource::<Pg>::migrations(&files).unwrap().len(), MIGRATIONS);
     conn.revert_all_migrations(files).unwrap();
     assert!(lines(&mut conn, objects).is_empty());
-    assert_eq!(migrate(&parsed).unwrap(), 1);
+    assert_eq!(migrate(&parsed).unwrap(), MIGRATIONS);
     assert_eq!(lines(&mut conn, objects), made);
 }
 
@@ -64,7 +67,7 @@ fn both_databases_have_the_columns_that_people_read() {
             assert!(columns.iter().any(|found| found.ends_with(&format!(".{column}"))), "{column}");
         }
     }
-    assert_eq!(columns.len(), 3 + 11 + 6);
+    assert_eq!(columns.len(), 3 + 12 + 6);
 }
 
 #[test]
@@ -83,14 +86,14 @@ fn many_may_migrate_a_new_database_at_once() {
         })
         .collect();
     let applied: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    assert_eq!(applied.iter().sum::<usize>(), 1, "{applied:?}");
+    assert_eq!(applied.iter().sum::<usize>(), MIGRATIONS, "{applied:?}");
 }
 
 #[test]
 fn who_may_not_make_tables_can_use_those_that_are_there() {
     let database = Postgres::shared().fresh_database();
     let superuser = Postgres::as_superuser(&database);
-    assert_eq!(migrate(&superuser.parse().unwrap()).unwrap(), 1);
+    assert_eq!(migrate(&superuser.parse().unwrap()).unwrap(), MIGRATIONS);
     PgConnection::establish(&superuser)
         .unwrap()
         .batch_execute(
@@ -128,7 +131,7 @@ fn the_commands_work_on_it() {
         let (code, said, error) = run(command, &database);
         assert_eq!((code, said.trim()), (Some(0), answer), "{}", String::from_utf8_lossy(&error));
     };
-    says("migrate", "applied 1 migration");
+    says("migrate", &format!("applied {MIGRATIONS} migrations"));
     says("migrate", "the database is up to date");
     let mut store = PostgresStore::open(&url(&database)).unwrap();
     write(&mut store, &upserts([row("lobby", 1, None), row("café", 2, Some("ada"))]));

@@ -27,4 +27,5 @@ mod origins;
 mod overdue;
 mod phoenix;
 mod rest;
+mod resuming;
 mod sessions;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey};
+use crate::{ConnectionId, Epoch, Info, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
 mod chunks;
@@ -52,6 +52,8 @@ pub struct Row {
     pub last_seen: DateTime<Utc>,
     /// The client session that it belongs to, for [`SharedStore`]s.
     pub session: Option<SessionKey>,
+    /// The part of its info that is fixed, by a token, for [`SharedStore`]s.
+    pub fixed: Info,
     /// Until when its client may come back, if it is away, for [`SharedStore`]s.
     pub fading: Option<DateTime<Utc>>,
     /// How often it went from one node to another, for [`SharedStore`]s.

@@ -74,7 +74,8 @@ fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, super::Row)> {
             joined_at: joined_at.0,
         };
         let (room, last_seen) = (RoomName::new(room).unwrap(), seen.0);
-        let row = super::Row { room, presence, last_seen, session: None, fading: None, turn: 0 };
+        let (session, fixed, fading, turn) = (None, Info::EMPTY, None, 0);
+        let row = super::Row { room, presence, last_seen, session, fixed, fading, turn };
         (NodeName::new(node).unwrap(), row)
     });
     typed.collect()

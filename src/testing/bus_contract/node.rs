@@ -182,6 +182,7 @@ pub(super) fn large_changes(room: &str, bytes: usize) -> Changes {
         joined_at: at,
         last_seen: at,
         session: None,
+        fixed: Info::EMPTY,
         fading: None,
         turn: 0,
     };

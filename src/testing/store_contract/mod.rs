@@ -200,8 +200,8 @@ pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
         info: Info::EMPTY,
         joined_at: at(0),
     };
-    let (room, last_seen, session, fading, turn) = (room(name), at(0), None, None, 0);
-    Row { room, presence, last_seen, session, fading, turn }
+    let (session, fixed, fading, turn) = (None, Info::EMPTY, None, 0);
+    Row { room: room(name), presence, last_seen: at(0), session, fixed, fading, turn }
 }
 
 /// A batch that only adds presences.

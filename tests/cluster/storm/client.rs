@@ -121,6 +121,10 @@ pub fn info(number: usize, mood: u32) -> Value {
     json!({"n": number, "mood": mood})
 }
 
+fn update(number: usize, mood: u32) -> Message {
+    Message::text(json!({"type": "update", "info": info(number, mood)}).to_string())
+}
+
 impl Client {
     pub fn new(
         plan: Plan,
@@ -163,7 +167,8 @@ impl Client {
 
     async fn open(&self, address: SocketAddr) -> Option<Socket> {
         let Plan { number, room, user, has_key, dialect } = &self.plan;
-        let info = info(*number, self.state().mood);
+        let mood = self.state().mood;
+        let info = info(*number, mood);
         let user = user.as_ref().map(|user| format!("&user={user}")).unwrap_or_default();
         let key = if *has_key { format!("&session=tab{number}") } else { String::new() };
         let encoded: String = info.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -178,6 +183,9 @@ impl Client {
         if *dialect == Dialect::Phoenix {
             let join = json!(["1", "1", room, "phx_join", {"info": info}]);
             socket.send(Message::text(join.to_string())).await.ok()?;
+        } else if *has_key && mood > 0 {
+            // A session that is resumed keeps its info: an update may have been lost with the socket.
+            socket.send(update(*number, mood)).await.ok()?;
         }
         Some(socket)
     }
@@ -216,8 +224,7 @@ impl Client {
                             state.mood += 1;
                             state.mood
                         };
-                        let update = json!({"type": "update", "info": info(self.plan.number, mood)});
-                        socket.send(Message::text(update.to_string())).await
+                        socket.send(update(self.plan.number, mood)).await
                     }
                     _ => Ok(()),
                 },

@@ -33,18 +33,19 @@ pub(super) const UPSERT_PRESENCES: &str = "
         SELECT id, channel_name FROM rooms WHERE channel_name = ANY ($1)
         ORDER BY channel_name FOR KEY SHARE)
     INSERT INTO presences
-        (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fading_until,
-        turn, node_id)
+        (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fixed_info,
+        fading_until, turn, node_id)
     SELECT room.id, given.connection, given.user_id, given.info, given.joined_at, given.last_seen,
-        given.session_key, given.fading_until, given.turn, $2
-    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11) WITH ORDINALITY AS given
-        (room, connection, user_id, info, joined_at, last_seen, session_key, fading_until, turn,
-        place)
+        given.session_key, given.fixed_info, given.fading_until, given.turn, $2
+    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY AS given
+        (room, connection, user_id, info, joined_at, last_seen, session_key, fixed_info,
+        fading_until, turn, place)
     JOIN room ON room.channel_name = given.room
     ORDER BY given.place
     ON CONFLICT (room_id, channel_name) DO UPDATE SET
         user_id = excluded.user_id, info = excluded.info, joined_at = excluded.joined_at,
         last_seen = excluded.last_seen, session_key = excluded.session_key,
+        fixed_info = excluded.fixed_info,
         fading_until = excluded.fading_until, turn = excluded.turn, node_id = excluded.node_id
     WHERE presences.node_id = excluded.node_id
         OR (presences.turn, presences.node_id) < (excluded.turn, excluded.node_id)";
@@ -199,6 +200,7 @@ fn write_presences(
         .bind::<Array<Timestamp>>(column(rows, |row| row.presence.joined_at.naive_utc()))
         .bind::<Array<Timestamp>>(column(rows, |row| row.last_seen.naive_utc()))
         .bind::<Array<Nullable<Text>>>(sessions)
+        .bind::<Array<Text>>(column(rows, |row| row.fixed.as_json()))
         .bind::<Array<Nullable<Timestamp>>>(fading)
         .bind::<Array<Integer>>(column(rows, turn))
         .execute(conn)?;

@@ -17,7 +17,7 @@ macro_rules! held_columns {
     () => {
         "rooms.channel_name AS room, presences.channel_name AS connection, presences.user_id,
          presences.info, presences.joined_at, presences.last_seen, presences.node_id,
-         presences.session_key, presences.fading_until, presences.turn"
+         presences.session_key, presences.fixed_info, presences.fading_until, presences.turn"
     };
 }
 pub(super) use held_columns;
@@ -41,6 +41,8 @@ pub(super) struct Held {
     node_id: String,
     #[diesel(sql_type = Nullable<Text>)]
     session_key: Option<String>,
+    #[diesel(sql_type = Text)]
+    fixed_info: String,
     #[diesel(sql_type = Nullable<Timestamp>)]
     fading_until: Option<NaiveDateTime>,
     #[diesel(sql_type = Integer)]
@@ -62,6 +64,7 @@ impl Held {
                 .map(SessionKey::new)
                 .transpose()
                 .map_err(|_| "session_key")?,
+            fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,
             fading: self.fading_until.map(|until| until.and_utc()),
             turn: self.turn.try_into().map_err(|_| "turn")?,
         };

@@ -3,20 +3,22 @@
 use std::{sync::Barrier, thread};
 
 use chrono::TimeDelta;
+use serde_json::json;
 
 use super::{
     super::{SharedBench, at, id, node, room, row, upserts, write, write_as},
     LATE, number, started,
 };
 use crate::{
-    SessionKey,
+    Info, SessionKey,
     mirror::store::{Batch, NodeRow, Row, SharedStore, Started, Store},
 };
 
-/// So the next node knows whose place a client takes, and how long to wait for it.
+/// So the next node knows whose place a client takes, what of its info is fixed, and how long to wait.
 pub fn a_row_holds_its_session_its_fading_and_its_turn<B: SharedBench>(mut bench: B) {
     let full = Row {
         session: Some(SessionKey::new("tab \" 1").unwrap()),
+        fixed: Info::new(json!({"role": "admin"})).unwrap(),
         fading: Some(at(3) + TimeDelta::microseconds(1)),
         turn: 7,
         ..row("a", 1, Some("ada"))

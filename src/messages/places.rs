@@ -1,0 +1,120 @@
+//! Places of sessions where their number is limited: a session keeps its place while it fades.
+
+use std::{fmt, sync::Arc};
+
+use actix::prelude::*;
+use smallvec::SmallVec;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::model::{ConnectionId, Info, RoomName, SessionKey, UserId};
+
+/// A place among a limited number of sessions, for [`WsOptions::place`](crate::WsOptions::place).
+///
+/// It is free when it is dropped: when the socket of its session has ended, or, if the session then
+/// fades, when that is over too. Meanwhile a [`TakePlace`] of the same client gets it.
+#[derive(Debug)]
+pub struct SessionPlace {
+    permit: Option<OwnedSemaphorePermit>,
+    open: Option<Arc<()>>,
+    home: Option<Box<Home>>,
+}
+
+/// Who may keep a place when its socket has ended.
+#[derive(Debug)]
+struct Home {
+    registry: Recipient<PlaceBack>,
+    /// The connection of the socket, and the one that had the place before.
+    connections: SmallVec<[ConnectionId; 2]>,
+}
+
+impl From<OwnedSemaphorePermit> for SessionPlace {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        Self { permit: Some(permit), open: None, home: None }
+    }
+}
+
+impl SessionPlace {
+    /// A place where there is no limit.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self { permit: None, open: None, home: None }
+    }
+
+    /// Counts the socket of its session among those that are open: holds this for as long as it is.
+    #[must_use]
+    pub fn counted(mut self, open: Arc<()>) -> Self {
+        self.open = Some(open);
+        self
+    }
+
+    /// The place of a connection that fades, to which it goes back unless that is over by then.
+    pub(crate) fn of(
+        permit: OwnedSemaphorePermit,
+        fading: Option<ConnectionId>,
+        registry: Recipient<PlaceBack>,
+    ) -> Self {
+        match fading {
+            Some(connection) => Self::from(permit).kept_for(connection, registry),
+            None => permit.into(),
+        }
+    }
+
+    /// Has the place kept for a connection if that fades when the place is dropped.
+    #[must_use]
+    pub(crate) fn kept_for(
+        mut self,
+        connection: ConnectionId,
+        registry: Recipient<PlaceBack>,
+    ) -> Self {
+        if self.permit.is_some() {
+            let new = || Box::new(Home { registry, connections: SmallVec::new() });
+            // The latest first.
+            self.home.get_or_insert_with(new).connections.insert(0, connection);
+        }
+        self
+    }
+}
+
+impl Drop for SessionPlace {
+    fn drop(&mut self) {
+        if let (Some(permit), Some(home)) = (self.permit.take(), self.home.take()) {
+            let Home { registry, connections } = *home;
+            // One for each place, so the queue stays bounded.
+            registry.do_send(PlaceBack { permit, connections });
+        }
+    }
+}
+
+/// A socket has ended: its place is for the first of these connections that fades.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct PlaceBack {
+    pub permit: OwnedSemaphorePermit,
+    pub connections: SmallVec<[ConnectionId; 2]>,
+}
+
+/// "I come back, and no place is free." Answers with the place of an older connection of the client
+/// session on this node: that of one that fades, or of one that is still open, whose socket is ended
+/// first, and whose presences fade until the newer one joins. `None` if there is no such connection.
+///
+/// A socket is ended only if the newer connection may enter each of its rooms: a session key never
+/// reaches further than its token. The answer comes when that socket has ended; wait for it for a
+/// limited time.
+#[derive(Message)]
+#[rtype(result = "Option<SessionPlace>")]
+pub struct TakePlace {
+    /// Who comes back; `None` is anonymous.
+    pub user: Option<UserId>,
+    /// The client session.
+    pub session: SessionKey,
+    /// What would be attached, for the `authorize` hook.
+    pub info: Info,
+    /// Which rooms the newer connection may enter.
+    pub enters: Box<dyn Fn(&RoomName) -> bool + Send>,
+}
+
+impl fmt::Debug for TakePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TakePlace").field("user", &self.user).finish_non_exhaustive()
+    }
+}
