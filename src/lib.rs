@@ -17,6 +17,7 @@ mod clock;
 mod cluster;
 mod config;
 mod delivery;
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the binary's log uses all of it"))]
 mod log_limit;
 pub mod messages;
 pub mod mirror;

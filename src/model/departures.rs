@@ -57,7 +57,7 @@ impl<T> Departures<T> {
     }
 
     /// Forgets what is too old or too much.
-    pub fn forget(&mut self, now: Moment) {
+    fn forget(&mut self, now: Moment) {
         while let Some((_, oldest)) = self.ended.front() {
             let fits = self.ended.len() <= REMEMBERED && self.bytes <= REMEMBERED_BYTES;
             if fits && now.since(oldest.at) <= MEMORY {
@@ -66,6 +66,11 @@ impl<T> Departures<T> {
             self.bytes -= oldest.bytes;
             self.ended.pop_front();
         }
+    }
+
+    /// Gives back the space of a crowd whose ends are forgotten.
+    pub fn shrink(&mut self, now: Moment) {
+        self.forget(now);
         self.ended.shrink();
     }
 
@@ -100,7 +105,7 @@ mod tests {
         assert_eq!(departures.find(&room, id(1), at(601)), None);
         departures.remember(room.clone(), id(0), 0, 0, at(601));
         assert_eq!(departures.ended.len(), 1);
-        departures.forget(at(1300));
+        departures.shrink(at(1300));
         assert_eq!((departures.ended.len(), departures.bytes), (0, 0));
     }
 

@@ -166,7 +166,7 @@ impl RoomRegistry {
 
     /// Gives back the space of a crowd that has gone.
     fn shrink(&mut self, now: Moment) {
-        self.departures.forget(now);
+        self.departures.shrink(now);
         self.rooms.shrink();
         self.sessions.shrink();
         self.delivery.shrink();
