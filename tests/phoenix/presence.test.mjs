@@ -75,16 +75,21 @@ test("a join with another info is an update: one diff, and never offline", async
   }
 });
 
-test("an update comes with a reconnect within the grace, too", async (t) => {
+test("a reconnect within the grace keeps the info, and the next join on the new socket is an update", async (t) => {
   const room = someRoom();
   const witness = await enter(t, room, "witness");
   let info = { n: 1 };
   const client = connect(t, { params: { user: "ada", session: randomUUID() } });
-  await join(client, room, () => ({ info }));
+  const ada = await join(client, room, () => ({ info }));
   await sees(witness, ["ada", "witness"]);
   const [before] = metas(witness, "ada");
   info = { n: 2 };
+  const syncs = ada.syncs;
   client.socket.conn.terminate();
+  await until("it is back", () => client.opened === 2 && ada.syncs > syncs);
+  assert.deepEqual(metas(ada, "ada"), [before]);
+  assert.deepEqual(metas(witness, "ada"), [before]);
+  ada.channel.trigger("phx_error");
   await until("the update", () => metas(witness, "ada")[0]?.n === 2);
   assert.equal(metas(witness, "ada")[0].phx_ref_prev, before.phx_ref);
   assert.ok(told(witness, "ada").every((one) => one.kind === "join" || one.left > 0));
