@@ -15,7 +15,7 @@ use crate::{
     clock::Stopwatch,
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::{ConnectionId, Few, RoomName, Shrink, micros},
-    sockets::{self, CLOSE_TIMEOUT, SocketKey},
+    sockets::{self, SocketKey},
 };
 
 /// A listener that takes no list for this long is too slow.
@@ -35,9 +35,9 @@ pub(crate) struct Outlet {
 
 impl Outlet {
     /// Has the session close, and its socket end if the session does not get to run.
-    fn close(&self, order: Disconnect) {
+    fn close(&self, order: Disconnect, timeout: Duration) {
         if let Some(socket) = self.socket {
-            sockets::end_within(socket, CLOSE_TIMEOUT);
+            sockets::end_within(socket, timeout);
         }
         if let Some(disconnect) = &self.disconnect {
             disconnect.do_send(order);
@@ -54,8 +54,12 @@ pub(super) enum Order {
     Exit { connection: ConnectionId, room: RoomName },
     /// It has to know that it is not in the room any more, if its dialect has a word for that.
     Close { connection: ConnectionId, room: RoomName },
-    /// It is nowhere any more, and is to close if it does not know.
-    End { connection: ConnectionId, rooms: Few<(RoomName, bool)>, order: Option<Disconnect> },
+    /// It has left its last room, and is to close, if it does not know, within so long.
+    End {
+        connection: ConnectionId,
+        rooms: Few<(RoomName, bool)>,
+        order: Option<(Disconnect, Duration)>,
+    },
     /// For everybody in a room.
     Message { message: Arc<Published>, except: Option<ConnectionId> },
     /// For those who listen to who is in the room.
@@ -164,8 +168,8 @@ impl Courier {
                 let ended = self.sessions.remove(&connection);
                 self.sessions.shrink();
                 self.rooms.shrink();
-                if let (Some(order), Some(session)) = (order, ended) {
-                    session.outlet.close(order);
+                if let (Some((order, timeout)), Some(session)) = (order, ended) {
+                    session.outlet.close(order, timeout);
                 }
             }
             Order::Message { message, except } => self.message(&message, except, report),

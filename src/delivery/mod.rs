@@ -17,6 +17,7 @@ mod tests;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use actix::{WeakRecipient, prelude::*};
@@ -38,6 +39,7 @@ pub(crate) use self::{
 use crate::{
     messages::{Content, Dialect, Disconnect, Feed, close_code},
     model::{Cause, ConnectionId, Diff, Few, RoomName, Shrink, Snapshot},
+    sockets::CLOSE_TIMEOUT,
     tally::Tally,
     wire::json,
 };
@@ -171,7 +173,13 @@ impl Delivery {
 
     /// Forgets a connection that is out of its last room, telling it to close if it does not know.
     pub fn disconnect(&mut self, connection: ConnectionId, cause: Cause) {
-        self.end(connection, close_code(cause).map(|code| Disconnect { code, cause }));
+        self.close_within(connection, cause, CLOSE_TIMEOUT);
+    }
+
+    /// Does the same to a connection whose socket has to be gone sooner, as its place is wanted.
+    pub fn close_within(&mut self, connection: ConnectionId, cause: Cause, timeout: Duration) {
+        let disconnect = close_code(cause).map(|code| Disconnect { code, cause });
+        self.end(connection, disconnect.map(|disconnect| (disconnect, timeout)));
     }
 
     /// Forgets a connection that has ended.
@@ -179,7 +187,7 @@ impl Delivery {
         self.end(connection, None);
     }
 
-    fn end(&mut self, connection: ConnectionId, order: Option<Disconnect>) {
+    fn end(&mut self, connection: ConnectionId, order: Option<(Disconnect, Duration)>) {
         let Some(Stay { desk, rooms, .. }) = self.stays.remove(&connection) else { return };
         for (room, listened) in &*rooms {
             self.uncount(room, desk, *listened);

@@ -1,6 +1,6 @@
 //! Places that sessions keep while they fade, and that their clients take when they come back.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use actix::prelude::*;
 use ahash::RandomState;
@@ -14,6 +14,10 @@ use crate::{
 
 /// Presences of a client that are looked at to find its older connection.
 const LOOKED_AT: usize = 128;
+
+/// How long a client may take to read that its socket is replaced, before that is shut down: a newer
+/// one waits for the place.
+const REPLACED_TIMEOUT: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(super) struct Places {
@@ -116,7 +120,7 @@ impl RoomRegistry {
     /// presences fade until the newer one has joined.
     fn end_socket(&mut self, connection: ConnectionId, now: Moment) {
         // While it is known there.
-        self.delivery.disconnect(connection, Cause::Replaced);
+        self.delivery.close_within(connection, Cause::Replaced, REPLACED_TIMEOUT);
         self.end_connection(connection, Cause::Disconnected, now);
     }
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use tokio::net::TcpSocket;
+
 use crate::harness::{Server, Ws, success, until};
 
 const SECRET: &str = "s3cret";
@@ -223,12 +225,18 @@ async fn without_a_free_place_the_open_socket_of_the_session_is_ended_first() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_answer_the_close_holds_its_place_for_two_seconds_at_most() {
+async fn the_socket_of_a_peer_that_reads_nothing_is_shut_down_for_its_successor() {
     let server = Server::start(&["--grace", "60s", "--max-connections", "1"]);
     let path = "/ws/lobby?user=ada&session=tab&presence=none";
-    // It reads nothing any more, so it never answers.
-    let _old = server.ws(path).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let _old = server.ws_on(socket, path, &[]).await.unwrap();
     presence(&server, "lobby", "ada", "live").await;
+    // Its socket takes nothing any more, so its session is not run.
+    for _ in 0..40 {
+        let say = server.ask("POST", "/api/rooms/lobby/messages");
+        assert_eq!(say.body(format!("\"{}\"", "x".repeat(60_000))).send().await.status, 200);
+    }
     let opened = tokio::time::timeout(Duration::from_secs(6), server.ws(path)).await;
     let mut new = opened.expect("two seconds, and three times that for a slow machine");
     new.message("here").await;
