@@ -146,7 +146,8 @@ async fn requests_that_stop_half_way_end_after_ten_seconds_and_long_ones_after_t
     assert_eq!(counted(&server, "half_request").await, 8);
     let lines = server.log().matches("whose request did not end").count();
     assert_eq!(lines, 1, "one line a minute");
-    until("all gone", async || (server.connections() == 1).then_some(())).await;
+    drop(slow);
+    until("all gone", async || (server.connections() == 0).then_some(())).await;
 }
 
 #[tokio::test]
