@@ -10,12 +10,15 @@ use actix::{WeakRecipient, prelude::*};
 use ahash::RandomState;
 use bytestring::ByteString;
 
-use super::frames::{Presences, Published};
+use super::{
+    farewells::SPREAD,
+    frames::{Presences, Published},
+};
 use crate::{
     clock::Stopwatch,
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::{ConnectionId, Few, RoomName, Shrink, micros},
-    sockets::{self, SocketKey},
+    sockets::{self, CLOSE_TIMEOUT, SocketKey},
 };
 
 /// A listener that takes no list for this long is too slow.
@@ -114,6 +117,8 @@ pub(super) struct Parcel(pub Order, pub Option<Errand>);
 struct Session {
     outlet: Outlet,
     backlog: Arc<Backlog>,
+    /// When it last took a whole state; in many rooms it takes one after the other.
+    state_taken: u64,
     serial: u32,
     /// It has refused a message, or is no more, and the registry has been told.
     ended: bool,
@@ -132,8 +137,10 @@ enum Knows {
 type Members = HashMap<ConnectionId, Knows, RandomState>;
 
 /// How many broadcasts are handed out before the sessions have their turn: fewer than the smallest
-/// mailbox takes.
+/// mailbox takes. One counts for more by as many of these bytes as it has, as a backlog is bounded in
+/// bytes.
 const TURN: usize = 8;
+const TURN_BYTES: usize = 64 * 1024;
 
 /// Hands frames to sessions.
 #[derive(Default)]
@@ -180,6 +187,11 @@ impl Courier {
     /// Gives up all its sessions: what tells them to close.
     pub(super) fn hand_over(&mut self) -> Farewell {
         self.rooms.clear();
+        for session in self.sessions.values() {
+            if let Some(socket) = session.outlet.socket {
+                sockets::end_within(socket, CLOSE_TIMEOUT + SPREAD);
+            }
+        }
         let sessions = std::mem::take(&mut self.sessions).into_iter();
         let ways = sessions.filter_map(|(id, session)| Some((id, session.outlet.disconnect?)));
         ways.collect()
@@ -198,7 +210,7 @@ impl Courier {
             }
             _ => {
                 let backlog = Backlog::new(outlet.backlog_limit);
-                let session = Session { outlet, backlog, serial, ended: false };
+                let session = Session { outlet, backlog, state_taken: 0, serial, ended: false };
                 self.sessions.insert(connection, session);
             }
         }
@@ -257,7 +269,12 @@ impl Courier {
                 continue;
             };
             match session.send_list(list, part) {
-                Ok(()) => *knows = Knows::Current,
+                Ok(()) => {
+                    *knows = Knows::Current;
+                    if part.is_whole() {
+                        session.state_taken = now;
+                    }
+                }
                 Err(Refusal::Closed) => {
                     session.ended = true;
                     report.gone.push((*connection, session.serial));
@@ -265,7 +282,7 @@ impl Courier {
                 Err(Refusal::Full) => {
                     let since = since.unwrap_or(now);
                     *knows = Knows::Owed { refused: Some(since) };
-                    if now.saturating_sub(since) >= micros(PATIENCE) {
+                    if now.saturating_sub(since.max(session.state_taken)) >= micros(PATIENCE) {
                         session.ended = true;
                         report.slow.push((*connection, session.serial));
                     } else {
@@ -297,6 +314,12 @@ enum Part {
     PhoenixDiff,
 }
 
+impl Part {
+    fn is_whole(self) -> bool {
+        matches!(self, Self::FullState | Self::State | Self::PhoenixState)
+    }
+}
+
 /// What a listener of the dialect gets that knows the list before, or does not; none for a dialect
 /// without lists.
 fn part(dialect: Dialect, current: bool) -> Option<Part> {
@@ -323,8 +346,7 @@ impl Session {
             Part::Diff => (Forwarded::Diff, Presences::diff),
             Part::PhoenixDiff => (Forwarded::Diff, Presences::phoenix_diff),
         };
-        let whole = matches!(part, Part::FullState | Part::State | Part::PhoenixState);
-        let (payload, reservation) = if whole {
+        let (payload, reservation) = if part.is_whole() {
             let place = self.backlog.reserve_state().ok_or(Refusal::Full)?;
             (encode(list), Some(place))
         } else {
@@ -367,9 +389,10 @@ impl Handler<Parcel> for Courier {
         self.take(order, &mut errand.report);
         // It is done when those who were woken by it have had their turn, and written it to their
         // sockets: who waits for that cannot fill their mailboxes.
+        let bytes = message.as_ref().map_or(0, |message| message.bytes());
         let done = actix::spawn(async { drop((message, errand)) });
-        self.broadcasts += 1;
-        if self.broadcasts == TURN {
+        self.broadcasts += 1 + bytes / TURN_BYTES;
+        if self.broadcasts >= TURN {
             self.broadcasts = 0;
             ctx.wait(done.into_actor(self).map(|_, _, _| ()));
         }

@@ -11,6 +11,8 @@ use crate::{messages::Disconnect, model::Cause};
 /// How many batches there are at most, and how far apart they are: everybody is told in two seconds.
 const BATCHES: usize = 20;
 const APART: Duration = Duration::from_millis(100);
+/// Everybody has been told after this.
+pub(super) const SPREAD: Duration = Duration::from_secs(2);
 /// A batch has no fewer.
 const BATCH: usize = 64;
 /// How long a thread may take to give up its sessions.

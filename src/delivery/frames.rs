@@ -59,6 +59,14 @@ impl Published {
         &self.room
     }
 
+    /// The size of what is published, without what a dialect puts around it.
+    pub fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(text) => text.len(),
+            Content::Json(value) | Content::Event { payload: value, .. } => value.get().len(),
+        }
+    }
+
     /// So many more have taken it.
     pub fn taken_by(&self, more: usize) {
         self.taken.fetch_add(more, Relaxed);

@@ -273,7 +273,10 @@ impl Rooms {
         if self.away(room, presence).is_none() || self.shown_as(room, connection).is_some() {
             return Ok(false);
         }
-        self.check_rooms_of(connection)?;
+        if connection != presence {
+            // What a connection has founded itself was within its limit then.
+            self.check_rooms_of(connection)?;
+        }
         let Some(away) = self.take_stranger(room, presence) else { return Ok(false) };
         let now = self.hold(now);
         let Presence { user, joined_at, .. } = away.remote.presence;

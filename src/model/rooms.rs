@@ -137,6 +137,7 @@ impl Rooms {
         self.connections.shrink();
         self.whereabouts.shrink();
         self.turns.shrink();
+        self.successors.shrink();
     }
 
     /// The connection enters the room; a sign of life.
@@ -229,10 +230,14 @@ impl Rooms {
         diffs
     }
 
-    /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none: a touch
-    /// never brings anybody back.
+    /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none, or has ended
+    /// and only joining counts: a touch never brings anybody back.
     pub fn touch(&mut self, connection: ConnectionId, sign: Sign, now: Moment) -> bool {
         let now = self.hold(now);
+        // What was on its way when it ended must not make it look alive.
+        if self.has_ended(connection) && !matches!(sign, Sign::Join | Sign::Disconnect) {
+            return false;
+        }
         match self.connections.to_back(&connection) {
             Some(known) => {
                 known.last = LastSign::new(now, sign);

@@ -76,15 +76,15 @@ impl Handler<TakePlace> for RoomRegistry {
 
     fn handle(&mut self, msg: TakePlace, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
-        let older = self.older_connections(&msg);
+        let mut older = self.older_connections(&msg);
+        older.retain(|connection| self.may_replace(*connection, &msg));
         for connection in &older {
             if let Some(permit) = self.places.kept.remove(connection) {
                 let place = SessionPlace::of(permit, Some(*connection), ctx.address().recipient());
                 return Reply::Now(Some(place));
             }
         }
-        let replaced = older.into_iter().find(|connection| self.may_replace(*connection, &msg));
-        let Some(connection) = replaced else { return Reply::Now(None) };
+        let Some(connection) = older.into_iter().next() else { return Reply::Now(None) };
         if !self.rooms.has_ended(connection) {
             self.end_socket(connection, now);
             self.settle(ctx, now);
@@ -97,7 +97,10 @@ impl RoomRegistry {
     /// The connections of the client that are in rooms it may enter now, the newest first.
     fn older_connections(&self, msg: &TakePlace) -> Vec<ConnectionId> {
         let presences = self.sessions.presences_of(&msg.session, msg.user.as_ref()).take(LOOKED_AT);
-        let presences = presences.filter(|(room, _)| (msg.enters)(room));
+        // What an earlier life of this node has left has no socket, and so no place to give.
+        let presences = presences.filter(|(room, presence)| {
+            (msg.enters)(room) && !self.orphans.contains(&(*presence, (*room).clone()))
+        });
         let mut older: Vec<_> = presences
             .filter_map(|(room, presence)| self.rooms.connection_behind(room, presence))
             .collect();

@@ -18,6 +18,8 @@ use futures_util::{Stream, StreamExt};
 
 /// How many frames a session handles before other connections of its thread have a turn.
 const TURN: u32 = 16;
+/// While more bytes of answers than this wait for the socket, no frame is handled that could cause more.
+const UNSENT_ANSWERS: usize = 64 * 1024;
 
 /// How far a session has come with its input. A clone is the same.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +29,8 @@ pub(super) struct Input(Rc<State>);
 struct State {
     /// Frames that were passed on and not handled yet.
     unhandled: Cell<u32>,
+    /// Bytes of frames that wait for the socket and are answers to what was read.
+    unsent_answers: Cell<usize>,
     turn_is_over: Cell<bool>,
     too_big: Cell<bool>,
 }
@@ -35,6 +39,16 @@ impl Input {
     /// A frame, or what is none, has been handled.
     pub fn handled(&self) {
         self.0.unhandled.set(self.0.unhandled.get().saturating_sub(1));
+    }
+
+    /// An answer of so many bytes waits for the socket.
+    pub fn answers(&self, bytes: usize) {
+        self.0.unsent_answers.set(self.0.unsent_answers.get() + bytes);
+    }
+
+    /// An answer of so many bytes waits no longer.
+    pub fn answered(&self, bytes: usize) {
+        self.0.unsent_answers.set(self.0.unsent_answers.get().saturating_sub(bytes));
     }
 
     /// Whether a message was too big.
@@ -98,8 +112,10 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        // The decoder asks again after each frame that it takes from what it has.
-        if this.input.0.unhandled.get() > 0 {
+        // The decoder asks again after each frame that it takes from what it has; and the writer has the
+        // session go on after each time that it has handed over some of the answers.
+        let unsent_answers = this.input.0.unsent_answers.get();
+        if this.input.0.unhandled.get() > 0 || unsent_answers > UNSENT_ANSWERS {
             return Poll::Pending;
         }
         loop {
@@ -112,7 +128,8 @@ where
             if this.unread.is_empty() {
                 match this.stream.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(chunk))) => this.unread = chunk,
-                    Poll::Ready(end) => return Poll::Ready(end),
+                    // However the connection ends, it is no broken frame.
+                    Poll::Ready(_) => return Poll::Ready(None),
                     Poll::Pending => {
                         this.passed = 0;
                         return Poll::Pending;
@@ -313,6 +330,15 @@ mod tests {
             }
             assert_eq!((turns, passed == flood), (100_u32.div_ceil(TURN), true));
         }
+    }
+
+    #[test]
+    fn nothing_passes_while_many_answers_wait_for_the_socket() {
+        let (mut guard, input) = guard(65_536, 100_000, &frame(0x81, 3).repeat(20));
+        input.answers(UNSENT_ANSWERS + 1);
+        assert!(poll(&mut guard).is_pending());
+        input.answered(1);
+        assert_eq!(turn(&mut guard, &input).0, TURN);
     }
 
     #[test]

@@ -38,10 +38,22 @@ struct Frame {
 }
 
 /// The frames that wait for a socket. A clone is the same queue.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Outgoing(Rc<RefCell<VecDeque<Frame>>>);
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    frames: Rc<RefCell<VecDeque<Frame>>>,
+    input: Input,
+}
 
 impl Outgoing {
+    /// A queue of the answers to this input, and of what else is sent.
+    pub fn new(input: Input) -> Self {
+        Self { frames: Rc::default(), input }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.borrow().is_empty()
+    }
+
     /// Queues a text.
     pub fn text(&self, text: impl Into<ByteString>) {
         self.push(Message::Text(text.into()), None);
@@ -66,22 +78,35 @@ impl Outgoing {
 
     /// Drops what waits.
     pub fn clear(&self) {
-        self.0.take();
+        for frame in self.frames.take() {
+            self.taken(&frame);
+        }
     }
 
     fn push(&self, message: Message, reservation: Option<Reservation>) {
-        self.0.borrow_mut().push_back(Frame { message, reservation });
+        if reservation.is_none() {
+            self.input.answers(size(&message));
+        }
+        self.frames.borrow_mut().push_back(Frame { message, reservation });
+    }
+
+    fn taken(&self, frame: &Frame) {
+        if frame.reservation.is_none() {
+            self.input.answered(size(&frame.message));
+        }
     }
 
     /// Encodes the next frames. Gives their bytes, and their reservations.
     fn encode(&self, codec: &mut Codec) -> Result<(BytesMut, Reservations), Error> {
-        let mut queue = self.0.borrow_mut();
+        let mut queue = self.frames.borrow_mut();
         let (mut bytes, mut reservations) = (BytesMut::new(), Reservations::new());
         while let Some(Frame { message, .. }) = queue.front() {
             if !bytes.is_empty() && bytes.len() + size(message) > HANDED_OVER {
                 break;
             }
-            let Some(Frame { message, reservation }) = queue.pop_front() else { break };
+            let Some(frame) = queue.pop_front() else { break };
+            self.taken(&frame);
+            let Frame { message, reservation } = frame;
             codec.encode(message, &mut bytes)?;
             reservations.extend(reservation);
         }
@@ -106,7 +131,6 @@ fn size(message: &Message) -> usize {
 /// The body of a session's response: runs the session, and gives what it has queued.
 pub(super) struct Writer<S> {
     session: S,
-    input: Input,
     outgoing: Outgoing,
     codec: Codec,
     /// Those of the frames that were given last.
@@ -115,9 +139,9 @@ pub(super) struct Writer<S> {
 }
 
 impl<S> Writer<S> {
-    pub fn new(session: S, input: Input, outgoing: Outgoing) -> Self {
+    pub fn new(session: S, outgoing: Outgoing) -> Self {
         let (codec, given, ended) = (Codec::new(), Reservations::new(), false);
-        Self { session, input, outgoing, codec, given, ended }
+        Self { session, outgoing, codec, given, ended }
     }
 }
 
@@ -130,7 +154,7 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         this.given.clear();
-        if this.input.end_turn() {
+        if this.outgoing.input.end_turn() {
             // The dispatcher goes on asking while it has room, without a turn for other connections.
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -149,7 +173,7 @@ where
             return Poll::Ready(Some(Ok(bytes.freeze())));
         }
         // The task yields by itself now.
-        this.input.end_turn();
+        this.outgoing.input.end_turn();
         if this.ended { Poll::Ready(None) } else { Poll::Pending }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
     },
     registry::RoomRegistry,
-    wire::phoenix::{self, Frame},
+    wire::phoenix::{self, Frame, TooLong},
 };
 
 /// A socket in no room from which nothing comes for this long is closed; clients send a heartbeat
@@ -190,7 +190,9 @@ impl Protocol for Channels {
         }
         socket.me.touch_soon();
         if let Err(too_long) = frame.check() {
-            let refusal = phoenix::refused(None, None, &frame.topic, &too_long.to_string());
+            // What is too long is not sent back.
+            let topic = if too_long == TooLong::Topic { "phoenix" } else { &*frame.topic };
+            let refusal = phoenix::refused(None, None, topic, &too_long.to_string());
             return socket.outgoing.text(refusal);
         }
         match &*frame.event {

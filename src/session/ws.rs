@@ -188,7 +188,7 @@ impl<P: Protocol> Socket<P> {
     ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin + use<P> {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, input) = Guard::new(payload, max_frame_size);
-        let outgoing = Outgoing::default();
+        let outgoing = Outgoing::new(input.clone());
         let me = me.watched(req).with_backlog_limit(backlog_limit(max_frame_size));
         let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
         let socket = Self {
@@ -198,13 +198,13 @@ impl<P: Protocol> Socket<P> {
             outgoing: outgoing.clone(),
             rate,
             ping_interval,
-            input: input.clone(),
+            input,
             fragments: Vec::new(),
             closing: false,
             _place,
         };
         let codec = Codec::new().max_size(max_frame_size);
-        Writer::new(ws::WebsocketContext::with_codec(socket, guarded, codec), input, outgoing)
+        Writer::new(ws::WebsocketContext::with_codec(socket, guarded, codec), outgoing)
     }
 
     /// Ends the session from our side: leaves, says why, and waits for the peer's answer.
@@ -290,7 +290,7 @@ impl<P: Protocol> Socket<P> {
         match error {
             ws::ProtocolError::Overflow => Closing::MessageTooBig,
             _ if self.input.is_too_big() => Closing::MessageTooBig,
-            // So come reserved bits, text that is not UTF-8, and a payload that has ended.
+            // So come reserved bits, and text that is not UTF-8.
             ws::ProtocolError::Io(error) if error.kind() == ErrorKind::InvalidData => {
                 Closing::MalformedFrame
             }
@@ -312,8 +312,11 @@ impl<P: Protocol> Actor for Socket<P> {
     }
 
     fn stopped(&mut self, _: &mut Ctx<P>) {
-        // What is queued may take a slow reader long.
         self.me.end_socket();
+        if !self.outgoing.is_empty() {
+            // It is dropped only when its client has taken that, which may be long.
+            self.me.leave(self.me.cause);
+        }
     }
 }
 

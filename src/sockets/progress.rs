@@ -4,6 +4,14 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+/// States of a socket that has sent its FIN, or is about to (`include/net/tcp_states.h` of Linux).
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const FIN_WAIT1: u8 = 4;
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const LAST_ACK: u8 = 9;
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const CLOSING: u8 = 11;
+
 /// How far the bytes of a connection have come, in both directions.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server looks at all of it"))]
@@ -39,11 +47,13 @@ impl Progress {
                 &raw mut len,
             )
         };
+        // A FIN that is on its way counts as one that is not acknowledged.
+        let fin = u32::from(matches!(info.tcpi_state, FIN_WAIT1 | LAST_ACK | CLOSING));
         (failed == 0).then(|| Self {
             received: info.tcpi_bytes_received,
             silence: Duration::from_millis(info.tcpi_last_data_recv.into()),
             acknowledged: info.tcpi_bytes_acked,
-            unsent: info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0,
+            unsent: info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > fin,
         })
     }
 

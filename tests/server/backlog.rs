@@ -66,3 +66,23 @@ async fn a_member_that_reads_no_lists_costs_one_list_and_its_backlog() {
         slow.until(|frame| frame.to_string().contains("the last")).await;
     }
 }
+
+#[tokio::test]
+async fn members_that_read_are_not_too_slow_for_a_burst_of_the_largest_messages() {
+    let server = Server::start(&["--max-frame-size", "1048576"]);
+    let mut members = Vec::new();
+    for _ in 0..4 {
+        members.push(server.ws("/ws/room?presence=none").await);
+    }
+    let payload = json!("x".repeat(1_000_000));
+    for _ in 0..4 {
+        // More than may wait for a connection at once.
+        let burst = futures_util::future::join_all((0..3).map(|_| recipients(&server, &payload)));
+        let heard = futures_util::future::join_all(members.iter_mut().map(|member| async {
+            for _ in 0..3 {
+                member.next_of("message").await;
+            }
+        }));
+        assert_eq!(tokio::join!(burst, heard).0, [4; 3]);
+    }
+}

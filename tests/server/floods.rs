@@ -104,3 +104,9 @@ async fn a_flood_of_phoenix_pushes_to_topics_that_are_not_joined() {
 async fn a_flood_of_phoenix_rejoins() {
     flood(PHOENIX, b"", &texts(r#"["1","1","flood","phx_join",{}]"#, 100)).await;
 }
+
+#[tokio::test]
+async fn a_flood_of_phoenix_pushes_to_long_topics() {
+    let topic = "x".repeat(60_000);
+    flood(PHOENIX, b"", &texts(&format!(r#"[null,null,"{topic}","shout",{{}}]"#), 1)).await;
+}

@@ -63,7 +63,7 @@ fn flood(random: &mut fastrand::Rng) -> Vec<u8> {
     let size = [1, 100, 4000, 60_000, 70_000][random.usize(..5)];
     let long = "x".repeat(size);
     let topic = random.u8(..200);
-    match random.u8(..14) {
+    match random.u8(..15) {
         0 => text(&json!({"type": "message", "payload": long}).to_string()),
         1 => text(&json!({"type": "update", "info": {"x": random.u32(..)}}).to_string()),
         2 => text("\"heartbeat\""),
@@ -76,7 +76,8 @@ fn flood(random: &mut fastrand::Rng) -> Vec<u8> {
         9 => text(&json!([null, "3", "phoenix", "heartbeat", {}]).to_string()),
         10 => text(&json!([topic, "4", format!("topic {topic}"), "phx_leave", {}]).to_string()),
         11 => text(&json!([long, long, "room", "phx_join", {}]).to_string()),
-        12 => (0..size).map(|_| random.u8(..)).collect(),
+        12 => text(&json!([null, null, long, "shout", {}]).to_string()),
+        13 => (0..size).map(|_| random.u8(..)).collect(),
         _ => frame(0x82, true, long.as_bytes()),
     }
 }

@@ -111,6 +111,10 @@ async fn a_reference_or_event_of_more_than_255_bytes_is_refused_and_nothing_else
         let reason = answer[4]["response"]["reason"].as_str().unwrap();
         assert!(reason.contains("at most 255 bytes"), "{reason}");
     }
+    // A topic that no room has is not sent back at length.
+    ada.json(json!(["1", "1", "é".repeat(511), "phx_join", {}])).await;
+    let answer = ada.next().await;
+    assert_eq!((&answer[2], &answer[4]["status"]), (&json!("phoenix"), &json!("error")));
     assert_eq!(server.get("/api/rooms/lobby").await.status, 404, "nobody has joined");
     ada.json(json!([longest, longest, "lobby", "phx_join", {}])).await;
     ada.until(|frame| is_reply(frame, &longest, "ok")).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Server, until};
 
@@ -109,4 +110,24 @@ async fn the_metrics_count_what_happens() {
     }
     assert!(after["presence_lists_sent_total"] >= 1.0);
     assert!(after["presence_rows_written_total"] >= 1.0);
+}
+
+#[tokio::test]
+async fn closes_are_counted_by_what_happened_at_the_socket() {
+    let server = Server::start(&[]);
+    let counts = async || {
+        let metrics = server.get("/metrics").await.body;
+        let lines =
+            metrics.lines().filter(|line| line.starts_with("presence_sockets_closed_total{"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    // Who goes without a word was not closed by the server.
+    drop(server.ws("/ws/lobby?presence=none").await);
+    until("it is gone", async || (server.connections() == 0).then_some(())).await;
+    assert_eq!(counts().await, Vec::<String>::new());
+    let mut binary = server.ws("/ws/lobby?presence=none").await;
+    binary.say(Message::binary(&b"x"[..])).await;
+    assert_eq!(binary.closed().await, (1003, "binary frames are not taken".to_owned()));
+    let counted = ["presence_sockets_closed_total{reason=\"binary frames are not taken\"} 1"];
+    assert_eq!(counts().await, counted);
 }

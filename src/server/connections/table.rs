@@ -192,6 +192,7 @@ impl Table {
         }
         connection.since.set(self.clock);
         connection.progress.set(self.clock);
+        self.plain.to_back(&connection.number);
         self.enter(connection, if streams { Phase::Stream } else { Phase::Response });
     }
 

@@ -8,6 +8,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use crate::model::MAX_NAME_CHARS;
+
 /// A frame of a client, as far as possible in the text it was read from.
 #[derive(Debug)]
 pub struct Frame<'a> {
@@ -35,6 +37,9 @@ pub fn read(text: &str) -> Result<Frame<'_>, serde_json::Error> {
 /// The longest reference and the longest name of an event, in bytes.
 pub const MAX_TEXT_BYTES: usize = 255;
 
+/// The longest topic that is answered to, in bytes: that of a room has at most 255 characters.
+pub const MAX_TOPIC_BYTES: usize = 4 * MAX_NAME_CHARS;
+
 /// A frame names something at greater length than is kept or passed on. The answer to it is to have
 /// no references, which may be what is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,10 +50,14 @@ pub enum TooLong {
     /// The event.
     #[error("the name of an event has at most {MAX_TEXT_BYTES} bytes")]
     Event,
+    /// The topic.
+    #[error("a topic has at most {MAX_NAME_CHARS} characters")]
+    Topic,
 }
 
 impl Frame<'_> {
-    /// Checks the lengths of the references and of the event; the topic is checked as a room's name.
+    /// Checks the lengths of the references, of the event, and of the topic, of which more is checked
+    /// as a room's name.
     ///
     /// # Errors
     ///
@@ -59,7 +68,10 @@ impl Frame<'_> {
         if refs.any(|text| is_long(text)) {
             return Err(TooLong::Ref);
         }
-        if is_long(&self.event) { Err(TooLong::Event) } else { Ok(()) }
+        if is_long(&self.event) {
+            return Err(TooLong::Event);
+        }
+        if self.topic.len() > MAX_TOPIC_BYTES { Err(TooLong::Topic) } else { Ok(()) }
     }
 }
 
