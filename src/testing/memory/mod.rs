@@ -63,6 +63,12 @@ impl MemoryDatabase {
         self.with(|tables| tables.presences.values().cloned().collect())
     }
 
+    /// How often a store has read the rows of rooms.
+    #[must_use]
+    pub fn reads(&self) -> usize {
+        self.with(|tables| tables.reads)
+    }
+
     /// Makes the database refuse every row of a connection.
     pub fn refuse(&self, verb: Verb, connection: ConnectionId) {
         self.with(|tables| tables.refused.insert((verb, connection)));

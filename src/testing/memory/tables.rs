@@ -27,6 +27,8 @@ pub(super) struct Tables {
     pub refused: BTreeSet<(Verb, ConnectionId)>,
     /// Somebody has taken a table away.
     pub hidden: bool,
+    /// How often rooms were read.
+    pub reads: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -280,7 +282,8 @@ impl Tables {
         self.nodes.iter().map(row).collect()
     }
 
-    pub fn read(&self, rooms: &[RoomName], now: DateTime<Utc>) -> RoomRows {
+    pub fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> RoomRows {
+        self.reads += 1;
         let rooms: BTreeSet<_> = rooms.iter().collect();
         let held = rooms.into_iter().flat_map(|room| self.of_room(room));
         RoomRows { nodes: self.nodes(now), rows: self.vouched(held).cloned().collect() }
