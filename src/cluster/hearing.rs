@@ -51,6 +51,7 @@ impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
     pub fn up(&mut self) {
         self.down = None;
+        self.peers.forgive_silence();
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);
