@@ -6,7 +6,10 @@ use super::{
     cluster::{LEASE, World},
     scripts::{MOMENT, enter, lobby, story},
 };
-use crate::messages::{BusState, GetStatus, Status};
+use crate::{
+    messages::{BusState, GetStatus, Status},
+    testing::store_contract::Verb,
+};
 
 /// A silence is judged with each renewal, and rooms are read with the next one that is due.
 const TOLD: Duration = LEASE.saturating_mul(3);
@@ -86,5 +89,27 @@ fn a_node_whose_own_bus_is_down_blames_nobody_and_reads_what_the_others_do() {
         world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
         tokio::time::sleep(TOLD).await;
         assert_eq!(unheard(&world, 0).await, ["n1"]);
+    });
+}
+
+#[test]
+fn a_row_that_the_database_refuses_is_not_written_again_with_each_reading() {
+    story(|mut world| async move {
+        let refused = enter(&mut world, 0, 0, &lobby());
+        world.database.refuse(Verb::Insert, refused);
+        tokio::time::sleep(MOMENT).await;
+        assert_eq!(world.database.rows().len(), 0);
+        // From now on rooms are read once a lease.
+        world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
+        tokio::time::sleep(TOLD).await;
+        let written = async |world: &World| {
+            let node = world.nodes[0].as_ref().unwrap();
+            node.registry.send(GetStatus).await.unwrap().counters.rows_written
+        };
+        let (before, reads) = (written(&world).await, world.database.reads());
+        tokio::time::sleep(LEASE * 3).await;
+        assert!(world.database.reads() > reads);
+        assert_eq!(written(&world).await, before);
+        assert_eq!(world.seen(0, &lobby()).await, [refused]);
     });
 }
