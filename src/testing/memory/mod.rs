@@ -289,8 +289,11 @@ impl SharedStore for MemoryStore {
         self.call(|tables| Ok(tables.find(room, connections)))
     }
 
-    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
-        self.call(|tables| Ok(tables.held(connections)))
+    fn held(
+        &mut self,
+        presences: &[(RoomName, ConnectionId)],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        self.call(|tables| Ok(tables.held(presences)))
     }
 
     fn list(

@@ -305,11 +305,10 @@ impl Tables {
         self.vouched(keys.filter_map(|key| self.presences.get(&key))).cloned().collect()
     }
 
-    pub fn held(&self, connections: &[ConnectionId]) -> Vec<(NodeName, Row)> {
-        let connections: BTreeSet<_> = connections.iter().collect();
-        let all = self.presences.values();
-        let asked = all.filter(|(_, row)| connections.contains(&row.presence.connection));
-        self.vouched(asked).cloned().collect()
+    pub fn held(&self, presences: &[Key]) -> Vec<(NodeName, Row)> {
+        let presences: BTreeSet<_> = presences.iter().collect();
+        let found = presences.into_iter().filter_map(|key| self.presences.get(key));
+        self.vouched(found).cloned().collect()
     }
 
     pub fn list(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomSummary> {
