@@ -51,6 +51,7 @@ impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
     pub fn up(&mut self) {
         self.down = None;
+        self.peers.forgive_silence();
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);
@@ -156,7 +157,8 @@ impl Cluster {
             Verdict::Missed => {
                 tracing::debug!(%room, %node, "missed something: the room is read again");
                 metrics::counter!("presence_bus_gaps_total").increment(1);
-                view.hold(node.clone(), epoch, changes);
+                // They are not held: the read begins after they came, and they were committed before
+                // that. Held, changes that no commit stands behind would be missed after every read.
                 self.read_later(&room);
                 None
             }

@@ -176,7 +176,8 @@ impl Cluster {
 
 impl Cluster {
     /// After a survey, where rooms are shared: which nodes live and are not heard on the bus any more.
-    /// As long as there are any, all rooms are read again once a lease.
+    /// As long as there are any, all rooms are read again once a lease. While this node's own bus is
+    /// down that is so, too, but says nothing about the others.
     pub fn judge_silence(&mut self, lease: Duration, now: Moment) -> Vec<NodeName> {
         if !self.is_shared() {
             return Vec::new();
@@ -188,7 +189,12 @@ impl Cluster {
             self.refreshed = Some(now);
             self.read_all();
         }
-        news
+        if self.down.is_some() { Vec::new() } else { news }
+    }
+
+    /// The nodes that live by the database and are not heard, though this node's bus is up.
+    pub fn unheard(&self) -> impl Iterator<Item = &NodeName> {
+        self.peers.unheard().filter(|_| self.down.is_none())
     }
 }
 

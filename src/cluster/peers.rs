@@ -208,6 +208,13 @@ impl Peers {
         news
     }
 
+    /// This node has heard nobody for a while, which was its own fault: silence counts from now on.
+    pub fn forgive_silence(&mut self) {
+        for peer in self.peers.values_mut() {
+            (peer.heard, peer.unheard) = (None, false);
+        }
+    }
+
     /// A node's life is over.
     pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) {
         self.lives.end(incarnation);

@@ -3,7 +3,10 @@
 //! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
 //! between two batches are nothing, and a batch that failed is simply put back.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
@@ -49,6 +52,14 @@ pub(super) struct Taken {
     /// another node holds.
     pub causes: Vec<Option<Cause>>,
     seen: Vec<(ConnectionId, u64)>,
+}
+
+impl Taken {
+    /// The presences of a room of which the database had no row before, so nobody can have removed it.
+    pub fn first_rows(&self, room: &RoomName) -> HashSet<ConnectionId, RandomState> {
+        let first = self.presences.iter().filter(|((of, _), mark)| !mark.stored && of == room);
+        first.map(|((_, connection), _)| *connection).collect()
+    }
 }
 
 /// Puts in what is not there yet; what is keeps its mark and its place, which are its age.
@@ -300,6 +311,18 @@ mod tests {
             let (upserts, deletes, _) = world.take();
             assert_eq!((upserts, deletes), (vec![], vec![1]), "failed: {failed}");
         }
+    }
+
+    #[test]
+    fn a_row_that_is_written_for_the_first_time_is_no_row_that_others_have_removed() {
+        let mut world = World::new();
+        world.join(1);
+        world.join(2);
+        world.dirty.mark_one(world.room.clone(), ConnectionId::from_u128(3));
+        let (_, _, taken) = world.take();
+        let first = taken.first_rows(&world.room);
+        assert_eq!(first, [1, 2].map(ConnectionId::from_u128).into_iter().collect());
+        assert!(taken.first_rows(&RoomName::new("another room").unwrap()).is_empty());
     }
 
     #[test]

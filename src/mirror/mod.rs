@@ -37,6 +37,7 @@ pub(crate) use self::{
     writer::WriterDesk,
 };
 use crate::{
+    log_limit::LogLimit,
     messages::FlushError,
     model::{Cause, ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
     tally::Tally,
@@ -300,6 +301,23 @@ impl Mirror {
         self.dirty.mark_one(room, connection);
     }
 
+    /// Marks presences of a room that are to have a row and have none; but for those whose first row is
+    /// just being written, and those whose row the database refuses until they change.
+    pub fn mark_missing(&mut self, room: &RoomName, mut missing: Vec<ConnectionId>) {
+        if missing.is_empty() {
+            return;
+        }
+        let first_rows = self.in_flight.as_ref().map(|flight| flight.taken.first_rows(room));
+        let first_rows = first_rows.unwrap_or_default();
+        missing.retain(|one| !first_rows.contains(one));
+        for connection in missing {
+            let key = (room.clone(), connection);
+            if !self.refused.contains(&key) {
+                self.dirty.mark_one(key.0, connection);
+            }
+        }
+    }
+
     /// Has all signs of life written.
     pub fn sweep_all(&mut self) {
         self.dirty.sweep(usize::MAX);
@@ -343,7 +361,11 @@ impl Mirror {
 
     fn set_aside(&mut self, applied: Applied) -> Vec<Change> {
         for aside in &applied.set_aside {
-            tracing::error!(reason = aside.reason, "the database refuses a row: set aside");
+            static REFUSED: LogLimit = LogLimit::new();
+            if let Some(suppressed) = REFUSED.pass() {
+                let reason = &aside.reason;
+                tracing::error!(reason, suppressed, "the database refuses a row: set aside");
+            }
             metrics::counter!("presence_rows_refused_total").increment(1);
             if let Change::Upsert(room, connection) | Change::Delete(room, connection) =
                 &aside.change

@@ -253,11 +253,9 @@ impl RoomRegistry {
     /// may have taken one and ended it before this one heard of either.
     fn write_missing(&mut self, room: &RoomName, is_written: impl Fn(ConnectionId) -> bool) {
         let snapshot = self.rooms.snapshot(room);
-        for presence in snapshot.connections().filter(|one| !is_written(*one)) {
-            if self.rooms.holds(room, presence) {
-                self.mirror.mark_one(room.clone(), presence);
-            }
-        }
+        let unwritten = snapshot.connections().filter(|one| !is_written(*one));
+        let missing = unwritten.filter(|one| self.rooms.holds(room, *one)).collect();
+        self.mirror.mark_missing(room, missing);
     }
 
     pub(super) fn take_news(&mut self, news: News, now: Moment) {

@@ -218,7 +218,7 @@ impl Handler<GetStatus> for RoomRegistry {
             observer_lag: self.observers.lag(),
             nodes: 1 + self.cluster.as_ref().map_or(0, |cluster| cluster.peers.alive()),
             unheard: match &self.cluster {
-                Some(cluster) => cluster.peers.unheard().cloned().collect(),
+                Some(cluster) => cluster.unheard().cloned().collect(),
                 None => Vec::new(),
             },
             bus: match &self.cluster {

@@ -26,8 +26,8 @@ impl RoomRegistry {
     fn verify_more(&mut self, ctx: &mut Context<Self>) {
         let Some(cluster) = &mut self.cluster else { return };
         let Some(asked) = cluster.next_unverified() else { return };
-        let connections: Vec<_> = asked.iter().map(|(_, connection)| *connection).collect();
-        let rows = cluster.desk.ask(move |store| store.held(&connections));
+        let presences = asked.clone();
+        let rows = cluster.desk.ask(move |store| store.held(&presences));
         ctx.spawn(rows.into_actor(self).map(move |rows, registry, ctx| {
             let Some(cluster) = &mut registry.cluster else { return };
             cluster.verified(&asked, rows.is_ok());

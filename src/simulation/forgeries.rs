@@ -34,6 +34,8 @@ pub fn at_random(world: &mut World, place: usize, client: usize) {
     let known = world.clients[client].connection.as_ref().map(|connected| connected.id);
     let connection = known.filter(|_| world.rng.bool()).unwrap_or_else(ConnectionId::new);
     let room = world.room();
+    let previous = [0, number.saturating_sub(1), u64::MAX - 1][world.rng.usize(0..3)];
+    let changes = |room, number, changes| changes_after(room, number, previous, changes);
     let told = match world.rng.u8(0..6) {
         0 => {
             let Some(node) = &world.nodes[place] else { return };
@@ -64,7 +66,11 @@ fn incarnation(world: &World, place: usize) -> Option<Epoch> {
 }
 
 fn changes(room: RoomName, number: u64, changes: Vec<Change>) -> Told {
-    Told::Changes(Changes { room, number, previous: 0, changes })
+    changes_after(room, number, 0, changes)
+}
+
+fn changes_after(room: RoomName, number: u64, previous: u64, changes: Vec<Change>) -> Told {
+    Told::Changes(Changes { room, number, previous, changes })
 }
 
 fn here(connection: ConnectionId, turn: u32) -> Change {
@@ -102,6 +108,21 @@ fn a_ghost_in_the_name_of_a_living_node_goes_and_the_node_is_heard_as_before() {
             assert_eq!(world.seen(1, &lobby()).await, [real]);
         });
     }
+}
+
+#[test]
+fn changes_after_others_that_there_never_were_have_a_room_read_once() {
+    story(|mut world| async move {
+        let mut real = [0, 2].map(|client| enter(&mut world, client, client / 2, &lobby()));
+        real.sort_unstable();
+        tokio::time::sleep(MOMENT).await;
+        let before = world.database.reads();
+        forge(&world, 0, changes_after(lobby(), u64::MAX, u64::MAX - 1, Vec::new())).await;
+        tokio::time::sleep(MOMENT).await;
+        let reads = world.database.reads() - before;
+        assert!((1..=2).contains(&reads), "{reads} reads by two nodes");
+        assert_eq!(world.seen(1, &lobby()).await, real);
+    });
 }
 
 #[test]

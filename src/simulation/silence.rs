@@ -6,7 +6,10 @@ use super::{
     cluster::{LEASE, World},
     scripts::{MOMENT, enter, lobby, story},
 };
-use crate::messages::{BusState, GetStatus};
+use crate::{
+    messages::{BusState, GetStatus, Status},
+    testing::store_contract::Verb,
+};
 
 /// A silence is judged with each renewal, and rooms are read with the next one that is due.
 const TOLD: Duration = LEASE.saturating_mul(3);
@@ -16,6 +19,10 @@ async fn unheard(world: &World, place: usize) -> Vec<String> {
     let node = world.nodes[place].as_ref().unwrap();
     let status = node.registry.send(GetStatus).await.unwrap();
     assert_eq!((status.bus, status.nodes), (BusState::Up, 3));
+    names(&status)
+}
+
+fn names(status: &Status) -> Vec<String> {
     status.unheard.iter().map(ToString::to_string).collect()
 }
 
@@ -53,5 +60,56 @@ fn one_node_that_is_not_heard_is_named_by_those_who_do_not_hear_it() {
         let on_n0 = enter(&mut world, 0, 0, &lobby());
         tokio::time::sleep(LEASE + MOMENT).await;
         assert_eq!(world.seen(1, &lobby()).await, [on_n0]);
+    });
+}
+
+#[test]
+fn a_node_whose_own_bus_is_down_blames_nobody_and_reads_what_the_others_do() {
+    story(|mut world| async move {
+        let status = async |world: &World| {
+            let node = world.nodes[0].as_ref().unwrap();
+            node.registry.send(GetStatus).await.unwrap()
+        };
+        let here = enter(&mut world, 0, 0, &lobby());
+        world.nodes[0].as_ref().unwrap().bus.cut();
+        tokio::time::sleep(TOLD).await;
+        let during = status(&world).await;
+        assert!(matches!(during.bus, BusState::Down(_)), "{:?}", during.bus);
+        assert_eq!(names(&during), [""; 0]);
+        assert_eq!(unheard(&world, 1).await, ["n0"]);
+        let mut all = [here, enter(&mut world, 2, 1, &lobby())];
+        all.sort_unstable();
+        tokio::time::sleep(LEASE + MOMENT).await;
+        assert_eq!(world.seen(0, &lobby()).await, all);
+
+        world.nodes[0].as_ref().unwrap().bus.heal();
+        tokio::time::sleep(MOMENT).await;
+        assert_eq!(unheard(&world, 0).await, [""; 0]);
+        // Whose silence is their own is named as before.
+        world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
+        tokio::time::sleep(TOLD).await;
+        assert_eq!(unheard(&world, 0).await, ["n1"]);
+    });
+}
+
+#[test]
+fn a_row_that_the_database_refuses_is_not_written_again_with_each_reading() {
+    story(|mut world| async move {
+        let refused = enter(&mut world, 0, 0, &lobby());
+        world.database.refuse(Verb::Insert, refused);
+        tokio::time::sleep(MOMENT).await;
+        assert_eq!(world.database.rows().len(), 0);
+        // From now on rooms are read once a lease.
+        world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
+        tokio::time::sleep(TOLD).await;
+        let written = async |world: &World| {
+            let node = world.nodes[0].as_ref().unwrap();
+            node.registry.send(GetStatus).await.unwrap().counters.rows_written
+        };
+        let (before, reads) = (written(&world).await, world.database.reads());
+        tokio::time::sleep(LEASE * 3).await;
+        assert!(world.database.reads() > reads);
+        assert_eq!(written(&world).await, before);
+        assert_eq!(world.seen(0, &lobby()).await, [refused]);
     });
 }

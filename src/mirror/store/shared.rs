@@ -108,12 +108,15 @@ pub trait SharedStore: Store {
         connections: &[ConnectionId],
     ) -> Result<Vec<(NodeName, Row)>, StoreError>;
 
-    /// The rows of some connections in all their rooms, with the nodes that hold them.
+    /// The rows of some presences, each once, with the nodes that hold them.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    fn held(
+        &mut self,
+        presences: &[(RoomName, ConnectionId)],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
 
     /// At most `limit` rooms with somebody in them, in the order of their names (byte by byte), after
     /// the one named; their version is 0.

@@ -63,6 +63,12 @@ impl MemoryDatabase {
         self.with(|tables| tables.presences.values().cloned().collect())
     }
 
+    /// How often a store has read the rows of rooms.
+    #[must_use]
+    pub fn reads(&self) -> usize {
+        self.with(|tables| tables.reads)
+    }
+
     /// Makes the database refuse every row of a connection.
     pub fn refuse(&self, verb: Verb, connection: ConnectionId) {
         self.with(|tables| tables.refused.insert((verb, connection)));
@@ -283,8 +289,11 @@ impl SharedStore for MemoryStore {
         self.call(|tables| Ok(tables.find(room, connections)))
     }
 
-    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
-        self.call(|tables| Ok(tables.held(connections)))
+    fn held(
+        &mut self,
+        presences: &[(RoomName, ConnectionId)],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        self.call(|tables| Ok(tables.held(presences)))
     }
 
     fn list(

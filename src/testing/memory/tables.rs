@@ -27,6 +27,8 @@ pub(super) struct Tables {
     pub refused: BTreeSet<(Verb, ConnectionId)>,
     /// Somebody has taken a table away.
     pub hidden: bool,
+    /// How often rooms were read.
+    pub reads: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -280,7 +282,8 @@ impl Tables {
         self.nodes.iter().map(row).collect()
     }
 
-    pub fn read(&self, rooms: &[RoomName], now: DateTime<Utc>) -> RoomRows {
+    pub fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> RoomRows {
+        self.reads += 1;
         let rooms: BTreeSet<_> = rooms.iter().collect();
         let held = rooms.into_iter().flat_map(|room| self.of_room(room));
         RoomRows { nodes: self.nodes(now), rows: self.vouched(held).cloned().collect() }
@@ -302,11 +305,10 @@ impl Tables {
         self.vouched(keys.filter_map(|key| self.presences.get(&key))).cloned().collect()
     }
 
-    pub fn held(&self, connections: &[ConnectionId]) -> Vec<(NodeName, Row)> {
-        let connections: BTreeSet<_> = connections.iter().collect();
-        let all = self.presences.values();
-        let asked = all.filter(|(_, row)| connections.contains(&row.presence.connection));
-        self.vouched(asked).cloned().collect()
+    pub fn held(&self, presences: &[Key]) -> Vec<(NodeName, Row)> {
+        let presences: BTreeSet<_> = presences.iter().collect();
+        let found = presences.into_iter().filter_map(|key| self.presences.get(key));
+        self.vouched(found).cloned().collect()
     }
 
     pub fn list(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomSummary> {

@@ -290,6 +290,7 @@ macro_rules! shared_store_contract {
             a_node_is_buried_or_goes_on_but_not_both
             a_node_that_hands_over_leaves_what_fades
             connections_are_found_in_their_rooms
+            presences_are_found_by_room_and_connection
             rooms_are_listed_by_their_bytes_a_page_at_a_time
             a_user_is_where_their_connections_are
             connections_are_each_named_once_with_their_node

@@ -27,10 +27,15 @@ const NODES: &str = "
 /// Presences with their rooms, of nodes that have a row: others are none.
 macro_rules! held {
     ($condition:literal) => {
+        held!("rooms", $condition)
+    };
+    ($rooms:literal, $condition:literal) => {
         concat!(
             "SELECT ",
             held_columns!(),
-            " FROM rooms JOIN presences ON presences.room_id = rooms.id
+            " FROM ",
+            $rooms,
+            " JOIN presences ON presences.room_id = rooms.id
             JOIN nodes ON nodes.id = presences.node_id WHERE ",
             $condition
         )
@@ -42,7 +47,12 @@ pub(super) const READ: &str = held!("rooms.channel_name = ANY ($1)");
 pub(super) const FIND: &str =
     held!("rooms.channel_name = $1 AND presences.channel_name = ANY ($2)");
 
-pub(super) const HELD: &str = held!("presences.channel_name = ANY ($1)");
+/// By room as well: a connection may be in many more rooms than are asked about.
+pub(super) const HELD: &str = held!(
+    "(SELECT DISTINCT room, connection FROM unnest($1, $2) AS pairs (room, connection)) AS given
+    JOIN rooms ON rooms.channel_name = given.room",
+    "presences.channel_name = given.connection"
+);
 
 /// Room by room, so that a page costs what it shows.
 pub(super) const LIST: &str = "
@@ -184,9 +194,14 @@ impl SharedStore for PostgresStore {
         Ok(rows::presences(self.load(query)?))
     }
 
-    fn held(&mut self, connections: &[ConnectionId]) -> Result<Vec<(NodeName, Row)>, StoreError> {
-        let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
-        Ok(rows::presences(self.load(statement(HELD).bind::<Array<Text>>(ids))?))
+    fn held(
+        &mut self,
+        presences: &[(RoomName, ConnectionId)],
+    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+        let rooms: Vec<&str> = presences.iter().map(|(room, _)| room.as_str()).collect();
+        let ids: Vec<String> = presences.iter().map(|(_, one)| one.to_string()).collect();
+        let query = statement(HELD).bind::<Array<Text>>(rooms).bind::<Array<Text>>(ids);
+        Ok(rows::presences(self.load(query)?))
     }
 
     fn list(

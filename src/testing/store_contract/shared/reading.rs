@@ -86,10 +86,26 @@ pub fn connections_are_found_in_their_rooms<B: SharedBench>(mut bench: B) {
     assert_eq!(found, expected);
     assert_eq!(store.find(&room("a"), &[]).unwrap(), []);
     assert_eq!(store.find(&room("none"), &[id(1)]).unwrap(), []);
+}
 
-    let found = sorted_with_nodes(store.held(&asked).unwrap());
-    let in_b = (node("n"), row("b", 3, None));
-    assert_eq!(found, [&expected[..], &[in_b]].concat());
+/// Each once, whatever other rooms their connections are in.
+pub fn presences_are_found_by_room_and_connection<B: SharedBench>(mut bench: B) {
+    let mut other = bench.another();
+    let _ = started(&mut other, "m");
+    let store = bench.store();
+    let _ = started(store, "n");
+    write(store, &upserts([row("a", 1, Some("ada")), row("b", 1, None), row("c", 1, None)]));
+    write(store, &upserts([row("a", 2, None), row("b", 3, None)]));
+    write_as("m", &mut other, &upserts([row("a", 4, None)]));
+    write_as("none", &mut other, &upserts([row("a", 5, None)]));
+    let asked = [("a", 1), ("a", 3), ("a", 4), ("a", 4), ("a", 5), ("b", 1), ("d", 1)];
+    let found = store.held(&asked.map(|(name, one)| (room(name), id(one)))).unwrap();
+    let expected = [
+        (node("n"), row("a", 1, Some("ada"))),
+        (node("m"), row("a", 4, None)),
+        (node("n"), row("b", 1, None)),
+    ];
+    assert_eq!(sorted_with_nodes(found), expected);
     assert_eq!(store.held(&[]).unwrap(), []);
 }
 
