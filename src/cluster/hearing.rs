@@ -261,15 +261,28 @@ impl Cluster {
         self.unverified.answered();
         if !answered {
             for (room, connection) in asked {
-                self.unverified.note_one(room, *connection);
+                self.unverified.postpone(room, *connection);
             }
         }
     }
 
     /// Whether something was heard of the presence since the comparison began, so that the next one
     /// will tell.
-    pub fn is_unverified(&self, room: &RoomName, connection: ConnectionId) -> bool {
-        self.unverified.is_noted(room, connection)
+    pub fn is_unverified(&mut self, room: &RoomName, connection: ConnectionId) -> bool {
+        let noted = self.unverified.is_noted(room, connection);
+        if noted {
+            self.unverified.postpone(room, connection);
+        }
+        noted
+    }
+
+    /// A presence is not as its row says. If that is so for the second time, the room is read again.
+    pub fn differs(&mut self, room: &RoomName, connection: ConnectionId) {
+        if self.unverified.differs(room, connection) {
+            tracing::debug!(%room, %connection, "not as in the database: the room is read again");
+            metrics::counter!("presence_bus_contradictions_total").increment(1);
+            self.read_later(room);
+        }
     }
 }
 

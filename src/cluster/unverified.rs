@@ -17,6 +17,7 @@ const OF_A_ROOM: usize = 1024;
 const WAITING: usize = 65_536;
 
 type Connections = HashSet<ConnectionId, RandomState>;
+type Suspects = HashSet<(RoomName, ConnectionId), RandomState>;
 
 /// Presences of which something was heard on the bus since the rows were last compared.
 #[derive(Debug, Default)]
@@ -27,6 +28,9 @@ pub(super) struct Unverified {
     /// Those that the comparison under way is still to ask about.
     asking: Vec<(RoomName, ConnectionId)>,
     under_way: bool,
+    /// Those that were not as their rows in the last comparison, and in the one under way.
+    suspects: Suspects,
+    next_suspects: Suspects,
 }
 
 impl Unverified {
@@ -69,6 +73,7 @@ impl Unverified {
             return Vec::new();
         }
         self.waiting = 0;
+        self.suspects = std::mem::take(&mut self.next_suspects);
         let mut whole = Vec::new();
         for (room, connections) in std::mem::take(&mut self.rooms) {
             match connections {
@@ -92,6 +97,27 @@ impl Unverified {
         self.under_way = true;
         let rest = self.asking.len().saturating_sub(AT_ONCE);
         Some(self.asking.split_off(rest))
+    }
+
+    /// A presence is not as its row. A change that is committed and still on its way looks like that,
+    /// so it is compared once more; answers whether this was that second time.
+    pub fn differs(&mut self, room: &RoomName, connection: ConnectionId) -> bool {
+        let place = (room.clone(), connection);
+        if self.suspects.remove(&place) {
+            return true;
+        }
+        self.next_suspects.insert(place);
+        self.note_one(room, connection);
+        false
+    }
+
+    /// A presence could not be compared this time: what is suspected of it stays so.
+    pub fn postpone(&mut self, room: &RoomName, connection: ConnectionId) {
+        let place = (room.clone(), connection);
+        if self.suspects.remove(&place) {
+            self.next_suspects.insert(place);
+        }
+        self.note_one(room, connection);
     }
 
     /// The database has answered, or not.
@@ -129,6 +155,37 @@ mod tests {
         assert_eq!(unverified.next(), None);
         assert!(unverified.begin().is_empty());
         assert_eq!(unverified.next(), Some(vec![(room("a"), id(1))]));
+    }
+
+    #[test]
+    fn who_differs_from_the_row_twice_running_is_contradicted() {
+        let mut unverified = Unverified::default();
+        let compare = |unverified: &mut Unverified| {
+            assert!(unverified.begin().is_empty());
+            unverified.answered();
+            unverified.next().is_some_and(|asked| asked == [(room("a"), id(1))])
+        };
+        unverified.note_one(&room("a"), id(1));
+        assert!(compare(&mut unverified));
+        assert!(!unverified.differs(&room("a"), id(1)));
+        unverified.answered();
+        assert!(compare(&mut unverified), "once more, though nothing was heard");
+        unverified.postpone(&room("a"), id(1));
+        unverified.answered();
+        assert!(compare(&mut unverified));
+        assert!(unverified.differs(&room("a"), id(1)));
+        unverified.answered();
+        assert!(!compare(&mut unverified));
+
+        // As the row says in between.
+        for _ in 0..2 {
+            unverified.note_one(&room("a"), id(1));
+            assert!(compare(&mut unverified));
+            assert!(!unverified.differs(&room("a"), id(1)));
+            unverified.answered();
+            assert!(compare(&mut unverified));
+            unverified.answered();
+        }
     }
 
     #[test]

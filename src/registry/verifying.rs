@@ -43,8 +43,8 @@ impl RoomRegistry {
         }));
     }
 
-    /// Has the rooms read again whose presences are not as the rows say. One that changes in this very
-    /// moment may be among them, which costs no more than the reading.
+    /// Has the rooms read again whose presences are not as the rows say, twice running: once it may be
+    /// a change that is committed and not heard yet.
     fn compare(&mut self, asked: Vec<(RoomName, ConnectionId)>, rows: Vec<(NodeName, Row)>) {
         let Some(cluster) = &mut self.cluster else { return };
         let by_place = |(node, row): (NodeName, Row)| {
@@ -62,9 +62,7 @@ impl RoomRegistry {
             let row = row.filter(|(node, _)| cluster.peers.is_alive(node));
             let row = row.map(|(node, row)| remote(node, row));
             if !is_same(self.rooms.remote(&room, connection), row.as_ref()) {
-                tracing::debug!(%room, %connection, "not as in the database: the room is read again");
-                metrics::counter!("presence_bus_contradictions_total").increment(1);
-                cluster.read_later(&room);
+                cluster.differs(&room, connection);
             }
         }
     }
