@@ -61,8 +61,7 @@ pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(
 /// to lead to this machine (DNS rebinding) would look like that; so it must have been loaded from a
 /// loopback address, unless a proxy says that it passed the request on.
 fn is_own(page: Page, req: &HttpRequest, options: &ServerOptions) -> bool {
-    let anybody = options.secrets.is_empty() || options.allow_anonymous;
-    let open = options.believe_query && anybody;
+    let open = options.believe_query && options.secrets.is_empty();
     page.same_host && (!open || !is_from_here(req) || is_for_loopback(req.headers()))
 }
 
