@@ -12,7 +12,7 @@ use crate::{messages::Disconnect, model::Cause};
 const BATCHES: usize = 20;
 const APART: Duration = Duration::from_millis(100);
 /// Everybody has been told after this.
-pub(super) const SPREAD: Duration = Duration::from_secs(2);
+pub(super) const SPREAD: Duration = APART.saturating_mul(BATCHES as u32);
 /// A batch has no fewer.
 const BATCH: usize = 64;
 /// How long a thread may take to give up its sessions.

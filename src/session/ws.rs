@@ -209,11 +209,6 @@ impl<P: Protocol> Socket<P> {
 
     /// Ends the session from our side: leaves, says why, and waits for the peer's answer.
     pub fn close(&mut self, ctx: &mut Ctx<P>, closing: Closing) {
-        self.close_with(ctx, closing, closing.frame());
-    }
-
-    /// The same with a close frame of the dialect.
-    pub fn close_with(&mut self, ctx: &mut Ctx<P>, closing: Closing, frame: ws::CloseReason) {
         if self.closing {
             return;
         }
@@ -224,7 +219,7 @@ impl<P: Protocol> Socket<P> {
             // The peer would have to take all of it before it could read why it is put out.
             self.outgoing.clear();
         }
-        self.outgoing.close(Some(frame));
+        self.outgoing.close(Some(closing.frame()));
         self.me.end_socket();
         ctx.run_later(FAREWELL, |_, ctx| ctx.stop());
     }
