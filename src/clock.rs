@@ -55,3 +55,34 @@ impl Stopwatch {
         self.0.elapsed()
     }
 }
+
+/// The processor time of a thread: how busy it was, and not how long others kept it from its work.
+#[derive(Clone, Copy)]
+pub(crate) struct ThreadTime(Duration);
+
+impl ThreadTime {
+    /// That of this thread up to now.
+    pub fn now() -> Self {
+        Self(thread_time())
+    }
+
+    /// What this thread has taken since; to be asked on the same thread.
+    pub fn elapsed(self) -> Duration {
+        thread_time().saturating_sub(self.0)
+    }
+}
+
+#[cfg(unix)]
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Elsewhere the time on the wall has to do.
+#[cfg(not(unix))]
+fn thread_time() -> Duration {
+    use std::sync::LazyLock;
+
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed()
+}

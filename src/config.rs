@@ -9,6 +9,9 @@ use crate::{
     registry::Authorize,
 };
 
+/// The largest member list that a connection is sent, in bytes, unless the app says otherwise.
+pub(crate) const DEFAULT_MAX_LIST_SIZE: usize = 1024 * 1024;
+
 /// Whether somebody may join: what the [`authorize`](PresenceConfig::authorize) hook answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -57,6 +60,7 @@ pub struct PresenceConfig {
     pub(crate) prune_rooms_every: Duration,
     pub(crate) limits: Limits,
     pub(crate) observer_queue: usize,
+    pub(crate) max_list_size: usize,
     pub(crate) clock: Clock,
     pub(crate) authorize: Option<Authorize>,
 }
@@ -119,6 +123,7 @@ impl PresenceConfig {
             prune_rooms_every: Duration::from_secs(600),
             limits: Limits::default(),
             observer_queue: 1024,
+            max_list_size: DEFAULT_MAX_LIST_SIZE,
             clock: Clock::system(),
             authorize: None,
         }
@@ -198,6 +203,16 @@ impl PresenceConfig {
         Self { observer_queue: events.max(1), ..self }
     }
 
+    /// The largest member list that a connection is sent, in bytes of its frame. Default 1 MiB.
+    ///
+    /// Where the whole list is larger, who needs it gets a count with `truncated` instead
+    /// (`presence_count`), until it has fewer than nine tenths of that. Who has it already goes on with
+    /// what changes.
+    #[must_use]
+    pub fn max_list_size(self, bytes: usize) -> Self {
+        Self { max_list_size: bytes, ..self }
+    }
+
     /// Decides who may join. Default everybody.
     ///
     /// Called on the registry's thread for every join: it must answer at once, from memory. If it
@@ -265,6 +280,7 @@ impl fmt::Debug for PresenceConfig {
             .field("prune_rooms_every", &self.prune_rooms_every)
             .field("limits", &self.limits)
             .field("observer_queue", &self.observer_queue)
+            .field("max_list_size", &self.max_list_size)
             .field("authorize", &self.authorize.is_some())
             .finish_non_exhaustive()
     }

@@ -185,6 +185,7 @@ impl PresenceConfig {
             lease: self.lease,
             grace: self.grace,
             observer_queue: self.observer_queue,
+            max_list_size: self.max_list_size,
             guard: supervisor.guard(Crashed::Registry),
         };
         let registry = RoomRegistry::start_in_arbiter(arbiter, |_| RoomRegistry::new(parts));

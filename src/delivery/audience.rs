@@ -1,206 +1,280 @@
-//! Who hears of one room's members, and when: member lists with a duty cycle.
-//!
-//! The first change goes out at once, later ones wait for a window that is longer for larger rooms; so
-//! n joins in a moment cost a few lists and not n, and sending lists of one room never takes more than
-//! a tenth of the time. When a crowd has come and falls quiet, the window ends early, but not twice in
-//! one window.
+//! The listeners of one room: what they know of it, what they do not, and what waits for that.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+
+use smallvec::SmallVec;
 
 use super::{
-    courier::Report,
-    frames::{Presences, Touched},
+    list::{List, Sizes, Touched, Whole},
+    published::Published,
+    schedule::Schedule,
 };
-use crate::model::{Diff, Snapshot, micros};
+use crate::model::{ConnectionId, Diff, Snapshot, micros};
 
-/// Two member lists of a room are at least this far apart.
+/// How many versions are kept that newcomers have and others do not. Whoever came at another is sent the
+/// whole list again.
+const BASES: usize = 256;
+/// How many bytes of messages wait for a list.
+const WAITING: usize = 1024 * 1024;
+/// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,
+const ENCODING_SHARE: u32 = 10;
+/// and no longer than this.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+/// When a listener that did not take the whole list is offered it again.
 const WINDOW: Duration = Duration::from_millis(50);
-/// So much further for each listener: a room gets 250 frames a second about who is there, not 20 for
-/// each of its listeners.
-const PER_LISTENER: Duration = Duration::from_millis(4);
-/// But no further than this by their number.
-const LONGEST: Duration = Duration::from_millis(500);
-/// Sending the lists of a room takes at most one part in this many of the time.
-const DUTY: u32 = 10;
-/// A room is quiet when nothing has changed for this part of its window.
-const QUIET: u32 = 8;
 
-/// A list waits for the one before to be handed out everywhere, but no longer than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// A message for the members of a room.
+#[derive(Clone)]
+pub(super) struct Said {
+    pub message: Arc<Published>,
+    pub except: Option<ConnectionId>,
+    /// Who was a member then: those whose entry has at most this number.
+    pub entries: u64,
+    /// The version that a listener has to know before it hears this.
+    pub after: u64,
+}
 
-/// The listeners of one room.
+/// Messages that wait until their senders' coming has been told.
+struct Waiting {
+    /// The latest version that has all senders in it.
+    room: Snapshot,
+    senders: SmallVec<[ConnectionId; 2]>,
+    messages: Vec<Said>,
+}
+
+/// What is to be sent, in this order.
+pub(super) enum Next {
+    /// A list for everybody.
+    List(List),
+    /// A message that has waited for it.
+    Message(Said),
+}
+
+/// The listeners of one room. All times are in microseconds of the monotonic clock.
 pub(super) struct Audience {
     pub listeners: usize,
     /// The state that was listed last.
     listed: Snapshot,
     /// What may be different since.
     touched: Touched,
-    /// Some listener needs the whole state.
-    owes: bool,
-    /// How many threads have not handed out the last list yet.
-    away: usize,
-    /// When it went out, in microseconds of the monotonic clock, as all times here.
-    sent: u64,
-    /// Until when the next list waits at least, and at most.
-    earliest: u64,
-    latest: u64,
-    /// Until when it may not go out before `latest`.
-    patient: u64,
-    /// When the room changed last, or could again.
-    changed: u64,
+    /// Later versions, which those have who came since.
+    bases: Vec<Snapshot>,
+    sizes: Arc<Sizes>,
+    schedule: Schedule,
+    /// The version of the last list that went out.
+    told: u64,
+    /// When somebody is to be offered the whole list, if no list for everybody goes out before.
+    owed: Option<u64>,
+    /// When newcomers who get the whole list each time got it last.
+    full_sent: u64,
+    /// Lists that are closed, as one of their senders has left, each with the messages that wait for it.
+    closed: Vec<(List, Vec<Said>)>,
+    waiting: Option<Box<Waiting>>,
+    /// Since when messages wait, and how many bytes they have.
+    waiting_since: u64,
+    waiting_bytes: usize,
     /// When the next list is to go out, if it waits.
     pub due: Option<u64>,
 }
 
 impl Audience {
-    pub fn new(room: Snapshot) -> Self {
+    pub fn new(room: Snapshot, max_list_size: usize) -> Self {
         Self {
             listeners: 0,
+            told: room.version(),
             listed: room,
             touched: Touched::default(),
-            owes: false,
-            away: 0,
-            sent: 0,
-            earliest: 0,
-            latest: 0,
-            patient: 0,
-            changed: 0,
+            bases: Vec::new(),
+            sizes: Sizes::new(max_list_size),
+            schedule: Schedule::default(),
+            owed: None,
+            full_sent: 0,
+            closed: Vec::new(),
+            waiting: None,
+            waiting_since: 0,
+            waiting_bytes: 0,
             due: None,
         }
     }
 
-    /// Somebody needs the whole state.
-    pub fn admit(&mut self, now: u64) {
-        self.owes = true;
-        self.changed = now;
-    }
-
-    pub fn note(&mut self, diff: &Diff, now: u64) {
-        self.touched.note(diff);
-        self.changed = now;
-    }
-
-    /// When the next list may go out, as things are now, if there is anything to tell.
-    pub fn next(&self, now: u64) -> Option<u64> {
-        if !self.owes && self.touched.is_empty() {
-            return None;
+    /// Notes a change, after which the room is this.
+    pub fn note(&mut self, diff: &Diff, room: Option<&Snapshot>, now: u64) {
+        if let Some(waiting) = &mut self.waiting {
+            let leaves = |one: &ConnectionId| {
+                diff.leaves.iter().any(|left| left.presence.connection == *one)
+            };
+            match room {
+                Some(room) if !waiting.senders.iter().any(leaves) => waiting.room = room.clone(),
+                _ => self.close(),
+            }
         }
-        let next = if now >= self.latest {
-            now
-        } else if now < self.patient {
-            self.latest
-        } else {
-            let quiet = micros(window(self.listeners) / QUIET);
-            self.earliest.max(self.changed + quiet).min(self.latest)
-        };
-        // A thread that stands still holds up the others a little, and not for ever.
-        let away = if self.away > 0 { self.sent + micros(PATIENCE) } else { 0 };
-        Some(next.max(away).max(now))
+        self.touched.note(diff);
+        self.schedule.note(now);
     }
 
-    /// Makes the next list, for so many threads.
-    pub fn list(&mut self, room: &Snapshot, threads: usize, now: u64) -> Presences {
+    /// What waits goes out with the room as it was: later changes are in a later list.
+    fn close(&mut self) {
+        let Some(waiting) = self.waiting.take() else { return };
+        let Waiting { room, messages, .. } = *waiting;
+        let list = self.list(room);
+        self.closed.push((list, messages));
+    }
+
+    /// The list with what has changed up to a version, from which the next one goes on.
+    fn list(&mut self, room: Snapshot) -> List {
         let coalesced = room.version().saturating_sub(self.listed.version() + 1);
         metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
-        let window = micros(window(self.listeners));
-        if now < self.latest {
-            self.patient = now + window;
-        }
-        (self.owes, self.away, self.sent) = (false, threads, now);
-        self.earliest = now + micros(WINDOW);
-        self.latest = self.earliest.max(now + window);
         let listed = std::mem::replace(&mut self.listed, room.clone());
-        Presences::new(listed, room.clone(), std::mem::take(&mut self.touched))
+        let since = listed.version();
+        let mut bases = vec![listed];
+        let later = self.bases.iter().position(|base| base.version() >= room.version());
+        bases.extend(self.bases.drain(..later.unwrap_or(self.bases.len())));
+        bases.dedup_by_key(|base| base.version());
+        debug_assert!(since <= room.version());
+        let touched = std::mem::take(&mut self.touched);
+        List::since(bases, room, touched, &self.sizes)
     }
 
-    /// A thread has handed out the list, and may have taken no newcomers meanwhile.
-    pub fn returned(&mut self, report: &Report, now: u64) {
-        self.away = self.away.saturating_sub(1);
-        self.changed = self.changed.max(now);
-        self.owes |= report.owes;
-        self.earliest = self.earliest.max(self.sent + micros(report.busy.saturating_mul(DUTY)));
-        self.latest = self.latest.max(self.earliest);
+    /// The list for newcomers, of whom so many listen. Their next one goes on from it.
+    pub fn greet(&mut self, room: &Snapshot, newcomers: usize) -> Arc<List> {
+        let is_all =
+            newcomers == self.listeners && self.waiting.is_none() && self.closed.is_empty();
+        if is_all {
+            // Nobody is there who knows less.
+            (self.listed, self.told) = (room.clone(), room.version());
+            self.touched = Touched::default();
+            self.bases.clear();
+        } else {
+            self.keep_base(room);
+        }
+        Arc::new(List::whole(room.clone(), &self.sizes))
     }
-}
 
-/// How long the next list waits for the number of listeners.
-fn window(listeners: usize) -> Duration {
-    let listeners = u32::try_from(listeners).unwrap_or(u32::MAX);
-    PER_LISTENER.saturating_mul(listeners).clamp(WINDOW, LONGEST)
-}
+    fn keep_base(&mut self, room: &Snapshot) {
+        let newest = self.bases.last().unwrap_or(&self.listed).version();
+        if newest < room.version() && self.bases.len() < BASES {
+            self.bases.push(room.clone());
+        }
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms};
+    /// Whether a newcomer that gets the whole list each time may have it now. If not, it is owed it soon.
+    pub fn may_greet_in_full(&mut self, now: u64) -> bool {
+        let cost = self.sizes.full_cost().saturating_mul(ENCODING_SHARE);
+        let ready = self.full_sent + micros(cost.min(LONGEST_WAIT));
+        // Those who come in one turn share one encoding.
+        if now == self.full_sent || now >= ready {
+            self.full_sent = now;
+            return true;
+        }
+        self.owe(ready);
+        false
+    }
 
-    /// So many join, evenly: how many lists that takes, and how long after the last join the last one
-    /// goes out.
-    fn crowd(size: u64, per_second: u64) -> (usize, Duration) {
-        let room = RoomName::new("lobby").unwrap();
-        let mut rooms = Rooms::default();
-        let mut audience = Audience::new(rooms.snapshot(&room));
-        let (mut lists, mut due, mut last) = (0, None, 0);
-        let mut flush = |audience: &mut Audience, room: &Snapshot, due: &mut Option<u64>, until| {
-            while let Some(at) = *due
-                && at <= until
-            {
-                *due = audience.next(at).filter(|next| *next > at);
-                if due.is_none() {
-                    audience.list(room, 1, at);
-                    audience.returned(&Report::default(), at);
-                    lists += 1;
-                    last = at;
-                }
-            }
+    /// Somebody needs the whole list, and is to be offered it at this time.
+    fn owe(&mut self, at: u64) {
+        self.owed = Some(self.owed.map_or(at, |owed| owed.min(at)));
+    }
+
+    /// Somebody needs the whole list and did not take it, or it was too large.
+    pub fn owe_later(&mut self, now: u64) {
+        self.owe(now + micros(WINDOW));
+    }
+
+    /// Whether the whole list of this kind was too large when it was encoded last.
+    pub fn is_too_large(&self, whole: Whole) -> bool {
+        self.sizes.is_too_large(whole)
+    }
+
+    /// Whether the listeners have been told of this version.
+    pub fn has_told(&self, version: u64) -> bool {
+        version <= self.told
+    }
+
+    /// Has a message wait for the list that brings its sender, in the room as it is now.
+    pub fn wait(&mut self, said: Said, sender: ConnectionId, room: &Snapshot, now: u64) {
+        if !self.messages_wait() {
+            (self.waiting_since, self.waiting_bytes) = (now, 0);
+        }
+        self.waiting_bytes += said.message.bytes();
+        let new = || {
+            let (senders, messages) = (SmallVec::new(), Vec::new());
+            Box::new(Waiting { room: room.clone(), senders, messages })
         };
-        for n in 0..size {
-            let now = n * 1_000_000 / per_second;
-            flush(&mut audience, &rooms.snapshot(&room), &mut due, now.saturating_sub(1));
-            let moment = Moment { monotonic: now, wall: 0 };
-            let id = ConnectionId::from_u128(n.into());
-            let diff = rooms.join(&room, id, None, Info::EMPTY, moment).unwrap().unwrap();
-            audience.listeners += 1;
-            audience.admit(now);
-            audience.note(&diff, now);
-            due = due.or(audience.next(now));
-            flush(&mut audience, &rooms.snapshot(&room), &mut due, now);
+        let waiting = self.waiting.get_or_insert_with(new);
+        if !waiting.senders.contains(&sender) {
+            waiting.senders.push(sender);
         }
-        flush(&mut audience, &rooms.snapshot(&room), &mut due, u64::MAX);
-        let end = (size - 1) * 1_000_000 / per_second;
-        (lists, Duration::from_micros(last - end))
+        waiting.messages.push(said);
     }
 
-    #[test]
-    fn of_a_crowd_that_comes_at_once_the_first_hears_in_few_lists() {
-        for (size, per_second) in
-            [(300, 60), (300, 100), (300, 500), (1000, 200), (1000, 1000), (1000, 10_000)]
-        {
-            let (lists, _) = crowd(size, per_second);
-            assert!(lists < 25, "{lists} lists at {per_second} joins a second");
+    fn messages_wait(&self) -> bool {
+        self.waiting.is_some() || !self.closed.is_empty()
+    }
+
+    fn has_changed(&self) -> bool {
+        !self.touched.is_empty() || self.messages_wait()
+    }
+
+    /// When something may go out, as things are now, if there is anything to tell.
+    pub fn next(&self, now: u64) -> Option<u64> {
+        let list = self.has_changed().then(|| self.next_list(now));
+        let owed = self.owed.map(|owed| owed.max(now));
+        list.into_iter().chain(owed).min()
+    }
+
+    fn next_list(&self, now: u64) -> u64 {
+        let next = self.schedule.next(now);
+        if !self.messages_wait() {
+            return next;
         }
-    }
-
-    #[test]
-    fn when_a_crowd_has_come_everybody_hears_of_everybody_soon() {
-        for (size, per_second) in [(1000, 5000), (1000, 10_000), (300, 1000)] {
-            let (_, after) = crowd(size, per_second);
-            let quiet = LONGEST / QUIET;
-            assert!(after <= quiet, "{after:?} after the last of {per_second} joins a second");
+        if self.waiting_bytes > WAITING {
+            return now;
         }
+        next.min(self.schedule.next_for_message(self.waiting_since, now))
     }
 
-    #[test]
-    fn a_trickle_into_a_large_room_costs_few_lists_all_the_same() {
-        let (before, _) = crowd(500, 10_000);
-        let (lists, _) = crowd(600, 10);
-        // A minute: two lists in a window and a quiet moment.
-        assert!(lists < before + 60 * 4 * 2, "{lists} lists in a minute");
+    /// Takes what may go out now to everybody: lists, and the messages that have waited for them.
+    pub fn take(&mut self, room: &Snapshot, threads: usize, now: u64) -> Vec<Next> {
+        if !self.has_changed() || self.next_list(now) > now {
+            return Vec::new();
+        }
+        // A list that only a message of somebody who has left waits for takes no more with it.
+        let is_time = self.waiting.is_some() || self.schedule.next(now) <= now;
+        let mut lists = std::mem::take(&mut self.closed);
+        if is_time {
+            let waiting = self.waiting.take();
+            let list = self.list(room.clone());
+            lists.push((list, waiting.map(|waiting| waiting.messages).unwrap_or_default()));
+            (self.owed, self.full_sent) = (None, now);
+        }
+        self.schedule.sent(threads * lists.len(), now);
+        let mut next = Vec::new();
+        for (list, messages) in lists {
+            self.told = list.version();
+            next.push(Next::List(list));
+            next.extend(messages.into_iter().map(Next::Message));
+        }
+        next
     }
 
-    #[test]
-    fn a_small_room_hears_at_the_pace_of_the_shortest_window_and_a_large_one_soon_enough() {
-        assert_eq!((window(0), window(12), window(13)), (WINDOW, WINDOW, PER_LISTENER * 13));
-        assert_eq!(window(usize::MAX), LONGEST);
+    /// Takes the list for those who need the whole of it, if it may be offered to them now.
+    pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<List> {
+        self.owed.take_if(|owed| *owed <= now)?;
+        self.full_sent = now;
+        self.keep_base(room);
+        Some(List::whole(room.clone(), &self.sizes))
+    }
+
+    /// Takes the messages that wait, as nobody is left who listens.
+    pub fn take_messages(&mut self) -> Vec<Said> {
+        let closed =
+            std::mem::take(&mut self.closed).into_iter().flat_map(|(_, messages)| messages);
+        let waiting = self.waiting.take().map(|waiting| waiting.messages).unwrap_or_default();
+        closed.chain(waiting).collect()
+    }
+
+    /// A thread has handed out a list.
+    pub fn returned(&mut self, busy: Duration, now: u64) {
+        self.schedule.returned(busy, now);
     }
 }

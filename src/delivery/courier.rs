@@ -2,57 +2,35 @@
 //!
 //! The registry gives each thread one order for a broadcast, and the courier there hands it to the
 //! thread's own sessions. Its orders are one queue: who is out of a room gets nothing of what is said
-//! there after.
+//! there after. Lists for everybody are handed out in slices, between which other orders are taken; see
+//! [`handout`](super::handout).
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
 use ahash::RandomState;
-use bytestring::ByteString;
 
 use super::{
+    audience::Said,
     farewells::SPREAD,
-    frames::{Presences, Published},
+    handout::{Handout, Pace, Queue},
+    list::List,
+    outlet::{Knows, Outlet, Refusal, Session},
 };
 use crate::{
-    clock::Stopwatch,
-    messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
+    clock::{Stopwatch, ThreadTime},
+    messages::{Dialect, Disconnect, ForwardMessage, Forwarded},
     model::{ConnectionId, Few, RoomName, Shrink, micros},
-    sockets::{self, CLOSE_TIMEOUT, SocketKey},
+    sockets::{self, CLOSE_TIMEOUT},
 };
 
 /// A listener that takes no list for this long is too slow.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How to reach one connection.
-pub(crate) struct Outlet {
-    /// This very recipient and no clone of it: each clone has a free slot in a full mailbox.
-    pub forward: Recipient<ForwardMessage>,
-    pub disconnect: Option<Recipient<Disconnect>>,
-    pub dialect: Dialect,
-    /// How many bytes of frames may wait for it.
-    pub backlog_limit: usize,
-    /// Its socket, if that is watched.
-    pub socket: Option<SocketKey>,
-}
-
-impl Outlet {
-    /// Has the session close, and its socket end if the session does not get to run.
-    fn close(&self, order: Disconnect, timeout: Duration) {
-        if let Some(socket) = self.socket {
-            sockets::end_within(socket, timeout);
-        }
-        if let Some(disconnect) = &self.disconnect {
-            disconnect.do_send(order);
-        }
-    }
-}
-
 /// What a courier is to do.
 pub(super) enum Order {
-    /// The connection is in the room, is owed its state if it `listens`, and is reached like this; with
-    /// a number, as another may be of the same id.
-    Enter { connection: ConnectionId, room: RoomName, listens: bool, serial: u32, outlet: Outlet },
+    /// The connection is in the room, and is reached like this.
+    Enter(Entry),
     /// It is not in the room any more.
     Exit { connection: ConnectionId, room: RoomName },
     /// It has to know that it is not in the room any more, if its dialect has a word for that.
@@ -64,19 +42,36 @@ pub(super) enum Order {
         order: Option<(Disconnect, Duration)>,
     },
     /// For everybody in a room.
-    Message { message: Arc<Published>, except: Option<ConnectionId> },
-    /// For those who listen to who is in the room.
-    List { list: Arc<Presences>, now: u64 },
+    Message(Said),
+    /// For those who listen to who is in the room, or only for those of them who are owed the whole list.
+    List { list: Arc<List>, only_owed: bool, now: u64 },
+}
+
+/// A connection that enters a room.
+pub(super) struct Entry {
+    pub connection: ConnectionId,
+    pub room: RoomName,
+    pub outlet: Outlet,
+    /// Tells the connection from an earlier one of the same id.
+    pub serial: u32,
+    /// The number of the entry, which rises.
+    pub number: u64,
+    /// Who is in the room; `None` for who does not listen, or is owed it.
+    pub list: Option<Arc<List>>,
+    pub now: u64,
 }
 
 /// What came of an order.
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Report {
-    /// The room, if it was a list.
-    pub(super) listed: Option<RoomName>,
-    /// Some could not take the list, and need the whole state later.
+    /// The room, where there is something to say of it.
+    pub(super) room: Option<RoomName>,
+    /// Whether a list was handed out to everybody in it.
+    pub(super) listed: bool,
+    /// Some listeners could not take the list, and need the whole of it later.
     pub(super) owes: bool,
+    /// How long the thread was busy with the list.
     pub(super) busy: Duration,
     /// Connections whose mailbox is full, by their serials.
     pub(super) slow: Vec<(ConnectionId, u32)>,
@@ -86,7 +81,7 @@ pub(crate) struct Report {
 
 impl Report {
     fn is_empty(&self) -> bool {
-        self.listed.is_none() && self.slow.is_empty() && self.gone.is_empty()
+        !self.listed && !self.owes && self.slow.is_empty() && self.gone.is_empty()
     }
 }
 
@@ -114,27 +109,20 @@ impl Drop for Errand {
 #[rtype(result = "()")]
 pub(super) struct Parcel(pub Order, pub Option<Errand>);
 
-struct Session {
-    outlet: Outlet,
-    backlog: Arc<Backlog>,
-    /// When it last took a whole state; in many rooms it takes one after the other.
-    state_taken: u64,
-    serial: u32,
-    /// It has refused a message, or is no more, and the registry has been told.
-    ended: bool,
+/// A member of a room.
+pub(super) struct Member {
+    /// The number of its entry.
+    entry: u64,
+    pub knows: Knows,
 }
 
-/// What a member of a room knows of who is there.
-enum Knows {
-    /// It does not listen.
-    Nothing,
-    /// The room as it was listed last.
-    Current,
-    /// Less: it needs the whole state. Since when it has refused to take it, if it has.
-    Owed { refused: Option<u64> },
+/// The members of a room on this thread.
+#[derive(Default)]
+pub(super) struct Room {
+    pub members: HashMap<ConnectionId, Member, RandomState>,
+    /// The lists that are being handed out, and what waits for them.
+    pub queue: Option<Box<Queue>>,
 }
-
-type Members = HashMap<ConnectionId, Knows, RandomState>;
 
 /// How many broadcasts are handed out before the sessions have their turn: fewer than the smallest
 /// mailbox takes. One counts for more by as many of these bytes as it has, as a backlog is bounded in
@@ -147,18 +135,18 @@ const TURN_BYTES: usize = 64 * 1024;
 pub(crate) struct Courier {
     /// How many broadcasts it has handed out since the sessions had their turn.
     broadcasts: usize,
-    sessions: HashMap<ConnectionId, Session, RandomState>,
-    rooms: HashMap<RoomName, Members, RandomState>,
+    pub(super) sessions: HashMap<ConnectionId, Session, RandomState>,
+    pub(super) rooms: HashMap<RoomName, Room, RandomState>,
+    pub(super) pace: Pace,
+    /// How many queues of rooms there have been.
+    pub(super) queues: u64,
 }
 
 impl Courier {
+    /// Does what is asked at once, also a list as a whole.
     pub(super) fn take(&mut self, order: Order, report: &mut Report) {
         match order {
-            Order::Enter { connection, room, listens, serial, outlet } => {
-                self.connect(connection, serial, outlet);
-                let knows = if listens { Knows::Owed { refused: None } } else { Knows::Nothing };
-                self.rooms.entry(room).or_default().insert(connection, knows);
-            }
+            Order::Enter(entry) => self.enter(entry, report),
             Order::Exit { connection, room } => self.exit(connection, &room),
             Order::Close { connection, room } => {
                 if let Some(Session { outlet, .. }) = self.sessions.get(&connection)
@@ -179,8 +167,16 @@ impl Courier {
                     session.outlet.close(order, timeout);
                 }
             }
-            Order::Message { message, except } => self.message(&message, except, report),
-            Order::List { list, now } => self.list(&list, now, report),
+            Order::Message(said) => self.message(&said, report),
+            Order::List { list, only_owed, now } => {
+                let Some(room) = self.rooms.get(list.room()) else { return };
+                let work = ThreadTime::now();
+                let mut handout = Handout::new(list, only_owed, now, room);
+                while !handout.is_done() {
+                    self.hand_out(&mut handout, usize::MAX, report);
+                }
+                report.busy = work.elapsed();
+            }
         }
     }
 
@@ -202,47 +198,90 @@ impl Courier {
         self.sessions.is_empty() && self.rooms.is_empty()
     }
 
-    fn connect(&mut self, connection: ConnectionId, serial: u32, outlet: Outlet) {
-        match self.sessions.get_mut(&connection) {
+    fn enter(&mut self, entry: Entry, report: &mut Report) {
+        let Entry { connection, room: name, outlet, serial, number, list, now } = entry;
+        let session = match self.sessions.get_mut(&connection) {
             Some(known) if known.outlet.forward == outlet.forward => {
                 // What it has refused is not forgiven.
                 known.outlet.dialect = outlet.dialect;
+                known
             }
-            _ => {
-                let backlog = Backlog::new(outlet.backlog_limit);
-                let session = Session { outlet, backlog, state_taken: 0, serial, ended: false };
-                self.sessions.insert(connection, session);
+            _ => self
+                .sessions
+                .entry(connection)
+                .insert_entry(Session::new(outlet, serial))
+                .into_mut(),
+        };
+        let knows = if session.outlet.listens() { Knows::owed() } else { Knows::Nothing };
+        let room = self.rooms.entry(name).or_default();
+        let member = room
+            .members
+            .entry(connection)
+            .or_insert(Member { entry: number, knows: Knows::Nothing });
+        // Who joins again has been a member all the time.
+        member.knows = knows;
+        let Some(list) = list.filter(|_| !session.ended) else { return };
+        let told = session.greet(&list, &mut member.knows, now);
+        Self::note(told, connection, session, &member.knows, now, report);
+    }
+
+    /// Notes what came of telling a listener who is there.
+    pub(super) fn note(
+        told: Result<(), Refusal>,
+        connection: ConnectionId,
+        session: &mut Session,
+        knows: &Knows,
+        now: u64,
+        report: &mut Report,
+    ) {
+        match told {
+            Ok(()) => {}
+            Err(Refusal::Closed) => {
+                session.ended = true;
+                report.gone.push((connection, session.serial));
+            }
+            Err(Refusal::Full) => {
+                let Knows::Owed(owed) = knows else { return };
+                let since = owed.refused.unwrap_or(now).max(session.state_taken);
+                if now.saturating_sub(since) >= micros(PATIENCE) {
+                    session.ended = true;
+                    report.slow.push((connection, session.serial));
+                } else {
+                    report.owes = true;
+                }
             }
         }
     }
 
-    fn exit(&mut self, connection: ConnectionId, room: &RoomName) {
-        let Some(members) = self.rooms.get_mut(room) else { return };
-        members.remove(&connection);
-        if members.is_empty() {
-            self.rooms.remove(room);
+    fn exit(&mut self, connection: ConnectionId, name: &RoomName) {
+        let Some(room) = self.rooms.get_mut(name) else { return };
+        room.members.remove(&connection);
+        if room.members.is_empty() {
+            self.rooms.remove(name);
         }
     }
 
-    fn message(&mut self, message: &Published, except: Option<ConnectionId>, report: &mut Report) {
-        let Some(members) = self.rooms.get(message.room()) else { return };
+    pub(super) fn message(&mut self, said: &Said, report: &mut Report) {
+        let Some(room) = self.rooms.get(said.message.room()) else { return };
+        let Said { message, except, entries, .. } = said;
         let work = Stopwatch::start();
         let mut taken = 0;
-        for connection in members.keys().filter(|one| Some(**one) != except) {
+        for (connection, member) in &room.members {
+            if Some(*connection) == *except || member.entry > *entries {
+                continue;
+            }
             let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
                 continue;
             };
             let payload = message.frame(session.outlet.dialect);
-            let reservation = session.backlog.reserve(payload.len());
-            let refused =
-                match session.send(message.room(), Forwarded::Message, payload, reservation) {
-                    Ok(()) => {
-                        taken += 1;
-                        continue;
-                    }
-                    Err(Refusal::Full) => &mut report.slow,
-                    Err(Refusal::Closed) => &mut report.gone,
-                };
+            let refused = match session.send_small(message.room(), Forwarded::Message, payload) {
+                Ok(()) => {
+                    taken += 1;
+                    continue;
+                }
+                Err(Refusal::Full) => &mut report.slow,
+                Err(Refusal::Closed) => &mut report.gone,
+            };
             session.ended = true;
             refused.push((*connection, session.serial));
         }
@@ -251,125 +290,14 @@ impl Courier {
         metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
     }
 
-    fn list(&mut self, list: &Presences, now: u64, report: &mut Report) {
-        let Some(members) = self.rooms.get_mut(list.room()) else { return };
-        let work = Stopwatch::start();
-        for (connection, knows) in members {
-            let (current, since) = match knows {
-                Knows::Nothing => continue,
-                Knows::Current if !list.moved() => continue,
-                Knows::Current => (true, None),
-                Knows::Owed { refused } => (false, *refused),
-            };
-            let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
-                continue;
-            };
-            let Some(part) = part(session.outlet.dialect, current) else {
-                *knows = Knows::Current;
-                continue;
-            };
-            match session.send_list(list, part) {
-                Ok(()) => {
-                    *knows = Knows::Current;
-                    if part.is_whole() {
-                        session.state_taken = now;
-                    }
-                }
-                Err(Refusal::Closed) => {
-                    session.ended = true;
-                    report.gone.push((*connection, session.serial));
-                }
-                Err(Refusal::Full) => {
-                    let since = since.unwrap_or(now);
-                    *knows = Knows::Owed { refused: Some(since) };
-                    if now.saturating_sub(since.max(session.state_taken)) >= micros(PATIENCE) {
-                        session.ended = true;
-                        report.slow.push((*connection, session.serial));
-                    } else {
-                        report.owes = true;
-                    }
-                }
-            }
+    /// Counts a broadcast. Says whether the sessions are to have their turn before the next order.
+    pub(super) fn ends_turn(&mut self, bytes: usize) -> bool {
+        self.broadcasts += 1 + bytes / TURN_BYTES;
+        let ends = self.broadcasts >= TURN;
+        if ends {
+            self.broadcasts = 0;
         }
-        report.busy = work.elapsed();
-    }
-}
-
-/// Why a frame did not reach a session.
-enum Refusal {
-    /// Its mailbox is full, or its backlog.
-    Full,
-    /// Its actor has stopped.
-    Closed,
-}
-
-/// What a listener gets of a list.
-#[derive(Clone, Copy)]
-enum Part {
-    FullState,
-    Count,
-    State,
-    Diff,
-    PhoenixState,
-    PhoenixDiff,
-}
-
-impl Part {
-    fn is_whole(self) -> bool {
-        matches!(self, Self::FullState | Self::State | Self::PhoenixState)
-    }
-}
-
-/// What a listener of the dialect gets that knows the list before, or does not; none for a dialect
-/// without lists.
-fn part(dialect: Dialect, current: bool) -> Option<Part> {
-    Some(match (dialect, current) {
-        (Dialect::Raw | Dialect::Json(Feed::None), _) => return None,
-        (Dialect::Json(Feed::Full), _) => Part::FullState,
-        (Dialect::Json(Feed::Count), _) => Part::Count,
-        (Dialect::Json(Feed::Diff), false) => Part::State,
-        (Dialect::Json(Feed::Diff), true) => Part::Diff,
-        (Dialect::Phoenix, false) => Part::PhoenixState,
-        (Dialect::Phoenix, true) => Part::PhoenixDiff,
-    })
-}
-
-impl Session {
-    /// Sends a list. A whole state has a place of its own in the backlog, and is only encoded if that is
-    /// free; diffs and counts are frames like others.
-    fn send_list(&self, list: &Presences, part: Part) -> Result<(), Refusal> {
-        let (kind, encode): (_, fn(&Presences) -> ByteString) = match part {
-            Part::FullState => (Forwarded::State, Presences::full),
-            Part::State => (Forwarded::State, Presences::state),
-            Part::PhoenixState => (Forwarded::State, Presences::phoenix_state),
-            Part::Count => (Forwarded::State, Presences::count),
-            Part::Diff => (Forwarded::Diff, Presences::diff),
-            Part::PhoenixDiff => (Forwarded::Diff, Presences::phoenix_diff),
-        };
-        let (payload, reservation) = if part.is_whole() {
-            let place = self.backlog.reserve_state().ok_or(Refusal::Full)?;
-            (encode(list), Some(place))
-        } else {
-            let frame = encode(list);
-            let room = self.backlog.reserve(frame.len());
-            (frame, room)
-        };
-        self.send(list.room(), kind, payload, reservation)
-    }
-
-    fn send(
-        &self,
-        room: &RoomName,
-        kind: Forwarded,
-        payload: ByteString,
-        reservation: Option<Reservation>,
-    ) -> Result<(), Refusal> {
-        let reservation = Some(reservation.ok_or(Refusal::Full)?);
-        let forward = ForwardMessage { room: room.clone(), kind, payload, reservation };
-        self.outlet.forward.try_send(forward).map_err(|error| match error {
-            SendError::Full(_) => Refusal::Full,
-            SendError::Closed(_) => Refusal::Closed,
-        })
+        ends
     }
 }
 
@@ -381,20 +309,13 @@ impl Handler<Parcel> for Courier {
     type Result = ();
 
     fn handle(&mut self, Parcel(order, errand): Parcel, ctx: &mut Context<Self>) {
-        let Some(mut errand) = errand else { return self.take(order, &mut Report::default()) };
-        let message = match &order {
-            Order::Message { message, .. } => Some(Arc::clone(message)),
-            _ => None,
-        };
-        self.take(order, &mut errand.report);
-        // It is done when those who were woken by it have had their turn, and written it to their
-        // sockets: who waits for that cannot fill their mailboxes.
-        let bytes = message.as_ref().map_or(0, |message| message.bytes());
-        let done = actix::spawn(async { drop((message, errand)) });
-        self.broadcasts += 1 + bytes / TURN_BYTES;
-        if self.broadcasts >= TURN {
-            self.broadcasts = 0;
-            ctx.wait(done.into_actor(self).map(|_, _, _| ()));
+        match (order, errand) {
+            (Order::List { list, only_owed, now }, Some(errand)) => {
+                self.take_list(list, only_owed, now, errand, ctx);
+            }
+            (Order::Message(said), Some(errand)) => self.take_message(said, errand, ctx),
+            (order, Some(mut errand)) => self.take(order, &mut errand.report),
+            (order, None) => self.take(order, &mut Report::default()),
         }
     }
 }

@@ -9,8 +9,13 @@ mod audience;
 mod courier;
 mod couriers;
 mod farewells;
-mod frames;
+mod handout;
+mod list;
+mod listing;
 mod observers;
+mod outlet;
+mod published;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -25,20 +30,21 @@ use ahash::RandomState;
 use smallvec::SmallVec;
 
 use self::{
-    audience::Audience,
-    courier::Order,
+    audience::{Audience, Said},
+    courier::{Entry, Order},
     couriers::{Couriers, Desk, Sent},
-    frames::Published,
+    published::Published,
 };
 pub(crate) use self::{
-    courier::{Courier, Outlet, Report},
+    courier::{Courier, Report},
     farewells::Farewells,
-    frames::Taking,
     observers::Observers,
+    outlet::Outlet,
+    published::Taking,
 };
 use crate::{
-    messages::{Content, Dialect, Disconnect, Feed, close_code},
-    model::{Cause, ConnectionId, Diff, Few, RoomName, Shrink, Snapshot},
+    messages::{Content, Disconnect, close_code},
+    model::{Cause, ConnectionId, Few, RoomName, Shrink, Snapshot},
     sockets::CLOSE_TIMEOUT,
     tally::Tally,
     wire::json,
@@ -78,33 +84,61 @@ impl Refused {
     }
 }
 
+/// A connection that has entered a room in this turn, of which its thread does not know yet.
+struct Newcomer {
+    desk: Desk,
+    entry: Entry,
+}
+
 /// The ways to all connections, and what their rooms owe them.
 pub(crate) struct Delivery {
     couriers: Couriers,
     stays: HashMap<ConnectionId, Stay, RandomState>,
     serial: u32,
+    /// How often a connection has entered a room.
+    entries: u64,
+    newcomers: Vec<Newcomer>,
+    /// Messages that need not wait any more, as nobody is left who listens to who is in their rooms.
+    released: Vec<Said>,
     routes: HashMap<RoomName, Route, RandomState>,
     /// When the next member list of a room may go out, for rooms that wait for it.
     due: BTreeSet<(u64, RoomName)>,
+    /// Who has not taken something, until that is [asked](Self::take_refused).
+    refused: Refused,
+    max_list_size: usize,
     lists_sent: Tally,
     deliveries: Tally,
 }
 
-impl Default for Delivery {
-    fn default() -> Self {
+/// What is published to a room.
+pub(crate) struct Publication {
+    pub content: Content,
+    pub from: Option<json::Sender>,
+    /// The presence that says it, and the version that brought it, where both are known.
+    pub joined: Option<(ConnectionId, u64)>,
+    /// A connection that does not get it.
+    pub except: Option<ConnectionId>,
+}
+
+impl Delivery {
+    /// Nobody yet, with the limit of a member list in bytes.
+    pub fn new(max_list_size: usize) -> Self {
         Self {
             couriers: Couriers::default(),
             stays: HashMap::default(),
             serial: 0,
+            entries: 0,
+            newcomers: Vec::new(),
+            released: Vec::new(),
             routes: HashMap::default(),
             due: BTreeSet::new(),
+            refused: Refused::default(),
+            max_list_size,
             lists_sent: Tally::new("presence_lists_sent_total"),
             deliveries: Tally::new("presence_deliveries_total"),
         }
     }
-}
 
-impl Delivery {
     /// Gives back the space of a crowd that has gone.
     pub fn shrink(&mut self) {
         self.stays.shrink();
@@ -126,8 +160,13 @@ impl Delivery {
         self.deliveries.count()
     }
 
-    /// The connection is in the room, is reached like this from now on, and is owed the room's state
-    /// if it wants to hear of it.
+    /// Who has not taken something since this was asked.
+    pub fn take_refused(&mut self) -> Refused {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// The connection is in the room, and is reached like this from now on. It is told who is there at
+    /// the end of the turn: see [`greet`](Self::greet).
     pub fn enter(
         &mut self,
         room: &Snapshot,
@@ -137,38 +176,55 @@ impl Delivery {
         now: u64,
     ) {
         let name = room.room();
-        let listens = !matches!(outlet.dialect, Dialect::Raw | Dialect::Json(Feed::None));
-        // In this order, as what it knew of the room may have been something else.
-        self.exit(name, connection);
+        let listens = outlet.listens();
+        let same = |one: &Newcomer| one.entry.connection == connection && one.entry.room == *name;
+        let earlier = self.newcomers.iter().position(same).map(|at| self.newcomers.remove(at));
         let Self { couriers, serial, .. } = self;
         let stay = self.stays.entry(connection).or_insert_with(|| {
             *serial = serial.wrapping_add(1);
             let desk = couriers.hire(courier);
             Stay { desk, serial: *serial, rooms: Few::default() }
         });
+        let (desk, serial) = (stay.desk, stay.serial);
+        let known = stay.rooms.iter().position(|(known, _)| known == name);
+        let before = known.and_then(|index| stay.rooms.remove(index));
         stay.rooms.push((name.clone(), listens));
-        let (room_name, serial) = (name.clone(), stay.serial);
-        let order = Order::Enter { connection, room: room_name, listens, serial, outlet };
-        couriers.tell(stay.desk, order);
+        self.entries += 1;
+        let number = earlier.map_or(self.entries, |earlier| earlier.entry.number);
+        let list = None;
+        let entry = Entry { connection, room: name.clone(), outlet, serial, number, list, now };
+        self.newcomers.push(Newcomer { desk, entry });
         let route = self.routes.entry(name.clone()).or_default();
-        route.count(stay.desk);
         if listens {
-            let new = || Box::new(Audience::new(room.clone()));
-            let audience = route.audience.get_or_insert_with(new);
-            audience.listeners += 1;
-            audience.admit(now);
-            self.schedule(name, now);
+            let new = || Box::new(Audience::new(room.clone(), self.max_list_size));
+            route.audience.get_or_insert_with(new).listeners += 1;
+        }
+        route.count(desk);
+        if let Some((_, listened)) = before {
+            self.uncount(name, desk, listened);
         }
     }
 
     /// The connection is not in the room any more.
     pub fn exit(&mut self, room: &RoomName, connection: ConnectionId) {
+        self.introduce(connection, Some(room));
         let Some(stay) = self.stays.get_mut(&connection) else { return };
         let Some(index) = stay.rooms.iter().position(|(name, _)| name == room) else { return };
         let Some((room, listened)) = stay.rooms.remove(index) else { return };
         let desk = stay.desk;
         self.uncount(&room, desk, listened);
         self.couriers.tell(desk, Order::Exit { connection, room });
+    }
+
+    /// Tells the thread of a newcomer that it has come to a room, or to all its rooms, before it hears that
+    /// it has left.
+    fn introduce(&mut self, connection: ConnectionId, room: Option<&RoomName>) {
+        let is_it = |one: &mut Newcomer| {
+            one.entry.connection == connection && room.is_none_or(|room| one.entry.room == *room)
+        };
+        for newcomer in self.newcomers.extract_if(.., is_it) {
+            self.couriers.tell(newcomer.desk, Order::Enter(newcomer.entry));
+        }
     }
 
     /// Forgets a connection that is out of its last room, telling it to close if it does not know.
@@ -188,6 +244,7 @@ impl Delivery {
     }
 
     fn end(&mut self, connection: ConnectionId, order: Option<(Disconnect, Duration)>) {
+        self.introduce(connection, None);
         let Some(Stay { desk, rooms, .. }) = self.stays.remove(&connection) else { return };
         for (room, listened) in &*rooms {
             self.uncount(room, desk, *listened);
@@ -198,6 +255,9 @@ impl Delivery {
 
     /// Forgets everybody, who are to be told to close with this code.
     pub fn dismiss(&mut self, code: u16) -> Farewells {
+        for Newcomer { desk, entry } in self.newcomers.drain(..) {
+            self.couriers.tell(desk, Order::Enter(entry));
+        }
         self.stays.clear();
         self.routes.clear();
         self.due.clear();
@@ -206,119 +266,78 @@ impl Delivery {
 
     /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.
     pub fn close_room(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
+        self.introduce(connection, Some(room));
         let Some(stay) = self.stays.get(&connection) else { return };
         if close_code(cause).is_some() {
             self.couriers.tell(stay.desk, Order::Close { connection, room: room.clone() });
         }
     }
 
-    /// Sends to everybody in the room who is here, but for one.
-    pub fn publish(
-        &mut self,
-        room: &RoomName,
-        content: Content,
-        from: Option<json::Sender>,
-        except: Option<ConnectionId>,
-        now: u64,
-    ) -> (Taking, Refused) {
-        let mut refused = Refused::default();
-        let Some(route) = self.routes.get(room) else { return (Taking::none(), refused) };
-        let (message, taking) =
-            Published::new(room.clone(), content, from, self.deliveries.clone());
-        let message = Arc::new(message);
-        for (desk, _) in &route.desks {
-            let order = Order::Message { message: Arc::clone(&message), except };
-            match self.couriers.send(*desk, order, Report::default(), now) {
-                Sent::Back(report) => refused.extend(self.refused(report)),
-                Sent::Away => {}
-                Sent::Lost => refused.slow.extend(self.connections_of(*desk)),
-            }
-        }
-        (taking, refused)
-    }
-
-    /// Notes a change of a room for those who hear of it.
-    pub fn changed(&mut self, diff: &Diff, now: u64) {
-        self.changed_in_place(diff, now);
-        for left in &diff.leaves {
-            self.exit(&diff.room, left.connection);
-        }
-    }
-
-    /// Notes a change of a room whose members all stay.
-    pub fn changed_in_place(&mut self, diff: &Diff, now: u64) {
-        let Some(audience) = self.audience(&diff.room) else { return };
-        audience.note(diff, now);
-        self.schedule(&diff.room, now);
-    }
-
-    /// When the next room is due, in microseconds of the monotonic clock.
-    pub fn next_due(&self) -> Option<u64> {
-        self.due.first().map(|(due, _)| *due)
-    }
-
-    /// Takes a room whose member list may go out now.
-    pub fn take_due(&mut self, now: u64) -> Option<RoomName> {
-        while self.next_due()? <= now {
-            let (_, room) = self.due.pop_first()?;
-            let Some(audience) = self.audience(&room) else { continue };
-            // It may have changed again since it was due.
-            match audience.next(now) {
-                Some(due) if due > now => {
-                    audience.due = Some(due);
-                    self.due.insert((due, room));
-                }
-                next => {
-                    audience.due = None;
-                    if next.is_some() {
-                        return Some(room);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Sends the room's listeners what they do not know yet.
-    pub fn flush(&mut self, room: &Snapshot, now: u64) -> Refused {
-        let mut refused = Refused::default();
+    /// Sends to everybody in the room who is here, but for one: at once, unless it has to be told first that
+    /// the sender has come.
+    pub fn publish(&mut self, room: &Snapshot, publication: Publication, now: u64) -> Taking {
         let name = room.room();
-        let Some(Route { desks, audience: Some(audience) }) = self.routes.get_mut(name) else {
-            return refused;
-        };
-        let list = Arc::new(audience.list(room, desks.len(), now));
-        for (desk, _) in desks.clone() {
-            let order = Order::List { list: Arc::clone(&list), now };
-            let report = Report { listed: Some(name.clone()), ..Report::default() };
-            match self.couriers.send(desk, order, report, now) {
-                Sent::Back(report) => refused.extend(self.returned(report, now)),
-                Sent::Away => {}
-                Sent::Lost => refused.slow.extend(self.connections_of(desk)),
+        if self.newcomers.iter().any(|one| one.entry.room == *name) {
+            // They are members, and have to know of the room what is said there.
+            self.greet_in(room, now);
+        }
+        let Publication { content, from, joined, except } = publication;
+        let Some(route) = self.routes.get_mut(name) else { return Taking::none() };
+        let (message, taking) =
+            Published::new(name.clone(), content, from, self.deliveries.clone());
+        let (entries, after) = (self.entries, joined.map_or(0, |(_, version)| version));
+        let said = Said { message: Arc::new(message), except, entries, after };
+        match (&mut route.audience, joined) {
+            (Some(audience), Some((sender, joined))) if !audience.has_told(joined) => {
+                audience.wait(said, sender, room, now);
+                self.schedule(name, now);
+            }
+            _ => self.send(name, &said, now),
+        }
+        taking
+    }
+
+    /// Sends a message to all threads that have members of the room.
+    fn send(&mut self, room: &RoomName, said: &Said, now: u64) {
+        let Some(route) = self.routes.get(room) else { return };
+        for (desk, _) in route.desks.clone() {
+            self.order(desk, Order::Message(said.clone()), Report::default(), now);
+        }
+    }
+
+    /// Gives an order of which something comes back.
+    fn order(&mut self, desk: Desk, order: Order, report: Report, now: u64) {
+        match self.couriers.send(desk, order, report, now) {
+            Sent::Back(report) => self.returned(report, now),
+            Sent::Away => {}
+            Sent::Lost => {
+                let lost: Vec<_> = self.connections_of(desk).collect();
+                self.refused.slow.extend(lost);
             }
         }
-        self.lists_sent.add(1);
-        refused
     }
 
     /// Takes what came of an order.
-    pub fn returned(&mut self, report: Report, now: u64) -> Refused {
-        if let Some(room) = &report.listed
+    pub fn returned(&mut self, report: Report, now: u64) {
+        let Report { room, listed, owes, busy, slow, gone } = report;
+        if let Some(room) = &room
             && let Some(audience) = self.audience(room)
         {
-            audience.returned(&report, now);
+            if listed {
+                audience.returned(busy, now);
+            }
+            if owes {
+                audience.owe_later(now);
+            }
             self.schedule(room, now);
         }
-        self.refused(report)
-    }
-
-    /// Who is still there of those who did not take something.
-    fn refused(&self, Report { slow, gone, .. }: Report) -> Refused {
         let current = |known: Vec<(ConnectionId, u32)>| {
             let is_it =
                 |(id, serial): &(_, _)| self.stays.get(id).is_some_and(|s| s.serial == *serial);
             known.into_iter().filter(is_it).map(|(id, _)| id).collect()
         };
-        Refused { slow: current(slow), gone: current(gone) }
+        let refused = Refused { slow: current(slow), gone: current(gone) };
+        self.refused.extend(refused);
     }
 
     fn connections_of(&self, desk: Desk) -> impl Iterator<Item = ConnectionId> {
@@ -326,33 +345,22 @@ impl Delivery {
         served.map(|(connection, _)| *connection)
     }
 
-    fn audience(&mut self, room: &RoomName) -> Option<&mut Audience> {
-        self.routes.get_mut(room)?.audience.as_deref_mut()
-    }
-
-    fn schedule(&mut self, room: &RoomName, now: u64) {
-        let Some(audience) = self.audience(room) else { return };
-        let Some(due) = audience.next(now) else { return };
-        if audience.due.is_none_or(|known| due < known) {
-            let known = audience.due.replace(due);
-            known.map(|known| self.due.remove(&(known, room.clone())));
-            self.due.insert((due, room.clone()));
-        }
-    }
-
     /// A courier has one member less in the room.
     fn uncount(&mut self, room: &RoomName, desk: Desk, listened: bool) {
         let Some(route) = self.routes.get_mut(room) else { return };
+        let mut unheard = Vec::new();
         if let Some(audience) = route.audience.as_mut().filter(|_| listened) {
             audience.listeners -= 1;
             if audience.listeners == 0 {
                 audience.due.map(|due| self.due.remove(&(due, room.clone())));
+                unheard = audience.take_messages();
                 route.audience = None;
             }
         }
         if route.uncount(desk) {
             self.routes.remove(room);
         }
+        self.released.extend(unheard);
     }
 }
 

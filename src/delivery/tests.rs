@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    messages::{DEFAULT_BACKLOG_LIMIT, ForwardMessage, Forwarded},
+    messages::{DEFAULT_BACKLOG_LIMIT, Dialect, Feed, ForwardMessage, Forwarded},
     model::{Info, Moment, Rooms},
     testing::{Heard, Probe, Seen},
 };
@@ -38,7 +38,7 @@ fn said(session: &mut Seen<Heard>) -> Vec<RoomName> {
 async fn run(steps: Vec<Step>) {
     let now = Moment { monotonic: 0, wall: 0 };
     let mut rooms = Rooms::default();
-    let mut delivery = Delivery::default();
+    let mut delivery = Delivery::new(usize::MAX);
     let (addresses, mut sessions): (Vec<_>, Vec<_>) = (0..4).map(|_| Probe::<Heard>::new()).unzip();
     let mut inside: BTreeSet<(u8, u8)> = BTreeSet::new();
     let mut expected = vec![Vec::new(); sessions.len()];
@@ -48,7 +48,7 @@ async fn run(steps: Vec<Step>) {
             0..4 => {
                 let joined = rooms.join(&name(room), connection, None, Info::EMPTY, now).unwrap();
                 if let Some(diff) = joined {
-                    delivery.changed(&diff, 0);
+                    delivery.changed(&diff, rooms.room(&diff.room), 0);
                 }
                 let (forward, dialect) = (address.clone().recipient(), DIALECTS[usize::from(what)]);
                 let outlet = Outlet {
@@ -63,7 +63,7 @@ async fn run(steps: Vec<Step>) {
             }
             4 | 5 => {
                 if let Some(diff) = rooms.leave(&name(room), connection, Cause::Left) {
-                    delivery.changed(&diff, 0);
+                    delivery.changed(&diff, rooms.room(&diff.room), 0);
                 }
                 inside.remove(&(room, who));
             }
@@ -73,16 +73,19 @@ async fn run(steps: Vec<Step>) {
                 inside.retain(|(_, one)| *one != who);
             }
             _ => {
-                let (taking, refused) =
-                    delivery.publish(&name(room), Content::Text("hello".into()), None, None, 0);
+                let content = Content::Text("hello".into());
+                let message = Publication { content, from: None, joined: None, except: None };
+                let taking = delivery.publish(&rooms.snapshot(&name(room)), message, 0);
+                let refused = delivery.take_refused();
                 assert!(refused.slow.is_empty() && refused.gone.is_empty());
                 let hear: Vec<_> = inside.iter().filter(|(one, _)| *one == room).collect();
                 assert_eq!(taking.count(std::time::Duration::ZERO).await, hear.len());
                 hear.iter().for_each(|(_, who)| expected[usize::from(*who)].push(name(room)));
             }
         }
-        while let Some(due) = delivery.take_due(0) {
-            delivery.flush(&rooms.snapshot(&due), 0);
+        // Several steps in one turn, now and then.
+        if room > 0 {
+            delivery.end_turn(&rooms, 0);
         }
     }
     for (address, (session, expected)) in addresses.iter().zip(sessions.iter_mut().zip(expected)) {

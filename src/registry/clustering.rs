@@ -70,7 +70,10 @@ impl RoomRegistry {
     fn said(&mut self, said: Said, now: Moment) {
         let Said { room, content, from, except, .. } = said;
         let from = from.map(|(id, connection)| Sender { id, connection });
-        self.deliver(&room, content.into(), from, except, now);
+        // Where it has overtaken the join of its sender, nothing can be waited for.
+        let known = |from: &Sender| self.rooms.presence(&room, from.connection);
+        let joined = from.as_ref().and_then(known).map(|seen| seen.joined_version);
+        self.deliver(&room, content.into(), from, joined, except, now);
     }
 
     /// Looks who lives.
@@ -253,7 +256,7 @@ impl RoomRegistry {
             let Some([left, back]) = self.rooms.revive(&room, &connections) else { continue };
             let changed: [(Diff, bool); 2] = [(left, false), (back, true)];
             for (diff, ours) in changed {
-                self.delivery.changed_in_place(&diff, now.monotonic);
+                self.delivery.changed_in_place(&diff, self.rooms.room(&room), now.monotonic);
                 self.tell_observers(diff, me.clone(), ours);
             }
         }

@@ -336,7 +336,7 @@ impl RoomRegistry {
     /// Makes a change of presences known that this node does not hold; `ours` if it is the one to
     /// tell the observers of the cluster.
     pub(super) fn announce_from(&mut self, diff: Diff, node: &NodeName, ours: bool, now: Moment) {
-        self.delivery.changed(&diff, now.monotonic);
+        self.delivery.changed(&diff, self.rooms.room(&diff.room), now.monotonic);
         for left in &diff.leaves {
             self.remember(&diff, left, Some(node), now);
         }

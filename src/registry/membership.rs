@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use actix::{dev::MessageResponse, prelude::*};
+use actix::{dev::OneshotSender, prelude::*};
+use tokio::sync::oneshot;
 
 use super::{RoomRegistry, following::Reply};
 use crate::{
     bus::Told,
-    delivery::{Outlet, Taking},
+    delivery::{Outlet, Publication, Taking},
     messages::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
@@ -37,15 +38,9 @@ impl Handler<Join> for RoomRegistry {
     type Result = Reply<Result<Joined, JoinError>>;
 
     fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
-        let (room, connection) = (msg.room.clone(), msg.connection);
-        if self.is_known(&room) {
-            return Reply::Now(self.join(msg, ctx));
-        }
-        *self.parked.entry(connection).or_default() += 1;
-        self.when_known(&room, ctx, move |registry, ctx| {
-            registry.unpark(connection).ok_or(JoinError::Withdrawn)?;
-            registry.join(msg, ctx)
-        })
+        let (reply, joined) = oneshot::channel();
+        self.ask_to_join(AskedToJoin { join: msg, reply }, ctx);
+        Reply::Later(joined)
     }
 }
 
@@ -68,6 +63,37 @@ impl RoomRegistry {
             }
         }
         Ok(self.rooms.has_place(&room)?)
+    }
+
+    /// Lets a connection in as soon as all is known of the room.
+    fn ask_to_join(&mut self, AskedToJoin { join, reply }: AskedToJoin, ctx: &mut Context<Self>) {
+        let (room, connection) = (join.room.clone(), join.connection);
+        if self.is_known(&room) {
+            let joined = self.join(join, ctx);
+            return self.answer(joined, reply);
+        }
+        *self.parked.entry(connection).or_default() += 1;
+        // The answer goes its own way.
+        drop(self.when_known(&room, ctx, move |registry, ctx| {
+            let joined = match registry.unpark(connection) {
+                Some(()) => registry.join(join, ctx),
+                None => Err(JoinError::Withdrawn),
+            };
+            registry.answer(joined, reply);
+        }));
+    }
+
+    /// Answers a join: a refusal at once, and who has joined at the end of the turn.
+    fn answer(
+        &mut self,
+        joined: Result<Joined, JoinError>,
+        reply: OneshotSender<Result<Joined, JoinError>>,
+    ) {
+        match joined {
+            Ok(joined) => self.turn.answer(reply, joined),
+            // The session may have ended.
+            Err(refused) => drop(reply.send(Err(refused))),
+        }
     }
 
     fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
@@ -175,9 +201,8 @@ impl Handler<Together> for RoomRegistry {
         for touch in touches {
             self.touch(touch, now);
         }
-        for AskedToJoin { join, reply } in joins {
-            let joined: Reply<_> = self.handle(join, ctx);
-            MessageResponse::<Self, Join>::handle(joined, ctx, Some(reply));
+        for join in joins {
+            self.ask_to_join(join, ctx);
         }
     }
 }
@@ -247,13 +272,17 @@ impl RoomRegistry {
                 let sender = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
                 self.rooms.touch(connection, Sign::Message, now);
                 self.mirror.heard(connection);
-                Some(Sender { id: sender.presence.user, connection: presence })
+                Some((
+                    Sender { id: sender.presence.user, connection: presence },
+                    sender.joined_version,
+                ))
             }
             None => None,
         };
+        let (from, joined) = from.unzip();
         let except = except.map(|one| self.rooms.shown_as(&room, one).unwrap_or(one));
         let abroad = self.cluster.as_ref().map(|_| (content.clone(), from.clone()));
-        let taking = self.deliver(&room, content, from, except, now);
+        let taking = self.deliver(&room, content, from, joined, except, now);
         if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
             let from = from.map(|Sender { id, connection }| (id, connection));
             if cluster.tell_said(room.clone(), content, from, except) {
@@ -268,19 +297,21 @@ impl RoomRegistry {
         Ok(taking)
     }
 
-    /// Sends to the members of the room that are here, but for the connection of one presence.
+    /// Sends to the members of the room that are here, but for the connection of one presence. Says at which
+    /// version the sender has come, as far as that is known.
     pub(super) fn deliver(
         &mut self,
         room: &RoomName,
         content: Content,
         from: Option<Sender>,
+        joined: Option<u64>,
         except: Option<ConnectionId>,
         now: Moment,
     ) -> Taking {
         let except = except.and_then(|presence| self.rooms.connection_behind(room, presence));
-        let (taking, refused) = self.delivery.publish(room, content, from, except, now.monotonic);
-        self.put_out(&refused, now);
-        taking
+        let joined = from.as_ref().map(|from| from.connection).zip(joined);
+        let Some(room) = self.rooms.room(room) else { return Taking::none() };
+        self.delivery.publish(room, Publication { content, from, joined, except }, now.monotonic)
     }
 }
 

@@ -11,6 +11,7 @@ mod observing;
 mod places;
 mod queries;
 mod sessions;
+mod turns;
 mod verifying;
 
 use std::{
@@ -25,7 +26,7 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::{following::Waiter, places::Places};
+use self::{following::Waiter, places::Places, turns::Turn};
 use crate::{
     clock::Clock,
     cluster::Cluster,
@@ -62,6 +63,7 @@ pub(crate) struct Parts {
     pub lease: Duration,
     pub grace: Duration,
     pub observer_queue: usize,
+    pub max_list_size: usize,
     pub guard: Guard,
 }
 
@@ -78,6 +80,7 @@ pub struct RoomRegistry {
     places: Places,
     clock: Clock,
     delivery: Delivery,
+    turn: Turn,
     observers: Observers,
     mirror: Mirror,
     node: NodeName,
@@ -123,7 +126,8 @@ impl RoomRegistry {
             departures: Departures::default(),
             places: Places::default(),
             clock: parts.clock,
-            delivery: Delivery::default(),
+            delivery: Delivery::new(parts.max_list_size),
+            turn: Turn::default(),
             observers: Observers::new(parts.observer_queue),
             mirror: parts.mirror,
             node: parts.node,
@@ -176,32 +180,12 @@ impl RoomRegistry {
     /// Makes a change known.
     fn announce(&mut self, diff: Diff, now: Moment) {
         self.mirror.mark(&diff, &self.rooms);
-        self.delivery.changed(&diff, now.monotonic);
+        self.delivery.changed(&diff, self.rooms.room(&diff.room), now.monotonic);
         for left in &diff.leaves {
             self.end(&diff, left, now);
         }
         self.linger_if_nobody_is_here(&diff.room, now);
         self.tell_observers(diff, self.node.clone(), true);
-    }
-
-    /// Sends the member lists that are due, has the next batch written, and sets the timer: the end
-    /// of every handler that changed something.
-    fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        self.end_faded(now);
-        self.lose_patience(ctx, now);
-        while let Some(room) = self.delivery.take_due(now.monotonic) {
-            let room = self.rooms.snapshot(&room);
-            let refused = self.delivery.flush(&room, now.monotonic);
-            self.put_out(&refused, now);
-        }
-        self.arm(ctx, now);
-        self.write(ctx, now);
-        if std::mem::take(&mut self.renewal_is_due) {
-            self.renew(ctx);
-        }
-        if std::mem::take(&mut self.survey_is_due) {
-            self.survey(ctx);
-        }
     }
 
     /// Members that do not take their frames leave.
@@ -235,24 +219,6 @@ impl RoomRegistry {
         }
         self.announce(diff, now);
     }
-
-    fn arm(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        let next = [self.delivery.next_due(), self.sessions.next_end(), self.next_impatience()];
-        let Some(due) = next.into_iter().flatten().min() else { return };
-        if let Some((at, timer)) = self.timer {
-            if at <= due {
-                return;
-            }
-            ctx.cancel_future(timer);
-        }
-        let wait = Duration::from_micros(due.saturating_sub(now.monotonic));
-        let timer = ctx.run_later(wait, |registry, ctx| {
-            registry.timer = None;
-            let now = registry.clock.now();
-            registry.settle(ctx, now);
-        });
-        self.timer = Some((due, timer));
-    }
 }
 
 impl Actor for RoomRegistry {
@@ -275,8 +241,7 @@ impl Handler<Report> for RoomRegistry {
 
     fn handle(&mut self, report: Report, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        let refused = self.delivery.returned(report, now.monotonic);
-        self.put_out(&refused, now);
+        self.delivery.returned(report, now.monotonic);
         self.settle(ctx, now);
     }
 }

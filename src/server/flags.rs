@@ -161,6 +161,9 @@ pub(super) struct Serve {
     /// The largest message of a client.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_FRAME_SIZE", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=MAX_FRAME_SIZE))]
     pub max_frame_size: u32,
+    /// The largest member list that is sent whole, in bytes; beyond it there are counts.
+    #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_LIST_SIZE", default_value = "1048576", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_list_size: u32,
     /// How many WebSockets may be open, and sessions fade, at once.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
@@ -325,6 +328,7 @@ mod tests {
             "--workers 0",
             "--workers 100000",
             "--max-frame-size 0",
+            "--max-list-size 0",
             "--max-connections 0",
             "--max-room-size 0",
             "--max-rate 0",

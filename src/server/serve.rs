@@ -116,6 +116,7 @@ fn config(flags: &Serve) -> PresenceConfig {
         .lease(flags.lease)
         .max_age(flags.max_age)
         .grace(flags.grace)
+        .max_list_size(count(flags.max_list_size))
         .prune_rooms_every(flags.prune_rooms_interval);
     if let Some(redis) = &flags.redis {
         config = config.redis(redis);
@@ -149,6 +150,7 @@ fn options(flags: Serve) -> ServerOptions {
         api_key: flags.api_key,
         allowed_origins: flags.allowed_origins,
         max_frame_size: count(flags.max_frame_size),
+        max_list_size: count(flags.max_list_size),
         max_connections: flags.max_connections.map(count),
         max_rate: flags.max_rate,
         ping_interval: flags.ping_interval,

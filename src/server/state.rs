@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
-use crate::{PresenceHandle, RoomRegistry, SessionPlace, TakePlace};
+use crate::{PresenceHandle, RoomRegistry, SessionPlace, TakePlace, config::DEFAULT_MAX_LIST_SIZE};
 
 /// Readers of the live numbers at one time.
 const SEATS: usize = 64;
@@ -52,6 +52,9 @@ pub struct ServerOptions {
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message of a client, and body of a request, in bytes. Default 64 KiB.
     pub max_frame_size: usize,
+    /// The largest member list in an answer of `/api`, in bytes. Default 1 MiB; that of the sockets is
+    /// [`PresenceConfig::max_list_size`](crate::PresenceConfig::max_list_size).
+    pub max_list_size: usize,
     /// How many WebSockets may be open and sessions fade at once. Default no limit.
     pub max_connections: Option<usize>,
     /// How many frames per second, and in one burst, a WebSocket may send. Default no limit.
@@ -71,6 +74,7 @@ impl Default for ServerOptions {
             api_key: None,
             allowed_origins: Vec::new(),
             max_frame_size: 65_536,
+            max_list_size: DEFAULT_MAX_LIST_SIZE,
             max_connections: None,
             max_rate: None,
             ping_interval: None,

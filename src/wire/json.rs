@@ -2,6 +2,8 @@
 //!
 //! The shape of `presence` is that of the documentation of django-channels-presence.
 
+use std::io::{self, Write};
+
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
@@ -24,6 +26,31 @@ fn frame(r#type: &str, payload: impl Serialize) -> ByteString {
 pub(super) fn encode(value: &impl Serialize) -> ByteString {
     // Maps with text keys, numbers and text always have a JSON form.
     serde_json::to_string(value).unwrap_or_default().into()
+}
+
+/// The JSON text of a value, unless it has more bytes than the limit; nothing is written beyond that.
+pub(crate) fn encode_within(limit: usize, value: &impl Serialize) -> Option<ByteString> {
+    struct Bounded {
+        bytes: Vec<u8>,
+        limit: usize,
+    }
+    impl Write for Bounded {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if bytes.len() > self.limit - self.bytes.len() {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            self.bytes.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut text = Bounded { bytes: Vec::new(), limit };
+    serde_json::to_writer(&mut text, value).ok()?;
+    text.bytes.shrink_to_fit();
+    ByteString::try_from(text.bytes).ok()
 }
 
 #[derive(Serialize)]
@@ -63,21 +90,34 @@ impl Snapshot {
     }
 }
 
+/// The frame `presence`, unless it has more bytes than the limit.
+pub(crate) fn presence_within(limit: usize, snapshot: &Snapshot) -> Option<ByteString> {
+    encode_within(limit, &Frame { r#type: "presence", payload: members(snapshot, None) })
+}
+
 /// The frame `presence_state`: the list from which diffs go on.
 #[must_use]
 pub fn presence_state(snapshot: &Snapshot) -> ByteString {
     frame("presence_state", members(snapshot, Some(snapshot.epoch())))
 }
 
-/// The frame `presence_count`.
+/// The frame `presence_state`, unless it has more bytes than the limit.
+pub(crate) fn presence_state_within(limit: usize, snapshot: &Snapshot) -> Option<ByteString> {
+    let payload = members(snapshot, Some(snapshot.epoch()));
+    encode_within(limit, &Frame { r#type: "presence_state", payload })
+}
+
+/// The frame `presence_count`; `truncated` where it stands for a list that is too large.
 #[must_use]
-pub fn presence_count(snapshot: &Snapshot) -> ByteString {
+pub fn presence_count(snapshot: &Snapshot, truncated: bool) -> ByteString {
     #[derive(Serialize)]
     struct Count<'a> {
         channel_name: &'a RoomName,
         users: usize,
         lurkers: usize,
         version: u64,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
     }
     let occupancy = snapshot.occupancy();
     frame(
@@ -87,6 +127,7 @@ pub fn presence_count(snapshot: &Snapshot) -> ByteString {
             users: occupancy.users,
             lurkers: occupancy.anonymous,
             version: snapshot.version(),
+            truncated,
         },
     )
 }

@@ -19,11 +19,13 @@ use serde_json::{
 };
 
 pub use self::read::{Frame, MAX_TEXT_BYTES, TooLong, read};
-use super::json::{Sender, encode};
+use super::json::{Sender, encode, encode_within};
 use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
 /// The event that carries who is there.
 const STATE: &str = "presence_state";
+/// The event that stands for a state that is too large.
+const COUNT: &str = "presence_count";
 /// The event that carries what changed.
 const DIFF: &str = "presence_diff";
 
@@ -95,6 +97,40 @@ pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>)
 #[must_use]
 pub fn presence_state(room: &Snapshot) -> ByteString {
     frame(None, None, room.room().as_str(), STATE, &Keys::of(room.presences().map(Meta::new)))
+}
+
+/// The frame with the state of a room, unless it has more bytes than the limit.
+pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<ByteString> {
+    // No key or meta takes fewer bytes than this, so that a much larger room costs nothing.
+    const LEAST: usize = 60;
+    if room.occupancy().connections.saturating_mul(LEAST) > limit {
+        return None;
+    }
+    let (nothing, topic) = (None::<&str>, room.room().as_str());
+    let keys = Keys::of(room.presences().map(Meta::new));
+    encode_within(limit, &(nothing, nothing, topic, STATE, keys))
+}
+
+/// The state of a room in which there is nobody, for a client that is not told who is there.
+#[must_use]
+pub fn empty_state(room: &RoomName) -> ByteString {
+    frame(None, None, room.as_str(), STATE, &json!({}))
+}
+
+/// The frame with how many there are, in the place of a state that is too large.
+#[must_use]
+pub fn presence_count(room: &Snapshot) -> ByteString {
+    #[derive(Serialize)]
+    struct Count {
+        users: usize,
+        lurkers: usize,
+        version: u64,
+        truncated: bool,
+    }
+    let (occupancy, version) = (room.occupancy(), room.version());
+    let (users, lurkers) = (occupancy.users, occupancy.anonymous);
+    let count = Count { users, lurkers, version, truncated: true };
+    frame(None, None, room.room().as_str(), COUNT, &count)
 }
 
 /// The frame of [`presence_state`] with the reference of the client's join.

@@ -4,7 +4,7 @@ use actix_web::{
     HttpRequest, HttpResponse,
     http::{
         StatusCode,
-        header::{self, ETag, EntityTag},
+        header::{self, ContentType, ETag, EntityTag},
     },
     web,
 };
@@ -19,6 +19,7 @@ use crate::{
         pages::is_known,
         state::ServerState,
     },
+    wire::json,
 };
 
 /// A room in a list.
@@ -70,10 +71,13 @@ pub(super) async fn show(
         connections: usize,
         anonymous: usize,
         #[serde(serialize_with = "users")]
-        users: &'a Snapshot,
+        users: Option<&'a Snapshot>,
+        /// Whether the users are left out, as they would be too many bytes.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
     }
-    fn users<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(snapshot.users())
+    fn users<S: Serializer>(room: &Option<&Snapshot>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(room.iter().flat_map(|snapshot| snapshot.users()))
     }
     let room = address::room(&req, 0)?;
     let snapshot = state.ask(GetSnapshot { room }).await?.ok_or_else(nobody)?;
@@ -89,14 +93,21 @@ pub(super) async fn show(
         return Ok(response.finish());
     }
     let occupancy = snapshot.occupancy();
-    Ok(response.json(Room {
-        channel_name: snapshot.room(),
-        epoch,
-        version,
-        connections: occupancy.connections,
-        anonymous: occupancy.anonymous,
-        users: &snapshot,
-    }))
+    let body = |users: Option<&Snapshot>, limit| {
+        let room = Room {
+            channel_name: snapshot.room(),
+            epoch,
+            version,
+            connections: occupancy.connections,
+            anonymous: occupancy.anonymous,
+            users,
+            truncated: users.is_none(),
+        };
+        json::encode_within(limit, &room)
+    };
+    let limit = state.options().max_list_size;
+    let body = body(Some(&snapshot), limit).or_else(|| body(None, usize::MAX));
+    Ok(response.content_type(ContentType::json()).body(body.unwrap_or_default()))
 }
 
 /// A room exists as long as somebody is in it.

@@ -1,0 +1,473 @@
+//! Who is in a room, for those who listen to it: the whole list, or what has changed since the version
+//! that a listener has. Encoded once for all, and only when first asked for, by whichever thread that is.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use ahash::RandomState;
+use bytestring::ByteString;
+
+use crate::{
+    clock::Stopwatch,
+    log_limit::LogLimit,
+    messages::{Dialect, Feed},
+    model::{Cause, Diff, Place, RoomName, Snapshot, Update, UserId, micros},
+    wire::{json, phoenix},
+};
+
+/// What may be different between two versions of a room, and at which version it was touched last.
+#[derive(Default)]
+pub(super) struct Touched {
+    /// Users whose entry may have changed, with the cause of the last leave.
+    users: HashMap<UserId, (Cause, u64), RandomState>,
+    /// Places where presences came, went or changed, with the cause of the last leave.
+    places: BTreeMap<Place, (Cause, u64)>,
+}
+
+impl Touched {
+    pub fn note(&mut self, diff: &Diff) {
+        let Self { users, places } = self;
+        let version = diff.version;
+        for user in diff.users() {
+            users.entry(user.clone()).or_insert((Cause::Left, version)).1 = version;
+        }
+        for gone in &diff.offline {
+            users.insert(gone.user.clone(), (gone.cause, version));
+        }
+        let mut touch = |place| places.entry(place).or_insert((Cause::Left, version)).1 = version;
+        diff.joins.iter().for_each(|joined| touch(joined.into()));
+        for Update { before, after } in &diff.updates {
+            touch(before.into());
+            touch(after.into());
+        }
+        for left in &diff.leaves {
+            places.insert((&left.presence).into(), (left.cause, version));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.places.is_empty()
+    }
+}
+
+/// What is known of the size and the cost of a room's whole list in one encoding.
+#[derive(Debug, Default)]
+pub(super) struct Size {
+    /// Whether it was over the limit when it was encoded last.
+    too_large: AtomicBool,
+    /// How long that took.
+    micros: AtomicU64,
+}
+
+/// The encodings of a room's whole list; shared by the room's lists, as one tells of the next.
+#[derive(Debug)]
+pub(super) struct Sizes {
+    /// How many bytes a whole list may have.
+    limit: usize,
+    full: Size,
+    state: Size,
+    phoenix: Size,
+}
+
+impl Sizes {
+    pub fn new(limit: usize) -> Arc<Self> {
+        let [full, state, phoenix] = [const { Size::new() }; 3];
+        Arc::new(Self { limit, full, state, phoenix })
+    }
+
+    /// Whether the whole list was too large when it was encoded last.
+    pub fn is_too_large(&self, whole: Whole) -> bool {
+        self.of(whole).too_large.load(Relaxed)
+    }
+
+    /// What it costs to encode the frame `presence`.
+    pub fn full_cost(&self) -> Duration {
+        Duration::from_micros(self.full.micros.load(Relaxed))
+    }
+
+    fn of(&self, whole: Whole) -> &Size {
+        match whole {
+            Whole::Full => &self.full,
+            Whole::State => &self.state,
+            Whole::Phoenix => &self.phoenix,
+        }
+    }
+
+    /// Encodes the whole list. One that was too large has to be well below the limit, so that a room of
+    /// about that size does not change between the two with each who comes.
+    fn encode(&self, whole: Whole, room: &Snapshot) -> Option<ByteString> {
+        let Size { too_large, micros: cost } = self.of(whole);
+        let was_too_large = too_large.load(Relaxed);
+        let limit = if was_too_large { self.limit / 10 * 9 } else { self.limit };
+        let work = Stopwatch::start();
+        let encoded = match whole {
+            Whole::Full => json::presence_within(limit, room),
+            Whole::State => json::presence_state_within(limit, room),
+            Whole::Phoenix => phoenix::presence_state_within(limit, room),
+        };
+        cost.store(micros(work.elapsed()), Relaxed);
+        too_large.store(encoded.is_none(), Relaxed);
+        if encoded.is_none() && !was_too_large {
+            static TOO_LARGE: LogLimit = LogLimit::new();
+            metrics::counter!("presence_lists_truncated_total").increment(1);
+            if let Some(suppressed) = TOO_LARGE.pass() {
+                let (room, limit) = (room.room(), self.limit);
+                tracing::warn!(
+                    %room,
+                    limit,
+                    suppressed,
+                    "a member list is too large: who needs the whole list gets counts instead"
+                );
+            }
+        }
+        encoded
+    }
+}
+
+impl Size {
+    const fn new() -> Self {
+        Self { too_large: AtomicBool::new(false), micros: AtomicU64::new(0) }
+    }
+}
+
+/// The frames that hold a whole list.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Whole {
+    /// `presence` of the JSON dialect.
+    Full,
+    /// `presence_state` of the JSON dialect.
+    State,
+    /// `presence_state` of Phoenix.
+    Phoenix,
+}
+
+impl Whole {
+    /// The one of a dialect, if it has one.
+    pub fn of(dialect: Dialect) -> Option<Self> {
+        match dialect {
+            Dialect::Json(Feed::Full) => Some(Self::Full),
+            Dialect::Json(Feed::Diff) => Some(Self::State),
+            Dialect::Phoenix => Some(Self::Phoenix),
+            Dialect::Raw | Dialect::Json(Feed::Count | Feed::None) => None,
+        }
+    }
+}
+
+/// An encoding that is made at most once; none if it is too large.
+type Once = OnceLock<Option<ByteString>>;
+
+/// A version that listeners have, and how it differs from that of the list.
+struct Base {
+    before: Snapshot,
+    json: Once,
+    phoenix: Once,
+}
+
+/// A room at one version, for its listeners.
+pub(super) struct List {
+    after: Snapshot,
+    /// The versions that listeners have, in ascending order.
+    bases: Vec<Base>,
+    /// What may be different since the first of them.
+    touched: Touched,
+    sizes: Arc<Sizes>,
+    wholes: [Once; 3],
+    count: OnceLock<ByteString>,
+    truncated: OnceLock<ByteString>,
+    phoenix_count: OnceLock<ByteString>,
+}
+
+impl List {
+    /// The whole list alone.
+    pub fn whole(after: Snapshot, sizes: &Arc<Sizes>) -> Self {
+        Self::since(Vec::new(), after, Touched::default(), sizes)
+    }
+
+    /// The list for those who have one of these versions of the room, in ascending order.
+    pub fn since(
+        bases: Vec<Snapshot>,
+        after: Snapshot,
+        touched: Touched,
+        sizes: &Arc<Sizes>,
+    ) -> Self {
+        let base = |before| Base { before, json: Once::new(), phoenix: Once::new() };
+        let [count, truncated, phoenix_count] = [const { OnceLock::new() }; 3];
+        Self {
+            after,
+            bases: bases.into_iter().map(base).collect(),
+            touched,
+            sizes: Arc::clone(sizes),
+            wholes: [const { Once::new() }; 3],
+            count,
+            truncated,
+            phoenix_count,
+        }
+    }
+
+    pub fn room(&self) -> &RoomName {
+        self.after.room()
+    }
+
+    pub fn version(&self) -> u64 {
+        self.after.version()
+    }
+
+    /// The earliest version that a listener may have.
+    pub fn told_before(&self) -> u64 {
+        self.bases.first().map_or(self.version(), |base| base.before.version())
+    }
+
+    /// Whether the whole list was too large when it was encoded last.
+    pub fn is_probably_too_large(&self, whole: Whole) -> bool {
+        self.sizes.is_too_large(whole)
+    }
+
+    /// The whole list, unless it is too large.
+    pub fn encode(&self, whole: Whole) -> Option<ByteString> {
+        let once = &self.wholes[whole as usize];
+        once.get_or_init(|| self.sizes.encode(whole, &self.after)).clone()
+    }
+
+    pub fn count(&self) -> ByteString {
+        self.count.get_or_init(|| json::presence_count(&self.after, false)).clone()
+    }
+
+    /// The count in the place of a list that is too large.
+    pub fn truncated(&self) -> ByteString {
+        self.truncated.get_or_init(|| json::presence_count(&self.after, true)).clone()
+    }
+
+    /// The count in the place of a Phoenix state that is too large.
+    pub fn phoenix_count(&self) -> ByteString {
+        self.phoenix_count.get_or_init(|| phoenix::presence_count(&self.after)).clone()
+    }
+
+    /// What has changed since a version; none if that is too large, or nobody was to have that version.
+    pub fn diff(&self, since: u64) -> Option<ByteString> {
+        let Base { before, json, .. } = self.base(since)?;
+        let changed = || {
+            let users = self.touched.users.iter().filter(|(_, (_, at))| *at > since);
+            users.map(|(user, (cause, _))| (user, *cause))
+        };
+        let encode = || self.small(json::presence_diff(before, &self.after, changed()));
+        json.get_or_init(encode).clone()
+    }
+
+    /// The same for Phoenix.
+    pub fn phoenix_diff(&self, since: u64) -> Option<ByteString> {
+        let Base { before, phoenix, .. } = self.base(since)?;
+        let after = &self.after;
+        let places = self.touched.places.iter().filter(|(_, (_, at))| *at > since);
+        let changes = places.filter_map(|(place, (cause, _))| {
+            let (was, is) = (before.presence(place), after.presence(place));
+            let before = was.clone().map(|was| (was, *cause));
+            (was != is).then_some(phoenix::Change { before, after: is })
+        });
+        let encode = || {
+            let (room, epoch) = (after.room(), after.epoch());
+            self.small(phoenix::presence_diff(room, epoch, since, after.version(), changes))
+        };
+        phoenix.get_or_init(encode).clone()
+    }
+
+    fn base(&self, since: u64) -> Option<&Base> {
+        let version = |base: &Base| base.before.version();
+        let index = self.bases.binary_search_by_key(&since, version).ok()?;
+        self.bases.get(index)
+    }
+
+    /// A diff that is larger than a whole list may be is none.
+    fn small(&self, diff: ByteString) -> Option<ByteString> {
+        (diff.len() <= self.sizes.limit).then_some(diff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use super::{
+        super::audience::{Audience, Next},
+        *,
+    };
+    use crate::model::{ConnectionId, Info, Moment, Rooms};
+
+    /// What happens in one room: by whom, what, as whom, and whether a list goes out then.
+    type Step = (u128, u8, Option<u8>, bool);
+
+    fn step() -> impl Strategy<Value = Step> {
+        (0..6_u128, 0..8_u8, proptest::option::of(0..3_u8), any::<bool>())
+    }
+
+    fn take(rooms: &mut Rooms, room: &RoomName, step: &Step, at: u64) -> Vec<Diff> {
+        let (connection, what, who, _) = *step;
+        let connection = ConnectionId::from_u128(connection);
+        let user = who.map(|n| UserId::new(format!("user {n}")).unwrap());
+        let info = Info::new(json!({"n": what % 2})).unwrap();
+        let now = Moment { monotonic: at, wall: at as i64 };
+        match what {
+            0..4 => rooms.join(room, connection, user, info, now).unwrap().into_iter().collect(),
+            4 => rooms.update_info(room, connection, info).into_iter().collect(),
+            5 => rooms.prune(now, std::time::Duration::from_micros(20)),
+            _ => rooms.leave(room, connection, Cause::Left).into_iter().collect(),
+        }
+    }
+
+    fn value(frame: &str) -> Value {
+        serde_json::from_str(frame).unwrap()
+    }
+
+    /// What a client of the JSON dialect makes of a diff.
+    fn fold_json(state: &mut Value, diff: &Value) {
+        assert_eq!(state["version"], diff["since"]);
+        let members = state["members"].as_array().unwrap().clone();
+        let id = |member: &Value| member["id"].as_str().unwrap().to_owned();
+        let mut members: BTreeMap<_, _> = members.into_iter().map(|m| (id(&m), m)).collect();
+        for join in diff["joins"].as_array().unwrap() {
+            members.insert(id(join), join.clone());
+        }
+        for leave in diff["leaves"].as_array().unwrap() {
+            assert!(members.remove(&id(leave)).is_some(), "who leaves was there");
+        }
+        state["members"] = members.into_values().collect();
+        state["lurkers"] = diff["lurkers"].clone();
+        state["version"] = diff["version"].clone();
+    }
+
+    type Metas = BTreeMap<String, BTreeSet<String>>;
+
+    fn metas(state: &Value) -> Metas {
+        let texts = |metas: &Value| metas["metas"].as_array().unwrap().iter().map(meta).collect();
+        let keys: &Map<String, Value> = state.as_object().unwrap();
+        keys.iter().map(|(key, metas)| (key.clone(), texts(metas))).collect()
+    }
+
+    /// A meta as clients tell it from others.
+    fn meta(meta: &Value) -> String {
+        meta["phx_ref"].as_str().unwrap().to_owned()
+    }
+
+    /// What `presence.js` makes of a diff: joins first, then leaves.
+    fn fold_phoenix(state: &mut Metas, diff: &Value) {
+        for (key, joined) in metas(&diff["joins"]) {
+            state.entry(key).or_default().extend(joined);
+        }
+        for (key, left) in metas(&diff["leaves"]) {
+            let metas = state.get_mut(&key).expect("who leaves was there");
+            metas.retain(|meta| !left.contains(meta));
+            if metas.is_empty() {
+                state.remove(&key);
+            }
+        }
+    }
+
+    /// A client of each dialect, with what it has made of the room.
+    struct Client {
+        version: u64,
+        json: Value,
+        phoenix: Metas,
+    }
+
+    impl Client {
+        /// One that has just come.
+        fn new(room: &Snapshot) -> Self {
+            let list = List::whole(room.clone(), &Sizes::new(usize::MAX));
+            let json = value(&list.encode(Whole::State).unwrap())["payload"].clone();
+            let phoenix = metas(&value(&list.encode(Whole::Phoenix).unwrap())[4]);
+            Self { version: room.version(), json, phoenix }
+        }
+
+        fn take(&mut self, list: &List) {
+            if self.version >= list.version() {
+                return;
+            }
+            let (diff, phoenix) = (list.diff(self.version), list.phoenix_diff(self.version));
+            fold_json(&mut self.json, &value(&diff.unwrap())["payload"]);
+            fold_phoenix(&mut self.phoenix, &value(&phoenix.unwrap())[4]);
+            self.version = list.version();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whoever_comes_between_two_lists_knows_the_room_at_each_version_that_it_is_told(
+            steps in proptest::collection::vec((step(), any::<bool>()), 0..80),
+        ) {
+            let room = RoomName::new("room").unwrap();
+            let mut rooms = Rooms::default();
+            let mut audience = Audience::new(rooms.snapshot(&room), usize::MAX);
+            // Who listens from the beginning, and then others.
+            let mut clients = vec![Client::new(&rooms.snapshot(&room))];
+            for (at, (step, somebody_comes)) in (1..).zip(&steps) {
+                let now = at * 2_000_000;
+                for diff in take(&mut rooms, &room, step, at) {
+                    audience.note(&diff, Some(&rooms.snapshot(&room)), now);
+                }
+                let state = rooms.snapshot(&room);
+                if *somebody_comes {
+                    audience.listeners += 2;
+                    audience.greet(&state, 1);
+                    clients.push(Client::new(&state));
+                }
+                if !step.3 {
+                    continue;
+                }
+                for next in audience.take(&state, 1, now) {
+                    let Next::List(list) = next else { unreachable!("nothing is said") };
+                    clients.iter_mut().for_each(|client| client.take(&list));
+                }
+                audience.returned(Duration::ZERO, now);
+                let expected = Client::new(&state);
+                for client in &clients {
+                    prop_assert_eq!(client.version, state.version());
+                    prop_assert_eq!(&client.json, &expected.json);
+                    prop_assert_eq!(&client.phoenix, &expected.phoenix);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_that_was_too_large_comes_back_when_it_is_well_below_the_limit() {
+        let room = RoomName::new("room").unwrap();
+        let mut rooms = Rooms::default();
+        let now = Moment { monotonic: 0, wall: 0 };
+        let id = ConnectionId::from_u128;
+        let join = |rooms: &mut Rooms, n: u128| {
+            let user = UserId::new(format!("user {n:04}")).unwrap();
+            rooms.join(&room, id(n), Some(user), Info::EMPTY, now).unwrap();
+            rooms.snapshot(&room)
+        };
+        let whole = |room: &Snapshot| json::presence_state(room).len();
+        for n in 0..100 {
+            join(&mut rooms, n);
+        }
+        let sizes = Sizes::new(whole(&rooms.snapshot(&room)));
+        let fits = |room: Snapshot| List::whole(room, &sizes).encode(Whole::State).is_some();
+        assert!(fits(rooms.snapshot(&room)));
+        assert!(!fits(join(&mut rooms, 100)));
+        let mut left = 101;
+        for n in 0..100 {
+            rooms.leave(&room, id(n), Cause::Left).unwrap();
+            let state = rooms.snapshot(&room);
+            left -= 1;
+            let is_small = whole(&state) <= sizes.limit / 10 * 9;
+            assert_eq!(fits(state), is_small, "{left} are left");
+            if is_small {
+                break;
+            }
+        }
+        assert!((85..91).contains(&left), "{left}");
+    }
+}

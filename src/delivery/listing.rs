@@ -1,0 +1,188 @@
+//! Who is told of whom, and when: newcomers at once, the others when it is time.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ahash::RandomState;
+
+use super::{
+    Delivery, Newcomer, Route,
+    audience::{Audience, Next},
+    courier::{Order, Report},
+    list::{List, Whole},
+};
+use crate::{
+    messages::{Dialect, Feed},
+    model::{Diff, RoomName, Rooms, Snapshot},
+};
+
+impl Delivery {
+    /// Notes a change of a room, which is this now, for those who hear of it.
+    pub fn changed(&mut self, diff: &Diff, room: Option<&Snapshot>, now: u64) {
+        self.changed_in_place(diff, room, now);
+        for left in &diff.leaves {
+            self.exit(&diff.room, left.connection);
+        }
+    }
+
+    /// Notes a change of a room whose members all stay.
+    pub fn changed_in_place(&mut self, diff: &Diff, room: Option<&Snapshot>, now: u64) {
+        let Some(audience) = self.audience(&diff.room) else { return };
+        audience.note(diff, room, now);
+        self.schedule(&diff.room, now);
+    }
+
+    /// How many have entered rooms in this turn.
+    pub fn newcomers(&self) -> usize {
+        self.newcomers.len()
+    }
+
+    /// The end of a turn: tells those who have come in it who is in their rooms, with one list for all who
+    /// have come to a room, then everybody else what is due.
+    pub fn end_turn(&mut self, rooms: &Rooms, now: u64) {
+        for said in std::mem::take(&mut self.released) {
+            self.send(&said.message.room().clone(), &said, now);
+        }
+        let mut greeted: HashMap<RoomName, Vec<Newcomer>, RandomState> = HashMap::default();
+        for newcomer in self.newcomers.drain(..) {
+            greeted.entry(newcomer.entry.room.clone()).or_default().push(newcomer);
+        }
+        for (room, newcomers) in greeted {
+            self.greet(&rooms.snapshot(&room), newcomers, now);
+        }
+        while let Some(room) = self.take_due(now) {
+            self.flush(&rooms.snapshot(&room), now);
+        }
+    }
+
+    /// Tells those who have come to a room in this turn who is there, before its end.
+    pub(super) fn greet_in(&mut self, room: &Snapshot, now: u64) {
+        let newcomers = self.newcomers.extract_if(.., |one| one.entry.room == *room.room());
+        let newcomers = newcomers.collect();
+        self.greet(room, newcomers, now);
+    }
+
+    fn greet(&mut self, room: &Snapshot, newcomers: Vec<Newcomer>, now: u64) {
+        let name = room.room();
+        let mut list = None;
+        if let Some(audience) = self.audience(name) {
+            list = audience.list_for(&newcomers, room, now);
+            self.schedule(name, now);
+        }
+        for Newcomer { desk, mut entry } in newcomers {
+            entry.list = match (&list, entry.outlet.dialect) {
+                (Some(Greeting { full: false, .. }), Dialect::Json(Feed::Full)) => None,
+                (Some(Greeting { list, .. }), _) if entry.outlet.listens() => {
+                    Some(Arc::clone(list))
+                }
+                _ => None,
+            };
+            let report = Report { room: Some(name.clone()), ..Report::default() };
+            self.order(desk, Order::Enter(entry), report, now);
+        }
+    }
+
+    /// When the next room is due, in microseconds of the monotonic clock.
+    pub fn next_due(&self) -> Option<u64> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Takes a room in which something may go out now.
+    pub(super) fn take_due(&mut self, now: u64) -> Option<RoomName> {
+        while self.next_due()? <= now {
+            let (_, room) = self.due.pop_first()?;
+            let Some(audience) = self.audience(&room) else { continue };
+            // It may have changed again since it was due.
+            match audience.next(now) {
+                Some(due) if due > now => {
+                    audience.due = Some(due);
+                    self.due.insert((due, room));
+                }
+                next => {
+                    audience.due = None;
+                    if next.is_some() {
+                        return Some(room);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends the room's listeners what they do not know yet and is due.
+    pub(super) fn flush(&mut self, room: &Snapshot, now: u64) {
+        let name = room.room();
+        let Some(Route { desks, audience: Some(audience) }) = self.routes.get_mut(name) else {
+            return;
+        };
+        let desks = desks.clone();
+        let next = audience.take(room, desks.len(), now);
+        let owed = audience.take_owed(room, now);
+        for next in next {
+            match next {
+                Next::Message(said) => self.send(name, &said, now),
+                Next::List(list) => {
+                    self.lists_sent.add(1);
+                    let list = Arc::new(list);
+                    for (desk, _) in &desks {
+                        let list = Arc::clone(&list);
+                        let order = Order::List { list, only_owed: false, now };
+                        let (room, listed) = (Some(name.clone()), true);
+                        self.order(*desk, order, Report { room, listed, ..Report::default() }, now);
+                    }
+                }
+            }
+        }
+        if let Some(list) = owed {
+            let list = Arc::new(list);
+            for (desk, _) in &desks {
+                let order = Order::List { list: Arc::clone(&list), only_owed: true, now };
+                let report = Report { room: Some(name.clone()), ..Report::default() };
+                self.order(*desk, order, report, now);
+            }
+        }
+        self.schedule(name, now);
+    }
+
+    pub(super) fn audience(&mut self, room: &RoomName) -> Option<&mut Audience> {
+        self.routes.get_mut(room)?.audience.as_deref_mut()
+    }
+
+    /// Notes when something of a room is to go out next.
+    pub(super) fn schedule(&mut self, room: &RoomName, now: u64) {
+        let Some(audience) = self.audience(room) else { return };
+        let Some(due) = audience.next(now) else { return };
+        if audience.due.is_none_or(|known| due < known) {
+            let known = audience.due.replace(due);
+            known.map(|known| self.due.remove(&(known, room.clone())));
+            self.due.insert((due, room.clone()));
+        }
+    }
+}
+
+/// The list for the newcomers of a turn.
+struct Greeting {
+    list: Arc<List>,
+    /// Whether those get it, too, who get the whole list each time.
+    full: bool,
+}
+
+impl Audience {
+    /// The list for newcomers, if any of them listens.
+    fn list_for(&mut self, newcomers: &[Newcomer], room: &Snapshot, now: u64) -> Option<Greeting> {
+        let dialects = || newcomers.iter().map(|one| one.entry.outlet.dialect);
+        let is_full = |dialect: &Dialect| *dialect == Dialect::Json(Feed::Full);
+        let full = dialects().any(|one| is_full(&one)) && self.may_greet_in_full(now);
+        let listeners = newcomers.iter().filter(|one| {
+            one.entry.outlet.listens() && (full || !is_full(&one.entry.outlet.dialect))
+        });
+        let listeners = listeners.count();
+        if listeners == 0 {
+            return None;
+        }
+        let is_too_large = |whole: Option<Whole>| whole.is_some_and(|one| self.is_too_large(one));
+        if dialects().any(|dialect| is_too_large(Whole::of(dialect))) {
+            self.owe_later(now);
+        }
+        Some(Greeting { list: self.greet(room, listeners), full })
+    }
+}

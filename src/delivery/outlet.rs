@@ -1,0 +1,253 @@
+//! The way to one connection, and what of a room's list goes there.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use bytestring::ByteString;
+
+use super::list::{List, Whole};
+use crate::{
+    messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
+    model::RoomName,
+    sockets::{self, SocketKey},
+    wire::phoenix,
+};
+
+/// How to reach one connection.
+pub(crate) struct Outlet {
+    /// This very recipient and no clone of it: each clone has a free slot in a full mailbox.
+    pub forward: Recipient<ForwardMessage>,
+    pub disconnect: Option<Recipient<Disconnect>>,
+    pub dialect: Dialect,
+    /// How many bytes of frames may wait for it.
+    pub backlog_limit: usize,
+    /// Its socket, if that is watched.
+    pub socket: Option<SocketKey>,
+}
+
+impl Outlet {
+    /// Whether it is told who is in its rooms.
+    pub fn listens(&self) -> bool {
+        !matches!(self.dialect, Dialect::Raw | Dialect::Json(Feed::None))
+    }
+
+    /// Has the session close, and its socket end if the session does not get to run.
+    pub fn close(&self, order: Disconnect, timeout: Duration) {
+        if let Some(socket) = self.socket {
+            sockets::end_within(socket, timeout);
+        }
+        if let Some(disconnect) = &self.disconnect {
+            disconnect.do_send(order);
+        }
+    }
+}
+
+/// Why a frame did not reach a session.
+pub(super) enum Refusal {
+    /// Its mailbox is full, or its backlog.
+    Full,
+    /// Its actor has stopped.
+    Closed,
+}
+
+/// What a listener knows of who is in a room.
+pub(super) enum Knows {
+    /// It does not listen.
+    Nothing,
+    /// The room at this version.
+    Version(u64),
+    /// Less than a change could be told by: it is owed the whole list.
+    Owed(Box<Owed>),
+}
+
+/// A listener that is owed a whole list.
+#[derive(Default)]
+pub(super) struct Owed {
+    /// Since when it has refused to take it, if it has.
+    pub refused: Option<u64>,
+    /// Whether it has some list, of an earlier version, or an empty one.
+    has_list: bool,
+    /// The version that it was told the count of, as the list is too large.
+    counted: Option<u64>,
+}
+
+impl Knows {
+    pub fn owed() -> Self {
+        Self::Owed(Box::default())
+    }
+
+    /// The same as before, or less, after a frame was not taken.
+    fn refused(&mut self, now: u64) {
+        let has_list = matches!(self, Self::Version(_));
+        match self {
+            Self::Owed(owed) => drop(owed.refused.get_or_insert(now)),
+            _ => *self = Self::Owed(Box::new(Owed { refused: Some(now), has_list, counted: None })),
+        }
+    }
+}
+
+/// One session of a thread.
+pub(super) struct Session {
+    pub outlet: Outlet,
+    pub backlog: Arc<Backlog>,
+    /// When it last took a whole state; in many rooms it takes one after the other.
+    pub state_taken: u64,
+    pub serial: u32,
+    /// It has refused a message, or is no more, and the registry has been told.
+    pub ended: bool,
+}
+
+impl Session {
+    pub fn new(outlet: Outlet, serial: u32) -> Self {
+        let backlog = Backlog::new(outlet.backlog_limit);
+        Self { outlet, backlog, state_taken: 0, serial, ended: false }
+    }
+
+    /// Tells the session who is in a room, as far as it does not know, and what it knows then.
+    pub fn tell(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
+        let since = match knows {
+            Knows::Nothing => return Ok(()),
+            Knows::Version(version) if *version >= list.version() => return Ok(()),
+            Knows::Version(version) => Some(*version),
+            Knows::Owed(_) => None,
+        };
+        let told = match (self.outlet.dialect, since) {
+            (Dialect::Raw | Dialect::Json(Feed::None), _) => {
+                *knows = Knows::Nothing;
+                return Ok(());
+            }
+            (Dialect::Json(Feed::Count), _) => {
+                self.tell_small(list, Forwarded::State, list.count(), knows)
+            }
+            (Dialect::Json(Feed::Full), _) => self.tell_whole(list, Whole::Full, knows, now),
+            (Dialect::Json(Feed::Diff), None) => self.tell_whole(list, Whole::State, knows, now),
+            (Dialect::Phoenix, None) => self.tell_whole(list, Whole::Phoenix, knows, now),
+            (Dialect::Json(Feed::Diff), Some(since)) => match list.diff(since) {
+                Some(diff) => self.tell_small(list, Forwarded::Diff, diff, knows),
+                None => self.tell_whole_instead(list, Whole::State, knows, now),
+            },
+            (Dialect::Phoenix, Some(since)) => match list.phoenix_diff(since) {
+                Some(diff) => self.tell_small(list, Forwarded::Diff, diff, knows),
+                None => self.tell_whole_instead(list, Whole::Phoenix, knows, now),
+            },
+        };
+        if matches!(told, Err(Refusal::Full)) {
+            knows.refused(now);
+        }
+        told
+    }
+
+    /// Tells what has changed, or how many there are.
+    fn tell_small(
+        &self,
+        list: &List,
+        kind: Forwarded,
+        frame: ByteString,
+        knows: &mut Knows,
+    ) -> Result<(), Refusal> {
+        self.send_small(list.room(), kind, frame)?;
+        *knows = Knows::Version(list.version());
+        Ok(())
+    }
+
+    /// Tells everything to one that has an earlier version, which a change cannot lead on from.
+    fn tell_whole_instead(
+        &mut self,
+        list: &List,
+        whole: Whole,
+        knows: &mut Knows,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        *knows = Knows::Owed(Box::new(Owed { has_list: true, ..Owed::default() }));
+        self.tell_whole(list, whole, knows, now)
+    }
+
+    /// Tells everything. A whole state has a place of its own in the backlog, and is only encoded if that
+    /// is free.
+    fn tell_whole(
+        &mut self,
+        list: &List,
+        whole: Whole,
+        knows: &mut Knows,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        let place = self.backlog.reserve_state().ok_or(Refusal::Full)?;
+        let Some(frame) = list.encode(whole) else {
+            drop(place);
+            return self.tell_count_instead(list, whole, knows);
+        };
+        self.send(list.room(), Forwarded::State, frame, Some(place))?;
+        *knows = Knows::Version(list.version());
+        self.state_taken = now;
+        Ok(())
+    }
+
+    /// Tells a newcomer who is in the room. Where the list was too large for the last who needed it, it
+    /// is not tried again before the next list for everybody.
+    pub fn greet(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
+        let told = match Whole::of(self.outlet.dialect) {
+            Some(whole) if list.is_probably_too_large(whole) => {
+                self.tell_count_instead(list, whole, knows)
+            }
+            _ => return self.tell(list, knows, now),
+        };
+        if matches!(told, Err(Refusal::Full)) {
+            knows.refused(now);
+        }
+        told
+    }
+
+    /// Tells how many there are, as the list is too large.
+    fn tell_count_instead(
+        &self,
+        list: &List,
+        whole: Whole,
+        knows: &mut Knows,
+    ) -> Result<(), Refusal> {
+        if !matches!(knows, Knows::Owed(_)) {
+            *knows = Knows::Owed(Box::new(Owed { has_list: true, ..Owed::default() }));
+        }
+        let Knows::Owed(owed) = knows else { return Ok(()) };
+        if owed.counted == Some(list.version()) {
+            return Ok(());
+        }
+        if let Whole::Phoenix = whole {
+            if !owed.has_list {
+                let empty = phoenix::empty_state(list.room());
+                self.send_small(list.room(), Forwarded::State, empty)?;
+                owed.has_list = true;
+            }
+            self.send_small(list.room(), Forwarded::Diff, list.phoenix_count())?;
+        } else {
+            self.send_small(list.room(), Forwarded::State, list.truncated())?;
+        }
+        (owed.refused, owed.counted) = (None, Some(list.version()));
+        Ok(())
+    }
+
+    /// Sends a frame that counts by its bytes.
+    pub fn send_small(
+        &self,
+        room: &RoomName,
+        kind: Forwarded,
+        payload: ByteString,
+    ) -> Result<(), Refusal> {
+        let reservation = self.backlog.reserve(payload.len());
+        self.send(room, kind, payload, reservation)
+    }
+
+    fn send(
+        &self,
+        room: &RoomName,
+        kind: Forwarded,
+        payload: ByteString,
+        reservation: Option<Reservation>,
+    ) -> Result<(), Refusal> {
+        let reservation = Some(reservation.ok_or(Refusal::Full)?);
+        let forward = ForwardMessage { room: room.clone(), kind, payload, reservation };
+        self.outlet.forward.try_send(forward).map_err(|error| match error {
+            SendError::Full(_) => Refusal::Full,
+            SendError::Closed(_) => Refusal::Closed,
+        })
+    }
+}

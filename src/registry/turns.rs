@@ -1,0 +1,99 @@
+//! The end of a turn: what several messages have changed is told together.
+//!
+//! A turn is what the registry handles before it has nothing left to handle, but no more than 64 joins or
+//! two milliseconds. At its end those who have joined are told who is in their rooms, then hear that they
+//! have joined; and whatever else is due goes out, is written, or gets a timer.
+
+use std::time::Duration;
+
+use actix::{dev::OneshotSender, prelude::*};
+
+use super::RoomRegistry;
+use crate::{
+    messages::{JoinError, Joined},
+    model::{Moment, micros},
+};
+
+/// How many joins a turn has at most, and how long it lasts.
+const JOINS: usize = 64;
+const LONGEST: Duration = Duration::from_millis(2);
+
+/// An answer to a join, and where it goes.
+type Answer = (OneshotSender<Result<Joined, JoinError>>, Joined);
+
+/// What the messages of this turn have left to be done at its end.
+#[derive(Default)]
+pub(super) struct Turn {
+    /// When it has begun, if it has.
+    begun: Option<u64>,
+    /// Answers that are to come after what they answer.
+    answers: Vec<Answer>,
+}
+
+impl Turn {
+    /// Keeps the answer to a join until who has joined has been told who is there.
+    pub fn answer(&mut self, reply: OneshotSender<Result<Joined, JoinError>>, joined: Joined) {
+        self.answers.push((reply, joined));
+    }
+}
+
+impl RoomRegistry {
+    /// The end of every handler that changed something.
+    pub(super) fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        let Some(begun) = self.turn.begun else {
+            self.turn.begun = Some(now.monotonic);
+            // An actor runs what it has spawned when its mailbox is empty.
+            ctx.spawn(async {}.into_actor(self).map(|(), registry, ctx| {
+                if registry.turn.begun.is_some() {
+                    registry.end_turn(ctx);
+                }
+            }));
+            return;
+        };
+        let lasts = now.monotonic.saturating_sub(begun) > micros(LONGEST);
+        if lasts || self.delivery.newcomers() >= JOINS {
+            self.end_turn(ctx);
+        }
+    }
+
+    fn end_turn(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        self.end_faded(now);
+        self.lose_patience(ctx, now);
+        self.delivery.end_turn(&self.rooms, now.monotonic);
+        for (reply, joined) in self.turn.answers.drain(..) {
+            // The session may have ended.
+            drop(reply.send(Ok(joined)));
+        }
+        let refused = self.delivery.take_refused();
+        self.put_out(&refused, now);
+        self.turn.begun = None;
+        self.arm(ctx, now);
+        self.write(ctx, now);
+        if std::mem::take(&mut self.renewal_is_due) {
+            self.renew(ctx);
+        }
+        if std::mem::take(&mut self.survey_is_due) {
+            self.survey(ctx);
+        }
+    }
+
+    /// Sets the one timer of what is due later.
+    pub(super) fn arm(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        let next = [self.delivery.next_due(), self.sessions.next_end(), self.next_impatience()];
+        let Some(due) = next.into_iter().flatten().min() else { return };
+        if let Some((at, timer)) = self.timer {
+            if at <= due {
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let wait = Duration::from_micros(due.saturating_sub(now.monotonic));
+        let timer = ctx.run_later(wait, |registry, ctx| {
+            registry.timer = None;
+            let now = registry.clock.now();
+            registry.settle(ctx, now);
+        });
+        self.timer = Some((due, timer));
+    }
+}
