@@ -32,22 +32,51 @@ async fn next(session: &mut Session) -> Value {
 // --- member lists ------------------------------------------------------------------------------
 
 #[actix::test]
-async fn the_first_change_goes_out_at_once_and_a_storm_of_joins_is_one_list_after_the_window() {
-    let t = Harness::new().await;
-    let mut first = enter(&t, "lobby", Some("first"), Feed::Full).await;
-    assert_eq!(next(&mut first).await["payload"]["version"], 1);
-
-    let mut others = Vec::new();
-    for i in 0..1000 {
-        others.push(enter(&t, "lobby", Some(&format!("user {i}")), Feed::Full).await);
+async fn newcomers_are_told_at_once_who_is_there_and_the_others_of_a_storm_in_one_list() {
+    for (feed, first) in [(Feed::Diff, "presence_state"), (Feed::Count, "presence_count")] {
+        let t = Harness::new().await;
+        let mut sessions = Vec::new();
+        for n in 1..=1000 {
+            let mut newcomer = enter(&t, "lobby", Some(&format!("user {n}")), feed).await;
+            // It is there with the answer to the join, though the clock stands still.
+            let told = newcomer.frames().await;
+            let [list] = &told[..] else { panic!("{} frames", told.len()) };
+            let list: Value = serde_json::from_str(list).unwrap();
+            assert_eq!((&list["type"], &list["payload"]["version"]), (&json!(first), &json!(n)));
+            sessions.push((n, newcomer));
+        }
+        // The second was a change when nothing had been told for long; the window is not over.
+        let change = &sessions[0].1.frames().await[..];
+        assert_eq!(change.len(), 1);
+        t.clock.advance(WINDOW);
+        for (came, session) in &mut sessions[..999] {
+            let change = next(session).await;
+            let since = change["payload"]["since"].as_u64();
+            assert!(feed == Feed::Count || since == Some((*came).max(2)), "{came}: {since:?}");
+            assert_eq!(change["payload"]["version"], 1000);
+            assert!(session.frames().await.is_empty());
+        }
+        assert!(sessions[999].1.frames().await.is_empty(), "the last one knows all");
     }
-    assert!(first.frames().await.is_empty(), "the window is not over");
-    t.clock.advance(WINDOW);
-    for session in others.iter_mut().chain([&mut first]) {
-        let list = next(session).await;
-        assert_eq!(list["payload"]["version"], 1001);
-        assert_eq!(list["payload"]["members"].as_array().unwrap().len(), 1001);
-        assert!(session.frames().await.is_empty());
+}
+
+#[actix::test]
+async fn the_first_list_of_who_gets_it_whole_has_the_newcomer_in_it() {
+    let t = Harness::new().await;
+    for n in 1..=200 {
+        let who = format!("user {n}");
+        let mut newcomer = enter(&t, "lobby", Some(&who), Feed::Full).await;
+        let list = match newcomer.frames().await.first() {
+            Some(list) => serde_json::from_str(list).unwrap(),
+            None => {
+                // It waits until the room may take as long for another encoding.
+                t.clock.advance(WINDOW);
+                next(&mut newcomer).await
+            }
+        };
+        let members = list["payload"]["members"].as_array().unwrap();
+        assert!(members.iter().any(|member| member["id"] == *who), "{who}");
+        t.clock.advance(Duration::from_micros(n * 50));
     }
 }
 

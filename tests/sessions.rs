@@ -394,6 +394,10 @@ async fn a_phoenix_diff_is_what_became_of_each_connection_since_the_last_one() {
     let mut ada = t.session();
     enter(&t, &ada, "lobby").await.unwrap();
     assert!(ada.next_frame().await.contains("presence_state"));
+    // The first change is told at once, and those after it together.
+    t.enter("lobby", Some("eve")).await;
+    let first: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
+    assert_eq!((&first[4]["since"], &first[4]["v"]), (&1.into(), &2.into()));
     let bob = t.enter("lobby", Some("bob")).await;
     let passing = t.enter("lobby", None).await;
     t.leave(&passing, "lobby").await;
@@ -401,7 +405,7 @@ async fn a_phoenix_diff_is_what_became_of_each_connection_since_the_last_one() {
     let diff: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
     assert_eq!(
         (&diff[3], &diff[4]["since"], &diff[4]["v"]),
-        (&"presence_diff".into(), &1.into(), &4.into())
+        (&"presence_diff".into(), &2.into(), &5.into())
     );
     let keys = |map: &Value| map.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&diff[4]["joins"]), ["bob"]);

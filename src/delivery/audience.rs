@@ -13,7 +13,7 @@ use crate::model::{ConnectionId, Diff, Snapshot, micros};
 
 /// How many versions are kept that newcomers have and others do not. Whoever came at another is sent the
 /// whole list again.
-const BASES: usize = 256;
+const BASES: usize = 1024;
 /// How many bytes of messages wait for a list.
 const WAITING: usize = 1024 * 1024;
 /// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,

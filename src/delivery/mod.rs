@@ -161,8 +161,10 @@ impl Delivery {
     }
 
     /// Who has not taken something since this was asked.
-    pub fn take_refused(&mut self) -> Refused {
-        std::mem::take(&mut self.refused)
+    pub fn take_refused(&mut self) -> Option<Refused> {
+        let Refused { slow, gone } = &self.refused;
+        let any = !slow.is_empty() || !gone.is_empty();
+        any.then(|| std::mem::take(&mut self.refused))
     }
 
     /// The connection is in the room, and is reached like this from now on. It is told who is there at

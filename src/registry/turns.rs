@@ -40,6 +40,7 @@ impl Turn {
 impl RoomRegistry {
     /// The end of every handler that changed something.
     pub(super) fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        self.put_out_refused(now);
         let Some(begun) = self.turn.begun else {
             self.turn.begun = Some(now.monotonic);
             // An actor runs what it has spawned when its mailbox is empty.
@@ -65,8 +66,7 @@ impl RoomRegistry {
             // The session may have ended.
             drop(reply.send(Ok(joined)));
         }
-        let refused = self.delivery.take_refused();
-        self.put_out(&refused, now);
+        self.put_out_refused(now);
         self.turn.begun = None;
         self.arm(ctx, now);
         self.write(ctx, now);
@@ -75,6 +75,13 @@ impl RoomRegistry {
         }
         if std::mem::take(&mut self.survey_is_due) {
             self.survey(ctx);
+        }
+    }
+
+    /// Members that did not take their frames leave.
+    fn put_out_refused(&mut self, now: Moment) {
+        while let Some(refused) = self.delivery.take_refused() {
+            self.put_out(&refused, now);
         }
     }
 
