@@ -43,6 +43,11 @@ impl Busy {
         [self.client.map(percent), self.server.map(percent)]
     }
 
+    /// How long the server's threads ran.
+    pub fn server(&self) -> Option<Duration> {
+        self.server
+    }
+
     /// So many, in each second that the server was at work: a rate that does not fall when somebody
     /// else has the core meanwhile.
     pub fn per_server_second(&self, count: f64) -> Option<f64> {
