@@ -3,7 +3,7 @@
 //!
 //! A few listeners, evenly chosen, are decoded; of the others the frames are only counted. A newcomer
 //! joins after the handshake (JSON), or with a socket that is open already (Phoenix), and leaves when as
-//! many have joined after it as there are churners, long after everybody has heard of it.
+//! many have joined after it as there are churners, and it has its list.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -88,8 +88,6 @@ struct Counts {
     frames: usize,
     /// First lists without the newcomer.
     wrong: usize,
-    /// Newcomers who left, or wait still, without a list.
-    unlisted: usize,
     /// Samples that did not hear of somebody before they had left again.
     cancelled: u32,
     /// Newcomers of Phoenix for whom there was no open socket.
@@ -140,11 +138,11 @@ impl<'a> Entering<'a> {
         self.changes.push(Change { client: id, is_join: true, sent: now, unseen });
     }
 
-    /// The one who has been there longest leaves.
+    /// Of those who have their list, the one who has been there longest leaves.
     fn leave(&mut self, crowd: &mut Crowd) {
-        let Some(id) = self.churners.pop_front() else { return };
+        let next = self.churners.iter().position(|id| !self.waiting.contains_key(id));
+        let Some(id) = next.and_then(|next| self.churners.remove(next)) else { return };
         let Some(client) = crowd.client(id) else { return };
-        self.counts.unlisted += usize::from(self.waiting.remove(&id).is_some());
         let mut unseen = (1 << self.samples.len()) - 1;
         // Whoever has not heard of the join need not hear of it any more, nor of the leave.
         if let Some(at) = self.changes.iter().position(|change| change.client == id) {
@@ -237,9 +235,8 @@ pub fn enter(plan: &Plan) -> io::Result<Report> {
     let (seconds, busy) = (begun.elapsed().as_secs_f64(), meter.read());
 
     let Entering { counts, waiting, changes: unseen, listeners, .. } = entering;
-    let unlisted = counts.unlisted + waiting.len();
     let failures =
-        missing.max(crowd.lost()) + counts.wrong + unlisted + counts.not_ready + unseen.len();
+        missing.max(crowd.lost()) + counts.wrong + waiting.len() + counts.not_ready + unseen.len();
     if counts.wrong > 0 {
         eprintln!("{} first lists did not contain the newcomer", counts.wrong);
     }
@@ -251,7 +248,7 @@ pub fn enter(plan: &Plan) -> io::Result<Report> {
         .with("changes", changes)
         .with("lists", lists.len())
         .with("lists_wrong", counts.wrong)
-        .with("lists_missing", unlisted)
+        .with("lists_missing", waiting.len())
         .with("list_ms_median", lists.ms(0.5))
         .with("list_ms_p99", lists.ms(0.99))
         .with("seen", seen.len())

@@ -225,6 +225,22 @@ mod tests {
     }
 
     #[test]
+    fn a_change_is_shown_by_a_list_and_by_the_difference_that_has_it() {
+        let mut frames = Frames::default();
+        for text in [
+            r#"{"type":"presence","payload":{"members":[{"id":"u1","info":{"a":"\n"}}]}}"#,
+            r#"["1",null,"r","presence_state",{"u1":{"metas":[{"phx_ref":"x"}]}}]"#,
+            r#"[null,null,"r","presence_diff",{"joins":{"u1":{}},"leaves":{"u2":{}}}]"#,
+        ] {
+            let says = frames.read(text.as_bytes());
+            assert_eq!([1, 2].map(|client| says.shows_join(client)), [true, false], "{text}");
+            assert_eq!([1, 2].map(|client| says.shows_leave(client)), [false, true], "{text}");
+        }
+        let other = frames.read(br#"{"type":"message","payload":{"members":[{"id":"u1"}]}}"#);
+        assert!(!other.shows_join(1) && !other.shows_leave(2));
+    }
+
+    #[test]
     fn phoenix_frames_fold_to_who_is_there() {
         let state = r#"["1",null,"r","presence_state",{"u1":{"metas":[]},"u2":{"metas":[]}}]"#;
         let diff =
