@@ -25,10 +25,12 @@ const APART: Duration = Duration::from_millis(20);
 const MAX_CHURNERS: usize = 50;
 /// How many listeners are decoded.
 const SAMPLES: usize = 8;
-/// How many sockets of Phoenix are open and have not joined.
-const OPEN_AHEAD: usize = 4;
-/// The longest wait for what the last changes cause: a server holds it back for a second at most.
-const LAST_LIST_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many sockets of Phoenix are open and have not joined: enough for a server that does not answer
+/// handshakes for two seconds.
+const OPEN_AHEAD: usize = 50;
+/// The longest wait for what the last changes cause. A server holds it back for a second at most, but may
+/// have to wait for its core.
+const LAST_LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether there is something to measure.
 pub fn check(members: usize, dialect: Dialect) -> Result<(), String> {

@@ -9,7 +9,8 @@
 //! Prints a line of JSON for each measure, and exits with 1 if a client was refused, closed or late.
 //! With `--pid` it also says how busy the server was: figures are those of the server as long as
 //! `client_cpu` is below 100 and `server_cpu` is not; `per_server_second` counts only the time that the
-//! server had, and so bears a machine that has more to do. `benches/compare` runs all of it, beside the
+//! server had, and so bears a machine that has more to do. Latencies do not bear it: `server_waited_ms` is how
+//! long the server's threads waited for a core, for one another and for what else runs. `benches/compare` runs all of it, beside the
 //! `floor` example.
 
 mod crowd;

@@ -74,6 +74,8 @@ impl Plan {
         fields.insert("client_cpu".into(), client.into());
         fields.insert("server_cpu".into(), server.into());
         fields.insert("server_ms".into(), server_ms(busy).into());
+        let waited = busy.server_waited().map(|time| millis(time.as_secs_f64()));
+        fields.insert("server_waited_ms".into(), waited.into());
         Report { fields, failures }
     }
 }
