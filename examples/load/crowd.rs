@@ -21,6 +21,8 @@ const PER_ADDRESS: usize = 25_000;
 
 /// What the clients do.
 pub trait Behaviour {
+    /// The client sends its handshake now.
+    fn asked(&mut self, _id: usize, _now: Instant) {}
     /// The handshake is answered.
     fn opened(&mut self, _: usize, _: &mut Client) {}
     /// A text came.
@@ -37,6 +39,9 @@ pub struct Client {
     inbox: Vec<u8>,
     /// What the socket has not taken.
     outbox: Vec<u8>,
+    read_at: Instant,
+    has_list: bool,
+    is_leaving: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,30 @@ enum State {
 }
 
 impl Client {
+    /// When the bytes that are handled now were read from the socket.
+    pub fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// The client has its first list, so another one may connect.
+    pub fn got_list(&mut self) {
+        self.has_list = true;
+    }
+
+    /// Sends the last frames; the connection may end then.
+    pub fn leave(&mut self, goodbye: &[u8]) {
+        self.is_leaving = true;
+        self.send(goodbye);
+    }
+
+    fn is_in_flight(&self, until_list: bool) -> bool {
+        match self.state {
+            State::Connecting | State::Handshaking => true,
+            State::Open => until_list && !self.has_list,
+            State::Lost => false,
+        }
+    }
+
     /// Sends a frame, now or when the socket takes it.
     pub fn send(&mut self, bytes: &[u8]) {
         if !self.outbox.is_empty() {
@@ -83,6 +112,7 @@ pub struct Crowd {
     requests: Vec<Vec<u8>>,
     in_flight: usize,
     max_in_flight: usize,
+    until_list: bool,
     buffer: Vec<u8>,
     lost: usize,
 }
@@ -94,17 +124,9 @@ impl Crowd {
     ///
     /// If the system gives no poll.
     pub fn new(server: SocketAddr, paths: Vec<String>, max_in_flight: usize) -> io::Result<Self> {
-        let request = |path: String| {
-            let request = format!(
-                "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\n\
-                 Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            );
-            request.into_bytes()
-        };
-        let to_come: Vec<_> = paths.into_iter().map(request).rev().collect();
+        let to_come: Vec<_> = paths.iter().map(|path| request(server, path)).rev().collect();
         let (poll, clients, requests) = (Poll::new()?, Vec::with_capacity(to_come.len()), vec![]);
-        let (in_flight, lost, buffer) = (0, 0, vec![0; BUFFER]);
+        let (in_flight, lost, buffer, until_list) = (0, 0, vec![0; BUFFER], false);
         Ok(Self {
             server,
             poll,
@@ -113,9 +135,27 @@ impl Crowd {
             requests,
             in_flight,
             max_in_flight,
+            until_list,
             buffer,
             lost,
         })
+    }
+
+    /// Counts a client as waiting until it has [its list](Client::got_list), not only the answer to its
+    /// handshake.
+    pub fn until_list(mut self, until_list: bool) -> Self {
+        self.until_list = until_list;
+        self
+    }
+
+    /// How many clients there are, with those that are gone: the id of the next one.
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Connects one more client, however many are waiting.
+    pub fn add(&mut self, path: &str) {
+        self.connect(request(self.server, path));
     }
 
     /// How many could not connect, or were closed.
@@ -135,8 +175,9 @@ impl Crowd {
     pub fn run(&mut self, deadline: Instant, does: &mut impl Behaviour) -> io::Result<bool> {
         let mut events = Events::with_capacity(1024);
         loop {
-            while self.in_flight < self.max_in_flight && !self.to_come.is_empty() {
-                self.connect();
+            while self.in_flight < self.max_in_flight {
+                let Some(request) = self.to_come.pop() else { break };
+                self.connect(request);
             }
             if does.done(self.lost) {
                 return Ok(true);
@@ -152,7 +193,7 @@ impl Crowd {
             for event in &events {
                 let id = event.token().0;
                 if event.is_writable() {
-                    self.writable(id);
+                    self.writable(id, does);
                 }
                 if event.is_readable() || event.is_read_closed() || event.is_error() {
                     self.readable(id, does);
@@ -161,8 +202,7 @@ impl Crowd {
         }
     }
 
-    fn connect(&mut self) {
-        let Some(request) = self.to_come.pop() else { return };
+    fn connect(&mut self, request: Vec<u8>) {
         let id = self.clients.len();
         match open(self.server, id).and_then(|mut stream| {
             let interest = Interest::READABLE | Interest::WRITABLE;
@@ -170,8 +210,15 @@ impl Crowd {
             Ok(stream)
         }) {
             Ok(stream) => {
-                let (state, inbox, outbox) = (State::Connecting, Vec::new(), Vec::new());
-                self.clients.push(Client { stream, state, inbox, outbox });
+                self.clients.push(Client {
+                    stream,
+                    state: State::Connecting,
+                    inbox: Vec::new(),
+                    outbox: Vec::new(),
+                    read_at: Instant::now(),
+                    has_list: false,
+                    is_leaving: false,
+                });
                 self.requests.push(request);
                 self.in_flight += 1;
             }
@@ -182,10 +229,11 @@ impl Crowd {
         }
     }
 
-    fn writable(&mut self, id: usize) {
+    fn writable(&mut self, id: usize, does: &mut impl Behaviour) {
         let client = &mut self.clients[id];
         if client.state == State::Connecting {
             client.state = State::Handshaking;
+            does.asked(id, Instant::now());
             client.send(&std::mem::take(&mut self.requests[id]));
         } else {
             client.send_rest();
@@ -195,11 +243,12 @@ impl Crowd {
     fn readable(&mut self, id: usize, does: &mut impl Behaviour) {
         let mut buffer = std::mem::take(&mut self.buffer);
         let client = &mut self.clients[id];
-        let was = client.state;
+        let (was, was_in_flight) = (client.state, client.is_in_flight(self.until_list));
         while client.state != State::Lost {
             match client.stream.read(&mut buffer) {
                 Ok(0) => client.state = State::Lost,
                 Ok(count) => {
+                    client.read_at = Instant::now();
                     if take(id, client, &buffer[..count], does).is_break() {
                         client.state = State::Lost;
                     }
@@ -213,13 +262,11 @@ impl Crowd {
                 Err(_) => client.state = State::Lost,
             }
         }
-        let is = client.state;
         self.buffer = buffer;
-        let in_flight = |state| matches!(state, State::Connecting | State::Handshaking);
-        if in_flight(was) && !in_flight(is) {
+        if was_in_flight && !client.is_in_flight(self.until_list) {
             self.in_flight -= 1;
         }
-        if was != State::Lost && is == State::Lost {
+        if was != State::Lost && client.state == State::Lost && !client.is_leaving {
             self.lost += 1;
         }
     }
@@ -231,6 +278,16 @@ impl Crowd {
             client.send(&goodbye);
         }
     }
+}
+
+/// The handshake that asks for a path.
+fn request(server: SocketAddr, path: &str) -> Vec<u8> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    request.into_bytes()
 }
 
 /// Handles bytes of the server; breaks if the client is lost with them.

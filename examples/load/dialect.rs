@@ -57,6 +57,16 @@ impl Dialect {
         (self == Self::Phoenix).then(join)
     }
 
+    /// What to say to leave the room and close the connection.
+    pub fn leave(self, room: &str) -> Vec<u8> {
+        let mut frames = Vec::new();
+        if self == Self::Phoenix {
+            frames = frame::text(&format!(r#"["1","2","{room}","phx_leave",{{}}]"#));
+        }
+        frames.extend(frame::close());
+        frames
+    }
+
     /// Whether somebody who joins is told who is there.
     pub fn is_told(self) -> bool {
         !matches!(self, Self::None | Self::Echo | Self::Hub)

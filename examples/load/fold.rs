@@ -6,7 +6,8 @@
 use std::{collections::HashMap, rc::Rc};
 
 use ahash::RandomState;
-use serde_json::Value;
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 
 /// A set of clients by their numbers.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,10 @@ impl Bits {
             self.0.resize(word + 1, 0);
         }
         self.0[word] |= 1 << (bit % 64);
+    }
+
+    fn contains(&self, bit: usize) -> bool {
+        self.0.get(bit / 64).is_some_and(|word| word & 1 << (bit % 64) != 0)
     }
 
     fn add(&mut self, others: &Self) {
@@ -39,7 +44,7 @@ impl Bits {
 
 /// What a frame says.
 #[derive(Debug)]
-enum Says {
+pub enum Says {
     /// Nothing about who is there.
     Nothing,
     /// These are there, and nobody else.
@@ -50,6 +55,26 @@ enum Says {
     },
     /// So many are there.
     Count(usize),
+}
+
+impl Says {
+    /// Whether this shows, to whoever knows what came before, that a client has come.
+    pub fn shows_join(&self, client: usize) -> bool {
+        match self {
+            Self::State(members) => members.contains(client),
+            Self::Diff { joins, .. } => joins.contains(client),
+            Self::Nothing | Self::Count(_) => false,
+        }
+    }
+
+    /// Whether this shows, to whoever knew a client as a member, that it has left.
+    pub fn shows_leave(&self, client: usize) -> bool {
+        match self {
+            Self::State(members) => !members.contains(client),
+            Self::Diff { leaves, .. } => leaves.contains(client),
+            Self::Nothing | Self::Count(_) => false,
+        }
+    }
 }
 
 /// All frames that came, each once.
@@ -92,51 +117,80 @@ impl Knowledge {
 }
 
 impl Frames {
-    fn read(&mut self, text: &[u8]) -> Rc<Says> {
+    /// What a frame says.
+    pub fn read(&mut self, text: &[u8]) -> Rc<Says> {
         let key = (text.len(), self.hasher.hash_one(text));
         self.known.entry(key).or_insert_with(|| Rc::new(parse(text))).clone()
     }
 }
 
-fn parse(text: &[u8]) -> Says {
-    match serde_json::from_slice(text) {
-        Ok(Value::Array(frame)) => parse_phoenix(&frame),
-        Ok(frame) => parse_json(&frame),
-        Err(_) => Says::Nothing,
-    }
+/// A frame of the JSON dialects, as much of it as is about who is there.
+#[derive(Deserialize)]
+struct JsonFrame<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    payload: JsonPayload<'a>,
 }
 
-fn parse_json(frame: &Value) -> Says {
-    let payload = &frame["payload"];
-    let ids = |list: &Value| {
-        members(list.as_array().into_iter().flatten().filter_map(|member| member["id"].as_str()))
-    };
-    match frame["type"].as_str() {
-        Some("presence" | "presence_state") => Says::State(ids(&payload["members"])),
-        Some("presence_diff") => {
-            Says::Diff { joins: ids(&payload["joins"]), leaves: ids(&payload["leaves"]) }
+#[derive(Deserialize)]
+struct JsonPayload<'a> {
+    #[serde(default, borrow)]
+    members: Vec<Member<'a>>,
+    #[serde(default)]
+    joins: Vec<Member<'a>>,
+    #[serde(default)]
+    leaves: Vec<Member<'a>>,
+    users: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Member<'a> {
+    id: &'a str,
+}
+
+/// The reference of the join, that of the push, the topic, the event and its payload.
+type PhoenixFrame<'a> = (IgnoredAny, IgnoredAny, IgnoredAny, &'a str, &'a RawValue);
+
+type Metas<'a> = HashMap<&'a str, IgnoredAny>;
+
+#[derive(Deserialize)]
+struct PhoenixDiff<'a> {
+    #[serde(borrow)]
+    joins: Metas<'a>,
+    leaves: Metas<'a>,
+}
+
+fn parse(text: &[u8]) -> Says {
+    let said = if text.starts_with(b"[") { parse_phoenix(text) } else { parse_json(text) };
+    // A frame about something else has another form.
+    said.unwrap_or(Says::Nothing)
+}
+
+fn parse_json(text: &[u8]) -> serde_json::Result<Says> {
+    let JsonFrame { r#type, payload } = serde_json::from_slice(text)?;
+    let ids = |list: Vec<Member<'_>>| members(list.into_iter().map(|member| member.id));
+    Ok(match (r#type, payload.users) {
+        ("presence" | "presence_state", _) => Says::State(ids(payload.members)),
+        ("presence_diff", _) => {
+            Says::Diff { joins: ids(payload.joins), leaves: ids(payload.leaves) }
         }
-        Some("presence_count") => {
-            let users = payload["users"].as_u64().and_then(|users| users.try_into().ok());
-            users.map_or(Says::Nothing, Says::Count)
-        }
+        ("presence_count", Some(users)) => Says::Count(users),
         _ => Says::Nothing,
-    }
+    })
 }
 
 /// Everybody has one connection here, so a key that leaves is gone.
-fn parse_phoenix(frame: &[Value]) -> Says {
-    let [_, _, _, event, payload, ..] = frame else { return Says::Nothing };
-    let keys = |metas: &Value| {
-        members(metas.as_object().into_iter().flat_map(|metas| metas.keys().map(String::as_str)))
-    };
-    match event.as_str() {
-        Some("presence_state") => Says::State(keys(payload)),
-        Some("presence_diff") => {
-            Says::Diff { joins: keys(&payload["joins"]), leaves: keys(&payload["leaves"]) }
+fn parse_phoenix(text: &[u8]) -> serde_json::Result<Says> {
+    let (_, _, _, event, payload): PhoenixFrame<'_> = serde_json::from_slice(text)?;
+    let keys = |metas: Metas<'_>| members(metas.into_keys());
+    Ok(match event {
+        "presence_state" => Says::State(keys(serde_json::from_str(payload.get())?)),
+        "presence_diff" => {
+            let PhoenixDiff { joins, leaves } = serde_json::from_str(payload.get())?;
+            Says::Diff { joins: keys(joins), leaves: keys(leaves) }
         }
         _ => Says::Nothing,
-    }
+    })
 }
 
 /// The clients whose names these are.
@@ -168,6 +222,22 @@ mod tests {
         let knowledge = after(&[state, diff, message, diff]);
         assert_eq!((knowledge.known(), knowledge.frames), (2, 3));
         assert_eq!(after(&[r#"{"type":"presence_count","payload":{"users":7}}"#]).known(), 7);
+    }
+
+    #[test]
+    fn a_change_is_shown_by_a_list_and_by_the_difference_that_has_it() {
+        let mut frames = Frames::default();
+        for text in [
+            r#"{"type":"presence","payload":{"members":[{"id":"u1","info":{"a":"\n"}}]}}"#,
+            r#"["1",null,"r","presence_state",{"u1":{"metas":[{"phx_ref":"x"}]}}]"#,
+            r#"[null,null,"r","presence_diff",{"joins":{"u1":{}},"leaves":{"u2":{}}}]"#,
+        ] {
+            let says = frames.read(text.as_bytes());
+            assert_eq!([1, 2].map(|client| says.shows_join(client)), [true, false], "{text}");
+            assert_eq!([1, 2].map(|client| says.shows_leave(client)), [false, true], "{text}");
+        }
+        let other = frames.read(br#"{"type":"message","payload":{"members":[{"id":"u1"}]}}"#);
+        assert!(!other.shows_join(1) && !other.shows_leave(2));
     }
 
     #[test]

@@ -9,22 +9,25 @@
 //! Prints a line of JSON for each measure, and exits with 1 if a client was refused, closed or late.
 //! With `--pid` it also says how busy the server was: figures are those of the server as long as
 //! `client_cpu` is below 100 and `server_cpu` is not; `per_server_second` counts only the time that the
-//! server had, and so bears a machine that has more to do. `benches/compare` runs all of it, beside the
+//! server had, and so bears a machine that has more to do. Latencies do not bear it: `server_waited_ms` is how
+//! long the server's threads waited for a core, for one another and for what else runs. `benches/compare` runs all of it, beside the
 //! `floor` example.
 
 mod crowd;
 mod dialect;
+mod enter;
 mod flood;
 mod fold;
 mod frame;
 mod measures;
+mod plan;
 mod process;
 
 use std::{
     error::Error,
     net::{SocketAddr, ToSocketAddrs},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use clap::{Parser, ValueEnum};
@@ -32,7 +35,7 @@ use clap::{Parser, ValueEnum};
 use self::{
     dialect::Dialect,
     flood::Flood,
-    measures::{Plan, Report},
+    plan::{Plan, Report},
 };
 
 /// Many WebSocket clients in one thread.
@@ -44,18 +47,22 @@ struct Flags {
     /// What to measure; repeatable.
     #[arg(long = "measure", required = true)]
     measures: Vec<Measure>,
-    /// How many clients [default: 5000 to connect and idle, 200 for heartbeats, 1000 else].
+    /// How many clients [default: 5000 to connect and idle, 200 for heartbeats, 1000 else]; enter has
+    /// --members instead.
     #[arg(long)]
     connections: Option<usize>,
     /// How many of them in a room; storm and fanout have one room.
     #[arg(long, default_value_t = 10)]
     room_size: usize,
+    /// How many members the rooms of enter have, one room after the other.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 200, 1000])]
+    members: Vec<usize>,
     /// Neighbours join different rooms, instead of one room after the other.
     #[arg(long)]
     spread: bool,
-    /// How long heartbeats and fanout take.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
+    /// How long heartbeats and fanout take, and each room of enter [default: 5 for enter, 3 else].
+    #[arg(long)]
+    seconds: Option<f64>,
     /// How the clients speak; heartbeats are always those of Phoenix.
     #[arg(long, value_enum, default_value = "diff")]
     dialect: Dialect,
@@ -71,6 +78,9 @@ struct Flags {
     /// How many handshakes at a time; a storm has all at once.
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
+    /// A handshake is over when the client has its first list, not when it is answered.
+    #[arg(long)]
+    until_list: bool,
     /// How many come and go in the midst of idle, whose memory must return.
     #[arg(long, default_value_t = 0)]
     storm: usize,
@@ -96,6 +106,9 @@ enum Measure {
     Neighbours,
     /// How much memory idle clients take.
     Idle,
+    /// How long newcomers wait for their first list, and the others until they hear of them, in rooms
+    /// where somebody joins or leaves every 20 ms.
+    Enter,
 }
 
 fn main() -> ExitCode {
@@ -114,9 +127,11 @@ fn run(flags: &Flags) -> Result<bool, Box<dyn Error>> {
     let server = address(&flags.url)?;
     let mut fine = true;
     for measure in &flags.measures {
-        let report = take(*measure, &plan(*measure, server, flags)?)?;
-        println!("{}", report.to_json());
-        fine &= report.failures == 0;
+        for connections in connections(*measure, flags) {
+            let report = take(*measure, &plan(*measure, connections, server, flags)?)?;
+            println!("{}", report.to_json());
+            fine &= report.failures == 0;
+        }
     }
     Ok(fine)
 }
@@ -129,29 +144,48 @@ fn take(measure: Measure, plan: &Plan) -> std::io::Result<Report> {
         Measure::Fanout => measures::fanout(plan),
         Measure::Neighbours => measures::neighbours(plan),
         Measure::Idle => measures::idle(plan),
+        Measure::Enter => enter::enter(plan),
     }
 }
 
-fn plan(measure: Measure, server: SocketAddr, flags: &Flags) -> Result<Plan, Box<dyn Error>> {
-    let connections = flags.connections.unwrap_or(match measure {
+/// How many clients each run of a measure has.
+fn connections(measure: Measure, flags: &Flags) -> Vec<usize> {
+    let default = match measure {
+        Measure::Enter => return flags.members.clone(),
         Measure::Connect | Measure::Idle => 5000,
         Measure::Heartbeats | Measure::Neighbours => 200,
         Measure::Storm | Measure::Fanout => 1000,
-    });
-    if measure == Measure::Storm && flags.floor {
-        return Err("the floor has no member lists, so no storm".into());
+    };
+    vec![flags.connections.unwrap_or(default)]
+}
+
+fn plan(
+    measure: Measure,
+    connections: usize,
+    server: SocketAddr,
+    flags: &Flags,
+) -> Result<Plan, Box<dyn Error>> {
+    if matches!(measure, Measure::Storm | Measure::Enter) && flags.floor {
+        return Err("the floor has no member lists, so no storm and nothing to enter".into());
+    }
+    let seconds =
+        duration(flags.seconds.unwrap_or(if measure == Measure::Enter { 5.0 } else { 3.0 }))?;
+    let mut sockets = connections + flags.storm;
+    if measure == Measure::Enter {
+        enter::check(connections, flags.dialect)?;
+        sockets += enter::newcomers(seconds);
     }
     if connections == 0 || flags.room_size == 0 || flags.in_flight == 0 {
         return Err("--connections, --room-size and --in-flight are at least 1".into());
     }
-    process::allow_sockets(connections + flags.storm)?;
+    process::allow_sockets(sockets)?;
     let dialect = match measure {
         Measure::Fanout if flags.floor => Dialect::Hub,
         _ if flags.floor => Dialect::Echo,
         Measure::Heartbeats | Measure::Neighbours => Dialect::Phoenix,
         _ => flags.dialect,
     };
-    let one_room = matches!(measure, Measure::Storm | Measure::Fanout);
+    let one_room = matches!(measure, Measure::Storm | Measure::Fanout | Measure::Enter);
     Ok(Plan {
         server,
         dialect,
@@ -159,18 +193,23 @@ fn plan(measure: Measure, server: SocketAddr, flags: &Flags) -> Result<Plan, Box
         room_size: if one_room { connections } else { flags.room_size },
         spread: flags.spread,
         in_flight: flags.in_flight,
+        until_list: flags.until_list,
         storm: if flags.floor { 0 } else { flags.storm },
-        seconds: seconds(flags.seconds)?,
-        settle: seconds(flags.settle)?,
-        timeout: seconds(flags.timeout)?,
+        seconds,
+        settle: duration(flags.settle)?,
+        timeout: duration(flags.timeout)?,
         pid: flags.pid,
         flood: flags.flood,
         // Rooms of their own for each run against a server.
-        prefix: format!("load-{}-{}", std::process::id(), Instant::now().elapsed().as_nanos()),
+        prefix: format!(
+            "load-{}-{}",
+            std::process::id(),
+            SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos()
+        ),
     })
 }
 
-fn seconds(seconds: f64) -> Result<Duration, Box<dyn Error>> {
+fn duration(seconds: f64) -> Result<Duration, Box<dyn Error>> {
     Duration::try_from_secs_f64(seconds).map_err(|error| format!("{seconds} s: {error}").into())
 }
 

@@ -1,166 +1,15 @@
 //! What is measured, and how.
 
-use std::{
-    io,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
-
-use serde_json::{Map, Value, json};
+use std::{io, time::Instant};
 
 use super::{
-    crowd::{Behaviour, Client, Crowd},
-    dialect::{Dialect, heartbeat, is_answer},
-    flood::{self, Flood},
+    crowd::{Behaviour, Client},
+    dialect::{heartbeat, is_answer},
+    flood,
     fold::{Frames, Knowledge},
-    process::{Busy, Meter, resident},
+    plan::{Joining, Plan, Report, listen, millis, quantile, server_ms},
+    process::{Meter, resident},
 };
-
-/// The longest that a server holds back who is there, and then some.
-const TRAILING: Duration = Duration::from_millis(700);
-
-/// What to do, and how much of it.
-pub struct Plan {
-    pub server: SocketAddr,
-    pub dialect: Dialect,
-    pub connections: usize,
-    pub room_size: usize,
-    pub spread: bool,
-    pub in_flight: usize,
-    pub storm: usize,
-    pub seconds: Duration,
-    pub settle: Duration,
-    pub timeout: Duration,
-    pub pid: Option<u32>,
-    pub flood: Flood,
-    pub prefix: String,
-}
-
-impl Plan {
-    fn room(&self, id: usize) -> String {
-        let rooms = self.connections.div_ceil(self.room_size);
-        let room = if self.spread { id % rooms } else { id / self.room_size };
-        format!("{}-{room}", self.prefix)
-    }
-
-    fn crowd(&self) -> io::Result<Crowd> {
-        let path = |id| self.dialect.path(&self.room(id), id);
-        Crowd::new(self.server, (0..self.connections).map(path).collect(), self.in_flight)
-    }
-
-    /// How long to wait for what the server holds back.
-    fn trailing(&self) -> Duration {
-        self.settle.min(TRAILING)
-    }
-
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.timeout
-    }
-
-    /// Connects everybody, and waits until each has been told who is there.
-    fn join(&self, crowd: &mut Crowd) -> io::Result<Joining<'_>> {
-        let mut joining = Joining::new(self);
-        crowd.run(self.deadline(), &mut joining)?;
-        Ok(joining)
-    }
-
-    fn report(&self, measure: &'static str, busy: Busy, failures: usize) -> Report {
-        let (mut fields, [client, server]) = (Map::new(), busy.percents());
-        fields.insert("measure".into(), measure.into());
-        fields.insert("dialect".into(), self.dialect.name().into());
-        fields.insert("connections".into(), self.connections.into());
-        fields.insert("failures".into(), failures.into());
-        fields.insert("client_cpu".into(), client.into());
-        fields.insert("server_cpu".into(), server.into());
-        Report { fields, failures }
-    }
-}
-
-/// What came out.
-pub struct Report {
-    fields: Map<String, Value>,
-    pub failures: usize,
-}
-
-impl Report {
-    fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.fields.insert(key.to_owned(), value.into());
-        self
-    }
-
-    pub fn to_json(&self) -> Value {
-        json!(self.fields)
-    }
-}
-
-/// Everybody joins.
-struct Joining<'a> {
-    plan: &'a Plan,
-    has_joined: Vec<bool>,
-    opened: usize,
-    joined: usize,
-    /// When the last handshake was answered, and when the last one had joined.
-    last: [Instant; 2],
-}
-
-impl<'a> Joining<'a> {
-    fn new(plan: &'a Plan) -> Self {
-        let has_joined = vec![false; plan.connections];
-        Self { plan, has_joined, opened: 0, joined: 0, last: [Instant::now(); 2] }
-    }
-
-    fn missing(&self) -> usize {
-        self.plan.connections - self.joined
-    }
-
-    fn joined(&mut self, id: usize) {
-        if !std::mem::replace(&mut self.has_joined[id], true) {
-            self.joined += 1;
-            if self.missing() == 0 {
-                self.last[1] = Instant::now();
-            }
-        }
-    }
-}
-
-impl Behaviour for Joining<'_> {
-    fn opened(&mut self, id: usize, client: &mut Client) {
-        self.opened += 1;
-        if self.opened == self.plan.connections {
-            self.last[0] = Instant::now();
-        }
-        if let Some(join) = self.plan.dialect.join(&self.plan.room(id)) {
-            client.send(&join);
-        }
-        if !self.plan.dialect.is_told() {
-            self.joined(id);
-        }
-    }
-
-    fn text(&mut self, id: usize, _: &mut Client, text: &[u8]) {
-        if self.plan.dialect.is_state(text) {
-            self.joined(id);
-        }
-    }
-
-    fn done(&self, lost: usize) -> bool {
-        self.joined + lost >= self.plan.connections
-    }
-}
-
-/// Listens until its time is up.
-struct Listening;
-
-impl Behaviour for Listening {
-    fn text(&mut self, _: usize, _: &mut Client, _: &[u8]) {}
-    fn done(&self, _: usize) -> bool {
-        false
-    }
-}
-
-fn listen(crowd: &mut Crowd, time: Duration) -> io::Result<()> {
-    crowd.run(Instant::now() + time, &mut Listening).map(drop)
-}
 
 /// How fast clients connect and join: from the first to connect to the last to be told who is there.
 pub fn connect(plan: &Plan) -> io::Result<Report> {
@@ -168,18 +17,30 @@ pub fn connect(plan: &Plan) -> io::Result<Report> {
     let (begun, meter) = (Instant::now(), Meter::start(plan.pid));
     let joining = plan.join(&mut crowd)?;
     let busy = meter.read();
+    // What the server holds back for the others is part of what a client costs.
+    listen(&mut crowd, plan.trailing())?;
+    let total = server_ms(meter.read());
     let [handshakes, joins] = joining.last.map(|last| (last - begun).as_secs_f64());
     // Of those who did not all come there is no rate.
     let all = joining.missing() == 0;
     let rate = |seconds: f64| all.then(|| (plan.connections as f64 / seconds).round());
     crowd.leave();
+    let (missing, took) = (joining.missing(), joining.took());
     Ok(plan
-        .report("connect", busy, joining.missing())
+        .report("connect", busy, missing)
         .with("room_size", plan.room_size)
         .with("handshakes_per_second", rate(handshakes))
         .with("joins_per_second", rate(joins))
         .with("per_server_second", busy.per_server_second(plan.connections as f64))
+        .with("list_ms_median", took.ms(0.5))
+        .with("list_ms_p99", took.ms(0.99))
+        .with("server_ms", total)
+        .with("server_us_each", total.map(|ms| per_client_us(ms, plan.connections)))
         .with("ms", millis(joins)))
+}
+
+fn per_client_us(ms: f64, clients: usize) -> f64 {
+    (ms * 1e4 / clients as f64).round() / 10.0
 }
 
 /// Everybody sends a heartbeat as soon as the one before is answered.
@@ -249,6 +110,10 @@ impl<'a> Storm<'a> {
 }
 
 impl Behaviour for Storm<'_> {
+    fn asked(&mut self, id: usize, now: Instant) {
+        self.joining.asked(id, now);
+    }
+
     fn opened(&mut self, id: usize, client: &mut Client) {
         self.joining.opened(id, client);
     }
@@ -283,6 +148,7 @@ pub fn storm(plan: &Plan) -> io::Result<Report> {
     // What comes now is more of what all know.
     let mut trailing = Trailing(storm);
     crowd.run(Instant::now() + plan.trailing(), &mut trailing)?;
+    let total = server_ms(meter.read());
     let Trailing(storm) = trailing;
     let [frames, bytes] = [storm.spread(|one| one.frames), storm.spread(|one| one.bytes)];
     let pairs: usize = storm.clients.iter().map(Knowledge::known).sum();
@@ -292,6 +158,7 @@ pub fn storm(plan: &Plan) -> io::Result<Report> {
         .with("ms", millis(seconds))
         .with("handshakes_ms", millis(opened))
         .with("states_ms", millis(joined))
+        .with("server_ms", total)
         .with("pairs", pairs)
         .with("frames_median", frames[0])
         .with("frames_max", frames[1])
@@ -415,14 +282,4 @@ pub fn idle(plan: &Plan) -> io::Result<Report> {
         .with("rss_after_storm", after_storm)
         .with("rss_after_all", read()?)
         .with("bytes_per_connection", (grown / plan.connections as f64).round()))
-}
-
-fn millis(seconds: f64) -> f64 {
-    (seconds * 1e5).round() / 100.0
-}
-
-/// The value below which this part of the sorted values is.
-fn quantile<T: Copy>(sorted: &[T], part: f64) -> Option<T> {
-    let last = sorted.len().checked_sub(1)?;
-    sorted.get((last as f64 * part).round() as usize).copied()
 }

@@ -9,15 +9,32 @@ use std::{
 pub struct Meter {
     server: Option<u32>,
     begun: Instant,
-    before: [Option<Duration>; 2],
+    before: [Option<Usage>; 2],
 }
 
 /// What both took, and in what time.
 #[derive(Clone, Copy, Debug)]
 pub struct Busy {
     elapsed: Duration,
-    client: Option<Duration>,
-    server: Option<Duration>,
+    client: Option<Usage>,
+    server: Option<Usage>,
+}
+
+/// What the threads of a process have had.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    ran: Duration,
+    /// How long they could have run, and waited for a core.
+    waited: Duration,
+}
+
+impl Usage {
+    fn since(self, before: Self) -> Self {
+        Self {
+            ran: self.ran.saturating_sub(before.ran),
+            waited: self.waited.saturating_sub(before.waited),
+        }
+    }
 }
 
 impl Meter {
@@ -27,8 +44,7 @@ impl Meter {
 
     pub fn read(&self) -> Busy {
         let ([client, server], elapsed) = (both(self.server), self.begun.elapsed());
-        let since =
-            |before: Option<Duration>, now: Option<Duration>| Some(now?.saturating_sub(before?));
+        let since = |before: Option<Usage>, now: Option<Usage>| Some(now?.since(before?));
         let [client_before, server_before] = self.before;
         Busy { elapsed, client: since(client_before, client), server: since(server_before, server) }
     }
@@ -37,31 +53,44 @@ impl Meter {
 impl Busy {
     /// Percents of one core.
     pub fn percents(&self) -> [Option<f64>; 2] {
-        let percent = |time: Duration| {
-            (time.as_secs_f64() / self.elapsed.as_secs_f64() * 1000.0).round() / 10.0
+        let percent = |usage: Usage| {
+            (usage.ran.as_secs_f64() / self.elapsed.as_secs_f64() * 1000.0).round() / 10.0
         };
         [self.client.map(percent), self.server.map(percent)]
+    }
+
+    /// How long the server's threads ran.
+    pub fn server(&self) -> Option<Duration> {
+        self.server.map(|usage| usage.ran)
+    }
+
+    /// How long the server's threads waited for a core, added up: also for one another.
+    pub fn server_waited(&self) -> Option<Duration> {
+        self.server.map(|usage| usage.waited)
     }
 
     /// So many, in each second that the server was at work: a rate that does not fall when somebody
     /// else has the core meanwhile.
     pub fn per_server_second(&self, count: f64) -> Option<f64> {
-        self.server.map(|time| (count / time.as_secs_f64()).round())
+        self.server().map(|time| (count / time.as_secs_f64()).round())
     }
 }
 
-fn both(server: Option<u32>) -> [Option<Duration>; 2] {
-    [processor_time("self"), server.and_then(|pid| processor_time(&pid.to_string()))]
+fn both(server: Option<u32>) -> [Option<Usage>; 2] {
+    [usage("self"), server.and_then(|pid| usage(&pid.to_string()))]
 }
 
-/// The processor time of a process, of its threads together; on Linux.
-fn processor_time(pid: &str) -> Option<Duration> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let times = tasks.map(|task| {
+/// What the threads of a process have had together; on Linux.
+fn usage(pid: &str) -> Option<Usage> {
+    let mut sum = Usage { ran: Duration::ZERO, waited: Duration::ZERO };
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
         let stat = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        Some(Duration::from_nanos(stat.split_ascii_whitespace().next()?.parse().ok()?))
-    });
-    times.sum()
+        let mut nanos = stat.split_ascii_whitespace();
+        let mut next = || Some(Duration::from_nanos(nanos.next()?.parse().ok()?));
+        sum.ran += next()?;
+        sum.waited += next()?;
+    }
+    Some(sum)
 }
 
 /// The resident memory of a process in bytes; on Linux.
