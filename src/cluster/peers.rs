@@ -119,8 +119,9 @@ pub(crate) struct Peers {
     me: NodeName,
     pub(super) peers: BTreeMap<NodeName, Peer>,
     lives: Lives,
-    /// Since when this node has renewed its lease without a failure.
+    /// Since when this node has renewed its lease without a failure or a pause, and when it did last.
     steady: Option<Moment>,
+    renewed: Option<Moment>,
     /// When the silence of others was looked at last, and when a survey said who lives.
     pub(super) listened: Option<Moment>,
     pub(super) surveyed: Option<Moment>,
@@ -133,6 +134,7 @@ impl Peers {
             peers: BTreeMap::new(),
             lives: Lives::default(),
             steady: None,
+            renewed: None,
             listened: None,
             surveyed: None,
         }
@@ -149,10 +151,13 @@ impl Peers {
     }
 
     /// Notes how a renewal of this node's own lease went.
-    pub fn renewed(&mut self, held: bool, now: Moment) {
-        self.steady = match (held, self.steady) {
-            (false, _) => None,
-            (true, since) => since.or(Some(now)),
+    pub fn renewed(&mut self, held: bool, lease: Duration, now: Moment) {
+        let last = self.renewed.replace(now);
+        // A database that stood still has let all leases run out, without any failure.
+        let paused = last.is_some_and(|last| now.since(last) >= lease);
+        self.steady = match self.steady.filter(|_| !paused) {
+            since if held => since.or(Some(now)),
+            _ => None,
         };
     }
 

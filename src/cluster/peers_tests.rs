@@ -85,9 +85,15 @@ fn who_was_not_in_touch_with_the_database_for_a_whole_lease_judges_nobody() {
         (14, true, false),
         (15, true, true),
         (16, false, false),
-        (31, true, false),
+        (20, true, false),
+        (30, true, false),
+        (35, true, true),
+        // A renewal that the database has answered late.
+        (50, true, false),
+        (60, true, false),
+        (65, true, true),
     ] {
-        peers.renewed(renewed, at(secs));
+        peers.renewed(renewed, LEASE, at(secs));
         assert_eq!(peers.may_judge(LEASE, at(secs)), may, "at {secs} s");
     }
 }

@@ -297,7 +297,7 @@ impl RoomRegistry {
         let seen = self.mirror.reborn(&self.rooms);
         let Some(cluster) = &mut self.cluster else { return };
         cluster.reborn(incarnation);
-        cluster.peers.renewed(false, now);
+        cluster.peers.renewed(false, self.lease, now);
         let me = cluster.me().clone();
         for (room, connections) in seen {
             let Some([left, back]) = self.rooms.revive(&room, &connections) else { continue };

@@ -55,7 +55,7 @@ impl RoomRegistry {
             let answer = answer.unwrap_or(Err(StoreError::Closed));
             let renewed = answer.is_ok();
             if let Some(cluster) = &mut registry.cluster {
-                cluster.peers.renewed(renewed, now);
+                cluster.peers.renewed(renewed, registry.lease, now);
             }
             let next = registry.mirror.renewed(answer, &registry.rooms, now);
             registry.go_on(ctx, next, now);
