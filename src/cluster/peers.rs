@@ -215,19 +215,16 @@ impl Peers {
     /// A beat was heard. Answers whether its number follows the last one: after any other number
     /// something was missed, or the number before was wrong.
     pub fn beats(&mut self, node: &NodeName, number: u64, now: Moment) -> bool {
+        self.is_heard(node, now);
         let Some(peer) = self.peers.get_mut(node) else { return false };
-        if peer.silence.end(now) {
-            tracing::info!(%node, "a node is heard on the bus again");
-        }
         let last = std::mem::replace(&mut peer.beat, number);
         number == last || last.checked_add(1) == Some(number)
     }
 
-    /// A beat was heard of a life that the database has not confirmed yet: when it does, that is what
-    /// is reported.
-    pub fn beats_unsure(&mut self, node: &NodeName, now: Moment) {
-        if let Some(peer) = self.peers.get_mut(node) {
-            peer.silence.end(now);
+    /// A beat was heard, perhaps of a life that the database has not confirmed yet.
+    pub fn is_heard(&mut self, node: &NodeName, now: Moment) {
+        if self.peers.get_mut(node).is_some_and(|peer| peer.silence.end(now)) {
+            tracing::info!(%node, "a node is heard on the bus again");
         }
     }
 

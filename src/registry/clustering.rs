@@ -65,7 +65,7 @@ impl RoomRegistry {
             Met::Over => return,
             Met::Unsure => {
                 if let Told::Beat { .. } = told {
-                    cluster.peers.beats_unsure(&node, now);
+                    cluster.peers.is_heard(&node, now);
                 }
                 self.survey_is_due = true;
                 return;

@@ -162,7 +162,7 @@ async fn nodes_whose_database_stands_still_beat_and_nobody_is_named_or_called_de
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // Who does not beat is named without the database, too.
-    let _paused = a.signal("STOP");
+    a.signal("STOP");
     until_within(lease * 2, "it is named", async || {
         let ready = b.get("/readyz").await.json();
         (ready["unheard"][0]["node"] == "a").then_some(())
