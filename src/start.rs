@@ -33,11 +33,19 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Ties {
     pub node: NodeName,
     pub writer: WriterDesk,
-    pub inherited: Vec<Row>,
+    pub inherited: Inherited,
     pub shared: Option<Shared<Desk>>,
     /// This node's life in the database.
     pub incarnation: Epoch,
     pub supervisor: Supervisor,
+}
+
+/// What an earlier life of a node has left.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited {
+    pub rows: Vec<Row>,
+    /// Whether that life had stopped in order.
+    pub stopped: bool,
 }
 
 /// What there is where other nodes may write to the database: the way to read what they write, and the
@@ -134,7 +142,7 @@ impl PresenceConfig {
         mut store: Box<dyn Store>,
         shared: Option<Shared<Box<dyn SharedStore>>>,
     ) -> Result<PresenceHandle, StartError> {
-        let Started { incarnation, dead, inherited } =
+        let Started { incarnation, dead, inherited, stopped } =
             store.start(&node, self.clock.now().utc(), self.lease)?;
         for dead in dead {
             tracing::info!(
@@ -150,6 +158,7 @@ impl PresenceConfig {
             let reader = Reader::start(reader, supervisor.guard(Crashed::Reader));
             Shared { reader, bus }
         });
+        let inherited = Inherited { rows: inherited, stopped };
         let arbiter = Arbiter::new().handle();
         let ties = Ties { node, writer, inherited, shared, incarnation, supervisor };
         let presence = self.run(ties, &arbiter)?;

@@ -63,6 +63,8 @@ pub enum Told {
         /// Whether it had stopped in order.
         leaving: bool,
     },
+    /// The node stops in order.
+    Stopping,
     /// The node could not tell something: what it has written has to be read.
     Missed,
 }
@@ -212,9 +214,11 @@ impl Envelope {
                 Channel::Room(room.clone())
             }
             Told::Close { room } => Channel::Room(room.clone()),
-            Told::Kick(_) | Told::Beat { .. } | Told::Buried { .. } | Told::Missed => {
-                Channel::Nodes
-            }
+            Told::Kick(_)
+            | Told::Beat { .. }
+            | Told::Buried { .. }
+            | Told::Stopping
+            | Told::Missed => Channel::Nodes,
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use ahash::RandomState;
 
 use super::{
-    Cluster, Met, remote,
+    Cluster, Met, cause_of, remote,
     view::{Verdict, View},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         pause_after,
         store::{NodeRow, RoomRows},
     },
-    model::{ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName},
+    model::{Cause, ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName},
 };
 
 /// Rooms whose rows are read at once.
@@ -41,6 +41,9 @@ pub(crate) struct ReadRooms {
     pub rooms: Vec<(RoomName, Vec<Remote>)>,
     /// The presences of which this node has rows there.
     pub own: HashSet<(RoomName, ConnectionId), RandomState>,
+    /// Nodes that have begun another life since a room was read before, with the reason why those left
+    /// whom the new one does not have.
+    pub reborn: Vec<(RoomName, NodeName, Cause)>,
     /// What came while they were read, and is not in the rows.
     pub news: Vec<News>,
     /// Whether there are nodes that the database has to know more of.
@@ -49,9 +52,9 @@ pub(crate) struct ReadRooms {
 
 impl Cluster {
     /// The bus is up: everything has to be subscribed to, and read, again.
-    pub fn up(&mut self) {
+    pub fn up(&mut self, now: Moment) {
         self.down = None;
-        self.peers.forgive_silence();
+        self.peers.forgive_silence(now);
         self.subscribe(Channel::Nodes);
         if self.everything {
             return self.subscribe(Channel::Rooms);
@@ -206,6 +209,12 @@ impl Cluster {
         }
         for room in rooms {
             let Some(view) = self.views.get_mut(&room) else { continue };
+            for NodeRow { node, incarnation, .. } in nodes.iter() {
+                if let Some(before) = view.incarnation(node).filter(|one| one != incarnation) {
+                    let cause = cause_of(self.peers.has_stopped(node, before));
+                    read.reborn.push((room.clone(), node.clone(), cause));
+                }
+            }
             let (held, again) = view.was_read(&nodes);
             read.rooms.push((room.clone(), remotes.remove(&room).unwrap_or_default()));
             for (node, epoch, changes) in held {

@@ -10,34 +10,48 @@ const REMEMBERED: usize = 1024;
 /// Incarnations of other nodes. The database has the last word on each of them.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
-    /// Those that are over, each with the number of the survey after which it was called so.
-    over: VecDeque<(Epoch, u64)>,
+    /// Those that are over.
+    over: VecDeque<Over>,
     /// Those that the database has to confirm: heard of before the survey under way, and since.
     asked: Vec<Epoch>,
     doubtful: Vec<Epoch>,
     surveys: u64,
 }
 
+#[derive(Debug)]
+struct Over {
+    incarnation: Epoch,
+    /// The number of the survey after which it was called so.
+    survey: u64,
+    /// Whether the node had stopped in order.
+    stopped: bool,
+}
+
 impl Lives {
     pub fn is_over(&self, incarnation: Epoch) -> bool {
-        self.over.iter().any(|(over, _)| *over == incarnation)
+        self.over.iter().any(|over| over.incarnation == incarnation)
     }
 
-    pub fn end(&mut self, incarnation: Epoch) {
+    /// Whether the incarnation is over, and had stopped in order.
+    pub fn has_stopped(&self, incarnation: Epoch) -> bool {
+        self.over.iter().any(|over| over.incarnation == incarnation && over.stopped)
+    }
+
+    pub fn end(&mut self, incarnation: Epoch, stopped: bool) {
         if self.is_over(incarnation) {
             return;
         }
         if self.over.len() >= REMEMBERED {
             self.over.pop_front();
         }
-        self.over.push_back((incarnation, self.surveys));
+        self.over.push_back(Over { incarnation, survey: self.surveys, stopped });
     }
 
     /// The database shows the incarnation alive. Answers whether it was called over before this survey
     /// began, so that the survey is the later word.
     pub fn revive(&mut self, incarnation: Epoch) -> bool {
         let before = self.over.len();
-        self.over.retain(|(over, survey)| *over != incarnation || *survey == self.surveys);
+        self.over.retain(|over| over.incarnation != incarnation || over.survey == self.surveys);
         self.over.len() < before
     }
 
@@ -59,7 +73,7 @@ impl Lives {
     pub fn settle(&mut self, known: impl Fn(Epoch) -> bool) {
         for doubtful in std::mem::take(&mut self.asked) {
             if !known(doubtful) {
-                self.end(doubtful);
+                self.end(doubtful, false);
             }
         }
     }

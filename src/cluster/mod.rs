@@ -4,8 +4,8 @@
 //! room, then reads the room's rows, then takes what the bus brings that the rows do not have
 //! ([`View`]): everything is in the rows or comes after. What was missed shows in the numbers, and
 //! has the rows read again. Nodes are judged by their leases in the database ([`Peers`]), never by
-//! their silence on the bus: one that lives and is not heard is read each lease. The database has the
-//! last word on what was heard, too ([`Unverified`]).
+//! their silence on the bus: that is named ([`silence`]), and one that lives and is not heard for a lease
+//! is read each lease. The database has the last word on what was heard, too ([`Unverified`]).
 
 mod hearing;
 mod interest;
@@ -13,6 +13,7 @@ mod lives;
 mod outbox;
 mod peers;
 mod recent;
+mod silence;
 mod unverified;
 mod view;
 
@@ -29,6 +30,7 @@ pub(crate) use self::{
     hearing::{News, ReadRooms},
     interest::Need,
     peers::{Finding, Met, Peers},
+    silence::{beat_interval, listen_interval},
 };
 use crate::{
     bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
@@ -174,27 +176,36 @@ impl Cluster {
     }
 }
 
+/// Who is not heard.
 impl Cluster {
-    /// After a survey, where rooms are shared: which nodes live and are not heard on the bus any more.
-    /// As long as there are any, all rooms are read again once a lease. While this node's own bus is
-    /// down that is so, too, but says nothing about the others.
+    /// Each [`listen_interval`]: the nodes of which two beats are missing now, with how long they have
+    /// not been heard. Each silence is named once.
+    pub fn listen_for_beats(&mut self, lease: Duration, now: Moment) -> Vec<(NodeName, Duration)> {
+        let hears = self.is_shared() && self.down.is_none();
+        self.peers.listen(lease, hears, now)
+    }
+
+    /// The nodes that are not heard, though this node's bus is up, and for how long.
+    pub fn unheard(&self, now: Moment) -> impl Iterator<Item = (&NodeName, Duration)> {
+        self.peers.unheard(now).filter(|_| self.down.is_none())
+    }
+
+    /// After a survey, where rooms are shared: the nodes that live by the database and have not been
+    /// heard for longer than a dead one has a lease. As soon as one is not heard for a lease, all rooms
+    /// are read again once a lease. While this node's own bus is down that is so, too, but says nothing
+    /// about the others.
     pub fn judge_silence(&mut self, lease: Duration, now: Moment) -> Vec<NodeName> {
         if !self.is_shared() {
             return Vec::new();
         }
-        let news = self.peers.judge_silence(lease, now);
+        self.peers.vouch(lease, now);
         // The timer that this runs by is not exact.
         let due = |last| now.since(last) + lease / 6 >= lease;
-        if self.peers.unheard().next().is_some() && self.refreshed.is_none_or(due) {
+        if self.peers.any_contradicted(lease, now) && self.refreshed.is_none_or(due) {
             self.refreshed = Some(now);
             self.read_all();
         }
-        if self.down.is_some() { Vec::new() } else { news }
-    }
-
-    /// The nodes that live by the database and are not heard, though this node's bus is up.
-    pub fn unheard(&self) -> impl Iterator<Item = &NodeName> {
-        self.peers.unheard().filter(|_| self.down.is_none())
+        if self.down.is_some() { Vec::new() } else { self.peers.contradicted(lease, now) }
     }
 }
 

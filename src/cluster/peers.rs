@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{lives::Lives, recent::Recent};
+use super::{lives::Lives, recent::Recent, silence::Silence};
 use crate::{
     mirror::store::NodeRow,
     model::{Epoch, Moment, NodeName},
@@ -14,11 +14,17 @@ const PATIENCE: u8 = 2;
 const UNLISTED: usize = 256;
 
 #[derive(Debug)]
-struct Peer {
+pub(super) struct Peer {
     incarnation: Epoch,
+    /// Whether its row says that it has stopped in order.
     leaving: bool,
+    /// As its own word that it stops, for so many more surveys that do not show it.
+    stopping: u8,
     /// Whether its row has been seen.
-    listed: bool,
+    pub listed: bool,
+    /// Whether it was reported that it is there, and that it has left.
+    met: bool,
+    parted: bool,
     /// Whether its lease had run out then.
     expired: bool,
     /// How often it has not been, since it was heard of.
@@ -30,10 +36,7 @@ struct Peer {
     said: Recent,
     /// The number of its last beat.
     beat: u64,
-    /// When a beat was heard last, or the silence began to count.
-    heard: Option<Moment>,
-    /// Whether that is a lease ago or more, and no beat has been heard since.
-    unheard: bool,
+    pub silence: Silence,
 }
 
 impl Peer {
@@ -41,20 +44,40 @@ impl Peer {
         Self {
             incarnation,
             leaving: false,
+            stopping: 0,
             listed: false,
+            met: false,
+            parted: false,
             expired: false,
             missing: 0,
             buried: None,
             said: Recent::default(),
             beat: 0,
-            heard: None,
-            unheard: false,
+            silence: Silence::default(),
         }
     }
 
+    pub fn is_leaving(&self) -> bool {
+        self.leaving || self.stopping > 0
+    }
+
+    /// Whether it has stopped in order, now that it is over.
+    fn has_stopped(&self) -> bool {
+        self.is_leaving() || self.buried == Some(true)
+    }
+
     /// Whether the database shows it alive, and it is to stay so.
-    fn is_listed_alive(&self) -> bool {
-        self.listed && !self.expired && !self.leaving
+    pub fn is_listed_alive(&self) -> bool {
+        self.listed && !self.expired && !self.is_leaving()
+    }
+
+    /// Its life is over: what is to be reported of that.
+    fn last_news(&self, node: &NodeName) -> Option<Finding> {
+        match self.has_stopped() {
+            _ if !self.listed || self.parted => None,
+            true => Some(Finding::Left { node: node.clone() }),
+            false => Some(Finding::Died { node: node.clone() }),
+        }
     }
 }
 
@@ -74,6 +97,12 @@ pub(crate) enum Met {
 /// What the database says of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
+    /// News: it is there, or there again under its name.
+    Met { node: NodeName, again: bool },
+    /// News: it has stopped in order.
+    Left { node: NodeName },
+    /// News: it has ended without a word.
+    Died { node: NodeName },
     /// It is gone, with its rows.
     Gone { node: NodeName, leaving: bool },
     /// Its lease has run out.
@@ -88,22 +117,32 @@ pub(crate) enum Finding {
 #[derive(Debug)]
 pub(crate) struct Peers {
     me: NodeName,
-    peers: BTreeMap<NodeName, Peer>,
+    pub(super) peers: BTreeMap<NodeName, Peer>,
     lives: Lives,
-    /// Since when this node has renewed its lease without a failure.
+    /// Since when this node has renewed its lease without a failure or a pause, and when it did last.
     steady: Option<Moment>,
-    /// When silence was judged last.
-    judged: Option<Moment>,
+    renewed: Option<Moment>,
+    /// When the silence of others was looked at last, and when a survey said who lives.
+    pub(super) listened: Option<Moment>,
+    pub(super) surveyed: Option<Moment>,
 }
 
 impl Peers {
     pub fn new(me: NodeName) -> Self {
-        Self { me, peers: BTreeMap::new(), lives: Lives::default(), steady: None, judged: None }
+        Self {
+            me,
+            peers: BTreeMap::new(),
+            lives: Lives::default(),
+            steady: None,
+            renewed: None,
+            listened: None,
+            surveyed: None,
+        }
     }
 
     /// How many other nodes live and stay.
     pub fn alive(&self) -> usize {
-        self.peers.values().filter(|peer| !peer.leaving).count()
+        self.peers.values().filter(|peer| !peer.is_leaving()).count()
     }
 
     /// Whether the node lives, as far as is known.
@@ -112,10 +151,13 @@ impl Peers {
     }
 
     /// Notes how a renewal of this node's own lease went.
-    pub fn renewed(&mut self, held: bool, now: Moment) {
-        self.steady = match (held, self.steady) {
-            (false, _) => None,
-            (true, since) => since.or(Some(now)),
+    pub fn renewed(&mut self, held: bool, lease: Duration, now: Moment) {
+        let last = self.renewed.replace(now);
+        // A database that stood still has let all leases run out, without any failure.
+        let paused = last.is_some_and(|last| now.since(last) >= lease);
+        self.steady = match self.steady.filter(|_| !paused) {
+            since if held => since.or(Some(now)),
+            _ => None,
         };
     }
 
@@ -173,53 +215,40 @@ impl Peers {
     /// A beat was heard. Answers whether its number follows the last one: after any other number
     /// something was missed, or the number before was wrong.
     pub fn beats(&mut self, node: &NodeName, number: u64, now: Moment) -> bool {
+        self.is_heard(node, now);
         let Some(peer) = self.peers.get_mut(node) else { return false };
-        peer.heard = Some(now);
-        if std::mem::take(&mut peer.unheard) {
-            tracing::info!(%node, "a node is heard on the bus again");
-        }
         let last = std::mem::replace(&mut peer.beat, number);
         number == last || last.checked_add(1) == Some(number)
     }
 
-    /// The nodes that live by the database and are not heard on the bus.
-    pub fn unheard(&self) -> impl Iterator<Item = &NodeName> {
-        let unheard = |(_, peer): &(&NodeName, &Peer)| peer.unheard && peer.is_listed_alive();
-        self.peers.iter().filter(unheard).map(|(node, _)| node)
-    }
-
-    /// After a survey: nodes of which no beat was heard for a lease are unheard from now on. Answers
-    /// those of which that is news.
-    pub fn judge_silence(&mut self, lease: Duration, now: Moment) -> Vec<NodeName> {
-        // A process that stood still, or had no database, has beats in its mailbox to come.
-        let last = self.judged.replace(now);
-        let was_away = last.is_none_or(|last| now.since(last) > lease * 2 / 3);
-        let mut news = Vec::new();
-        for (node, peer) in &mut self.peers {
-            if was_away || !peer.is_listed_alive() {
-                peer.heard = Some(now);
-            }
-            let heard = *peer.heard.get_or_insert(now);
-            if !peer.unheard && now.since(heard) >= lease {
-                peer.unheard = true;
-                news.push(node.clone());
-            }
-        }
-        news
-    }
-
-    /// This node has heard nobody for a while, which was its own fault: silence counts from now on.
-    pub fn forgive_silence(&mut self) {
-        for peer in self.peers.values_mut() {
-            (peer.heard, peer.unheard) = (None, false);
+    /// A beat was heard, perhaps of a life that the database has not confirmed yet.
+    pub fn is_heard(&mut self, node: &NodeName, now: Moment) {
+        if self.peers.get_mut(node).is_some_and(|peer| peer.silence.end(now)) {
+            tracing::info!(%node, "a node is heard on the bus again");
         }
     }
 
-    /// A node's life is over.
-    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) {
-        self.lives.end(incarnation);
-        if self.peers.get(node).is_some_and(|peer| peer.incarnation == incarnation) {
-            self.peers.remove(node);
+    /// The node says that it stops. Answers whether that is news; the database has the last word.
+    pub fn says_that_it_stops(&mut self, node: &NodeName) -> bool {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.listed) else { return false };
+        peer.stopping = PATIENCE;
+        !std::mem::replace(&mut peer.parted, true)
+    }
+
+    /// A node's life is over. Answers what is to be reported of that, if it has not been.
+    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) -> Option<Finding> {
+        let known = self.peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
+        let peer = known.then(|| self.peers.remove(node)).flatten();
+        self.lives.end(incarnation, peer.as_ref().is_some_and(Peer::has_stopped));
+        peer?.last_news(node)
+    }
+
+    /// Whether that life of the node is over or, as far as is known, about to be, and had stopped in
+    /// order.
+    pub fn has_stopped(&self, node: &NodeName, incarnation: Epoch) -> bool {
+        match self.peers.get(node).filter(|peer| peer.incarnation == incarnation) {
+            Some(peer) => peer.has_stopped(),
+            None => self.lives.has_stopped(incarnation),
         }
     }
 
@@ -253,12 +282,11 @@ impl Peers {
             }
             peer.missing += 1;
             if peer.listed || peer.buried.is_some() || peer.missing >= PATIENCE {
-                let leaving = peer.leaving || peer.buried == Some(true);
-                gone.push((node.clone(), peer.incarnation, leaving));
+                gone.push((node.clone(), peer.incarnation, peer.has_stopped()));
             }
         }
         for (node, incarnation, leaving) in gone {
-            self.bury(&node, incarnation);
+            findings.extend(self.bury(&node, incarnation));
             findings.push(Finding::Gone { node, leaving });
         }
         findings
@@ -274,19 +302,30 @@ impl Peers {
             findings.push(Finding::Alive { node: node.clone() });
         }
         let before = self.peers.get(node).filter(|peer| peer.incarnation != incarnation);
-        let silence = before.map(|before| (before.incarnation, before.heard, before.unheard));
-        if let Some((before, ..)) = silence {
-            self.bury(node, before);
+        let before = before.map(|peer| (peer.incarnation, peer.silence, peer.listed));
+        if let Some((before, ..)) = before {
+            findings.extend(self.bury(node, before));
             findings.push(Finding::Reborn);
         }
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(incarnation));
-        if let Some((_, heard, unheard)) = silence {
-            (peer.heard, peer.unheard) = (heard, unheard);
+        let mut again = false;
+        if let Some((_, silence, listed)) = before {
+            (peer.silence, again) = (silence, listed);
         }
-        if !std::mem::replace(&mut peer.listed, true) {
-            tracing::info!(%node, "met a node");
-        }
+        let is_new = !std::mem::replace(&mut peer.listed, true);
         (peer.leaving, peer.expired, peer.buried) = (*leaving, *expired, None);
+        if !leaving && peer.stopping > 0 {
+            peer.stopping -= 1;
+            // It has not stopped, whoever said so.
+            peer.parted = peer.stopping > 0;
+        }
+        if !leaving && !expired && !std::mem::replace(&mut peer.met, true) {
+            findings.push(Finding::Met { node: node.clone(), again });
+        }
+        // Of one that had stopped before it was met, there is nothing to report.
+        if *leaving && !std::mem::replace(&mut peer.parted, true) && !is_new {
+            findings.push(Finding::Left { node: node.clone() });
+        }
         if *expired {
             findings.push(Finding::Expired { node: node.clone(), incarnation });
         }

@@ -19,18 +19,39 @@ fn peers() -> Peers {
     Peers::new(node("me"))
 }
 
+/// What a survey finds, without what is only to be reported.
+fn survey(peers: &mut Peers, rows: &[NodeRow]) -> Vec<Finding> {
+    let news = |finding: &Finding| {
+        matches!(finding, Finding::Met { .. } | Finding::Left { .. } | Finding::Died { .. })
+    };
+    peers.survey(rows).into_iter().filter(|finding| !news(finding)).collect()
+}
+
+/// What is to be reported of the node `n` after a survey: `+` it is there, `!` again, `-` it has left,
+/// `x` it has died.
+fn news(findings: &[Finding]) -> String {
+    let n = node("n");
+    let sign = |finding: &Finding| match finding {
+        Finding::Met { node, again } if *node == n => Some(if *again { '!' } else { '+' }),
+        Finding::Left { node } if *node == n => Some('-'),
+        Finding::Died { node } if *node == n => Some('x'),
+        _ => None,
+    };
+    findings.iter().filter_map(sign).collect()
+}
+
 #[test]
 fn which_of_two_lives_is_the_later_one_only_the_database_knows() {
     let (mut peers, [old, new]) = (peers(), [Epoch::new(), Epoch::new()]);
     assert_eq!(peers.meet(&node("n"), new), Met::New);
     assert_eq!(peers.meet(&node("n"), old), Met::Unsure, "something late, or a new life");
     peers.ask();
-    assert_eq!(peers.survey(&[row("n", new)]), []);
+    assert_eq!(survey(&mut peers, &[row("n", new)]), []);
     assert_eq!(peers.meet(&node("n"), old), Met::Over);
 
     let later = Epoch::new();
     assert_eq!(peers.meet(&node("n"), later), Met::Unsure);
-    assert_eq!(peers.survey(&[row("n", later)]), [Finding::Reborn]);
+    assert_eq!(survey(&mut peers, &[row("n", later)]), [Finding::Reborn]);
     assert_eq!(peers.meet(&node("n"), new), Met::Over);
     assert_eq!(peers.meet(&node("n"), later), Met::Known);
 }
@@ -41,18 +62,18 @@ fn a_life_that_was_heard_of_during_a_survey_is_not_judged_by_it() {
     peers.meet(&node("n"), first);
     peers.ask();
     assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
-    assert_eq!(peers.survey(&[row("n", first)]), []);
+    assert_eq!(survey(&mut peers, &[row("n", first)]), []);
     assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
 }
 
 #[test]
 fn a_node_is_gone_when_its_row_is_and_one_that_was_never_listed_a_little_later() {
     let (mut peers, [a, b]) = (peers(), [Epoch::new(), Epoch::new()]);
-    assert_eq!(peers.survey(&[row("a", a), row("me", Epoch::new())]), []);
+    assert_eq!(survey(&mut peers, &[row("a", a), row("me", Epoch::new())]), []);
     peers.meet(&node("b"), b);
     let gone = |name| Finding::Gone { node: node(name), leaving: false };
-    assert_eq!(peers.survey(&[]), [gone("a")]);
-    assert_eq!(peers.survey(&[]), [gone("b")]);
+    assert_eq!(survey(&mut peers, &[]), [gone("a")]);
+    assert_eq!(survey(&mut peers, &[]), [gone("b")]);
     assert_eq!((peers.meet(&node("a"), a), peers.alive()), (Met::Over, 0));
 }
 
@@ -64,9 +85,15 @@ fn who_was_not_in_touch_with_the_database_for_a_whole_lease_judges_nobody() {
         (14, true, false),
         (15, true, true),
         (16, false, false),
-        (31, true, false),
+        (20, true, false),
+        (30, true, false),
+        (35, true, true),
+        // A renewal that the database has answered late.
+        (50, true, false),
+        (60, true, false),
+        (65, true, true),
     ] {
-        peers.renewed(renewed, at(secs));
+        peers.renewed(renewed, LEASE, at(secs));
         assert_eq!(peers.may_judge(LEASE, at(secs)), may, "at {secs} s");
     }
 }
@@ -91,47 +118,178 @@ fn a_wrong_number_of_a_beat_hides_nothing_that_is_missed_after_it() {
     assert_eq!(beats, [true, false, false, true, false]);
 }
 
-#[test]
-fn a_node_that_lives_and_is_not_heard_for_a_lease_is_named_once_for_each_silence() {
-    let (mut peers, life) = (peers(), Epoch::new());
-    let mut unheard = |secs: u64, beat: Option<u64>| {
-        if let Some(beat) = beat {
-            peers.beats(&node("n"), beat, at(secs));
-        }
-        peers.survey(&[row("n", life), row("me", Epoch::new())]);
-        let news = !peers.judge_silence(LEASE, at(secs)).is_empty();
-        (news, peers.unheard().count())
-    };
-    for (secs, beat, expected) in [
-        (0, None, (false, 0)),
-        (5, None, (false, 0)),
-        (10, None, (false, 0)),
-        (15, None, (true, 1)),
-        (20, None, (false, 1)),
-        (25, Some(1), (false, 0)),
-        (30, None, (false, 0)),
-        (35, None, (false, 0)),
-        (40, None, (true, 1)),
-    ] {
-        assert_eq!(unheard(secs, beat), expected, "at {secs} s");
+/// Seconds of a lease of 15 s after which two beats are missing, and half a second is over.
+const SILENT: u64 = 8;
+
+/// As the timer does: looks at silence from one time to another, and answers when `n` was named, and
+/// after how much silence.
+fn listen(peers: &mut Peers, from: u64, to: u64) -> Vec<(u64, u64)> {
+    let mut named = Vec::new();
+    for secs in from..=to {
+        let news = peers.listen(LEASE, true, at(secs));
+        named.extend(news.into_iter().map(|(_, silence)| (secs, silence.as_secs())));
     }
-    let later = Epoch::new();
-    assert_eq!(peers.survey(&[row("n", later)]), [Finding::Reborn]);
-    assert_eq!(peers.judge_silence(LEASE, at(45)), [], "the same silence");
-    assert_eq!(peers.unheard().count(), 1);
-    let leaving = NodeRow { leaving: true, ..row("n", later) };
-    peers.survey(&[leaving]);
-    assert_eq!(peers.unheard().count(), 0, "it has stopped");
+    named
 }
 
 #[test]
-fn who_stood_still_for_long_gives_the_others_a_lease_to_be_heard() {
-    let (mut peers, life) = (peers(), Epoch::new());
-    for (secs, named) in [(0, false), (5, false), (60, false), (65, false), (70, false), (75, true)]
-    {
-        peers.survey(&[row("n", life)]);
-        assert_eq!(!peers.judge_silence(LEASE, at(secs)).is_empty(), named, "at {secs} s");
+fn a_node_of_which_two_beats_are_missing_is_named_once_for_each_silence_and_needs_no_survey() {
+    let mut peers = peers();
+    peers.survey(&[row("n", Epoch::new())]);
+    peers.beats(&node("n"), 1, at(0));
+    assert_eq!(listen(&mut peers, 0, 7), []);
+    peers.beats(&node("n"), 2, at(7));
+    assert_eq!(listen(&mut peers, 8, 60), [(7 + SILENT, SILENT)]);
+    let unheard: Vec<_> = peers.unheard(at(60)).collect();
+    assert_eq!(unheard, [(&node("n"), Duration::from_secs(53))]);
+    peers.beats(&node("n"), 3, at(61));
+    assert_eq!(peers.unheard(at(61)).count(), 0);
+    assert_eq!(listen(&mut peers, 61, 70), [(61 + SILENT, SILENT)]);
+    peers.survey(&[NodeRow { leaving: true, ..row("n", Epoch::new()) }]);
+    assert_eq!(peers.unheard(at(70)).count(), 0, "it has stopped");
+}
+
+#[test]
+fn who_stood_still_gives_the_others_time_to_be_heard() {
+    let mut peers = peers();
+    peers.survey(&[row("n", Epoch::new())]);
+    peers.beats(&node("n"), 1, at(0));
+    assert_eq!(listen(&mut peers, 0, 1), []);
+    // Its beats of this time are in the mailbox.
+    assert_eq!(listen(&mut peers, 50, 50 + SILENT), [(50 + SILENT, SILENT)]);
+    // What was reported goes on.
+    assert_eq!(listen(&mut peers, 100, 101), []);
+    assert_eq!(peers.unheard(at(101)).count(), 1);
+}
+
+#[test]
+fn who_hears_nobody_blames_nobody() {
+    let mut peers = peers();
+    peers.survey(&[row("n", Epoch::new())]);
+    peers.beats(&node("n"), 1, at(0));
+    for secs in 0..60 {
+        assert_eq!(peers.listen(LEASE, false, at(secs)), []);
     }
+    peers.forgive_silence(at(60));
+    assert_eq!(listen(&mut peers, 60, 60 + SILENT), [(60 + SILENT, SILENT)]);
+}
+
+#[test]
+fn a_node_that_lives_by_the_database_and_is_not_heard_is_read_after_a_lease_and_named_later() {
+    let (mut peers, life) = (peers(), Epoch::new());
+    peers.survey(&[row("n", life)]);
+    let judge = |peers: &mut Peers, secs: u64, life: Epoch| {
+        listen(peers, secs - 4, secs);
+        peers.survey(&[row("n", life), row("me", Epoch::new())]);
+        peers.vouch(LEASE, at(secs));
+        (peers.any_contradicted(LEASE, at(secs)), peers.contradicted(LEASE, at(secs)).len())
+    };
+    for (secs, expected) in [
+        (5, (false, 0)),
+        (10, (false, 0)),
+        (15, (false, 0)),
+        (20, (true, 0)),
+        (25, (true, 0)),
+        // A dead node's lease would be over.
+        (30, (true, 1)),
+        (35, (true, 0)),
+    ] {
+        assert_eq!(judge(&mut peers, secs, life), expected, "at {secs} s");
+    }
+    peers.beats(&node("n"), 1, at(36));
+    assert_eq!(judge(&mut peers, 40, life), (false, 0));
+    for secs in [45, 50] {
+        assert_eq!(judge(&mut peers, secs, life).1, 0);
+    }
+    let later = Epoch::new();
+    assert_eq!(judge(&mut peers, 55, later), (true, 0), "the same silence");
+    assert_eq!(judge(&mut peers, 60, later), (true, 1));
+    // After a time without the database nobody knows who has lived all the time.
+    assert_eq!(judge(&mut peers, 90, later), (false, 0));
+}
+
+#[test]
+fn a_death_is_not_taken_for_a_wrong_bus_though_the_lease_runs_on_for_a_while() {
+    let (mut peers, life) = (peers(), Epoch::new());
+    // It died right after the commit that extended its lease, its last beat was at 0.
+    for secs in (0..=20).step_by(5) {
+        peers.beats(&node("n"), 1, at(0));
+        let expired = secs > 18;
+        peers.survey(&[NodeRow { expired, ..row("n", life) }]);
+        peers.vouch(LEASE, at(secs));
+        assert_eq!(peers.contradicted(LEASE, at(secs)), [], "at {secs} s");
+    }
+}
+
+#[test]
+fn each_arrival_leave_death_and_return_is_reported_once() {
+    let (mut peers, [first, second, third]) = (peers(), [(); 3].map(|()| Epoch::new()));
+    let alive = |life| [row("n", life)];
+    let gone = |life, expired, leaving| [NodeRow { expired, leaving, ..row("n", life) }];
+    let mut say = |rows: &[NodeRow]| news(&peers.survey(rows));
+    assert_eq!(say(&alive(first)), "+");
+    assert_eq!(say(&alive(first)), "");
+    assert_eq!(say(&gone(first, false, true)), "-", "its row says so");
+    assert_eq!(say(&gone(first, true, true)), "");
+    assert_eq!(say(&[]), "", "somebody has buried it");
+    assert_eq!(say(&alive(second)), "+");
+    assert_eq!(say(&gone(second, true, false)), "", "its lease has run out, and may be renewed");
+    assert_eq!(say(&[]), "x", "somebody has buried it");
+    assert_eq!(say(&[]), "");
+    assert_eq!(say(&alive(third)), "+");
+    assert_eq!(say(&alive(Epoch::new())), "x!", "killed and started again in the meantime");
+}
+
+#[test]
+fn a_leave_that_the_bus_tells_is_not_reported_again_whatever_comes_of_the_rows() {
+    for (expired, leaving) in [(false, true), (true, true), (true, false)] {
+        let (mut peers, life) = (peers(), Epoch::new());
+        peers.survey(&[row("n", life)]);
+        assert!(peers.says_that_it_stops(&node("n")));
+        assert!(!peers.says_that_it_stops(&node("n")), "twice");
+        assert_eq!(peers.alive(), 0);
+        let left = NodeRow { expired, leaving, ..row("n", life) };
+        assert_eq!(news(&peers.survey(&[left])), "");
+        assert_eq!(peers.bury(&node("n"), life), None);
+        assert!(peers.has_stopped(&node("n"), life));
+        assert_eq!(news(&peers.survey(&[row("n", Epoch::new())])), "+");
+    }
+    let (mut peers, life) = (peers(), Epoch::new());
+    peers.survey(&[row("n", life)]);
+    peers.says_that_it_stops(&node("n"));
+    assert_eq!(news(&peers.survey(&[row("n", Epoch::new())])), "!", "it has started again");
+}
+
+#[test]
+fn a_node_that_lives_by_the_database_has_not_stopped_whoever_says_so() {
+    let (mut peers, life) = (peers(), Epoch::new());
+    assert!(!peers.says_that_it_stops(&node("n")), "nobody knows it");
+    peers.survey(&[row("n", life)]);
+    peers.says_that_it_stops(&node("n"));
+    for alive in [0, 1] {
+        peers.survey(&[row("n", life)]);
+        assert_eq!(peers.alive(), alive);
+    }
+    assert_eq!(news(&peers.survey(&[])), "x");
+}
+
+#[test]
+fn whoever_buries_a_node_reports_its_death_once() {
+    let (mut peers, life) = (peers(), Epoch::new());
+    peers.survey(&[row("n", life)]);
+    assert_eq!(peers.bury(&node("n"), life), Some(Finding::Died { node: node("n") }));
+    assert_eq!(peers.bury(&node("n"), life), None);
+    assert_eq!(news(&peers.survey(&[])), "");
+    assert!(!peers.has_stopped(&node("n"), life));
+}
+
+#[test]
+fn what_had_stopped_or_died_before_it_was_met_has_not_come() {
+    let (mut peers, [left, died]) = (peers(), [(); 2].map(|()| Epoch::new()));
+    assert_eq!(news(&peers.survey(&[NodeRow { leaving: true, ..row("n", left) }])), "");
+    assert_eq!(news(&peers.survey(&[])), "");
+    assert_eq!(news(&peers.survey(&[NodeRow { expired: true, ..row("n", died) }])), "");
+    assert_eq!(news(&peers.survey(&[])), "x", "its presences end now");
 }
 
 #[test]
@@ -140,11 +298,11 @@ fn a_node_that_others_call_buried_lives_as_long_as_its_row_does() {
     peers.survey(&[row("n", life)]);
     peers.is_said_to_be_buried(&node("n"), life, true);
     peers.ask();
-    assert_eq!(peers.survey(&[row("n", life)]), []);
+    assert_eq!(survey(&mut peers, &[row("n", life)]), []);
     assert_eq!(peers.meet(&node("n"), life), Met::Known);
     peers.is_said_to_be_buried(&node("n"), life, true);
     peers.ask();
-    assert_eq!(peers.survey(&[]), [Finding::Gone { node: node("n"), leaving: true }]);
+    assert_eq!(survey(&mut peers, &[]), [Finding::Gone { node: node("n"), leaving: true }]);
     assert_eq!(peers.meet(&node("n"), life), Met::Over);
 }
 
@@ -154,13 +312,13 @@ fn the_database_outranks_an_earlier_word_that_a_life_is_over() {
     peers.survey(&[row("n", life)]);
     peers.ask();
     peers.bury(&node("n"), life);
-    assert_eq!(peers.survey(&[row("n", life)]), [], "its survey began before");
+    assert_eq!(survey(&mut peers, &[row("n", life)]), [], "its survey began before");
     peers.ask();
     let expired = NodeRow { expired: true, ..row("n", life) };
-    assert_eq!(peers.survey(&[expired]), []);
+    assert_eq!(survey(&mut peers, &[expired]), []);
     assert_eq!(peers.meet(&node("n"), life), Met::Over);
     peers.ask();
-    assert_eq!(peers.survey(&[row("n", life)]), [Finding::Alive { node: node("n") }]);
+    assert_eq!(survey(&mut peers, &[row("n", life)]), [Finding::Alive { node: node("n") }]);
     assert_eq!(peers.meet(&node("n"), life), Met::Known);
 }
 
@@ -172,7 +330,7 @@ fn the_bus_alone_does_not_make_up_nodes_without_end() {
     }
     assert_eq!(peers.alive(), UNLISTED);
     let real = row("real", Epoch::new());
-    assert_eq!(peers.survey(std::slice::from_ref(&real)), []);
-    let gone = peers.survey(std::slice::from_ref(&real)).len();
+    assert_eq!(survey(&mut peers, std::slice::from_ref(&real)), []);
+    let gone = survey(&mut peers, std::slice::from_ref(&real)).len();
     assert_eq!((gone, peers.alive(), peers.is_alive(&real.node)), (UNLISTED, 1, true));
 }

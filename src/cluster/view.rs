@@ -81,6 +81,12 @@ impl View {
         row.map_or(0, |row| row.head)
     }
 
+    /// The incarnation that a node had when the rows were read.
+    pub fn incarnation(&self, node: &NodeName) -> Option<Epoch> {
+        let mut read = self.read.iter().flat_map(|read| read.iter());
+        read.find(|row| row.node == *node).map(|row| row.incarnation)
+    }
+
     /// Whether this is the number of the last batch of a node that had the room, as far as is known:
     /// rows may be of a later one that had not.
     pub fn is_at(&self, node: &NodeName, incarnation: Epoch, number: u64) -> bool {

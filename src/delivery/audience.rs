@@ -14,6 +14,8 @@ use crate::model::{ConnectionId, Diff, Snapshot, micros};
 /// How many versions are kept that newcomers have and others do not. Whoever came at another is sent the
 /// whole list again.
 const BASES: usize = 1024;
+/// It is a crowd when changes wait for one part in this many of the listeners.
+const CROWD: usize = 8;
 /// How many bytes of messages wait for a list.
 const WAITING: usize = 1024 * 1024;
 /// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,
@@ -222,8 +224,13 @@ impl Audience {
         list.into_iter().chain(owed).min()
     }
 
+    /// Whether so many changes wait that it is rather a crowd than a trickle.
+    fn is_crowd(&self) -> bool {
+        self.touched.places() > self.listeners / CROWD
+    }
+
     fn next_list(&self, now: u64) -> u64 {
-        let next = self.schedule.next(now);
+        let next = self.schedule.next(self.is_crowd(), now);
         if !self.messages_wait() {
             return next;
         }
@@ -239,7 +246,7 @@ impl Audience {
             return Vec::new();
         }
         // A list that only a message of somebody who has left waits for takes no more with it.
-        let is_time = self.waiting.is_some() || self.schedule.next(now) <= now;
+        let is_time = self.waiting.is_some() || self.schedule.next(self.is_crowd(), now) <= now;
         let mut lists = std::mem::take(&mut self.closed);
         if is_time {
             let waiting = self.waiting.take();

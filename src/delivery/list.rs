@@ -51,6 +51,11 @@ impl Touched {
         }
     }
 
+    /// How many presences may be different.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.users.is_empty() && self.places.is_empty()
     }

@@ -55,11 +55,12 @@ impl Schedule {
         if self.away > 0 { self.sent + micros(PATIENCE) } else { 0 }
     }
 
-    /// When the next list may go out, as things are at `now`, if there is anything to tell.
-    pub fn next(&self, now: u64) -> u64 {
+    /// When the next list may go out, as things are at `now`: after a `crowd` has come earlier than after a
+    /// few changes.
+    pub fn next(&self, crowd: bool, now: u64) -> u64 {
         let earliest = if self.sent == 0 { 0 } else { self.sent + micros(WINDOW) };
         let latest = earliest.max(self.used_up());
-        let next = if now >= latest || self.hurried {
+        let next = if now >= latest || self.hurried || !crowd {
             latest
         } else {
             let quiet = (latest - self.sent) / QUIET;
@@ -104,7 +105,7 @@ mod tests {
         let mut come = 0;
         while come < size || changed {
             let next_join = if come < size { 1 + come * 1_000_000 / per_second } else { u64::MAX };
-            let next_list = if changed { schedule.next(now) } else { u64::MAX };
+            let next_list = if changed { schedule.next(true, now) } else { u64::MAX };
             now = now.max(next_join.min(next_list));
             if next_join <= next_list {
                 come += 1;
@@ -151,7 +152,7 @@ mod tests {
                 let at = 1 + change * 20_000;
                 now = now.max(at);
                 schedule.note(at);
-                if schedule.next(now) <= now {
+                if schedule.next(false, now) <= now {
                     schedule.sent(1, now);
                     busy += cost;
                     now += micros(cost);
@@ -166,11 +167,11 @@ mod tests {
     #[test]
     fn a_small_room_hears_the_first_change_at_once_and_later_ones_by_the_window() {
         let mut schedule = Schedule::default();
-        assert_eq!(schedule.next(7), 7);
+        assert_eq!(schedule.next(false, 7), 7);
         schedule.sent(1, 7);
         schedule.returned(Duration::from_micros(100), 10);
         schedule.note(11);
-        assert_eq!(schedule.next(11), 7 + micros(WINDOW));
+        assert_eq!(schedule.next(false, 11), 7 + micros(WINDOW));
     }
 
     #[test]

@@ -29,5 +29,5 @@ pub(crate) use places::PlaceBack;
 pub use places::{SessionPlace, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
-    GetStatus, ListPresences, ListRooms, Shutdown, Status, WhereIs,
+    GetStatus, ListPresences, ListRooms, Shutdown, Status, UnheardNode, WhereIs,
 };

@@ -136,12 +136,15 @@ pub struct Status {
     pub epoch: Epoch,
     /// How long it has been running.
     pub uptime: Duration,
-    /// Rooms with somebody in them.
+    /// Rooms with somebody in them, as far as this node follows them.
     pub rooms: usize,
-    /// Connections that are in some room.
+    /// Connections of this node that are in some room.
     pub connections: usize,
-    /// Connections in rooms, each counted once per room.
+    /// Connections in rooms, each counted once per room: those of other nodes, too, in the rooms that
+    /// this node follows.
     pub presences: usize,
+    /// Those of them that this node holds: over all nodes they add up to all presences there are.
+    pub held: usize,
     /// Users in rooms, each counted once.
     pub users: usize,
     /// Presences whose row is not yet what memory says.
@@ -156,15 +159,31 @@ pub struct Status {
     pub observer_lag: usize,
     /// Nodes that live and stay, this one included.
     pub nodes: usize,
-    /// Nodes that live by the database and of which nothing was heard on the bus for a lease: their
-    /// messages do not arrive here, and rooms are read from the database once a lease.
-    pub unheard: Vec<NodeName>,
+    /// Nodes of which two beats or more are missing on the bus, of the four in each lease: they have
+    /// died, or what they say does not arrive here. While one lives by the database and is not heard for
+    /// a lease, rooms are read from the database once a lease.
+    pub unheard: Vec<UnheardNode>,
     /// How the other nodes are heard.
     pub bus: BusState,
     /// Whether a [`Shutdown`] is under way.
     pub closing: bool,
     /// What has happened so far.
     pub counters: Counters,
+}
+
+/// A node that is not heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnheardNode {
+    /// Its name.
+    pub node: NodeName,
+    /// For how long it has not been heard.
+    pub silence: Duration,
+}
+
+impl From<(&NodeName, Duration)> for UnheardNode {
+    fn from((node, silence): (&NodeName, Duration)) -> Self {
+        Self { node: node.clone(), silence }
+    }
 }
 
 /// How a node hears the others.

@@ -88,7 +88,7 @@ mod tests {
             store::{Applied, Renewal},
         },
         model::{ConnectionId, Epoch, NodeName, RoomName},
-        start::Ties,
+        start::{Inherited, Ties},
         supervision::Supervisor,
         testing::{Heard, Probe},
     };
@@ -133,7 +133,7 @@ mod tests {
             let notes = Rc::default();
             let writer = Notes(Rc::clone(&notes), Instant::now()).start().into();
             let node = NodeName::new("n").unwrap();
-            let (inherited, incarnation) = (Vec::new(), Epoch::new());
+            let (inherited, incarnation) = (Inherited::default(), Epoch::new());
             let supervisor = Supervisor::default();
             let ties = Ties { node, writer, inherited, shared: None, incarnation, supervisor };
             let presence = PresenceConfig::new("").run(ties, &Arbiter::current()).unwrap();

@@ -294,7 +294,7 @@ mod tests {
             _: Duration,
         ) -> Result<Started, StoreError> {
             let (incarnation, dead, inherited) = (Epoch::new(), Vec::new(), Vec::new());
-            self.next("start", Started { incarnation, dead, inherited })
+            self.next("start", Started { incarnation, dead, inherited, stopped: false })
         }
 
         fn renew(

@@ -236,6 +236,12 @@ impl Rooms {
     pub fn presence_count(&self) -> usize {
         self.presences
     }
+
+    /// How many of the presences this node holds; O(1).
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.presences - self.strangers
+    }
 }
 
 fn each_once(connections: impl Iterator<Item = ConnectionId>) -> Vec<ConnectionId> {

@@ -390,15 +390,17 @@ impl Rooms {
     }
 
     fn stranger(&mut self, room: &RoomName, away: Away) {
-        match self.remotes.get_mut(room) {
+        let before = match self.remotes.get_mut(room) {
             Some(strangers) => strangers.put(away),
             None => self.remotes.entry(room.clone()).or_default().put(away),
         };
+        self.strangers += usize::from(before.is_none());
     }
 
     fn take_stranger(&mut self, room: &RoomName, connection: ConnectionId) -> Option<Away> {
         let strangers = self.remotes.get_mut(room)?;
         let away = strangers.take(connection);
+        self.strangers -= usize::from(away.is_some());
         if strangers.presences.is_empty() {
             self.remotes.remove(room);
         }

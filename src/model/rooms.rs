@@ -97,6 +97,8 @@ pub struct Rooms {
     pub(super) floor: u64,
     /// How many presences there are in all rooms.
     pub(super) presences: usize,
+    /// How many of them other nodes hold.
+    pub(super) strangers: usize,
     /// The connections behind presences that others founded, by presence.
     pub(super) successors: HashMap<ConnectionId, Few<(RoomName, ConnectionId)>, RandomState>,
     /// How often presences went from one node to another, for those that did.
@@ -127,6 +129,7 @@ impl Rooms {
             turns: HashMap::default(),
             floor: 0,
             presences: 0,
+            strangers: 0,
             latest: Moment { monotonic: 0, wall: 0 },
         }
     }

@@ -7,7 +7,7 @@ use actix::prelude::*;
 use super::RoomRegistry;
 use crate::{
     bus::{Envelope, Said, Told},
-    cluster::{Finding, Met, Need, cause_of, remote},
+    cluster::{Finding, Met, Need, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
     messages::Kick,
     mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
@@ -20,7 +20,40 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long it is at least from one look to the next, however much is heard of nodes.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 
+/// Tells the other nodes that this one stops in order: sent by its shutdown, just before the node's row
+/// goes or is marked as leaving.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct TellStopping;
+
+impl Handler<TellStopping> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, _: TellStopping, _: &mut Context<Self>) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tell(Told::Stopping);
+        }
+    }
+}
+
 impl RoomRegistry {
+    /// Beats, and listens for the beats of the other nodes, whether the database answers or not.
+    pub(super) fn keep_hearing(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(beat_interval(self.lease), |registry, _| {
+            if let Some(cluster) = &mut registry.cluster {
+                cluster.beat();
+            }
+        });
+        ctx.run_interval(listen_interval(self.lease), |registry, _| {
+            let now = registry.clock.now();
+            let Some(cluster) = &mut registry.cluster else { return };
+            for (node, silence) in cluster.listen_for_beats(registry.lease, now) {
+                let seconds = silence.as_secs();
+                tracing::warn!(%node, seconds, "a node is not heard on the bus");
+            }
+        });
+    }
+
     /// Somebody has told something.
     pub(super) fn heard(&mut self, envelope: Envelope, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
@@ -31,6 +64,9 @@ impl RoomRegistry {
         match cluster.peers.meet(&node, incarnation) {
             Met::Over => return,
             Met::Unsure => {
+                if let Told::Beat { .. } = told {
+                    cluster.peers.is_heard(&node, now);
+                }
                 self.survey_is_due = true;
                 return;
             }
@@ -51,6 +87,11 @@ impl RoomRegistry {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
             Told::Missed => cluster.read_all(),
+            Told::Stopping => {
+                if cluster.peers.says_that_it_stops(&node) {
+                    report(&Finding::Left { node });
+                }
+            }
             Told::Close { room } => {
                 self.close_room(&room, now);
             }
@@ -116,14 +157,15 @@ impl RoomRegistry {
         let Some(cluster) = &mut self.cluster else { return };
         let may_judge = cluster.peers.may_judge(self.lease, now);
         for finding in cluster.peers.survey(nodes) {
+            report(&finding);
             match finding {
+                Finding::Met { .. } | Finding::Left { .. } | Finding::Died { .. } => {}
                 Finding::Reborn => {
                     if let Some(cluster) = &mut self.cluster {
                         cluster.read_all();
                     }
                 }
                 Finding::Gone { node, leaving } => {
-                    tracing::info!(%node, "a node is gone");
                     self.lose(&node, cause_of(leaving), false, now);
                 }
                 Finding::Expired { node, incarnation } if may_judge => {
@@ -131,7 +173,7 @@ impl RoomRegistry {
                 }
                 Finding::Expired { .. } => {}
                 Finding::Alive { node } => {
-                    tracing::warn!(%node, "a node that was called dead lives by the database");
+                    tracing::debug!(%node, "a node that was called dead lives by the database");
                     if let Some(cluster) = &mut self.cluster {
                         cluster.read_all();
                     }
@@ -166,16 +208,23 @@ impl RoomRegistry {
         match burial {
             Ok(Burial::Buried { rows, leaving }) => {
                 let presences = rows.len();
-                tracing::warn!(%node, presences, leaving, "a node's lease has run out: its presences end");
+                tracing::debug!(%node, presences, leaving, "a node's lease has run out: its presences end");
                 let (buried, incarnation) = (node.clone(), incarnation);
                 cluster.tell(Told::Buried { node: buried.clone(), incarnation, leaving });
-                cluster.peers.bury(node, incarnation);
+                if let Some(news) = cluster.peers.bury(node, incarnation) {
+                    report(&news);
+                }
                 self.hear_last_of(node, rows, now);
                 self.lose(node, cause_of(leaving), true, now);
             }
             // The next survey says so, unless who did it has.
             Ok(Burial::Gone | Burial::Alive) => {}
-            Err(error) => tracing::warn!(%node, %error, "a dead node cannot be removed"),
+            Err(error) => {
+                static UNREMOVABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREMOVABLE.pass() {
+                    tracing::warn!(%node, %error, suppressed, "a dead node cannot be removed");
+                }
+            }
         }
         self.read(ctx);
         self.settle(ctx, now);
@@ -213,7 +262,8 @@ impl RoomRegistry {
         self.survey_is_due = true;
     }
 
-    /// Names the nodes that live and are not heard on the bus; their rooms are read meanwhile.
+    /// Names the nodes that live by the database and are not heard on the bus; all rooms are read
+    /// meanwhile.
     fn judge_silence(&mut self, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
         let unheard = cluster.judge_silence(self.lease, now);
@@ -250,7 +300,7 @@ impl RoomRegistry {
         let seen = self.mirror.reborn(&self.rooms);
         let Some(cluster) = &mut self.cluster else { return };
         cluster.reborn(incarnation);
-        cluster.peers.renewed(false, now);
+        cluster.peers.renewed(false, self.lease, now);
         let me = cluster.me().clone();
         for (room, connections) in seen {
             let Some([left, back]) = self.rooms.revive(&room, &connections) else { continue };
@@ -283,5 +333,21 @@ impl RoomRegistry {
         for room in gone {
             rooms.unfollow(&room);
         }
+    }
+}
+
+/// One line for each arrival, each orderly leave and each death of another node.
+fn report(finding: &Finding) {
+    match finding {
+        Finding::Met { node, again: false } => tracing::info!(%node, "met a node"),
+        Finding::Met { node, again: true } => {
+            tracing::info!(%node, "a node has come back under its name");
+        }
+        Finding::Left { node } => tracing::info!(%node, "a node has left"),
+        Finding::Died { node } => tracing::warn!(%node, "a node has died: its presences end"),
+        Finding::Gone { .. }
+        | Finding::Expired { .. }
+        | Finding::Reborn
+        | Finding::Alive { .. } => {}
     }
 }

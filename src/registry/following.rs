@@ -93,6 +93,7 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
         what: impl FnOnce(&mut Self, &mut Context<Self>) -> T + 'static,
     ) -> Reply<T> {
+        self.end_unresumable();
         if let Some(cluster) = &mut self.cluster {
             cluster.follow(room);
             self.linger_if_nobody_is_here(room, self.clock.now());
@@ -233,9 +234,13 @@ impl RoomRegistry {
             self.write_missing(&room, |presence| read.own.contains(&(room.clone(), presence)));
             self.end_rivals(&room, everybody.iter(), now);
             let Some(cluster) = &self.cluster else { return };
-            let left = |node: &NodeName| match cluster.peers.is_alive(node) {
-                true => Cause::Disconnected,
-                false => Cause::NodeLost,
+            let left = |node: &NodeName| {
+                let reborn = read.reborn.iter().find(|(of, who, _)| (of, who) == (&room, node));
+                match reborn {
+                    Some((.., cause)) => *cause,
+                    None if cluster.peers.is_alive(node) => Cause::Disconnected,
+                    None => Cause::NodeLost,
+                }
             };
             let (unheard, me) = (self.rooms.unheard(&room, everybody, left), cluster.me().clone());
             for (node, heard) in unheard {
@@ -369,7 +374,7 @@ impl Handler<FromBus> for RoomRegistry {
         match msg {
             FromBus::Up => {
                 tracing::info!("the bus is up");
-                cluster.up();
+                cluster.up(now);
                 // Nodes that start need not wait for one another's next beat.
                 cluster.beat();
                 self.survey_is_due = true;

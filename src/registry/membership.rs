@@ -68,6 +68,7 @@ impl RoomRegistry {
     /// Lets a connection in as soon as all is known of the room.
     fn ask_to_join(&mut self, AskedToJoin { join, reply }: AskedToJoin, ctx: &mut Context<Self>) {
         let (room, connection) = (join.room.clone(), join.connection);
+        self.end_unresumable();
         if self.is_known(&room) {
             let joined = self.join(join, ctx);
             return self.answer(joined, reply);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, following::PATIENCE};
+use super::{RoomRegistry, clustering::TellStopping, following::PATIENCE};
 use crate::{
     messages::{Flush, FlushError, PruneRooms, Shutdown},
     mirror::{Goodbye, Memory, Next, PruneRoomRows, store::StoreError},
@@ -41,6 +41,9 @@ impl RoomRegistry {
             registry.renew(ctx);
             registry.stop_lingering(now);
         });
+        if self.cluster.as_ref().is_some_and(|cluster| cluster.is_shared()) {
+            self.keep_hearing(ctx);
+        }
     }
 
     /// Renews the lease, then looks for other nodes.
@@ -52,14 +55,11 @@ impl RoomRegistry {
             let answer = answer.unwrap_or(Err(StoreError::Closed));
             let renewed = answer.is_ok();
             if let Some(cluster) = &mut registry.cluster {
-                cluster.peers.renewed(renewed, now);
+                cluster.peers.renewed(renewed, registry.lease, now);
             }
             let next = registry.mirror.renewed(answer, &registry.rooms, now);
             registry.go_on(ctx, next, now);
             if renewed {
-                if let Some(cluster) = &mut registry.cluster {
-                    cluster.beat();
-                }
                 registry.survey(ctx);
             }
         }));
@@ -167,6 +167,7 @@ impl Handler<Shutdown> for RoomRegistry {
         let flushed = self.flush(ctx);
         let writer = self.mirror.writer().clone();
         let clock = self.clock.clone();
+        let registry = ctx.address();
         let closed = async move {
             let mut flushed = flushed;
             let mut early = None;
@@ -180,6 +181,7 @@ impl Handler<Shutdown> for RoomRegistry {
                 None => flushed.await,
             };
             let flushed = flushed.unwrap_or(Err(CLOSED));
+            registry.do_send(TellStopping);
             let goodbye = Goodbye { now: clock.now().utc(), grace };
             told(writer.goodbye.send(goodbye).await)?;
             flushed

@@ -26,18 +26,19 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::{following::Waiter, places::Places, turns::Turn};
+use self::{following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, turns::Turn};
 use crate::{
     clock::Clock,
-    cluster::Cluster,
+    cluster::{Cluster, cause_of},
     config::Decision,
     delivery::{Delivery, Observers, Refused, Report},
     messages::{Explained, JoinError},
-    mirror::{Mirror, store::Row},
+    mirror::Mirror,
     model::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
         UserId,
     },
+    start::Inherited,
     supervision::Guard,
     tally::{Leaves, Tally},
 };
@@ -57,7 +58,7 @@ pub(crate) struct Parts {
     /// Where there may be other nodes.
     pub cluster: Option<Box<Cluster>>,
     /// What an earlier life of this node had in the database.
-    pub inherited: Vec<Row>,
+    pub inherited: Inherited,
     pub authorize: Option<Authorize>,
     pub max_age: Duration,
     pub lease: Duration,
@@ -90,8 +91,11 @@ pub struct RoomRegistry {
     impatient: bool,
     /// Connections whose joins do, and how many.
     parked: HashMap<ConnectionId, usize, RandomState>,
-    /// Presences that an earlier life of this node has left.
+    /// Presences that an earlier life of this node has left, and why they end if nobody asks for them.
     orphans: HashSet<(ConnectionId, RoomName), RandomState>,
+    orphaned: Cause,
+    /// Those of them for which nobody can ask.
+    unresumable: Vec<(RoomName, ConnectionId)>,
     /// Others have removed this node's rows: its lease is to be renewed at once.
     renewal_is_due: bool,
     /// A node is heard of that the database has to know more of.
@@ -136,6 +140,8 @@ impl RoomRegistry {
             impatient: false,
             parked: HashMap::default(),
             orphans: HashSet::default(),
+            orphaned: cause_of(parts.inherited.stopped),
+            unresumable: Vec::new(),
             renewal_is_due: false,
             survey_is_due: false,
             surveying: false,
@@ -146,7 +152,7 @@ impl RoomRegistry {
             closing: false,
             timer: None,
         };
-        registry.inherit(parts.inherited);
+        registry.inherit(parts.inherited.rows);
         registry
     }
 
@@ -233,6 +239,11 @@ impl Actor for RoomRegistry {
         }
         let now = self.clock.now();
         self.settle(ctx, now);
+        ctx.run_later(UNRESUMABLE_DELAY, |registry, ctx| {
+            let now = registry.clock.now();
+            registry.end_unresumable();
+            registry.settle(ctx, now);
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     bus::Told,
     messages::{
         BusState, Counters, GetOccupancy, GetSnapshot, GetStatus, Kick, ListPresences, ListRooms,
-        Status, WhereIs,
+        Status, UnheardNode, WhereIs,
     },
     mirror::{
         Desk,
@@ -210,6 +210,7 @@ impl Handler<GetStatus> for RoomRegistry {
             rooms: self.rooms.room_count(),
             connections: self.rooms.connection_count(),
             presences: self.rooms.presence_count(),
+            held: self.rooms.held_count(),
             users: self.rooms.user_count(),
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
@@ -218,7 +219,7 @@ impl Handler<GetStatus> for RoomRegistry {
             observer_lag: self.observers.lag(),
             nodes: 1 + self.cluster.as_ref().map_or(0, |cluster| cluster.peers.alive()),
             unheard: match &self.cluster {
-                Some(cluster) => cluster.unheard().cloned().collect(),
+                Some(cluster) => cluster.unheard(now).map(UnheardNode::from).collect(),
                 None => Vec::new(),
             },
             bus: match &self.cluster {

@@ -1,6 +1,6 @@
 //! Ends of connections: at once, or after a grace in which their client may come back.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use actix::prelude::*;
 
@@ -15,9 +15,10 @@ use crate::{
     },
 };
 
-/// How long presences stay at least that an earlier life of this node has left: so that observers who
-/// subscribe when it starts hear of their end.
-const SOON: Duration = Duration::from_secs(1);
+/// How long after the start presences end that an earlier life of this node has left and nobody can
+/// resume: so that observers which the app subscribes right after the start hear of it. Who asks for a
+/// room meanwhile has them ended first, and does not see them.
+pub(super) const UNRESUMABLE_DELAY: Duration = Duration::from_millis(100);
 
 impl RoomRegistry {
     /// The connection has entered the room in the place of an older one of its client session.
@@ -87,29 +88,57 @@ impl RoomRegistry {
         !self.orphans.is_empty() && self.orphans.remove(&(presence, room.clone()))
     }
 
-    /// Takes what an earlier life of this node has left in the database: its clients may come back.
+    /// Takes what an earlier life of this node has left in the database: clients with a session key may
+    /// come back, for as long as is left of their grace if they were away already.
     pub(super) fn inherit(&mut self, rows: Vec<Row>) {
         let now = self.clock.now();
         let me = self.node.clone();
+        let mut fading = Vec::new();
         for row in rows {
             let (room, presence) = (row.room.clone(), row.presence.connection);
             let (user, session) = (row.presence.user.clone(), row.session.clone());
             let fixed = row.fixed.clone();
+            let left = row.fading.map(|until| (until - now.utc()).to_std().unwrap_or_default());
+            let grace = left.map_or(self.grace, |left| left.min(self.grace));
             // It is the same node's, so it goes on as it was.
             let heard = Heard::Here(remote(me.clone(), row));
             self.rooms.hear(&room, [heard], &me);
             if !self.rooms.adopt(&room, presence, presence, &me, now).unwrap_or(false) {
                 continue;
             }
-            if let Some(key) = session {
-                self.sessions.bind(&room, presence, key, user, fixed);
+            match session.filter(|_| !grace.is_zero()) {
+                Some(key) => {
+                    self.sessions.bind(&room, presence, key, user, fixed);
+                    fading.push((grace, presence, room.clone()));
+                }
+                None => self.unresumable.push((room.clone(), presence)),
             }
-            self.sessions.fade(presence, room.clone(), now, self.grace.max(SOON));
             self.mirror.mark_one(room.clone(), presence);
             if let Some(cluster) = &mut self.cluster {
                 cluster.follow(&room);
             }
             self.orphans.insert((presence, room));
+        }
+        // They are kept in the order in which they end.
+        fading.sort_unstable();
+        for (grace, presence, room) in fading {
+            self.sessions.fade(presence, room, now, grace);
+        }
+    }
+
+    /// Ends what an earlier life of this node has left and nobody can resume: one change for each room.
+    pub(super) fn end_unresumable(&mut self) {
+        if self.unresumable.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let mut rooms: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
+        for (room, presence) in std::mem::take(&mut self.unresumable) {
+            rooms.entry(room).or_default().push(presence);
+        }
+        for (room, presences) in rooms {
+            let diff = self.rooms.leave_together(&room, &presences, self.orphaned);
+            self.announce_leave(diff, self.orphaned, now);
         }
     }
 
@@ -117,7 +146,7 @@ impl RoomRegistry {
     pub(super) fn end_faded(&mut self, now: Moment) {
         while let Some((presence, room)) = self.sessions.take_faded(now) {
             let cause = match self.adopted_orphan(presence, &room) {
-                true => Cause::NodeLost,
+                true => self.orphaned,
                 false => Cause::Disconnected,
             };
             let diff = self.rooms.leave_together(&room, &[presence], cause);

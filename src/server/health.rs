@@ -17,8 +17,14 @@ pub(super) struct Health {
     status: &'static str,
     database: Database,
     bus: Bus,
-    /// Other nodes that live by the database and are not heard on the bus. This one is as good as they.
-    unheard: Vec<NodeName>,
+    /// Other nodes that are not heard on the bus, and for how long. This one is ready all the same.
+    unheard: Vec<Unheard>,
+}
+
+#[derive(Debug, Serialize)]
+struct Unheard {
+    node: NodeName,
+    seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +63,11 @@ impl Health {
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
         };
         let bus = Bus { state: bus, nodes: status.nodes };
-        Self { status: word, database, bus, unheard: status.unheard.clone() }
+        let unheard = status
+            .unheard
+            .iter()
+            .map(|one| Unheard { node: one.node.clone(), seconds: one.silence.as_secs() });
+        Self { status: word, database, bus, unheard: unheard.collect() }
     }
 }
 

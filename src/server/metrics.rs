@@ -42,17 +42,18 @@ const COUNTERS: [(&str, &str); 25] = [
     ("presence_log_lines_dropped_total", "Log lines that stderr did not take in time."),
 ];
 
-const GAUGES: [(&str, &str); 16] = [
-    ("presence_connections", "Connections that are in some room."),
-    ("presence_rooms", "Rooms with somebody in them."),
-    ("presence_presences", "Connections in rooms, each counted once per room."),
-    ("presence_users", "Users in rooms, each counted once."),
+const GAUGES: [(&str, &str); 17] = [
+    ("presence_connections", "Connections of this node that are in some room."),
+    ("presence_presences", "Connections of this node in rooms, each counted once per room."),
+    ("presence_view_rooms", "Rooms with somebody in them, as far as this node follows them."),
+    ("presence_view_presences", "Connections in those rooms, of all nodes, once per room."),
+    ("presence_view_users", "Users in those rooms, of all nodes, each counted once."),
     ("presence_observer_lag", "Events that wait for the observer furthest behind."),
     ("presence_sockets_open", "WebSockets that are open."),
     ("presence_rows_unwritten", "Presences whose row is not yet what memory says."),
     ("presence_lease_age_seconds", "For how long this node's lease has not been renewed."),
     ("presence_nodes", "Nodes that live and stay, this one included."),
-    ("presence_nodes_unheard", "Nodes that live and were not heard on the bus for a lease."),
+    ("presence_nodes_unheard", "Nodes of which two beats or more are missing on the bus."),
     ("presence_bus_up", "Whether other nodes are heard."),
     ("presence_database_up", "Whether the database takes rows."),
     ("presence_database_lag_seconds", "For how long the database has not taken rows."),
@@ -129,9 +130,10 @@ pub(super) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     };
     let status = state.ask(GetStatus).await?;
     gauge!("presence_connections").set(status.connections as f64);
-    gauge!("presence_rooms").set(status.rooms as f64);
-    gauge!("presence_presences").set(status.presences as f64);
-    gauge!("presence_users").set(status.users as f64);
+    gauge!("presence_presences").set(status.held as f64);
+    gauge!("presence_view_rooms").set(status.rooms as f64);
+    gauge!("presence_view_presences").set(status.presences as f64);
+    gauge!("presence_view_users").set(status.users as f64);
     gauge!("presence_observer_lag").set(status.observer_lag as f64);
     gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);

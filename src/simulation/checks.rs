@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cluster::{World, look};
 use crate::{
-    messages::{Change, GetSnapshot},
+    messages::{Change, GetSnapshot, GetStatus},
     model::{ConnectionId, Info, NodeName, Presence, RoomName, Snapshot},
     registry::RoomRegistry,
 };
@@ -40,6 +40,16 @@ pub async fn everybody_agrees(world: &mut World) {
     observers_have_heard_it(world, &all);
     views_are_equal(world, &all).await;
     nothing_is_said_twice(world);
+    everybody_is_heard_and_counted(world).await;
+}
+
+/// The counts of what nodes hold add up, and nobody is named.
+async fn everybody_is_heard_and_counted(world: &World) {
+    for node in world.nodes.iter().flatten() {
+        let held = look(&node.registry, |registry, _| held(registry).len()).await.unwrap();
+        let status = node.registry.send(GetStatus).await.unwrap();
+        assert_eq!((status.held, status.unheard), (held, Vec::new()), "on {}", node.name);
+    }
 }
 
 /// Exactly those are there who are connected.

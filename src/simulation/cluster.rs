@@ -24,7 +24,7 @@ use crate::{
     },
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
     registry::RoomRegistry,
-    start::{Shared, Ties},
+    start::{Inherited, Shared, Ties},
     supervision::Supervisor,
     testing::{
         Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,
@@ -200,7 +200,8 @@ impl World {
         let (mut store, reader) = (self.database.store(), self.database.store());
         let database = [store.link(), reader.link()];
         let now = self.clock.now().utc();
-        let Started { incarnation, inherited, .. } = store.start(&node, now, LEASE).unwrap();
+        let Started { incarnation, inherited, stopped, .. } =
+            store.start(&node, now, LEASE).unwrap();
         let rng = self.rng.fork();
         let writer = Writer::new(Box::new(store), node.clone(), LEASE);
         let writer = Inline { inner: writer, rng: rng.clone() }.start();
@@ -213,7 +214,7 @@ impl World {
         let ties = Ties {
             node: node.clone(),
             writer: writer.into(),
-            inherited: rows,
+            inherited: Inherited { rows, stopped },
             shared,
             incarnation,
             supervisor: Supervisor::default(),

@@ -7,7 +7,7 @@ use super::{
     runtime, schedule,
 };
 use crate::{
-    messages::PresenceChanged,
+    messages::{GetSnapshot, PresenceChanged},
     model::{Cause, ConnectionId, RoomName},
     testing::Seen,
 };
@@ -113,6 +113,65 @@ fn a_node_that_was_taken_for_dead_lives_on_and_its_members_never_notice() {
         let all: Vec<_> =
             world.database.rows().iter().map(|row| row.1.presence.connection).collect();
         assert_eq!(all, [here, there]);
+    });
+}
+
+/// What nodes have heard of who left, after they have met a node that has started again.
+async fn heard_after_a_start(world: &mut World) -> Vec<Vec<(ConnectionId, Option<Cause>)>> {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.nodes.iter_mut().flatten().map(|node| heard(&mut node.changes)).collect()
+}
+
+#[test]
+fn who_has_no_session_key_ends_at_once_when_a_node_starts_again_under_its_name() {
+    story(|mut world| async move {
+        let [keyed, keyless] = [0, 3].map(|client| enter(&mut world, client, 0, &lobby()));
+        tokio::time::sleep(MOMENT).await;
+        heard_after_a_start(&mut world).await;
+        world.kill(0).await;
+        world.start(0, true);
+        for heard in heard_after_a_start(&mut world).await {
+            assert_eq!(heard, [(keyless, Some(Cause::NodeLost))]);
+        }
+        for place in 0..3 {
+            assert_eq!(world.seen(place, &lobby()).await, [keyed], "on n{place}");
+        }
+        tokio::time::sleep(GRACE).await;
+        for heard in heard_after_a_start(&mut world).await {
+            assert_eq!(heard, [(keyed, Some(Cause::NodeLost))]);
+        }
+    });
+}
+
+#[test]
+fn who_asks_for_a_room_sees_nobody_there_whom_nobody_can_resume() {
+    story(|mut world| async move {
+        enter(&mut world, 3, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        world.kill(0).await;
+        world.start(0, true);
+        let registry = &world.nodes[0].as_ref().unwrap().registry;
+        let lobby = registry.send(GetSnapshot { room: lobby() }).await.unwrap();
+        assert!(lobby.is_none_or(|room| room.connections().next().is_none()));
+    });
+}
+
+#[test]
+fn a_node_that_starts_again_after_it_has_stopped_in_order_goes_on_with_what_is_left_of_the_grace() {
+    story(|mut world| async move {
+        let [keyed, _keyless] = [0, 3].map(|client| enter(&mut world, client, 0, &lobby()));
+        tokio::time::sleep(MOMENT).await;
+        schedule::shut_down(&mut world, 0).await;
+        tokio::time::sleep(GRACE / 2).await;
+        heard_after_a_start(&mut world).await;
+        world.start(0, true);
+        for heard in heard_after_a_start(&mut world).await {
+            assert_eq!(heard, []);
+        }
+        tokio::time::sleep(GRACE / 2).await;
+        for heard in heard_after_a_start(&mut world).await {
+            assert_eq!(heard, [(keyed, Some(Cause::Shutdown))]);
+        }
     });
 }
 

@@ -23,7 +23,7 @@ async fn unheard(world: &World, place: usize) -> Vec<String> {
 }
 
 fn names(status: &Status) -> Vec<String> {
-    status.unheard.iter().map(ToString::to_string).collect()
+    status.unheard.iter().map(|one| one.node.to_string()).collect()
 }
 
 #[test]
@@ -88,6 +88,41 @@ fn a_node_whose_own_bus_is_down_blames_nobody_and_reads_what_the_others_do() {
         // Whose silence is their own is named as before.
         world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
         tokio::time::sleep(TOLD).await;
+        assert_eq!(unheard(&world, 0).await, ["n1"]);
+    });
+}
+
+/// After that two beats are missing, and somebody has looked.
+const TWO_BEATS: Duration = Duration::from_secs(9);
+
+#[test]
+fn a_dead_node_is_named_before_its_lease_is_over_and_forgotten_with_it() {
+    story(|mut world| async move {
+        world.kill(0).await;
+        tokio::time::sleep(TWO_BEATS).await;
+        for place in [1, 2] {
+            assert_eq!(unheard(&world, place).await, ["n0"]);
+        }
+        tokio::time::sleep(LEASE).await;
+        let status = world.nodes[1].as_ref().unwrap().registry.send(GetStatus).await.unwrap();
+        assert_eq!((status.nodes, names(&status)), (2, Vec::new()));
+    });
+}
+
+#[test]
+fn nodes_that_have_lost_their_database_beat_and_name_nobody() {
+    story(|world| async move {
+        let links = || world.nodes.iter().flatten().flat_map(|node| &node.database);
+        links().for_each(crate::testing::MemoryLink::cut);
+        for _ in 0..8 {
+            tokio::time::sleep(TWO_BEATS).await;
+            for place in 0..3 {
+                assert_eq!(unheard(&world, place).await, [""; 0]);
+            }
+        }
+        // Who does not beat is named without the database, too.
+        world.nodes[1].as_ref().unwrap().bus.lose_next(usize::MAX);
+        tokio::time::sleep(TWO_BEATS).await;
         assert_eq!(unheard(&world, 0).await, ["n1"]);
     });
 }

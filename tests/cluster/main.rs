@@ -11,6 +11,7 @@ mod redis;
 
 mod nodes;
 
+mod deaths;
 mod endings;
 mod outages;
 mod seeing;

@@ -102,7 +102,9 @@ async fn the_metrics_count_what_happens() {
         ("presence_deliveries_total", 1.0),
         ("presence_connections", 1.0),
         ("presence_presences", 1.0),
-        ("presence_rooms", 1.0),
+        ("presence_view_presences", 1.0),
+        ("presence_view_rooms", 1.0),
+        ("presence_view_users", 1.0),
         ("presence_database_lag_seconds", 0.0),
         ("presence_rows_refused_total", 0.0),
     ] {

@@ -130,6 +130,8 @@ pub struct Started {
     pub dead: Vec<DeadNode>,
     /// What an earlier life of the node left in a [`SharedStore`], which is this one's now.
     pub inherited: Vec<Row>,
+    /// Whether that life had stopped in order ([`Store::hand_over`]).
+    pub stopped: bool,
 }
 
 /// What a renewal found.

@@ -325,7 +325,7 @@ impl Store for SqliteStore {
             diesel::delete(nodes::table).execute(conn)?;
             let row = Lease::new(node, now, lease);
             diesel::insert_into(nodes::table).values(row).execute(conn)?;
-            Ok(Started { incarnation: Epoch::new(), dead, inherited: Vec::new() })
+            Ok(Started { incarnation: Epoch::new(), dead, inherited: Vec::new(), stopped: false })
         })
     }
 

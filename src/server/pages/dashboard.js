@@ -115,7 +115,8 @@ function show(stats) {
   const { bus } = stats;
   const shared = isShared(stats);
   const nodes = !shared ? "one node" : bus.state === "ok" ? `one of ${plural(bus.nodes, "node")}` : `does not hear the other nodes: ${bus.state}`;
-  say("#state-server", ...word, `up ${span(stats.uptime_seconds)} · ${nodes}`);
+  const unheard = stats.unheard.map(({ node, seconds }) => ` · ${node} is not heard for ${span(seconds)}`);
+  say("#state-server", ...word, `up ${span(stats.uptime_seconds)} · ${nodes}${unheard.join("")}`);
   say("#state-sent", "", `${speed(history.rate((s) => s.counters.lists_sent))} presence lists`, `${speed(history.rate((s) => s.counters.deliveries))} deliveries · ${count(counters.deliveries)} so far`);
   drawLeaves(counters.leaves);
   $("#scope").hidden = !shared;

@@ -166,10 +166,11 @@ impl Tables {
     ) -> Started {
         let lease_expires_at = after(now, lease);
         let row = Node { incarnation: next, head: 0, lease_expires_at, leaving: false };
-        self.nodes.insert(node.clone(), row);
+        let before = self.nodes.insert(node.clone(), row);
         let own = self.presences.values().filter(|(holder, _)| holder == node);
         let inherited = own.map(|(_, row)| row.clone()).collect();
-        Started { incarnation: next, dead: Vec::new(), inherited }
+        let stopped = before.is_some_and(|before| before.leaving);
+        Started { incarnation: next, dead: Vec::new(), inherited, stopped }
     }
 
     pub fn renew(

@@ -198,11 +198,11 @@ impl Store for PostgresStore {
     ) -> Result<Started, StoreError> {
         let incarnation = self.life(node, lease).next();
         let clock = self.clock(now);
-        let inherited = self.transact(Scope::All, |conn| {
+        let (inherited, stopped) = self.transact(Scope::All, |conn| {
             nodes::start(conn, node, incarnation, now, clock, lease)
         })?;
         self.begin();
-        Ok(Started { incarnation, dead: Vec::new(), inherited })
+        Ok(Started { incarnation, dead: Vec::new(), inherited, stopped })
     }
 
     fn renew(

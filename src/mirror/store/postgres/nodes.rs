@@ -137,7 +137,7 @@ pub(super) fn fence(
     if found == 0 { Err(StoreError::Lapsed.into()) } else { Ok(()) }
 }
 
-/// Makes the node's row, and answers what it had.
+/// Makes the node's row, and answers what it had, and whether it had stopped in order.
 pub(super) fn start(
     conn: &mut PgConnection,
     node: &NodeName,
@@ -145,11 +145,16 @@ pub(super) fn start(
     now: DateTime<Utc>,
     clock: Option<NaiveDateTime>,
     lease: Duration,
-) -> Result<Vec<Row>, Failure> {
+) -> Result<(Vec<Row>, bool), Failure> {
     alone(conn)?;
+    let before: Option<Leaving> = statement("SELECT leaving FROM nodes WHERE id = $1 FOR UPDATE")
+        .bind::<Text>(node.as_str())
+        .get_result(conn)
+        .optional()?;
     insert(START, conn, node, incarnation, now, clock, lease)?;
     let held: Vec<Held> = statement(INHERITED).bind::<Text>(node.as_str()).load(conn)?;
-    Ok(rows::presences(held).into_iter().map(|(_, row)| row).collect())
+    let inherited = rows::presences(held).into_iter().map(|(_, row)| row).collect();
+    Ok((inherited, before.is_some_and(|before| before.leaving)))
 }
 
 fn insert(

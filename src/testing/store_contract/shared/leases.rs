@@ -83,7 +83,7 @@ pub fn a_name_that_another_process_has_taken_is_told<B: SharedBench>(mut bench: 
 /// A process that is back before its lease is over goes on with what it had.
 pub fn a_start_inherits_what_an_earlier_life_left<B: SharedBench>(mut bench: B) {
     let before = started(bench.store(), "n");
-    assert_eq!((before.dead, before.inherited), (vec![], vec![]));
+    assert_eq!((before.dead, before.inherited, before.stopped), (vec![], vec![], false));
     let left = [fading(row("a", 1, Some("ada"))), row("b", 1, Some("ada"))];
     write(bench.store(), &number(5, left.clone()));
     let mut other = bench.another();
@@ -95,7 +95,9 @@ pub fn a_start_inherits_what_an_earlier_life_left<B: SharedBench>(mut bench: B) 
     let mut again = bench.another();
     let after = again.start(&node("n"), at(1), LEASE).unwrap();
     assert_ne!(after.incarnation, before.incarnation);
-    assert_eq!(after.dead, []);
+    assert_eq!((after.dead, after.stopped), (vec![], true), "it had handed over");
+    assert!(!again.start(&node("n"), at(1), LEASE).unwrap().stopped, "this one had not");
+    let after = again.start(&node("n"), at(1), LEASE).unwrap();
     assert_eq!(sorted(after.inherited), left);
     assert_eq!(bench.rows().len(), 3, "they stay, and so do those of others");
     let found = node_row(&mut again, "n").unwrap();
