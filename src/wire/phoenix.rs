@@ -96,7 +96,7 @@ pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>)
 /// The frame with the state of a room, as everybody who joins gets it; see [`addressed`].
 #[must_use]
 pub fn presence_state(room: &Snapshot) -> ByteString {
-    frame(None, None, room.room().as_str(), STATE, &Keys::of(room.presences().map(Meta::new)))
+    frame(None, None, room.room().as_str(), STATE, &Everybody(room))
 }
 
 /// The frame with the state of a room, unless it has more bytes than the limit.
@@ -107,8 +107,7 @@ pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<Byt
         return None;
     }
     let (nothing, topic) = (None::<&str>, room.room().as_str());
-    let keys = Keys::of(room.presences().map(Meta::new));
-    encode_within(limit, &(nothing, nothing, topic, STATE, keys))
+    encode_within(limit, &(nothing, nothing, topic, STATE, Everybody(room)))
 }
 
 /// The state of a room in which there is nobody, for a client that is not told who is there.
@@ -256,6 +255,25 @@ impl Serialize for Key {
             Self::User(user) => user.serialize(serializer),
             Self::Anonymous(connection) => connection.serialize(serializer),
         }
+    }
+}
+
+/// The presences of a room by key, written as they are walked: those of a user are neighbours.
+struct Everybody<'a>(&'a Snapshot);
+
+impl Serialize for Everybody<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let mut metas = self.0.presences().map(Meta::new).peekable();
+        while let Some(first) = metas.next() {
+            let key = first.key();
+            let mut of_key = Metas { metas: vec![first] };
+            while let Some(next) = metas.next_if(|next| next.key() == key) {
+                of_key.metas.push(next);
+            }
+            map.serialize_entry(&key, &of_key)?;
+        }
+        map.end()
     }
 }
 
