@@ -10,10 +10,7 @@ use actix::{WeakRecipient, prelude::*};
 use ahash::RandomState;
 use bytestring::ByteString;
 
-use super::{
-    farewells::SPREAD,
-    frames::{Presences, Published},
-};
+use super::frames::{Presences, Published};
 use crate::{
     clock::Stopwatch,
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
@@ -63,6 +60,8 @@ pub(super) enum Order {
         rooms: Few<(RoomName, bool)>,
         order: Option<(Disconnect, Duration)>,
     },
+    /// These are to close, and stay in their rooms until they leave them by themselves.
+    Dismiss { connections: Vec<ConnectionId>, order: Disconnect },
     /// For everybody in a room.
     Message { message: Arc<Published>, except: Option<ConnectionId> },
     /// For those who listen to who is in the room.
@@ -120,7 +119,8 @@ struct Session {
     /// When it last took a whole state; in many rooms it takes one after the other.
     state_taken: u64,
     serial: u32,
-    /// It has refused a message, or is no more, and the registry has been told.
+    /// It has refused a message, or is no more, and the registry has been told; or it was told to
+    /// close.
     ended: bool,
 }
 
@@ -179,22 +179,21 @@ impl Courier {
                     session.outlet.close(order, timeout);
                 }
             }
+            Order::Dismiss { connections, order } => self.dismiss(&connections, order),
             Order::Message { message, except } => self.message(&message, except, report),
             Order::List { list, now } => self.list(&list, now, report),
         }
     }
 
-    /// Gives up all its sessions: what tells them to close.
-    pub(super) fn hand_over(&mut self) -> Farewell {
-        self.rooms.clear();
-        for session in self.sessions.values() {
-            if let Some(socket) = session.outlet.socket {
-                sockets::end_within(socket, CLOSE_TIMEOUT + SPREAD);
+    /// Orders sessions to close. A session ignores what comes after that order in its mailbox, so it
+    /// is sent nothing more, and cannot become too slow.
+    fn dismiss(&mut self, connections: &[ConnectionId], order: Disconnect) {
+        for connection in connections {
+            if let Some(session) = self.sessions.get_mut(connection) {
+                session.ended = true;
+                session.outlet.close(order, CLOSE_TIMEOUT);
             }
         }
-        let sessions = std::mem::take(&mut self.sessions).into_iter();
-        let ways = sessions.filter_map(|(id, session)| Some((id, session.outlet.disconnect?)));
-        ways.collect()
     }
 
     #[cfg(test)]
@@ -396,21 +395,5 @@ impl Handler<Parcel> for Courier {
             self.broadcasts = 0;
             ctx.wait(done.into_actor(self).map(|_, _, _| ()));
         }
-    }
-}
-
-/// The sessions of a thread that are to be told to close.
-pub(super) type Farewell = Vec<(ConnectionId, Recipient<Disconnect>)>;
-
-/// "Give up all your sessions."
-#[derive(Message)]
-#[rtype(result = "Farewell")]
-pub(super) struct HandOver;
-
-impl Handler<HandOver> for Courier {
-    type Result = Farewell;
-
-    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> Farewell {
-        self.hand_over()
     }
 }

@@ -32,7 +32,7 @@ use self::{
 };
 pub(crate) use self::{
     courier::{Courier, Outlet, Report},
-    farewells::Farewells,
+    farewells::BATCH_INTERVAL,
     frames::Taking,
     observers::Observers,
 };
@@ -51,6 +51,8 @@ struct Stay {
     serial: u32,
     /// Its rooms, and whether it listens to who is there.
     rooms: Few<(RoomName, bool)>,
+    /// Whether it was told to close because this node stops.
+    dismissed: bool,
 }
 
 /// How to reach the members of a room.
@@ -144,7 +146,7 @@ impl Delivery {
         let stay = self.stays.entry(connection).or_insert_with(|| {
             *serial = serial.wrapping_add(1);
             let desk = couriers.hire(courier);
-            Stay { desk, serial: *serial, rooms: Few::default() }
+            Stay { desk, serial: *serial, rooms: Few::default(), dismissed: false }
         });
         stay.rooms.push((name.clone(), listens));
         let (room_name, serial) = (name.clone(), stay.serial);
@@ -188,20 +190,15 @@ impl Delivery {
     }
 
     fn end(&mut self, connection: ConnectionId, order: Option<(Disconnect, Duration)>) {
-        let Some(Stay { desk, rooms, .. }) = self.stays.remove(&connection) else { return };
+        let Some(stay) = self.stays.remove(&connection) else { return };
+        let Stay { desk, rooms, dismissed, .. } = stay;
+        // An order to close is given once.
+        let order = order.filter(|_| !dismissed);
         for (room, listened) in &*rooms {
             self.uncount(room, desk, *listened);
         }
         self.couriers.tell(desk, Order::End { connection, rooms, order });
         self.couriers.release(desk);
-    }
-
-    /// Forgets everybody, who are to be told to close with this code.
-    pub fn dismiss(&mut self, code: u16) -> Farewells {
-        self.stays.clear();
-        self.routes.clear();
-        self.due.clear();
-        Farewells::new(self.couriers.dismiss(), code)
     }
 
     /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.

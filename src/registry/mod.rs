@@ -11,6 +11,7 @@ mod observing;
 mod places;
 mod queries;
 mod sessions;
+mod stopping;
 mod verifying;
 
 use std::{
@@ -25,7 +26,7 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::{following::Waiter, places::Places};
+use self::{following::Waiter, places::Places, stopping::Farewells};
 use crate::{
     clock::Clock,
     cluster::Cluster,
@@ -99,6 +100,7 @@ pub struct RoomRegistry {
     lease: Duration,
     grace: Duration,
     closing: bool,
+    farewells: Option<Farewells>,
     started: Moment,
     joins: Tally,
     leaves: Leaves,
@@ -140,6 +142,7 @@ impl RoomRegistry {
             lease: parts.lease,
             grace: parts.grace,
             closing: false,
+            farewells: None,
             timer: None,
         };
         registry.inherit(parts.inherited);
@@ -202,6 +205,7 @@ impl RoomRegistry {
         if std::mem::take(&mut self.survey_is_due) {
             self.survey(ctx);
         }
+        self.stop_waiting_if_all_left();
     }
 
     /// Members that do not take their frames leave.
