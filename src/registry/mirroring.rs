@@ -15,7 +15,9 @@ pub(super) type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError
 pub(super) const CLOSED: FlushError = FlushError { reason: "closed" };
 
 /// What the writer answered, in the registry's words.
-pub(super) fn told<T>(answer: Result<Result<T, StoreError>, MailboxError>) -> Result<T, FlushError> {
+pub(super) fn told<T>(
+    answer: Result<Result<T, StoreError>, MailboxError>,
+) -> Result<T, FlushError> {
     let answer = answer.map_err(|_| CLOSED)?;
     answer.map_err(|error| FlushError { reason: error.as_str() })
 }
@@ -106,13 +108,19 @@ impl RoomRegistry {
     }
 
     /// Has everything written, signs of life and all.
-    pub(super) fn flush(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub(super) fn flush(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> oneshot::Receiver<Result<(), FlushError>> {
         self.mirror.sweep_all();
         self.commit(ctx)
     }
 
     /// Has all changes written.
-    pub(super) fn commit(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub(super) fn commit(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> oneshot::Receiver<Result<(), FlushError>> {
         let committed = self.mirror.commit();
         let now = self.clock.now();
         self.write(ctx, now);
