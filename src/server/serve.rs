@@ -54,6 +54,7 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     config.validate()?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
+    let drain = flags.drain;
     let state = ServerState::new(&presence, options(flags));
 
     let shared = state.clone();
@@ -77,7 +78,7 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     let server = server.run();
     let tasks = [
         ("memory", actix::spawn(memory::give_back())),
-        ("signals", actix::spawn(stop(signals, server.handle(), presence.clone(), state))),
+        ("signals", actix::spawn(stop(signals, server.handle(), presence.clone(), state, drain))),
     ];
     tokio::select! {
         ended = server => ended.map_err(CommandError::Serve),
@@ -162,19 +163,24 @@ fn count(n: u32) -> usize {
 
 /// On a first signal ends everything in order, on a second one at once.
 async fn stop(
-    signals: impl Signals,
+    mut signals: impl Signals,
     server: ServerHandle,
     presence: PresenceHandle,
     state: ServerState,
+    drain: Duration,
 ) {
-    let mut signals = signals;
     signals.next().await;
-    tracing::info!("stopping: closing the sockets and writing the rows");
+    state.drain();
     actix::spawn(async move {
         signals.next().await;
         log::drain();
         std::process::exit(1);
     });
+    if !drain.is_zero() {
+        tracing::info!(?drain, "draining: not ready any more, and still serving");
+        actix::clock::sleep(drain).await;
+    }
+    tracing::info!("stopping: closing the sockets and writing the rows");
     server.pause().await;
     state.close();
     match presence.shutdown(WRITING).await {

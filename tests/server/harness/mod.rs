@@ -20,7 +20,7 @@ use std::{
 use tempfile::TempDir;
 
 pub use self::{
-    raw::{TEXT, frame},
+    raw::{Raw, TEXT, frame},
     rows::{Database, PresenceRow},
     ws::{Ws, arrival, ending, leave_of, members},
 };
