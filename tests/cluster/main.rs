@@ -11,6 +11,7 @@ mod redis;
 
 mod nodes;
 
+mod deploys;
 mod endings;
 mod outages;
 mod seeing;
