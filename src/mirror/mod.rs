@@ -9,6 +9,8 @@ mod memory;
 mod pace;
 mod reader;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{

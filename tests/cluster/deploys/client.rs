@@ -13,7 +13,7 @@ use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 use super::record::Record;
 
 /// How often a client speaks that does.
-const PACE: Duration = Duration::from_millis(20);
+const PACE: Duration = Duration::from_millis(50);
 /// How long a connection may take until the client tries another node.
 const OPENING: Duration = Duration::from_secs(20);
 /// What a closed socket means that is to come back at once.

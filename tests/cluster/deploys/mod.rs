@@ -6,7 +6,7 @@ mod record;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use self::{client::Plan, record::Record};
 use crate::{
@@ -15,11 +15,6 @@ use crate::{
 };
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-const ROOMS: usize = 4;
-/// In each room: clients, of which the first watch and the last speak.
-const CLIENTS: usize = 12;
-const WATCHERS: usize = 4;
-const SPEAKERS: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -27,21 +22,23 @@ enum End {
     Kill,
 }
 
-fn plans() -> Vec<Plan> {
+/// So many clients in each of so many rooms, of whom the first `watchers` watch and the last speak.
+fn plans(rooms: usize, clients: usize, watchers: usize, speakers: usize) -> Vec<Plan> {
     let plan = |number: usize| {
-        let (room, place) = (number % ROOMS, number / ROOMS);
-        let (watches, speaks) = (place < WATCHERS, place >= CLIENTS - SPEAKERS);
+        let (room, place) = (number % rooms, number / rooms);
+        let (watches, speaks) = (place < watchers, place >= clients - speakers);
         Plan { number, room, watches, speaks }
     };
-    (0..ROOMS * CLIENTS).map(plan).collect()
+    (0..rooms * clients).map(plan).collect()
 }
 
-/// The presences of all rooms as a node lists them, once all are live.
-async fn presences(node: &Server) -> BTreeSet<String> {
+/// The presences of all these as a node lists them, once all are live.
+async fn presences(node: &Server, plans: &[Plan]) -> BTreeSet<String> {
+    let rooms: BTreeSet<usize> = plans.iter().map(|plan| plan.room).collect();
     until("all are live", async || {
         let mut all = BTreeSet::new();
-        for room in 0..ROOMS {
-            let page = node.get(&format!("/api/rooms/room{room}/presences?limit=100")).await;
+        for room in &rooms {
+            let page = node.get(&format!("/api/rooms/room{room}/presences?limit=1000")).await;
             for one in page.json()["presences"].as_array()? {
                 if one["state"] != "live" {
                     return None;
@@ -49,49 +46,41 @@ async fn presences(node: &Server) -> BTreeSet<String> {
                 all.insert(format!("{room} {} {}", one["user"], one["channel_name"]));
             }
         }
-        (all.len() == ROOMS * CLIENTS).then_some(all)
+        (all.len() == plans.len()).then_some(all)
     })
     .await
 }
 
-/// Waits until everybody is connected, and has heard what the others have said by then.
-async fn all_hear_all(record: &Record) {
-    until("all are back", async || (record.connected() == ROOMS * CLIENTS).then_some(())).await;
+/// Waits until so many are connected, and have heard what the others have said by then.
+async fn all_hear_all(record: &Record, count: usize) {
+    until("all are there", async || (record.connected() == count).then_some(())).await;
     let said = record.said_so_far();
     until("all hear all", async || record.have_heard(&said).then_some(())).await;
 }
 
-async fn restart(
-    cluster: &Arc<Cluster>,
-    node: Server,
-    name: &str,
-    end: End,
-    record: &Record,
-) -> Server {
-    let before = record.said_so_far();
-    // As a balancer does that has seen its `/readyz`, or its death.
+fn come(plans: &[Plan], record: &Arc<Record>) -> Vec<JoinHandle<()>> {
+    let come = |plan: &Plan| tokio::spawn(client::live(plan.clone(), record.clone()));
+    plans.iter().map(come).collect()
+}
+
+fn go(clients: Vec<JoinHandle<()>>) {
+    for client in clients {
+        assert!(!client.is_finished(), "a client has panicked");
+        client.abort();
+    }
+}
+
+/// Stops a node as it should be stopped.
+async fn stop(mut node: Server, name: &str, record: &Record) {
+    // As a balancer does that has seen its `/readyz`.
     record.avoid(name);
     let started = Instant::now();
-    let mut node = node;
-    match end {
-        End::Stop => {
-            node.signal("TERM");
-            // The clients go on meanwhile.
-            let status = until("it has stopped", async || node.has_ended()).await;
-            assert_eq!(status.code(), Some(0), "{}", node.log());
-            assert!(!node.log().contains("ERROR"), "{}", node.log());
-            println!("{name} has stopped after {:?}", started.elapsed());
-        }
-        End::Kill => drop(node.kill()),
-    }
-    let (cluster, own_name) = (cluster.clone(), name.to_owned());
-    let node = spawn_blocking(move || cluster.node(&own_name)).await.unwrap();
-    record.add_node(name, node.address());
-    all_hear_all(record).await;
-    if end == End::Stop {
-        assert_eq!(record.lost(name, &before), Vec::<String>::new());
-    }
-    node
+    node.signal("TERM");
+    // The clients go on meanwhile.
+    let status = until("it has stopped", async || node.has_ended()).await;
+    println!("{name} has stopped after {:?}", started.elapsed());
+    assert_eq!(status.code(), Some(0), "{}", node.log());
+    assert!(!node.log().contains("ERROR"), "{}", node.log());
 }
 
 async fn rolling_deploy(end: End) {
@@ -101,40 +90,47 @@ async fn rolling_deploy(end: End) {
     for (name, node) in NAMES.iter().zip(&nodes) {
         record.add_node(name, node.address());
     }
-    let plans = plans();
-    let clients: Vec<_> =
-        plans.iter().map(|plan| tokio::spawn(client::live(plan.clone(), record.clone()))).collect();
-    all_hear_all(&record).await;
-    let mut before = BTreeSet::new();
-    for node in &nodes {
-        before = presences(node).await;
-    }
+    let plans = plans(4, 12, 4, 3);
+    let clients = come(&plans, &record);
+    all_hear_all(&record, plans.len()).await;
+    let before = presences(&nodes[0], &plans).await;
     until("all see all", async || record.all_see(&plans).then_some(())).await;
     record.settle(&plans);
 
-    for (place, name) in NAMES.iter().enumerate() {
+    for (place, name) in NAMES.into_iter().enumerate() {
+        let said = record.said_so_far();
         let node = nodes.remove(place);
-        let node = restart(&cluster, node, name, end, &record).await;
+        match end {
+            End::Stop => stop(node, name, &record).await,
+            End::Kill => {
+                record.avoid(name);
+                drop(node.kill());
+            }
+        }
+        let again = cluster.clone();
+        let node = spawn_blocking(move || again.node(name)).await.unwrap();
+        record.add_node(name, node.address());
         nodes.insert(place, node);
+        all_hear_all(&record, plans.len()).await;
+        if end == End::Stop {
+            assert_eq!(record.lost(name, &said), Vec::<String>::new());
+        }
         meet(&nodes.iter().collect::<Vec<_>>()).await;
         assert_eq!(record.faults(), Vec::<String>::new(), "{name}, {end:?}");
     }
     for node in &nodes {
-        assert_eq!(presences(node).await, before);
+        assert_eq!(presences(node, &plans).await, before);
     }
     until("the rows are those of the living", async || {
         let rows = cluster.rows();
         let users: BTreeSet<_> = rows.iter().map(|row| row.user.clone()).collect();
-        (rows.len() == users.len() && users.len() == ROOMS * CLIENTS).then_some(())
+        (rows.len() == users.len() && users.len() == plans.len()).then_some(())
     })
     .await;
     assert!(record.all_see(&plans));
     assert_eq!(record.faults(), Vec::<String>::new());
     println!("{end:?}: back after its pause: {:?} (median)", record.median_return());
-    for client in &clients {
-        assert!(!client.is_finished(), "a client has panicked");
-        client.abort();
-    }
+    go(clients);
 }
 
 #[tokio::test]
@@ -145,4 +141,32 @@ async fn nobody_sees_a_rolling_deploy_and_every_message_arrives() {
 #[tokio::test]
 async fn nobody_sees_three_nodes_killed_one_after_the_other() {
     rolling_deploy(End::Kill).await;
+}
+
+#[tokio::test]
+async fn the_clients_of_many_batches_go_to_another_node_one_batch_after_the_other() {
+    let cluster = Cluster::new(&[]);
+    let [a, b] = cluster.nodes(["a", "b"]).await;
+    let record = Arc::new(Record::default());
+    let plans = plans(1, 400, 6, 1);
+    let (witnesses, others) = plans.split_at(6);
+    record.add_node("b", b.address());
+    let mut clients = come(witnesses, &record);
+    all_hear_all(&record, witnesses.len()).await;
+    record.avoid("b");
+    record.add_node("a", a.address());
+    clients.extend(come(others, &record));
+    all_hear_all(&record, others.len()).await;
+    record.add_node("b", b.address());
+    let before = presences(&b, &plans).await;
+    until("all see all", async || record.all_see(&plans).then_some(())).await;
+    record.settle(&plans);
+
+    let said = record.said_so_far();
+    stop(a, "a", &record).await;
+    all_hear_all(&record, plans.len()).await;
+    assert_eq!(record.lost("a", &said), Vec::<String>::new());
+    assert_eq!(presences(&b, &plans).await, before);
+    assert_eq!(record.faults(), Vec::<String>::new());
+    go(clients);
 }

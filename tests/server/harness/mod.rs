@@ -247,7 +247,7 @@ impl Server {
     pub fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.has_ended() {
                 return status;
             }
             assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
