@@ -190,7 +190,8 @@ impl Courier {
     fn dismiss(&mut self, connections: &[ConnectionId], order: Disconnect) {
         for connection in connections {
             if let Some(session) = self.sessions.get_mut(connection) {
-                session.ended = true;
+                // One that cannot be told is ended by the registry.
+                session.ended |= session.outlet.disconnect.is_some();
                 session.outlet.close(order, CLOSE_TIMEOUT);
             }
         }
