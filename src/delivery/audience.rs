@@ -197,7 +197,7 @@ impl Audience {
         if !self.messages_wait() {
             (self.waiting_since, self.waiting_bytes) = (now, 0);
         }
-        self.waiting_bytes += said.message.bytes();
+        self.waiting_bytes = self.waiting_bytes.saturating_add(said.message.bytes());
         let new = || {
             let (senders, messages) = (SmallVec::new(), Vec::new());
             Box::new(Waiting { room: room.clone(), senders, messages })
@@ -207,6 +207,12 @@ impl Audience {
             waiting.senders.push(sender);
         }
         waiting.messages.push(said);
+    }
+
+    /// Has the messages that wait go out at once. Says whether there are any.
+    pub fn hurry(&mut self) -> bool {
+        self.waiting_bytes = usize::MAX;
+        self.messages_wait()
     }
 
     fn messages_wait(&self) -> bool {

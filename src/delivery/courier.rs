@@ -12,7 +12,6 @@ use ahash::RandomState;
 
 use super::{
     audience::Said,
-    farewells::SPREAD,
     handout::{Handout, Pace, Queue},
     list::List,
     outlet::{Knows, Outlet, Refusal, Session},
@@ -21,7 +20,7 @@ use crate::{
     clock::{Stopwatch, ThreadTime},
     messages::{Dialect, Disconnect, ForwardMessage, Forwarded},
     model::{ConnectionId, Few, RoomName, Shrink, micros},
-    sockets::{self, CLOSE_TIMEOUT},
+    sockets::CLOSE_TIMEOUT,
 };
 
 /// A listener that takes no list for this long is too slow.
@@ -41,6 +40,8 @@ pub(super) enum Order {
         rooms: Few<(RoomName, bool)>,
         order: Option<(Disconnect, Duration)>,
     },
+    /// These are to close, and stay in their rooms until they leave them by themselves.
+    Dismiss { connections: Vec<ConnectionId>, order: Disconnect },
     /// For everybody in a room.
     Message(Said),
     /// For those who listen to who is in the room, or only for those of them who are owed the whole list.
@@ -167,6 +168,7 @@ impl Courier {
                     session.outlet.close(order, timeout);
                 }
             }
+            Order::Dismiss { connections, order } => self.dismiss(&connections, order),
             Order::Message(said) => self.message(&said, report),
             Order::List { list, only_owed, now } => {
                 let Some(room) = self.rooms.get(list.room()) else { return };
@@ -180,17 +182,18 @@ impl Courier {
         }
     }
 
-    /// Gives up all its sessions: what tells them to close.
-    pub(super) fn hand_over(&mut self) -> Farewell {
-        self.rooms.clear();
-        for session in self.sessions.values() {
-            if let Some(socket) = session.outlet.socket {
-                sockets::end_within(socket, CLOSE_TIMEOUT + SPREAD);
+    /// Orders sessions to close. A session ignores what comes after that order in its mailbox, so it
+    /// is sent nothing more, and cannot become too slow.
+    fn dismiss(&mut self, connections: &[ConnectionId], order: Disconnect) {
+        // Until then they hear what was said.
+        self.finish_queues();
+        for connection in connections {
+            if let Some(session) = self.sessions.get_mut(connection) {
+                // One that cannot be told is ended by the registry.
+                session.ended |= session.outlet.disconnect.is_some();
+                session.outlet.close(order, CLOSE_TIMEOUT);
             }
         }
-        let sessions = std::mem::take(&mut self.sessions).into_iter();
-        let ways = sessions.filter_map(|(id, session)| Some((id, session.outlet.disconnect?)));
-        ways.collect()
     }
 
     #[cfg(test)]
@@ -317,21 +320,5 @@ impl Handler<Parcel> for Courier {
             (order, Some(mut errand)) => self.take(order, &mut errand.report),
             (order, None) => self.take(order, &mut Report::default()),
         }
-    }
-}
-
-/// The sessions of a thread that are to be told to close.
-pub(super) type Farewell = Vec<(ConnectionId, Recipient<Disconnect>)>;
-
-/// "Give up all your sessions."
-#[derive(Message)]
-#[rtype(result = "Farewell")]
-pub(super) struct HandOver;
-
-impl Handler<HandOver> for Courier {
-    type Result = Farewell;
-
-    fn handle(&mut self, _: HandOver, _: &mut Context<Self>) -> Farewell {
-        self.hand_over()
     }
 }

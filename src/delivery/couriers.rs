@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{WeakRecipient, dev::Request, prelude::*};
+use actix::{WeakRecipient, prelude::*};
 
-use super::courier::{Courier, Errand, Farewell, HandOver, Order, Parcel, Report};
+use super::courier::{Courier, Errand, Order, Parcel, Report};
 use crate::model::micros;
 
 /// A thread with so many errands under way, of which none comes back for so long, stands still.
@@ -101,13 +101,6 @@ impl Couriers {
         let errand = Errand { home: Arc::clone(&there.home), report };
         there.courier.do_send(Parcel(order, Some(errand)));
         Sent::Away
-    }
-
-    /// Has all give up their sessions.
-    pub fn dismiss(&mut self) -> (Farewell, Vec<Request<Courier, HandOver>>) {
-        let there = std::mem::take(&mut self.there).into_iter().flatten();
-        let asked = there.map(|there| there.courier.send(HandOver)).collect();
-        (self.here.hand_over(), asked)
     }
 
     /// Whether nothing is left of anybody.

@@ -2,55 +2,62 @@
 
 use std::time::Duration;
 
-use actix::dev::Request;
-use futures_util::future::join_all;
+use super::{Delivery, courier::Order, couriers::Desk};
+use crate::{
+    messages::Disconnect,
+    model::{ConnectionId, Rooms},
+};
 
-use super::courier::{Courier, Farewell, HandOver};
-use crate::{messages::Disconnect, model::Cause};
-
-/// How many batches there are at most, and how far apart they are: everybody is told in two seconds.
+/// How many batches there are at most, and how far apart they are: everybody is told within two
+/// seconds.
 const BATCHES: usize = 20;
-const APART: Duration = Duration::from_millis(100);
-/// Everybody has been told after this.
-pub(super) const SPREAD: Duration = APART.saturating_mul(BATCHES as u32);
+pub(crate) const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// A batch has no fewer.
-const BATCH: usize = 64;
-/// How long a thread may take to give up its sessions.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MIN_BATCH: usize = 64;
 
-/// The sessions that are to close because the registry does.
-pub(crate) struct Farewells {
-    sessions: Farewell,
-    elsewhere: Vec<Request<Courier, HandOver>>,
-    code: u16,
-}
-
-impl Farewells {
-    pub(super) fn new(
-        (sessions, elsewhere): (Farewell, Vec<Request<Courier, HandOver>>),
-        code: u16,
-    ) -> Self {
-        Self { sessions, elsewhere, code }
+impl Delivery {
+    /// Whether nobody is left to deliver to.
+    pub fn is_empty(&self) -> bool {
+        self.stays.is_empty()
     }
 
-    /// Orders them to close; answers when all have been told.
-    pub async fn say(mut self) {
-        let couriers = self.elsewhere.into_iter().map(|courier| courier.timeout(PATIENCE));
-        for sessions in join_all(couriers).await {
-            // A thread that has ended has none.
-            self.sessions.extend(sessions.unwrap_or_default());
-        }
-        self.sessions.sort_unstable_by_key(|(connection, _)| *connection);
-        let order = Disconnect { code: self.code, cause: Cause::Shutdown };
-        let size = self.sessions.len().div_ceil(BATCHES).max(BATCH);
-        let mut batches = self.sessions.chunks(size).peekable();
-        while let Some(batch) = batches.next() {
-            for (_, session) in batch {
-                session.do_send(order);
+    /// All connections, in the batches in which they are to be told to close.
+    pub fn batches(&self) -> Vec<Vec<ConnectionId>> {
+        let mut all: Vec<_> = self.stays.keys().copied().collect();
+        all.sort_unstable();
+        let size = all.len().div_ceil(BATCHES).max(MIN_BATCH);
+        all.chunks(size).map(<[_]>::to_vec).collect()
+    }
+
+    /// Tells connections to close. Each is a member of its rooms until its session has left them, and
+    /// hears what was said before the order.
+    pub fn dismiss(
+        &mut self,
+        connections: Vec<ConnectionId>,
+        order: Disconnect,
+        rooms: &Rooms,
+        now: u64,
+    ) {
+        self.end_turn(rooms, now);
+        self.flush_messages(rooms, now);
+        let mut desks: Vec<(Desk, Vec<ConnectionId>)> = Vec::new();
+        for connection in connections {
+            let Some(stay) = self.stays.get_mut(&connection) else { continue };
+            if std::mem::replace(&mut stay.dismissed, true) {
+                continue;
             }
-            if batches.peek().is_some() {
-                actix::clock::sleep(APART).await;
+            match desks.iter_mut().find(|(desk, _)| *desk == stay.desk) {
+                Some((_, connections)) => connections.push(connection),
+                None => desks.push((stay.desk, vec![connection])),
             }
         }
+        for (desk, connections) in desks {
+            self.couriers.tell(desk, Order::Dismiss { connections, order });
+        }
+    }
+
+    /// Whether the connection was told to close because this node stops.
+    pub fn is_dismissed(&self, connection: ConnectionId) -> bool {
+        self.stays.get(&connection).is_some_and(|stay| stay.dismissed)
     }
 }

@@ -221,6 +221,32 @@ impl Courier {
         }
     }
 
+    /// Hands out everything that waits in rooms, in one slice.
+    pub(super) fn finish_queues(&mut self) {
+        let queues = self.rooms.iter_mut().filter_map(|(name, room)| {
+            let queue = room.queue.take()?;
+            Some((name.clone(), queue))
+        });
+        for (name, queue) in queues.collect::<Vec<_>>() {
+            let Queue { mut handout, mut tasks, .. } = *queue;
+            loop {
+                if let Some((mut handout, mut errand)) = handout.take() {
+                    self.hand_out(&mut handout, usize::MAX, &mut errand.report);
+                }
+                match tasks.pop_front() {
+                    Some(Task::List { list, only_owed, now, errand }) => {
+                        let Some(room) = self.rooms.get(&name) else { break };
+                        handout = Some((Handout::new(list, only_owed, now, room), errand));
+                    }
+                    Some(Task::Message(said, mut errand)) => {
+                        self.message(&said, &mut errand.report);
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+
     /// The sessions have written what they were handed.
     fn end_slice(
         &mut self,

@@ -143,6 +143,16 @@ impl Delivery {
         self.schedule(name, now);
     }
 
+    /// Has the messages go out that wait for lists, each after its list.
+    pub(super) fn flush_messages(&mut self, rooms: &Rooms, now: u64) {
+        let hurries = |route: &mut Route| route.audience.as_mut().is_some_and(|one| one.hurry());
+        let waiting =
+            self.routes.iter_mut().filter_map(|(room, route)| hurries(route).then_some(room));
+        for room in waiting.cloned().collect::<Vec<_>>() {
+            self.flush(&rooms.snapshot(&room), now);
+        }
+    }
+
     pub(super) fn audience(&mut self, room: &RoomName) -> Option<&mut Audience> {
         self.routes.get_mut(room)?.audience.as_deref_mut()
     }

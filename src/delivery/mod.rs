@@ -37,7 +37,7 @@ use self::{
 };
 pub(crate) use self::{
     courier::{Courier, Report},
-    farewells::Farewells,
+    farewells::BATCH_INTERVAL,
     observers::Observers,
     outlet::Outlet,
     published::Taking,
@@ -57,6 +57,8 @@ struct Stay {
     serial: u32,
     /// Its rooms, and whether it listens to who is there.
     rooms: Few<(RoomName, bool)>,
+    /// Whether it was told to close because this node stops.
+    dismissed: bool,
 }
 
 /// How to reach the members of a room.
@@ -185,7 +187,7 @@ impl Delivery {
         let stay = self.stays.entry(connection).or_insert_with(|| {
             *serial = serial.wrapping_add(1);
             let desk = couriers.hire(courier);
-            Stay { desk, serial: *serial, rooms: Few::default() }
+            Stay { desk, serial: *serial, rooms: Few::default(), dismissed: false }
         });
         let (desk, serial) = (stay.desk, stay.serial);
         let known = stay.rooms.iter().position(|(known, _)| known == name);
@@ -247,23 +249,15 @@ impl Delivery {
 
     fn end(&mut self, connection: ConnectionId, order: Option<(Disconnect, Duration)>) {
         self.introduce(connection, None);
-        let Some(Stay { desk, rooms, .. }) = self.stays.remove(&connection) else { return };
+        let Some(stay) = self.stays.remove(&connection) else { return };
+        let Stay { desk, rooms, dismissed, .. } = stay;
+        // An order to close is given once.
+        let order = order.filter(|_| !dismissed);
         for (room, listened) in &*rooms {
             self.uncount(room, desk, *listened);
         }
         self.couriers.tell(desk, Order::End { connection, rooms, order });
         self.couriers.release(desk);
-    }
-
-    /// Forgets everybody, who are to be told to close with this code.
-    pub fn dismiss(&mut self, code: u16) -> Farewells {
-        for Newcomer { desk, entry } in self.newcomers.drain(..) {
-            self.couriers.tell(desk, Order::Enter(entry));
-        }
-        self.stays.clear();
-        self.routes.clear();
-        self.due.clear();
-        Farewells::new(self.couriers.dismiss(), code)
     }
 
     /// Tells a connection that it was put out of one of its rooms, if its dialect has a word for it.

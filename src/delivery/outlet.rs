@@ -93,7 +93,8 @@ pub(super) struct Session {
     /// When it last took a whole state; in many rooms it takes one after the other.
     pub state_taken: u64,
     pub serial: u32,
-    /// It has refused a message, or is no more, and the registry has been told.
+    /// It has refused a message, or is no more, and the registry has been told; or it was told to
+    /// close.
     pub ended: bool,
 }
 

@@ -133,7 +133,9 @@ pub enum Forwarded {
     Closed,
 }
 
-/// The order to close: the connection is out of its last room and gets nothing more.
+/// The order to close: the connection gets nothing more. It is out of its last room; or, where the
+/// registry [ends](crate::Shutdown), it is a member until its session has left, which it should do at
+/// once.
 ///
 /// Sent at most once per stay, and never refused by a full mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]

@@ -218,9 +218,12 @@ pub struct Counters {
     pub rows_written: u64,
 }
 
-/// Ends everything in order: no more joins, everybody leaves with
-/// [`Cause::Shutdown`](crate::Cause::Shutdown) and is told to close, then the rows are written.
-/// Answers when they are, or why they cannot be.
+/// Ends everything in order: nobody joins any more, everybody is told to close, a few at a time over at
+/// most two seconds, and leaves with [`Cause::Shutdown`](crate::Cause::Shutdown); then the rows are
+/// written. Answers when they are, or why they cannot be.
+///
+/// Until its session leaves, a connection is a member, and hears what was said before it was told to
+/// close. One that does not leave by itself is ended half a second after the last was told.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<(), FlushError>")]
 pub struct Shutdown;

@@ -9,6 +9,8 @@ mod memory;
 mod pace;
 mod reader;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -75,6 +77,8 @@ pub(crate) struct Mirror {
     /// Whether a renewal of the lease is under way.
     renewing: bool,
     waiters: Vec<Waiter>,
+    /// Whether the store is being closed.
+    closed: bool,
     trouble: Option<Trouble>,
     pace: Pace,
     lease_renewed: Option<Moment>,
@@ -125,6 +129,7 @@ impl Mirror {
             in_flight: None,
             renewing: false,
             waiters: Vec::new(),
+            closed: false,
             trouble: None,
             pace: Pace::new(rest),
             lease_renewed: None,
@@ -202,7 +207,7 @@ impl Mirror {
 
     /// The renewal of the lease that is due, if none is under way.
     pub fn renew(&mut self, now: Moment) -> Option<RecipientRequest<Renew>> {
-        if std::mem::replace(&mut self.renewing, true) {
+        if self.closed || std::mem::replace(&mut self.renewing, true) {
             return None;
         }
         Some(self.writer.renew.send(Renew { now: now.utc() }))
@@ -212,7 +217,7 @@ impl Mirror {
     pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
         let wanted = !self.dirty.is_empty() || !self.waiters.is_empty();
         let pressing = !self.waiters.is_empty() || self.dirty.fills(BATCH);
-        if self.in_flight.is_some() || !wanted || !self.pace.allows(pressing) {
+        if self.closed || self.in_flight.is_some() || !wanted || !self.pace.allows(pressing) {
             return None;
         }
         for waiter in &mut self.waiters {
@@ -340,8 +345,24 @@ impl Mirror {
 
     fn wait(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
         let (reply, receiver) = oneshot::channel();
+        if self.closed {
+            // The receiver is told by the drop.
+            return receiver;
+        }
         self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
         receiver
+    }
+
+    /// Asks the writer for nothing more, as its store is about to be closed. Whatever changes after that
+    /// is not written.
+    pub fn close(&mut self) {
+        self.closed = true;
+        self.waiters.clear();
+    }
+
+    /// The store could not be closed.
+    pub fn reopen(&mut self) {
+        self.closed = false;
     }
 
     /// The time to wait after a failure is over.

@@ -1,27 +1,23 @@
-//! Keeping the database in step, and the end.
-
-use std::time::Duration;
+//! Keeping the database in step.
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, clustering::TellStopping, following::PATIENCE};
+use super::RoomRegistry;
 use crate::{
-    messages::{Flush, FlushError, PruneRooms, Shutdown},
-    mirror::{Goodbye, Memory, Next, PruneRoomRows, store::StoreError},
-    model::{Cause, Moment},
+    messages::{Flush, FlushError, PruneRooms},
+    mirror::{Memory, Next, PruneRoomRows, store::StoreError},
+    model::Moment,
 };
 
-type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
+pub(super) type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
-/// Close codes (RFC 6455, section 7.4.1, and its registry): the server goes away, or restarts.
-const GOING_AWAY: u16 = 1001;
-const RESTARTING: u16 = 1012;
-
-const CLOSED: FlushError = FlushError { reason: "closed" };
+pub(super) const CLOSED: FlushError = FlushError { reason: "closed" };
 
 /// What the writer answered, in the registry's words.
-fn told<T>(answer: Result<Result<T, StoreError>, MailboxError>) -> Result<T, FlushError> {
+pub(super) fn told<T>(
+    answer: Result<Result<T, StoreError>, MailboxError>,
+) -> Result<T, FlushError> {
     let answer = answer.map_err(|_| CLOSED)?;
     answer.map_err(|error| FlushError { reason: error.as_str() })
 }
@@ -112,13 +108,19 @@ impl RoomRegistry {
     }
 
     /// Has everything written, signs of life and all.
-    fn flush(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub(super) fn flush(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> oneshot::Receiver<Result<(), FlushError>> {
         self.mirror.sweep_all();
         self.commit(ctx)
     }
 
     /// Has all changes written.
-    fn commit(&mut self, ctx: &mut Context<Self>) -> oneshot::Receiver<Result<(), FlushError>> {
+    pub(super) fn commit(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> oneshot::Receiver<Result<(), FlushError>> {
         let committed = self.mirror.commit();
         let now = self.clock.now();
         self.write(ctx, now);
@@ -148,71 +150,5 @@ impl Handler<PruneRooms> for RoomRegistry {
             told(writer.prune_rooms.send(PruneRoomRows { now }).await)
         };
         Box::pin(pruned.into_actor(self))
-    }
-}
-
-impl Handler<Shutdown> for RoomRegistry {
-    type Result = Answer<()>;
-
-    fn handle(&mut self, _: Shutdown, ctx: &mut Context<Self>) -> Self::Result {
-        let now = self.clock.now();
-        self.closing = true;
-        let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
-        let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
-        let farewells = self.delivery.dismiss(if others { RESTARTING } else { GOING_AWAY });
-        for room in self.waiting.keys().cloned().collect::<Vec<_>>() {
-            self.wait_no_longer(&room, ctx);
-        }
-        self.end_all(grace, now);
-        let flushed = self.flush(ctx);
-        let writer = self.mirror.writer().clone();
-        let clock = self.clock.clone();
-        let registry = ctx.address();
-        let closed = async move {
-            let mut flushed = flushed;
-            let mut early = None;
-            if grace.is_some() {
-                // Where a client comes back, it has to be known that it may.
-                early = tokio::time::timeout(PATIENCE, &mut flushed).await.ok();
-            }
-            farewells.say().await;
-            let flushed = match early {
-                Some(flushed) => flushed,
-                None => flushed.await,
-            };
-            let flushed = flushed.unwrap_or(Err(CLOSED));
-            registry.do_send(TellStopping);
-            let goodbye = Goodbye { now: clock.now().utc(), grace };
-            told(writer.goodbye.send(goodbye).await)?;
-            flushed
-        };
-        Box::pin(closed.into_actor(self))
-    }
-}
-
-impl RoomRegistry {
-    /// Everybody who is here leaves, but for those who may come back to another node within the grace:
-    /// they fade.
-    fn end_all(&mut self, grace: Option<Duration>, now: Moment) {
-        let rooms: Vec<_> =
-            self.rooms.list(None, usize::MAX).into_iter().map(|summary| summary.room).collect();
-        for room in rooms {
-            let Some(grace) = grace else {
-                let diff = self.rooms.close_room(&room, Cause::Shutdown);
-                self.announce_leave(diff, Cause::Shutdown, now);
-                continue;
-            };
-            let here: Vec<_> = self.rooms.snapshot(&room).connections().collect();
-            let here = here.into_iter().filter(|one| self.rooms.holds(&room, *one));
-            let keyed = |one: &_| self.sessions.key_of(&room, *one).is_some();
-            let (stay, go): (Vec<_>, Vec<_>) = here.partition(keyed);
-            let diff = self.rooms.leave_together(&room, &go, Cause::Shutdown);
-            self.announce_leave(diff, Cause::Shutdown, now);
-            for presence in stay {
-                self.mirror.mark_one(room.clone(), presence);
-                // The rows end by the database's clock; this node is gone by then.
-                self.sessions.fade(presence, room.clone(), now, grace);
-            }
-        }
     }
 }

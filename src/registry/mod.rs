@@ -11,6 +11,7 @@ mod observing;
 mod places;
 mod queries;
 mod sessions;
+mod stopping;
 mod turns;
 mod verifying;
 
@@ -26,7 +27,10 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::{following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, turns::Turn};
+use self::{
+    following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, stopping::Farewells,
+    turns::Turn,
+};
 use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
@@ -106,6 +110,7 @@ pub struct RoomRegistry {
     lease: Duration,
     grace: Duration,
     closing: bool,
+    farewells: Option<Farewells>,
     started: Moment,
     joins: Tally,
     leaves: Leaves,
@@ -150,6 +155,7 @@ impl RoomRegistry {
             lease: parts.lease,
             grace: parts.grace,
             closing: false,
+            farewells: None,
             timer: None,
         };
         registry.inherit(parts.inherited.rows);

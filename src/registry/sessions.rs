@@ -50,23 +50,23 @@ impl RoomRegistry {
         now: Moment,
     ) -> usize {
         let keyed = |(room, presence): (_, _)| self.sessions.key_of(room, presence).is_some();
-        if cause != Cause::Disconnected || !self.rooms.stays_of(connection).any(keyed) {
-            return self.leave_all(connection, cause, now);
-        }
+        let grace = self.grace_after(cause);
+        let grace = grace.filter(|_| self.rooms.stays_of(connection).any(keyed));
+        let Some(grace) = grace else { return self.leave_all(connection, cause, now) };
         let stays = self.rooms.stays_of(connection);
         let stays: Vec<_> = stays.map(|(room, presence)| (room.clone(), presence)).collect();
         self.rooms.touch(connection, Sign::Disconnect, now);
         self.delivery.forget(connection);
         let count = stays.len();
         for (room, presence) in stays {
-            if self.grace.is_zero() || self.sessions.key_of(&room, presence).is_none() {
+            if grace.is_zero() || self.sessions.key_of(&room, presence).is_none() {
                 let diff = self.rooms.leave(&room, connection, cause);
                 self.announce_leave(diff, cause, now);
             } else if self.sessions.fading(presence, &room).is_none() {
                 if self.cluster.is_some() {
                     self.mirror.mark_one(room.clone(), presence);
                 }
-                self.sessions.fade(presence, room, now, self.grace);
+                self.sessions.fade(presence, room, now, grace);
             }
         }
         count

@@ -76,6 +76,7 @@ impl RoomRegistry {
         if std::mem::take(&mut self.survey_is_due) {
             self.survey(ctx);
         }
+        self.stop_waiting_if_all_left();
     }
 
     /// Members that did not take their frames leave.

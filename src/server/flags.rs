@@ -129,6 +129,10 @@ pub(super) struct Serve {
     /// How long a connection with a session key that broke may take to come back; 0 for not at all.
     #[arg(long, value_name = "D", env = "PRESENCE_GRACE", default_value = "10s", value_parser = duration::parse_or_zero)]
     pub grace: Duration,
+    /// After SIGTERM or SIGINT: how long /readyz says 503 while everything goes on and connections are
+    /// still taken, before the stop begins.
+    #[arg(long, value_name = "D", env = "PRESENCE_DRAIN", default_value = "0s", value_parser = duration::parse_or_zero)]
+    pub drain: Duration,
     /// How often stale presences are removed [default: a quarter of max-age, at most 15s].
     #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_INTERVAL", value_parser = duration::parse)]
     pub prune_interval: Option<Duration>,

@@ -102,13 +102,17 @@ pub(super) async fn ready(state: web::Data<ServerState>) -> HttpResponse {
     let status = match timeout(READY_TIMEOUT, state.registry().send(GetStatus)).await {
         Ok(Ok(status)) => status,
         Ok(Err(_)) => return unavailable("closing", "the room registry has stopped"),
+        Err(_) if state.is_draining() => return unavailable("closing", "the server stops"),
         Err(_) => {
             let seconds = READY_TIMEOUT.as_secs();
             let reason = format!("the room registry has not answered within {seconds} s");
             return unavailable("busy", &reason);
         }
     };
-    let health = Health::of(&status);
+    let mut health = Health::of(&status);
+    if state.is_draining() {
+        health.status = "closing";
+    }
     let ready = health.status == "ready";
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     reply(code, &health)

@@ -3,7 +3,11 @@
 use std::{future::Future, io, time::Duration};
 
 use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
-use futures_util::future::select_all;
+use futures_util::future::{select, select_all};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     Metrics, ServerOptions, ServerState,
@@ -16,10 +20,16 @@ use super::{
 };
 use crate::{PresenceConfig, PresenceHandle, watch_socket};
 
-/// How long the rows may take at the end.
+/// How long the goodbyes and the rows may take at the end.
 const WRITING: Duration = Duration::from_secs(5);
-/// How long open connections may take at the end, in seconds. Sessions take two for their farewell.
+/// How long WebSockets may take after that: a little more than a client has for its close frame.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long all other connections may take then, in seconds.
 const CLOSING: u64 = 3;
+/// How long all of that may take together.
+const STOP_TIMEOUT: Duration = Duration::from_millis(9500);
+/// How often to look whether the last connection has ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
     log::start(&flags.log).map_err(CommandError::Log)?;
@@ -54,6 +64,7 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     config.validate()?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
+    let drain = flags.drain;
     let state = ServerState::new(&presence, options(flags));
 
     let shared = state.clone();
@@ -75,12 +86,17 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     }
     let signals = signals().map_err(CommandError::Serve)?;
     let server = server.run();
+    let (done, stopped) = oneshot::channel();
     let tasks = [
         ("memory", actix::spawn(memory::give_back())),
-        ("signals", actix::spawn(stop(signals, server.handle(), presence.clone(), state))),
+        (
+            "signals",
+            actix::spawn(stop(signals, server.handle(), presence.clone(), state, drain, done)),
+        ),
     ];
     tokio::select! {
         ended = server => ended.map_err(CommandError::Serve),
+        Ok(()) = stopped => Ok(()),
         error = failure(presence, tasks) => commands::abort(&error),
     }
 }
@@ -164,19 +180,26 @@ fn count(n: u32) -> usize {
 
 /// On a first signal ends everything in order, on a second one at once.
 async fn stop(
-    signals: impl Signals,
+    mut signals: impl Signals,
     server: ServerHandle,
     presence: PresenceHandle,
     state: ServerState,
+    drain: Duration,
+    done: oneshot::Sender<()>,
 ) {
-    let mut signals = signals;
     signals.next().await;
-    tracing::info!("stopping: closing the sockets and writing the rows");
+    state.drain();
     actix::spawn(async move {
         signals.next().await;
         log::drain();
         std::process::exit(1);
     });
+    if !drain.is_zero() {
+        tracing::info!(?drain, "draining: not ready any more, and still serving");
+        actix::clock::sleep(drain).await;
+    }
+    tracing::info!("stopping: closing the sockets and writing the rows");
+    let deadline = Instant::now() + STOP_TIMEOUT;
     server.pause().await;
     state.close();
     match presence.shutdown(WRITING).await {
@@ -185,7 +208,24 @@ async fn stop(
             tracing::error!(%error, "not everything is written; the next start tidies up")
         }
     }
-    server.stop(true).await;
+    // What is open still at the deadline is cut.
+    let _ = timeout_at(deadline, end_connections(server, &state)).await;
+    // The server may be about to end the process as well.
+    let _ = done.send(());
+}
+
+/// Waits until the WebSockets have ended, then ends all other connections. The workers look only once a
+/// second whether that was the last one.
+async fn end_connections(server: ServerHandle, state: &ServerState) {
+    let _ = timeout(FAREWELL_TIMEOUT, until(|| state.open_sockets() == 0)).await;
+    let all_ended = until(|| connections::open() == 0);
+    select(Box::pin(server.stop(true)), Box::pin(all_ended)).await;
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        actix::clock::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 /// The signals that end the server, one after the other.

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -101,6 +104,8 @@ struct Shared {
     open: Arc<()>,
     /// What is left of them for readers of the live numbers.
     seats: Arc<Semaphore>,
+    /// Whether the server is about to stop, and nobody new is to be sent to it.
+    draining: AtomicBool,
     /// Turns true when the server ends.
     closing: watch::Sender<bool>,
     ranking: Mutex<Ranking>,
@@ -119,6 +124,7 @@ impl ServerState {
             places: limit.map(|limit| Arc::new(Semaphore::new(limit))),
             open: Arc::new(()),
             seats: Arc::new(Semaphore::new(SEATS)),
+            draining: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             ranking: Mutex::default(),
         }))
@@ -128,6 +134,16 @@ impl ServerState {
     #[must_use]
     pub fn open_sockets(&self) -> usize {
         Arc::strong_count(&self.0.open) - 1
+    }
+
+    /// Has `/readyz` say 503 from now on, so that nobody new is sent here. Nothing else changes: call
+    /// it some time before the [shutdown](crate::PresenceHandle::shutdown).
+    pub fn drain(&self) {
+        self.0.draining.store(true, Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.draining.load(Relaxed)
     }
 
     /// Closes the WebSockets that are in no room, of which the registry does not know.

@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use tokio_util::codec::Encoder;
 
 use super::guard::Input;
-use crate::messages::Reservation;
+use crate::{messages::Reservation, sockets::SocketKey};
 
 /// How many bytes of frames are encoded at a time, unless one alone has more.
 const HANDED_OVER: usize = 64 * 1024;
@@ -136,12 +136,21 @@ pub(super) struct Writer<S> {
     /// Those of the frames that were given last.
     given: Reservations,
     ended: bool,
+    /// Where it is written to, if that is watched.
+    socket: Option<SocketKey>,
 }
 
 impl<S> Writer<S> {
-    pub fn new(session: S, outgoing: Outgoing) -> Self {
+    pub fn new(session: S, outgoing: Outgoing, socket: Option<SocketKey>) -> Self {
         let (codec, given, ended) = (Codec::new(), Reservations::new(), false);
-        Self { session, outgoing, codec, given, ended }
+        Self { session, outgoing, codec, given, ended, socket }
+    }
+
+    /// Everything has been given: the connection ends when it has been written.
+    fn end(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            socket.end_reading();
+        }
     }
 }
 
@@ -174,6 +183,10 @@ where
         }
         // The task yields by itself now.
         this.outgoing.input.end_turn();
-        if this.ended { Poll::Ready(None) } else { Poll::Pending }
+        if !this.ended {
+            return Poll::Pending;
+        }
+        this.end();
+        Poll::Ready(None)
     }
 }

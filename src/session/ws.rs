@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::{
     Connection,
     closing::Closing,
-    guard::{Guard, Input},
+    guard::{Guard, Input, Refused},
     outgoing::{Outgoing, Writer},
     rate::Rate,
 };
@@ -191,7 +191,8 @@ impl<P: Protocol> Socket<P> {
         let outgoing = Outgoing::new(input.clone());
         let me = me.watched(req).with_backlog_limit(backlog_limit(max_frame_size));
         let rate = max_rate.map(|frames| Box::new(Rate::new(frames, Instant::now())));
-        let socket = Self {
+        let socket = me.socket;
+        let session = Self {
             me,
             protocol,
             heard: Instant::now(),
@@ -204,7 +205,7 @@ impl<P: Protocol> Socket<P> {
             _place,
         };
         let codec = Codec::new().max_size(max_frame_size);
-        Writer::new(ws::WebsocketContext::with_codec(socket, guarded, codec), outgoing)
+        Writer::new(ws::WebsocketContext::with_codec(session, guarded, codec), outgoing, socket)
     }
 
     /// Ends the session from our side: leaves, says why, and waits for the peer's answer.
@@ -270,27 +271,24 @@ impl<P: Protocol> Socket<P> {
         ctx.stop();
     }
 
-    /// The peer sent what is no frame.
+    /// The peer sent what is no frame. Whatever follows does not count, but for its close frame.
     fn broken(&mut self, ctx: &mut Ctx<P>, error: &ws::ProtocolError) {
         self.close(ctx, self.closing_for(error));
-        if !self.input.is_too_big() {
-            // The codec would say the same of the same bytes again and again: read no more of them.
-            let farewell = actix::clock::sleep(FAREWELL).into_actor(self);
-            ctx.wait(farewell.map(|(), _, ctx| ctx.stop()));
-        }
+        self.input.skip_to_close();
     }
 
     /// What a broken frame is closed with.
     fn closing_for(&self, error: &ws::ProtocolError) -> Closing {
-        match error {
-            ws::ProtocolError::Overflow => Closing::MessageTooBig,
-            _ if self.input.is_too_big() => Closing::MessageTooBig,
+        match (self.input.refused(), error) {
+            (Some(Refused::TooBig), _) => Closing::MessageTooBig,
+            (Some(Refused::Malformed), _) => Closing::MalformedFrame,
+            (None, ws::ProtocolError::Overflow) => Closing::MessageTooBig,
             // So come reserved bits, and text that is not UTF-8.
-            ws::ProtocolError::Io(error) if error.kind() == ErrorKind::InvalidData => {
+            (None, ws::ProtocolError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
                 Closing::MalformedFrame
             }
-            ws::ProtocolError::Io(_) => Closing::InvalidUtf8,
-            _ => Closing::MalformedFrame,
+            (None, ws::ProtocolError::Io(_)) => Closing::InvalidUtf8,
+            (None, _) => Closing::MalformedFrame,
         }
     }
 }
@@ -345,6 +343,10 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
             return self.closed(ctx, reason);
         }
         if self.closing {
+            if frame.is_err() {
+                // A codec that does not get past a frame would fail again and again.
+                ctx.stop();
+            }
             return;
         }
         if self.rate.as_mut().is_some_and(|rate| !rate.take(Instant::now())) {

@@ -60,6 +60,19 @@ impl SocketKey {
         }
     }
 
+    /// Has nothing more read from the socket; what is to be written is written still. For actix-web this
+    /// is the end of its connection: after a response to a request whose body has not ended, such as a
+    /// WebSocket's, it otherwise waits a second for the peer to close first, and only then closes.
+    pub fn end_reading(self) {
+        self.with(|socket| {
+            if let Err(error) = socket.shutdown(Shutdown::Read)
+                && error.kind() != io::ErrorKind::NotConnected
+            {
+                tracing::debug!(%error, "a socket cannot be shut down for reading");
+            }
+        });
+    }
+
     /// Does something with the socket, if it is open still.
     ///
     /// Only on the thread that the socket belongs to: elsewhere it could be closed, and its descriptor

@@ -26,7 +26,8 @@ pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Has this connection's socket closed within ten seconds after its session was told to close,
 /// whatever its client does, if it is one of the ready-made sessions. For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect),
-/// beside [`limit_silence`].
+/// beside [`limit_silence`]. And has TCP end as soon as both close frames have passed; actix-web waits a
+/// second for the client to end it first.
 ///
 /// Without it a client that was kicked, has expired or was too slow, and that reads a byte now and
 /// then, keeps its socket for as long as it pleases: actix-web does not run a session whose write

@@ -147,6 +147,8 @@ async fn a_key_outlives_its_socket_and_does_no_harm_to_the_next_one_of_its_descr
     drop(first);
     for _ in 0..1000 {
         let next = TcpStream::connect(address).await.unwrap();
+        // So that the backlog of the listener does not fill.
+        let _accepted = listener.accept().await.unwrap();
         let again = SocketKey::of(&next).unwrap();
         assert_ne!(again, key);
         assert!(!key.end());

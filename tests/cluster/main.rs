@@ -12,6 +12,7 @@ mod redis;
 mod nodes;
 
 mod deaths;
+mod deploys;
 mod endings;
 mod outages;
 mod seeing;

@@ -37,6 +37,8 @@ fn bad_values_are_refused_with_code_2_and_a_message_that_names_them() {
         ("--database", "postgres://db:port/x"),
         ("--grace", "soon"),
         ("--grace", "-1s"),
+        ("--drain", "soon"),
+        ("--drain", "-1s"),
         // Nodes that hear each other have to share a database, too.
         ("--redis", "redis://localhost"),
     ] {

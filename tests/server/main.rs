@@ -29,3 +29,5 @@ mod phoenix;
 mod rest;
 mod resuming;
 mod sessions;
+mod stopping;
+mod tcp_ends;

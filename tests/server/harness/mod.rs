@@ -20,7 +20,7 @@ use std::{
 use tempfile::TempDir;
 
 pub use self::{
-    raw::{TEXT, frame},
+    raw::{Raw, TEXT, frame},
     rows::{Database, PresenceRow},
     ws::{Ws, arrival, ending, leave_of, members},
 };
@@ -238,11 +238,16 @@ impl Server {
         assert!(sent.success());
     }
 
+    /// How it has ended, if it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.has_ended() {
                 return status;
             }
             assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
