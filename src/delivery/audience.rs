@@ -47,7 +47,7 @@ struct Waiting {
 /// What is to be sent, in this order.
 pub(super) enum Next {
     /// A list for everybody.
-    List(List),
+    List(Arc<List>),
     /// A message that has waited for it.
     Message(Said),
 }
@@ -264,7 +264,7 @@ impl Audience {
         let mut next = Vec::new();
         for (list, messages) in lists {
             self.told = list.version();
-            next.push(Next::List(list));
+            next.push(Next::List(Arc::new(list)));
             next.extend(messages.into_iter().map(Next::Message));
         }
         next

@@ -122,7 +122,6 @@ impl Delivery {
                 Next::Message(said) => self.send(name, &said, now),
                 Next::List(list) => {
                     self.lists_sent.add(1);
-                    let list = Arc::new(list);
                     for (desk, _) in &desks {
                         let list = Arc::clone(&list);
                         let order = Order::List { list, only_owed: false, now };
