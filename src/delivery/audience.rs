@@ -67,6 +67,8 @@ pub(super) struct Audience {
     told: u64,
     /// When somebody is to be offered the whole list, if no list for everybody goes out before.
     owed: Option<u64>,
+    /// Whether that is a newcomer, who has no list at all.
+    greeting_waits: bool,
     /// When newcomers who get the whole list each time got it last.
     full_sent: u64,
     /// Lists that are closed, as one of their senders has left, each with the messages that wait for it.
@@ -90,6 +92,7 @@ impl Audience {
             sizes: Sizes::new(max_list_size),
             schedule: Schedule::default(),
             owed: None,
+            greeting_waits: false,
             full_sent: 0,
             closed: Vec::new(),
             waiting: None,
@@ -169,6 +172,7 @@ impl Audience {
             return true;
         }
         self.owe(ready);
+        self.greeting_waits = true;
         false
     }
 
@@ -258,7 +262,7 @@ impl Audience {
             let waiting = self.waiting.take();
             let list = self.list(room.clone());
             lists.push((list, waiting.map(|waiting| waiting.messages).unwrap_or_default()));
-            (self.owed, self.full_sent) = (None, now);
+            (self.owed, self.greeting_waits, self.full_sent) = (None, false, now);
         }
         self.schedule.sent(threads * lists.len(), now);
         let mut next = Vec::new();
@@ -273,9 +277,18 @@ impl Audience {
     /// Takes the list for those who need the whole of it, if it may be offered to them now.
     pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<List> {
         self.owed.take_if(|owed| *owed <= now)?;
-        self.full_sent = now;
+        (self.greeting_waits, self.full_sent) = (false, now);
         self.keep_base(room);
         Some(List::whole(room.clone(), &self.sizes))
+    }
+
+    /// Takes the list for newcomers who wait for it, if there are any.
+    pub fn take_greeting(&mut self, room: &Snapshot, now: u64) -> Option<List> {
+        if !self.greeting_waits {
+            return None;
+        }
+        self.owed = Some(now);
+        self.take_owed(room, now)
     }
 
     /// Takes the messages that wait, as nobody is left who listens.
