@@ -18,6 +18,8 @@ const BASES: usize = 1024;
 const CROWD: usize = 8;
 /// How many bytes of messages wait for a list.
 const WAITING: usize = 1024 * 1024;
+/// What each of them takes besides its own bytes.
+const MESSAGE_OVERHEAD: usize = 256;
 /// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,
 const ENCODING_SHARE: u32 = 10;
 /// and no longer than this.
@@ -201,7 +203,8 @@ impl Audience {
         if !self.messages_wait() {
             (self.waiting_since, self.waiting_bytes) = (now, 0);
         }
-        self.waiting_bytes = self.waiting_bytes.saturating_add(said.message.bytes());
+        let bytes = said.message.bytes() + MESSAGE_OVERHEAD;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
         let new = || {
             let (senders, messages) = (SmallVec::new(), Vec::new());
             Box::new(Waiting { room: room.clone(), senders, messages })
