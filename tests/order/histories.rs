@@ -253,7 +253,7 @@ fn histories(cases: u32, max_list_size: usize) {
     });
     let config = ProptestConfig {
         failure_persistence: None,
-        max_shrink_iters: 2000,
+        max_shrink_iters: 500,
         ..ProptestConfig::default()
     };
     let config = ProptestConfig { cases: config.cases.max(cases), ..config };
