@@ -18,6 +18,8 @@ const BASES: usize = 1024;
 const CROWD: usize = 8;
 /// How many bytes of messages wait for a list.
 const WAITING: usize = 1024 * 1024;
+/// What each of them takes besides its own bytes.
+const MESSAGE_OVERHEAD: usize = 256;
 /// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,
 const ENCODING_SHARE: u32 = 10;
 /// and no longer than this.
@@ -67,6 +69,8 @@ pub(super) struct Audience {
     told: u64,
     /// When somebody is to be offered the whole list, if no list for everybody goes out before.
     owed: Option<u64>,
+    /// Whether that is a newcomer, who has no list at all.
+    greeting_waits: bool,
     /// When newcomers who get the whole list each time got it last.
     full_sent: u64,
     /// Lists that are closed, as one of their senders has left, each with the messages that wait for it.
@@ -90,6 +94,7 @@ impl Audience {
             sizes: Sizes::new(max_list_size),
             schedule: Schedule::default(),
             owed: None,
+            greeting_waits: false,
             full_sent: 0,
             closed: Vec::new(),
             waiting: None,
@@ -169,6 +174,7 @@ impl Audience {
             return true;
         }
         self.owe(ready);
+        self.greeting_waits = true;
         false
     }
 
@@ -197,7 +203,8 @@ impl Audience {
         if !self.messages_wait() {
             (self.waiting_since, self.waiting_bytes) = (now, 0);
         }
-        self.waiting_bytes = self.waiting_bytes.saturating_add(said.message.bytes());
+        let bytes = said.message.bytes() + MESSAGE_OVERHEAD;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
         let new = || {
             let (senders, messages) = (SmallVec::new(), Vec::new());
             Box::new(Waiting { room: room.clone(), senders, messages })
@@ -258,7 +265,7 @@ impl Audience {
             let waiting = self.waiting.take();
             let list = self.list(room.clone());
             lists.push((list, waiting.map(|waiting| waiting.messages).unwrap_or_default()));
-            (self.owed, self.full_sent) = (None, now);
+            (self.owed, self.greeting_waits, self.full_sent) = (None, false, now);
         }
         self.schedule.sent(threads * lists.len(), now);
         let mut next = Vec::new();
@@ -273,9 +280,18 @@ impl Audience {
     /// Takes the list for those who need the whole of it, if it may be offered to them now.
     pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<List> {
         self.owed.take_if(|owed| *owed <= now)?;
-        self.full_sent = now;
+        (self.greeting_waits, self.full_sent) = (false, now);
         self.keep_base(room);
         Some(List::whole(room.clone(), &self.sizes))
+    }
+
+    /// Takes the list for newcomers who wait for it, if there are any.
+    pub fn take_greeting(&mut self, room: &Snapshot, now: u64) -> Option<List> {
+        if !self.greeting_waits {
+            return None;
+        }
+        self.owed = Some(now);
+        self.take_owed(room, now)
     }
 
     /// Takes the messages that wait, as nobody is left who listens.

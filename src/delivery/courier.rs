@@ -44,8 +44,10 @@ pub(super) enum Order {
     Dismiss { connections: Vec<ConnectionId>, order: Disconnect },
     /// For everybody in a room.
     Message(Said),
-    /// For those who listen to who is in the room, or only for those of them who are owed the whole list.
-    List { list: Arc<List>, only_owed: bool, now: u64 },
+    /// For those who listen to who is in the room.
+    List { list: Arc<List>, now: u64 },
+    /// For those of them who are owed the whole list.
+    Offer { list: Arc<List>, now: u64 },
 }
 
 /// A connection that enters a room.
@@ -170,10 +172,11 @@ impl Courier {
             }
             Order::Dismiss { connections, order } => self.dismiss(&connections, order),
             Order::Message(said) => self.message(&said, report),
-            Order::List { list, only_owed, now } => {
+            Order::Offer { list, now } => self.offer(&list, now, report),
+            Order::List { list, now } => {
                 let Some(room) = self.rooms.get(list.room()) else { return };
                 let work = ThreadTime::now();
-                let mut handout = Handout::new(list, only_owed, now, room);
+                let mut handout = Handout::new(list, now, room);
                 while !handout.is_done() {
                     self.hand_out(&mut handout, usize::MAX, report);
                 }
@@ -256,6 +259,19 @@ impl Courier {
         }
     }
 
+    /// Offers the whole list to those who are owed it.
+    fn offer(&mut self, list: &List, now: u64, report: &mut Report) {
+        let Some(room) = self.rooms.get_mut(list.room()) else { return };
+        for (connection, member) in &mut room.members {
+            if let Knows::Owed(_) = member.knows
+                && let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended)
+            {
+                let told = session.tell(list, &mut member.knows, now);
+                Self::note(told, *connection, session, &member.knows, now, report);
+            }
+        }
+    }
+
     fn exit(&mut self, connection: ConnectionId, name: &RoomName) {
         let Some(room) = self.rooms.get_mut(name) else { return };
         room.members.remove(&connection);
@@ -313,9 +329,7 @@ impl Handler<Parcel> for Courier {
 
     fn handle(&mut self, Parcel(order, errand): Parcel, ctx: &mut Context<Self>) {
         match (order, errand) {
-            (Order::List { list, only_owed, now }, Some(errand)) => {
-                self.take_list(list, only_owed, now, errand, ctx);
-            }
+            (Order::List { list, now }, Some(errand)) => self.take_list(list, now, errand, ctx),
             (Order::Message(said), Some(errand)) => self.take_message(said, errand, ctx),
             (order, Some(mut errand)) => self.take(order, &mut errand.report),
             (order, None) => self.take(order, &mut Report::default()),

@@ -63,11 +63,11 @@ pub(super) struct Handout {
 }
 
 impl Handout {
-    pub fn new(list: Arc<List>, only_owed: bool, now: u64, room: &Room) -> Self {
+    pub fn new(list: Arc<List>, now: u64, room: &Room) -> Self {
         let version = list.version();
         let needs = |knows: &Knows| match knows {
             Knows::Nothing => false,
-            Knows::Version(known) => !only_owed && *known < version,
+            Knows::Version(known) => *known < version,
             Knows::Owed(_) => true,
         };
         let needy = room.members.iter().filter(|(_, one)| needs(&one.knows));
@@ -82,7 +82,7 @@ impl Handout {
 
 /// Something that waits for its turn in a room.
 enum Task {
-    List { list: Arc<List>, only_owed: bool, now: u64, errand: Errand },
+    List { list: Arc<List>, now: u64, errand: Errand },
     Message(Said, Errand),
 }
 
@@ -134,7 +134,6 @@ impl Courier {
     pub(super) fn take_list(
         &mut self,
         list: Arc<List>,
-        only_owed: bool,
         now: u64,
         errand: Errand,
         ctx: &mut Context<Self>,
@@ -148,7 +147,7 @@ impl Courier {
             Box::new(Queue { number, handout, tasks, told, busy })
         };
         let queue = room.queue.get_or_insert_with(new);
-        queue.tasks.push_back(Task::List { list, only_owed, now, errand });
+        queue.tasks.push_back(Task::List { list, now, errand });
         if is_first {
             self.queues += 1;
             self.go_on(&name, ctx);
@@ -191,9 +190,9 @@ impl Courier {
             }
             match queue.tasks.pop_front() {
                 None => break None,
-                Some(Task::List { list, only_owed, now, errand }) => {
+                Some(Task::List { list, now, errand }) => {
                     let Some(room) = self.rooms.get(name) else { break None };
-                    queue.handout = Some((Handout::new(list, only_owed, now, room), errand));
+                    queue.handout = Some((Handout::new(list, now, room), errand));
                     if self.ends_turn(0) {
                         break Some((actix::spawn(async {}), 0, true));
                     }
@@ -234,9 +233,9 @@ impl Courier {
                     self.hand_out(&mut handout, usize::MAX, &mut errand.report);
                 }
                 match tasks.pop_front() {
-                    Some(Task::List { list, only_owed, now, errand }) => {
+                    Some(Task::List { list, now, errand }) => {
                         let Some(room) = self.rooms.get(&name) else { break };
-                        handout = Some((Handout::new(list, only_owed, now, room), errand));
+                        handout = Some((Handout::new(list, now, room), errand));
                     }
                     Some(Task::Message(said, mut errand)) => {
                         self.message(&said, &mut errand.report);

@@ -124,7 +124,7 @@ impl Delivery {
                     self.lists_sent.add(1);
                     for (desk, _) in &desks {
                         let list = Arc::clone(&list);
-                        let order = Order::List { list, only_owed: false, now };
+                        let order = Order::List { list, now };
                         let (room, listed) = (Some(name.clone()), true);
                         self.order(*desk, order, Report { room, listed, ..Report::default() }, now);
                     }
@@ -132,14 +132,27 @@ impl Delivery {
             }
         }
         if let Some(list) = owed {
-            let list = Arc::new(list);
-            for (desk, _) in &desks {
-                let order = Order::List { list: Arc::clone(&list), only_owed: true, now };
-                let report = Report { room: Some(name.clone()), ..Report::default() };
-                self.order(*desk, order, report, now);
-            }
+            self.offer(name, &Arc::new(list), now);
         }
         self.schedule(name, now);
+    }
+
+    /// Offers the whole list to those who are owed it.
+    fn offer(&mut self, room: &RoomName, list: &Arc<List>, now: u64) {
+        let Some(route) = self.routes.get(room) else { return };
+        for (desk, _) in route.desks.clone() {
+            let order = Order::Offer { list: Arc::clone(list), now };
+            let report = Report { room: Some(room.clone()), ..Report::default() };
+            self.order(desk, order, report, now);
+        }
+    }
+
+    /// Tells newcomers at once who is in the room that have to wait for it, before something is said there.
+    pub(super) fn greet_waiting(&mut self, room: &Snapshot, now: u64) {
+        if let Some(list) = self.audience(room.room()).and_then(|one| one.take_greeting(room, now))
+        {
+            self.offer(room.room(), &Arc::new(list), now);
+        }
     }
 
     /// Has the messages go out that wait for lists, each after its list.

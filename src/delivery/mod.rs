@@ -277,6 +277,7 @@ impl Delivery {
             // They are members, and have to know of the room what is said there.
             self.greet_in(room, now);
         }
+        self.greet_waiting(room, now);
         let Publication { content, from, joined, except } = publication;
         let Some(route) = self.routes.get_mut(name) else { return Taking::none() };
         let (message, taking) =

@@ -188,8 +188,10 @@ impl Handler<LeaveAll> for RoomRegistry {
 impl Handler<Touch> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, msg: Touch, _: &mut Context<Self>) {
-        self.touch(msg, self.clock.now());
+    fn handle(&mut self, msg: Touch, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        self.touch(msg, now);
+        self.go_on_with_turn(ctx, now);
     }
 }
 
@@ -204,6 +206,7 @@ impl Handler<Together> for RoomRegistry {
         for join in joins {
             self.ask_to_join(join, ctx);
         }
+        self.go_on_with_turn(ctx, now);
     }
 }
 

@@ -57,6 +57,13 @@ impl RoomRegistry {
         }
     }
 
+    /// The end of a handler that changed nothing, and of which so many may come that a turn would not end.
+    pub(super) fn go_on_with_turn(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        if self.turn.begun.is_some() {
+            self.settle(ctx, now);
+        }
+    }
+
     fn end_turn(&mut self, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         self.end_faded(now);

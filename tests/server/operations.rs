@@ -85,7 +85,9 @@ async fn the_metrics_count_what_happens() {
     }
     assert_eq!(before["presence_database_up"], 1.0);
     let mut ada = server.ws("/ws/lobby?user=ada").await;
-    let bob = server.ws("/ws/other?user=bob").await;
+    let bob = server.ws("/ws/lobby?user=bob").await;
+    // A list for everybody: the first one of each came with its answer.
+    ada.sees(&["ada", "bob"], 0).await;
     ada.message("hello").await;
     ada.next_of("message").await;
     bob.close(Some(1000)).await;
@@ -99,7 +101,7 @@ async fn the_metrics_count_what_happens() {
     for (name, value) in [
         ("presence_joins_total", 2.0),
         ("presence_messages_total", 1.0),
-        ("presence_deliveries_total", 1.0),
+        ("presence_deliveries_total", 2.0),
         ("presence_connections", 1.0),
         ("presence_presences", 1.0),
         ("presence_view_presences", 1.0),
