@@ -307,3 +307,7 @@ impl Audience {
         self.schedule.returned(busy, now);
     }
 }
+
+#[cfg(test)]
+#[path = "audience_tests.rs"]
+mod tests;
