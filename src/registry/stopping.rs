@@ -156,7 +156,7 @@ impl RoomRegistry {
             if let Some(farewells) = &mut registry.farewells {
                 farewells.is_over = true;
                 for asked in farewells.also_asked.drain(..) {
-                    let _ = asked.send(closed.clone());
+                    let _ = asked.send(closed);
                 }
             }
             closed

@@ -24,6 +24,9 @@ use crate::{PresenceConfig, PresenceHandle, watch_socket};
 const WRITING: Duration = Duration::from_secs(5);
 /// How long WebSockets may take after that: a little more than a client has for its close frame.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(2500);
+/// When new connections are refused: actix-server answers a pause before its thread has stopped accepting,
+/// and would log errors of a listener that is shut down earlier.
+const REFUSE_AFTER: Duration = Duration::from_millis(200);
 /// How long all other connections may take then, in seconds.
 const CLOSING: u64 = 3;
 /// How long all of that may take together.
@@ -210,7 +213,10 @@ async fn stop(
     tracing::info!("stopping: closing the sockets and writing the rows");
     let deadline = Instant::now() + STOP_TIMEOUT;
     server.pause().await;
-    listen::refuse_connections(&listening);
+    actix::spawn(async move {
+        actix::clock::sleep(REFUSE_AFTER).await;
+        listen::refuse_connections(&listening);
+    });
     state.close();
     match presence.shutdown(WRITING).await {
         Ok(()) => tracing::info!("everything is written"),
