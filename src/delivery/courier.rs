@@ -125,6 +125,8 @@ pub(super) struct Room {
     pub members: HashMap<ConnectionId, Member, RandomState>,
     /// The lists that are being handed out, and what waits for them.
     pub queue: Option<Box<Queue>>,
+    /// The last list, and when it went out, if some listeners have not taken it.
+    pub refused: Option<(Arc<List>, u64)>,
 }
 
 /// How many broadcasts are handed out before the sessions have their turn: fewer than the smallest
@@ -228,10 +230,12 @@ impl Courier {
         member.knows = knows;
         let Some(list) = list.filter(|_| !session.ended) else { return };
         let told = session.greet(&list, &mut member.knows, now);
-        Self::note(told, connection, session, &member.knows, now, report);
+        if Self::note(told, connection, session, &member.knows, now, report) {
+            room.refused = Some((list, now));
+        }
     }
 
-    /// Notes what came of telling a listener who is there.
+    /// Notes what came of telling a listener who is there. Says whether it has to be told again.
     pub(super) fn note(
         told: Result<(), Refusal>,
         connection: ConnectionId,
@@ -239,35 +243,40 @@ impl Courier {
         knows: &Knows,
         now: u64,
         report: &mut Report,
-    ) {
+    ) -> bool {
         match told {
-            Ok(()) => {}
+            Ok(()) => false,
             Err(Refusal::Closed) => {
                 session.ended = true;
                 report.gone.push((connection, session.serial));
+                false
             }
             Err(Refusal::Full) => {
-                let Knows::Owed(owed) = knows else { return };
+                let Knows::Owed(owed) = knows else { return false };
                 let since = owed.refused.unwrap_or(now).max(session.state_taken);
                 if now.saturating_sub(since) >= micros(PATIENCE) {
                     session.ended = true;
                     report.slow.push((connection, session.serial));
-                } else {
-                    report.owes = true;
+                    return false;
                 }
+                report.owes = true;
+                true
             }
         }
     }
 
     /// Offers the whole list to those who are owed it.
-    fn offer(&mut self, list: &List, now: u64, report: &mut Report) {
+    fn offer(&mut self, list: &Arc<List>, now: u64, report: &mut Report) {
         let Some(room) = self.rooms.get_mut(list.room()) else { return };
+        room.refused = None;
         for (connection, member) in &mut room.members {
             if let Knows::Owed(_) = member.knows
                 && let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended)
             {
                 let told = session.tell(list, &mut member.knows, now);
-                Self::note(told, *connection, session, &member.knows, now, report);
+                if Self::note(told, *connection, session, &member.knows, now, report) {
+                    room.refused = Some((Arc::clone(list), now));
+                }
             }
         }
     }
@@ -281,17 +290,23 @@ impl Courier {
     }
 
     pub(super) fn message(&mut self, said: &Said, report: &mut Report) {
-        let Some(room) = self.rooms.get(said.message.room()) else { return };
-        let Said { message, except, entries, .. } = said;
+        let Some(room) = self.rooms.get_mut(said.message.room()) else { return };
+        let Said { message, except, entries, after } = said;
         let work = Stopwatch::start();
         let mut taken = 0;
-        for (connection, member) in &room.members {
+        for (connection, member) in &mut room.members {
             if Some(*connection) == *except || member.entry > *entries {
                 continue;
             }
             let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended) else {
                 continue;
             };
+            if let Some((list, now)) = &room.refused
+                && member.knows.lacks(*after)
+            {
+                // Who is too slow for this too is too slow for the message, or hears it without.
+                _ = session.tell_first(list, &mut member.knows, *now);
+            }
             let payload = message.frame(session.outlet.dialect);
             let refused = match session.send_small(message.room(), Forwarded::Message, payload) {
                 Ok(()) => {

@@ -60,6 +60,8 @@ pub(super) struct Handout {
     now: u64,
     /// Who is to get it yet.
     left: Vec<ConnectionId>,
+    /// Whether somebody has not taken it.
+    refused: bool,
 }
 
 impl Handout {
@@ -72,7 +74,7 @@ impl Handout {
         };
         let needy = room.members.iter().filter(|(_, one)| needs(&one.knows));
         let left = needy.map(|(connection, _)| *connection).collect();
-        Self { list, now, left }
+        Self { list, now, left, refused: false }
     }
 
     pub fn is_done(&self) -> bool {
@@ -107,7 +109,7 @@ impl Courier {
         report: &mut Report,
     ) -> usize {
         let Self { sessions, rooms, .. } = self;
-        let Handout { list, now, left } = handout;
+        let Handout { list, now, left, refused } = handout;
         let Some(room) = rooms.get_mut(list.room()) else {
             left.clear();
             return 0;
@@ -122,10 +124,16 @@ impl Courier {
                 continue;
             };
             let told = session.tell(list, &mut member.knows, *now);
-            Self::note(told, connection, session, &member.knows, *now, report);
+            *refused |= Self::note(told, connection, session, &member.knows, *now, report);
+            if *refused {
+                room.refused = Some((Arc::clone(list), *now));
+            }
             if served % LOOK == 0 && listeners < usize::MAX && work.elapsed() > HANDING_OVER {
                 break;
             }
+        }
+        if left.is_empty() && !*refused {
+            room.refused = None;
         }
         served
     }

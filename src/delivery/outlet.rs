@@ -63,6 +63,8 @@ pub(super) enum Knows {
 /// A listener that is owed a whole list.
 #[derive(Default)]
 pub(super) struct Owed {
+    /// The version that it was told last, if any.
+    told: Option<u64>,
     /// Since when it has refused to take it, if it has.
     pub refused: Option<u64>,
     /// Whether it has some list, of an earlier version, or an empty one.
@@ -78,11 +80,26 @@ impl Knows {
 
     /// The same as before, or less, after a frame was not taken.
     fn refused(&mut self, now: u64) {
-        let has_list = matches!(self, Self::Version(_));
-        match self {
-            Self::Owed(owed) => drop(owed.refused.get_or_insert(now)),
-            _ => *self = Self::Owed(Box::new(Owed { refused: Some(now), has_list, counted: None })),
+        if let Some(owed) = self.owe() {
+            owed.refused.get_or_insert(now);
         }
+    }
+
+    /// From now on a listener is owed the whole list.
+    fn owe(&mut self) -> Option<&mut Owed> {
+        if let Self::Version(told) = *self {
+            let (told, has_list) = (Some(told), true);
+            *self = Self::Owed(Box::new(Owed { told, has_list, ..Owed::default() }));
+        }
+        match self {
+            Self::Owed(owed) => Some(owed),
+            _ => None,
+        }
+    }
+
+    /// Whether it has not been told of this version, as it has refused a list.
+    pub fn lacks(&self, version: u64) -> bool {
+        matches!(self, Self::Owed(owed) if owed.told.is_none_or(|told| told < version))
     }
 }
 
@@ -159,8 +176,21 @@ impl Session {
         knows: &mut Knows,
         now: u64,
     ) -> Result<(), Refusal> {
-        *knows = Knows::Owed(Box::new(Owed { has_list: true, ..Owed::default() }));
+        knows.owe();
         self.tell_whole(list, whole, knows, now)
+    }
+
+    /// Tells the session who is in a room before it hears anything else of it: if the place of a whole
+    /// state is taken, the list counts by its bytes.
+    pub fn tell_first(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
+        let told = self.tell(list, knows, now);
+        let (Err(Refusal::Full), Some(whole)) = (&told, Whole::of(self.outlet.dialect)) else {
+            return told;
+        };
+        let Some(frame) = list.encode(whole) else {
+            return self.tell_count_instead(list, whole, knows);
+        };
+        self.tell_small(list, Forwarded::State, frame, knows)
     }
 
     /// Tells everything. A whole state has a place of its own in the backlog, and is only encoded if that
@@ -190,7 +220,7 @@ impl Session {
             Some(whole) if list.is_probably_too_large(whole) => {
                 self.tell_count_instead(list, whole, knows)
             }
-            _ => return self.tell(list, knows, now),
+            _ => return self.tell_first(list, knows, now),
         };
         if matches!(told, Err(Refusal::Full)) {
             knows.refused(now);
@@ -205,10 +235,7 @@ impl Session {
         whole: Whole,
         knows: &mut Knows,
     ) -> Result<(), Refusal> {
-        if !matches!(knows, Knows::Owed(_)) {
-            *knows = Knows::Owed(Box::new(Owed { has_list: true, ..Owed::default() }));
-        }
-        let Knows::Owed(owed) = knows else { return Ok(()) };
+        let Some(owed) = knows.owe() else { return Ok(()) };
         if owed.counted == Some(list.version()) {
             return Ok(());
         }
@@ -223,6 +250,7 @@ impl Session {
             self.send_small(list.room(), Forwarded::State, list.truncated())?;
         }
         (owed.refused, owed.counted) = (None, Some(list.version()));
+        owed.told = owed.counted;
         Ok(())
     }
 
