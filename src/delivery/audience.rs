@@ -222,6 +222,11 @@ impl Audience {
         self.messages_wait()
     }
 
+    /// The same, if some of them are of senders who have left.
+    pub fn hurry_closed(&mut self) -> bool {
+        !self.closed.is_empty() && self.hurry()
+    }
+
     fn messages_wait(&self) -> bool {
         self.waiting.is_some() || !self.closed.is_empty()
     }

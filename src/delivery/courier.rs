@@ -59,9 +59,20 @@ pub(super) struct Entry {
     pub serial: u32,
     /// The number of the entry, which rises.
     pub number: u64,
+    /// The version of the room.
+    pub version: u64,
     /// Who is in the room; `None` for who does not listen, or is owed it.
     pub list: Option<Arc<List>>,
     pub now: u64,
+}
+
+/// The list for one who has entered a room.
+pub(super) struct Greeting {
+    connection: ConnectionId,
+    list: Arc<List>,
+    /// Whether it has been a member before.
+    again: bool,
+    now: u64,
 }
 
 /// What came of an order.
@@ -151,7 +162,11 @@ impl Courier {
     /// Does what is asked at once, also a list as a whole.
     pub(super) fn take(&mut self, order: Order, report: &mut Report) {
         match order {
-            Order::Enter(entry) => self.enter(entry, report),
+            Order::Enter(entry) => {
+                if let Some(greeting) = self.enter(entry) {
+                    self.greet(greeting, report);
+                }
+            }
             Order::Exit { connection, room } => self.exit(connection, &room),
             Order::Close { connection, room } => {
                 if let Some(Session { outlet, .. }) = self.sessions.get(&connection)
@@ -206,8 +221,9 @@ impl Courier {
         self.sessions.is_empty() && self.rooms.is_empty()
     }
 
-    fn enter(&mut self, entry: Entry, report: &mut Report) {
-        let Entry { connection, room: name, outlet, serial, number, list, now } = entry;
+    /// Enters the member. Answers the list that it is to be told, unless it does not listen.
+    fn enter(&mut self, entry: Entry) -> Option<Greeting> {
+        let Entry { connection, room: name, outlet, serial, number, version, list, now } = entry;
         let session = match self.sessions.get_mut(&connection) {
             Some(known) if known.outlet.forward == outlet.forward => {
                 // What it has refused is not forgiven.
@@ -220,18 +236,40 @@ impl Courier {
                 .insert_entry(Session::new(outlet, serial))
                 .into_mut(),
         };
-        let knows = if session.outlet.listens() { Knows::owed() } else { Knows::Nothing };
+        let listens = session.outlet.listens();
         let room = self.rooms.entry(name).or_default();
+        let again = room.members.contains_key(&connection);
         let member = room
             .members
             .entry(connection)
             .or_insert(Member { entry: number, knows: Knows::Nothing });
         // Who joins again has been a member all the time.
-        member.knows = knows;
-        let Some(list) = list.filter(|_| !session.ended) else { return };
+        member.knows.enter(listens, version);
+        list.map(|list| Greeting { connection, list, again, now })
+    }
+
+    /// Tells one who has entered who is there.
+    pub(super) fn greet(&mut self, greeting: Greeting, report: &mut Report) {
+        let Greeting { connection, list, now, .. } = greeting;
+        let Some(room) = self.rooms.get_mut(list.room()) else { return };
+        let Some(member) = room.members.get_mut(&connection) else { return };
+        let Some(session) = self.sessions.get_mut(&connection).filter(|one| !one.ended) else {
+            return;
+        };
         let told = session.greet(&list, &mut member.knows, now);
         if Self::note(told, connection, session, &member.knows, now, report) {
             room.refused = Some((list, now));
+        }
+    }
+
+    /// Enters a member. Who joins again is told who is there after what waits in the room, as it hears that
+    /// too.
+    fn take_entry(&mut self, entry: Entry, mut errand: Errand) {
+        let Some(greeting) = self.enter(entry) else { return };
+        let room = self.rooms.get_mut(greeting.list.room()).filter(|_| greeting.again);
+        match room.and_then(|room| room.queue.as_mut()) {
+            Some(queue) => queue.greet_later(greeting, errand),
+            None => self.greet(greeting, &mut errand.report),
         }
     }
 
@@ -344,6 +382,7 @@ impl Handler<Parcel> for Courier {
 
     fn handle(&mut self, Parcel(order, errand): Parcel, ctx: &mut Context<Self>) {
         match (order, errand) {
+            (Order::Enter(entry), Some(errand)) => self.take_entry(entry, errand),
             (Order::List { list, now }, Some(errand)) => self.take_list(list, now, errand, ctx),
             (Order::Message(said), Some(errand)) => self.take_message(said, errand, ctx),
             (order, Some(mut errand)) => self.take(order, &mut errand.report),

@@ -12,7 +12,7 @@ use actix_web::rt::task::JoinHandle;
 
 use super::{
     audience::Said,
-    courier::{Courier, Errand, Report, Room},
+    courier::{Courier, Errand, Greeting, Report, Room},
     list::List,
     outlet::Knows,
 };
@@ -70,7 +70,7 @@ impl Handout {
         let needs = |knows: &Knows| match knows {
             Knows::Nothing => false,
             Knows::Version(known) => *known < version,
-            Knows::Owed(_) => true,
+            Knows::Owed(owed) => owed.needs(version),
         };
         let needy = room.members.iter().filter(|(_, one)| needs(&one.knows));
         let left = needy.map(|(connection, _)| *connection).collect();
@@ -86,6 +86,7 @@ impl Handout {
 enum Task {
     List { list: Arc<List>, now: u64, errand: Errand },
     Message(Said, Errand),
+    Greeting(Greeting, Errand),
 }
 
 /// The lists of a room that are being handed out, one after the other, and what comes after them.
@@ -98,6 +99,13 @@ pub(super) struct Queue {
     told: u64,
     /// How long the thread was busy with the lists of the queue.
     busy: Duration,
+}
+
+impl Queue {
+    /// Has one who has joined again told who is there after what waits.
+    pub fn greet_later(&mut self, greeting: Greeting, errand: Errand) {
+        self.tasks.push_back(Task::Greeting(greeting, errand));
+    }
 }
 
 impl Courier {
@@ -205,6 +213,9 @@ impl Courier {
                         break Some((actix::spawn(async {}), 0, true));
                     }
                 }
+                Some(Task::Greeting(greeting, mut errand)) => {
+                    self.greet(greeting, &mut errand.report);
+                }
                 Some(Task::Message(said, errand)) => {
                     if let Some(turn) = self.hand_out_message(said, errand) {
                         break Some((turn, 0, true));
@@ -244,6 +255,9 @@ impl Courier {
                     Some(Task::List { list, now, errand }) => {
                         let Some(room) = self.rooms.get(&name) else { break };
                         handout = Some((Handout::new(list, now, room), errand));
+                    }
+                    Some(Task::Greeting(greeting, mut errand)) => {
+                        self.greet(greeting, &mut errand.report);
                     }
                     Some(Task::Message(said, mut errand)) => {
                         self.message(&said, &mut errand.report);

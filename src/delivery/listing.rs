@@ -63,12 +63,17 @@ impl Delivery {
 
     fn greet(&mut self, room: &Snapshot, newcomers: Vec<Newcomer>, now: u64) {
         let name = room.room();
+        let again = newcomers.iter().any(|one| one.again && one.entry.outlet.listens());
+        if again && self.audience(name).is_some_and(Audience::hurry_closed) {
+            // Who joins again hears what somebody has said before the state without them.
+            self.flush(room, now);
+        }
         let mut list = None;
         if let Some(audience) = self.audience(name) {
             list = audience.list_for(&newcomers, room, now);
             self.schedule(name, now);
         }
-        for Newcomer { desk, mut entry } in newcomers {
+        for Newcomer { desk, mut entry, .. } in newcomers {
             entry.list = match (&list, entry.outlet.dialect) {
                 (Some(Greeting { full: false, .. }), Dialect::Json(Feed::Full)) => None,
                 (Some(Greeting { list, .. }), _) if entry.outlet.listens() => {

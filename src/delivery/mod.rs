@@ -90,6 +90,8 @@ impl Refused {
 struct Newcomer {
     desk: Desk,
     entry: Entry,
+    /// Whether it has been a member already, and heard of what was said before.
+    again: bool,
 }
 
 /// The ways to all connections, and what their rooms owe them.
@@ -194,10 +196,12 @@ impl Delivery {
         let before = known.and_then(|index| stay.rooms.remove(index));
         stay.rooms.push((name.clone(), listens));
         self.entries += 1;
-        let number = earlier.map_or(self.entries, |earlier| earlier.entry.number);
-        let list = None;
-        let entry = Entry { connection, room: name.clone(), outlet, serial, number, list, now };
-        self.newcomers.push(Newcomer { desk, entry });
+        let number = earlier.as_ref().map_or(self.entries, |earlier| earlier.entry.number);
+        let (version, list) = (room.version(), None);
+        let entry =
+            Entry { connection, room: name.clone(), outlet, serial, number, version, list, now };
+        let again = earlier.map_or(before.is_some(), |earlier| earlier.again);
+        self.newcomers.push(Newcomer { desk, entry, again });
         let route = self.routes.entry(name.clone()).or_default();
         if listens {
             let new = || Box::new(Audience::new(room.clone(), self.max_list_size));

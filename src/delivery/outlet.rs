@@ -65,6 +65,8 @@ pub(super) enum Knows {
 pub(super) struct Owed {
     /// The version that it was told last, if any.
     told: Option<u64>,
+    /// The version at which it has entered, if it has been told none since: an older list is not for it.
+    entered: u64,
     /// Since when it has refused to take it, if it has.
     pub refused: Option<u64>,
     /// Whether it has some list, of an earlier version, or an empty one.
@@ -73,9 +75,28 @@ pub(super) struct Owed {
     counted: Option<u64>,
 }
 
+impl Owed {
+    /// Whether a list of this version is for it.
+    pub fn needs(&self, version: u64) -> bool {
+        version >= self.entered.max(self.told.unwrap_or(0))
+    }
+}
+
 impl Knows {
-    pub fn owed() -> Self {
-        Self::Owed(Box::default())
+    /// It has entered the room at a version, perhaps once more.
+    pub fn enter(&mut self, listens: bool, version: u64) {
+        match self {
+            _ if !listens => *self = Self::Nothing,
+            Self::Nothing => {
+                *self = Self::Owed(Box::new(Owed { entered: version, ..Owed::default() }));
+            }
+            // It has been told something, and is to be told all.
+            _ => {
+                if let Some(owed) = self.owe() {
+                    (owed.has_list, owed.counted) = (false, None);
+                }
+            }
+        }
     }
 
     /// The same as before, or less, after a frame was not taken.
@@ -127,6 +148,7 @@ impl Session {
             Knows::Nothing => return Ok(()),
             Knows::Version(version) if *version >= list.version() => return Ok(()),
             Knows::Version(version) => Some(*version),
+            Knows::Owed(owed) if !owed.needs(list.version()) => return Ok(()),
             Knows::Owed(_) => None,
         };
         let told = match (self.outlet.dialect, since) {

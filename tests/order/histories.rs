@@ -4,6 +4,7 @@ use std::{cell::RefCell, ops::Range, pin::Pin, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::*;
+use futures_util::future::join_all;
 use proptest::{
     prelude::*,
     test_runner::{TestCaseResult, TestRunner},
@@ -104,17 +105,20 @@ impl<'a> Run<'a> {
     async fn new(world: &'a mut World, kinds: &[Kind], steps: &[Step]) -> Self {
         world.histories += 1;
         let name = format!("room {}", world.histories);
-        let (mut guests, mut joins, mut views) = (Vec::new(), Vec::new(), Vec::new());
-        for (who, (thread, dialect)) in kinds.iter().enumerate() {
+        let guests = kinds.iter().map(|(thread, dialect)| {
             let thread = thread.map(|thread| world.threads.handles[thread].clone());
             let place = thread.map_or(Place::Unknown, Place::Thread);
-            let guest = Guest::new(&world.t, place, DIALECTS[*dialect]).await;
+            Guest::new(&world.t, place, DIALECTS[*dialect])
+        });
+        let guests = join_all(guests).await;
+        let joins = guests.iter().enumerate().map(|(who, guest)| {
             let is_it = |step: &&Step| matches!(step, Step::Join(one, _) if *one == who);
-            // So that several are in one turn.
-            joins.push(guest.joins(&name, steps.iter().filter(is_it).count()).await);
-            views.push(View::new(who, guest.dialect));
-            guests.push(guest);
-        }
+            // They are made before, so that several can be in one turn.
+            guest.joins(&name, steps.iter().filter(is_it).count())
+        });
+        let joins = join_all(joins).await;
+        let views = guests.iter().enumerate().map(|(who, guest)| View::new(who, guest.dialect));
+        let views = views.collect();
         let (log, answers) = (Log::default(), Vec::new());
         Self { world, name, guests, joins, views, log, answers, said: 0..0, infos: 0 }
     }
@@ -202,15 +206,15 @@ impl<'a> Run<'a> {
         self.log.learn(changes.filter(|change| change.room == *self.name).collect());
         let said = self.said.end..self.log.said.len();
         self.said = said.clone();
-        for (who, (guest, view)) in self.guests.iter_mut().zip(&mut self.views).enumerate() {
-            let frames = guest.frames().await;
+        let frames = join_all(self.guests.iter_mut().map(Guest::frames)).await;
+        for (who, (view, frames)) in self.views.iter_mut().zip(frames).enumerate() {
             let told = |frames: &[ForwardMessage]| {
                 let texts: Vec<_> = frames.iter().map(|frame| frame.payload.to_string()).collect();
                 texts.join("\n  ")
             };
             let explain = |error, last: usize| {
                 let heard = told(&frames[..=last.min(frames.len().saturating_sub(1))]);
-                TestCaseError::fail(format!("{who}, {:?}: {error}\n  {heard}", guest.dialect))
+                TestCaseError::fail(format!("{who}: {error}\n  {heard}"))
             };
             for (at, frame) in frames.iter().enumerate() {
                 view.take(&self.log, frame).map_err(|error| explain(error, at))?;
