@@ -28,6 +28,8 @@ const SAMPLES: usize = 8;
 /// How many sockets of Phoenix are open and have not joined: enough for a server that does not answer
 /// handshakes for two seconds.
 const OPEN_AHEAD: usize = 50;
+/// How long the room rests after everybody has come: the lists of such a crowd may delay the next ones.
+const REST: Duration = Duration::from_secs(2);
 /// The longest wait for what the last changes cause. A server holds it back for a second at most, but may
 /// have to wait for its core.
 const LAST_LIST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -220,7 +222,7 @@ pub fn enter(plan: &Plan) -> io::Result<Report> {
     if plan.dialect == Dialect::Phoenix {
         (0..OPEN_AHEAD).for_each(|_| entering.add(&mut crowd));
     }
-    crowd.run(Instant::now() + plan.trailing(), &mut entering)?;
+    crowd.run(Instant::now() + REST, &mut entering)?;
     entering.counts = Counts::default();
 
     let (begun, meter) = (Instant::now(), Meter::start(plan.pid));

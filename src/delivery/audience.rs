@@ -188,9 +188,9 @@ impl Audience {
         self.owe(now + micros(WINDOW));
     }
 
-    /// Whether the whole list of this kind was too large when it was encoded last.
-    pub fn is_too_large(&self, whole: Whole) -> bool {
-        self.sizes.is_too_large(whole)
+    /// Whether newcomers are told a count without an attempt to encode the whole list of this kind.
+    pub fn is_too_large(&self, whole: Whole, room: &Snapshot) -> bool {
+        self.sizes.is_too_large(whole, room)
     }
 
     /// Whether the listeners have been told of this version.
@@ -312,3 +312,7 @@ impl Audience {
         self.schedule.returned(busy, now);
     }
 }
+
+#[cfg(test)]
+#[path = "audience_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -64,8 +64,9 @@ impl Touched {
 /// What is known of the size and the cost of a room's whole list in one encoding.
 #[derive(Debug, Default)]
 pub(super) struct Size {
-    /// Whether it was over the limit when it was encoded last.
-    too_large: AtomicBool,
+    /// How many connections were in the room when it was encoded last and was over the limit; 0 if it was
+    /// not.
+    too_large: AtomicUsize,
     /// How long that took.
     micros: AtomicU64,
 }
@@ -86,9 +87,11 @@ impl Sizes {
         Arc::new(Self { limit, full, state, phoenix })
     }
 
-    /// Whether the whole list was too large when it was encoded last.
-    pub fn is_too_large(&self, whole: Whole) -> bool {
-        self.of(whole).too_large.load(Relaxed)
+    /// Whether the whole list was too large when it was encoded last, and the room has not become much
+    /// smaller since: then it is not worth the attempt.
+    pub fn is_too_large(&self, whole: Whole, room: &Snapshot) -> bool {
+        let then = self.of(whole).too_large.load(Relaxed);
+        then > 0 && well_below(then) <= room.occupancy().connections
     }
 
     /// What it costs to encode the frame `presence`.
@@ -108,8 +111,8 @@ impl Sizes {
     /// about that size does not change between the two with each who comes.
     fn encode(&self, whole: Whole, room: &Snapshot) -> Option<ByteString> {
         let Size { too_large, micros: cost } = self.of(whole);
-        let was_too_large = too_large.load(Relaxed);
-        let limit = if was_too_large { self.limit / 10 * 9 } else { self.limit };
+        let was_too_large = too_large.load(Relaxed) > 0;
+        let limit = if was_too_large { well_below(self.limit) } else { self.limit };
         let work = Stopwatch::start();
         let encoded = match whole {
             Whole::Full => json::presence_within(limit, room),
@@ -117,7 +120,8 @@ impl Sizes {
             Whole::Phoenix => phoenix::presence_state_within(limit, room),
         };
         cost.store(micros(work.elapsed()), Relaxed);
-        too_large.store(encoded.is_none(), Relaxed);
+        let connections = room.occupancy().connections.max(1);
+        too_large.store(if encoded.is_none() { connections } else { 0 }, Relaxed);
         if encoded.is_none() && !was_too_large {
             static TOO_LARGE: LogLimit = LogLimit::new();
             metrics::counter!("presence_lists_truncated_total").increment(1);
@@ -135,9 +139,14 @@ impl Sizes {
     }
 }
 
+/// Nine tenths.
+const fn well_below(limit: usize) -> usize {
+    limit - limit.div_ceil(10)
+}
+
 impl Size {
     const fn new() -> Self {
-        Self { too_large: AtomicBool::new(false), micros: AtomicU64::new(0) }
+        Self { too_large: AtomicUsize::new(0), micros: AtomicU64::new(0) }
     }
 }
 
@@ -228,9 +237,9 @@ impl List {
         self.bases.first().map_or(self.version(), |base| base.before.version())
     }
 
-    /// Whether the whole list was too large when it was encoded last.
+    /// Whether it is not worth the attempt to encode the whole list; see [`Sizes::is_too_large`].
     pub fn is_probably_too_large(&self, whole: Whole) -> bool {
-        self.sizes.is_too_large(whole)
+        self.sizes.is_too_large(whole, &self.after)
     }
 
     /// The whole list, unless it is too large.

@@ -172,7 +172,7 @@ fn a_list_that_was_too_large_comes_back_when_it_is_well_below_the_limit() {
         rooms.leave(&room, id(n), Cause::Left).unwrap();
         let state = rooms.snapshot(&room);
         left -= 1;
-        let is_small = whole(&state) <= sizes.limit / 10 * 9;
+        let is_small = whole(&state) <= well_below(sizes.limit);
         assert_eq!(fits(state), is_small, "{left} are left");
         if is_small {
             break;

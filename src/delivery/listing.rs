@@ -206,7 +206,8 @@ impl Audience {
         if listeners == 0 {
             return None;
         }
-        let is_too_large = |whole: Option<Whole>| whole.is_some_and(|one| self.is_too_large(one));
+        let is_too_large =
+            |whole: Option<Whole>| whole.is_some_and(|one| self.is_too_large(one, room));
         if dialects().any(|dialect| is_too_large(Whole::of(dialect))) {
             self.owe_later(now);
         }

@@ -235,8 +235,8 @@ impl Session {
         Ok(())
     }
 
-    /// Tells a newcomer who is in the room. Where the list was too large for the last who needed it, it
-    /// is not tried again before the next list for everybody.
+    /// Tells a newcomer who is in the room. Where the list was too large for the last who needed it, and
+    /// the room is not much smaller now, it is not tried again before the next list for everybody.
     pub fn greet(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
         let told = match Whole::of(self.outlet.dialect) {
             Some(whole) if list.is_probably_too_large(whole) => {

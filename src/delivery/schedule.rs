@@ -13,6 +13,8 @@ use crate::model::micros;
 const WINDOW: Duration = Duration::from_millis(50);
 /// The lists of a room take at most one part in this many of a thread's time.
 const SHARE: u32 = 10;
+/// How long earlier lists delay one at most.
+const LONGEST_DEBT: Duration = Duration::from_secs(1);
 /// A room is quiet when nothing has changed for this part of the time between two lists.
 const QUIET: u64 = 8;
 /// A list waits for the one before to be handed out everywhere, but no longer than this.
@@ -45,9 +47,12 @@ impl Schedule {
         self.changed = now;
     }
 
-    /// Until when the room's share of a thread is used up.
+    /// Until when the room's share of a thread is used up. What earlier lists have used delays the next one
+    /// by no more than a second, so that who comes after a crowd need not wait for the crowd's lists.
     fn used_up(&self) -> u64 {
-        self.used_before + self.cost * u64::from(SHARE)
+        let cost = self.cost * u64::from(SHARE);
+        let all = self.used_before + cost;
+        all.min(self.sent + cost.max(micros(LONGEST_DEBT)))
     }
 
     /// Until when a list waits for the one before to be handed out.

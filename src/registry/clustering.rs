@@ -20,22 +20,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long it is at least from one look to the next, however much is heard of nodes.
 const SURVEY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Tells the other nodes that this one stops in order: sent by its shutdown, just before the node's row
-/// goes or is marked as leaving.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct TellStopping;
-
-impl Handler<TellStopping> for RoomRegistry {
-    type Result = ();
-
-    fn handle(&mut self, _: TellStopping, _: &mut Context<Self>) {
-        if let Some(cluster) = &mut self.cluster {
-            cluster.tell(Told::Stopping);
-        }
-    }
-}
-
 impl RoomRegistry {
     /// Beats, and listens for the beats of the other nodes, whether the database answers or not.
     pub(super) fn keep_hearing(&mut self, ctx: &mut Context<Self>) {

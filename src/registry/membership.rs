@@ -70,17 +70,17 @@ impl RoomRegistry {
         let (room, connection) = (join.room.clone(), join.connection);
         self.end_unresumable();
         if self.is_known(&room) {
-            let joined = self.join(join, ctx);
-            return self.answer(joined, reply);
+            let joined = self.join(join);
+            return self.answer(joined, reply, ctx);
         }
         *self.parked.entry(connection).or_default() += 1;
         // The answer goes its own way.
         drop(self.when_known(&room, ctx, move |registry, ctx| {
             let joined = match registry.unpark(connection) {
-                Some(()) => registry.join(join, ctx),
+                Some(()) => registry.join(join),
                 None => Err(JoinError::Withdrawn),
             };
-            registry.answer(joined, reply);
+            registry.answer(joined, reply, ctx);
         }));
     }
 
@@ -89,15 +89,19 @@ impl RoomRegistry {
         &mut self,
         joined: Result<Joined, JoinError>,
         reply: OneshotSender<Result<Joined, JoinError>>,
+        ctx: &mut Context<Self>,
     ) {
         match joined {
+            // Before the turn is looked at, which may end with this join.
             Ok(joined) => self.turn.answer(reply, joined),
             // The session may have ended.
-            Err(refused) => drop(reply.send(Err(refused))),
+            Err(refused) => return drop(reply.send(Err(refused))),
         }
+        let now = self.clock.now();
+        self.settle(ctx, now);
     }
 
-    fn join(&mut self, msg: Join, ctx: &mut Context<Self>) -> Result<Joined, JoinError> {
+    fn join(&mut self, msg: Join) -> Result<Joined, JoinError> {
         let now = self.clock.now();
         let Join { room, connection, user, info, fixed, session, dialect, .. } = msg;
         let (forward, disconnect) = (msg.forward, msg.disconnect);
@@ -129,7 +133,6 @@ impl RoomRegistry {
         }
         let snapshot = self.rooms.snapshot(&room);
         self.delivery.enter(&snapshot, connection, outlet, msg.courier, now.monotonic);
-        self.settle(ctx, now);
         Ok(Joined { snapshot, changed })
     }
 
@@ -300,8 +303,8 @@ impl RoomRegistry {
         Ok(taking)
     }
 
-    /// Sends to the members of the room that are here, but for the connection of one presence. Says at which
-    /// version the sender has come, as far as that is known.
+    /// Sends to the members of the room that are here, but for the connection of one presence. The version
+    /// that brought the sender is `joined`, where that is known.
     pub(super) fn deliver(
         &mut self,
         room: &RoomName,

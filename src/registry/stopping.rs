@@ -8,10 +8,10 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     RoomRegistry,
-    clustering::TellStopping,
     mirroring::{Answer, CLOSED, told},
 };
 use crate::{
+    bus::Told,
     delivery::BATCH_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
     mirror::Goodbye,
@@ -37,19 +37,29 @@ pub(super) struct Farewells {
     batches: vec::IntoIter<Vec<ConnectionId>>,
     /// Dropped when everybody has left or had the time to. Set once all have been told.
     waiting: Option<oneshot::Sender<()>>,
+    /// Who else has asked for the end, to be answered with it.
+    also_asked: Vec<oneshot::Sender<Result<(), FlushError>>>,
+    is_over: bool,
 }
 
 impl Handler<Shutdown> for RoomRegistry {
     type Result = Answer<()>;
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Context<Self>) -> Self::Result {
+        if let Some(farewells) = self.farewells.as_mut().filter(|farewells| !farewells.is_over) {
+            let (asked, ended) = oneshot::channel();
+            farewells.also_asked.push(asked);
+            return Box::pin(async { ended.await.unwrap_or(Err(CLOSED)) }.into_actor(self));
+        }
         self.closing = true;
         let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
         let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
         let code = if others { RESTARTING } else { GOING_AWAY };
         let order = Disconnect { code, cause: Cause::Shutdown };
         let batches = Vec::new().into_iter();
-        self.farewells = Some(Farewells { order, grace, batches, waiting: None });
+        let (waiting, also_asked) = (None, Vec::new());
+        self.farewells =
+            Some(Farewells { order, grace, batches, waiting, also_asked, is_over: false });
         for room in self.waiting.keys().cloned().collect::<Vec<_>>() {
             self.wait_no_longer(&room, ctx);
         }
@@ -64,10 +74,7 @@ impl Handler<Shutdown> for RoomRegistry {
             .into_actor(self)
             .then(|(), registry, ctx| registry.say_farewell(ctx))
             .then(move |_, registry, ctx| registry.end_rest(grace, ctx))
-            .then(move |flushed, registry, ctx| {
-                ctx.address().do_send(TellStopping);
-                registry.close_store(flushed, grace)
-            });
+            .then(move |flushed, registry, _| registry.close_store(flushed, grace));
         Box::pin(closed)
     }
 }
@@ -139,11 +146,20 @@ impl RoomRegistry {
         grace: Option<Duration>,
     ) -> impl ActorFuture<Self, Output = Result<(), FlushError>> + use<> {
         self.mirror.close();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tell(Told::Stopping);
+        }
         let goodbye = Goodbye { now: self.clock.now().utc(), grace };
         let closed = self.mirror.writer().goodbye.send(goodbye);
         closed.into_actor(self).map(move |answer, registry, _| {
-            told(answer).inspect_err(|_| registry.mirror.reopen())?;
-            flushed
+            let closed = told(answer).inspect_err(|_| registry.mirror.reopen()).and(flushed);
+            if let Some(farewells) = &mut registry.farewells {
+                farewells.is_over = true;
+                for asked in farewells.also_asked.drain(..) {
+                    let _ = asked.send(closed);
+                }
+            }
+            closed
         })
     }
 

@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// How many joins a turn has at most, and how long it lasts.
-const JOINS: usize = 64;
-const LONGEST: Duration = Duration::from_millis(2);
+const MAX_JOINS: usize = 64;
+const MAX_DURATION: Duration = Duration::from_millis(2);
 
 /// An answer to a join, and where it goes.
 type Answer = (OneshotSender<Result<Joined, JoinError>>, Joined);
@@ -51,13 +51,14 @@ impl RoomRegistry {
             }));
             return;
         };
-        let lasts = now.monotonic.saturating_sub(begun) > micros(LONGEST);
-        if lasts || self.delivery.newcomers() >= JOINS {
+        let lasts = now.monotonic.saturating_sub(begun) > micros(MAX_DURATION);
+        if lasts || self.delivery.newcomers() >= MAX_JOINS {
             self.end_turn(ctx);
         }
     }
 
-    /// The end of a handler that changed nothing, and of which so many may come that a turn would not end.
+    /// Ends a turn that has lasted long enough: also so many signs of life may come that the mailbox is never
+    /// empty.
     pub(super) fn go_on_with_turn(&mut self, ctx: &mut Context<Self>, now: Moment) {
         if self.turn.begun.is_some() {
             self.settle(ctx, now);

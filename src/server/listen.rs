@@ -2,10 +2,10 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{Shutdown, SocketAddr, TcpListener},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::commands::CommandError;
 use crate::limit_silence;
@@ -23,6 +23,14 @@ pub(super) struct Addresses {
     pub list: Vec<SocketAddr>,
     /// Whether all but the first may be unavailable, such as IPv6 on a machine without it.
     pub first_suffices: bool,
+}
+
+/// Has the system refuse new connections, which it would otherwise take until the process ends, and then
+/// reset. Best effort: other systems than Linux may not do that.
+pub(super) fn refuse_connections(listeners: &[TcpListener]) {
+    for listener in listeners {
+        let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+    }
 }
 
 impl Addresses {

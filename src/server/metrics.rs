@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Cause, GetStatus};
 
-const COUNTERS: [(&str, &str); 25] = [
+const COUNTERS: [(&str, &str); 26] = [
     ("presence_joins_total", "Presences that began."),
     ("presence_leaves_total", "Presences that ended, by cause."),
     ("presence_touches_total", "Signs of life of connections that are in some room."),
@@ -25,6 +25,10 @@ const COUNTERS: [(&str, &str); 25] = [
     ("presence_slow_consumers_total", "Members put out because they took nothing."),
     ("presence_changes_coalesced_total", "Changes that went out with a later one."),
     ("presence_lists_sent_total", "Frames about who is there, each encoded once and shared."),
+    (
+        "presence_lists_truncated_total",
+        "Rooms whose list became too large for one of its dialects.",
+    ),
     ("presence_observer_conflations_total", "Observers that fell behind and get states instead."),
     ("presence_rows_written_total", "Rows of presences written or deleted."),
     ("presence_rows_refused_total", "Rows that the database refuses as they are."),

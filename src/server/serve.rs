@@ -1,6 +1,6 @@
 //! `presence serve`: starts everything, and ends it in order.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, net::TcpListener, time::Duration};
 
 use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
@@ -16,7 +16,7 @@ use super::{
     connections::{self, Connections, KEEP_ALIVE},
     descriptors::{self, Limits},
     flags::Serve,
-    log, memory,
+    listen, log, memory,
 };
 use crate::{PresenceConfig, PresenceHandle, watch_socket};
 
@@ -24,6 +24,9 @@ use crate::{PresenceConfig, PresenceHandle, watch_socket};
 const WRITING: Duration = Duration::from_secs(5);
 /// How long WebSockets may take after that: a little more than a client has for its close frame.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(2500);
+/// When new connections are refused: actix-server answers a pause before its thread has stopped accepting,
+/// and would log errors of a listener that is shut down earlier.
+const REFUSE_AFTER: Duration = Duration::from_millis(200);
 /// How long all other connections may take then, in seconds.
 const CLOSING: u64 = 3;
 /// How long all of that may take together.
@@ -41,7 +44,7 @@ pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
 /// Divides the file descriptors that there are.
 fn limits(flags: &Serve) -> Result<Limits, CommandError> {
     let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
-    let limits = Limits::new(descriptors::raise(), workers, flags.addresses().list.len())?;
+    let limits = Limits::new(descriptors::raise(), workers, 2 * flags.addresses().list.len())?;
     let sockets = limits.all_websockets();
     if let Some(descriptors) = limits.descriptors {
         tracing::info!(descriptors, workers, "room for {sockets} WebSockets");
@@ -78,6 +81,8 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     });
     let server = server.workers(limits.workers).max_connections(limits.accepted);
     let mut server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CLOSING).disable_signals();
+    let listening: io::Result<_> = listeners.iter().map(TcpListener::try_clone).collect();
+    let listening: Vec<_> = listening.map_err(CommandError::Serve)?;
     for listener in listeners {
         server = server.listen(listener).map_err(CommandError::Serve)?;
     }
@@ -91,7 +96,14 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
         ("memory", actix::spawn(memory::give_back())),
         (
             "signals",
-            actix::spawn(stop(signals, server.handle(), presence.clone(), state, drain, done)),
+            actix::spawn(stop(
+                signals,
+                server.handle(),
+                presence.clone(),
+                state,
+                (drain, listening),
+                done,
+            )),
         ),
     ];
     tokio::select! {
@@ -184,7 +196,7 @@ async fn stop(
     server: ServerHandle,
     presence: PresenceHandle,
     state: ServerState,
-    drain: Duration,
+    (drain, listening): (Duration, Vec<TcpListener>),
     done: oneshot::Sender<()>,
 ) {
     signals.next().await;
@@ -201,6 +213,10 @@ async fn stop(
     tracing::info!("stopping: closing the sockets and writing the rows");
     let deadline = Instant::now() + STOP_TIMEOUT;
     server.pause().await;
+    actix::spawn(async move {
+        actix::clock::sleep(REFUSE_AFTER).await;
+        listen::refuse_connections(&listening);
+    });
     state.close();
     match presence.shutdown(WRITING).await {
         Ok(()) => tracing::info!("everything is written"),

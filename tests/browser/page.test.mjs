@@ -133,3 +133,33 @@ test("a connection that breaks comes back by itself, and the others see nobody l
   assert.equal(await ada.noted("bob").count(), 1, "only that bob has joined");
   assert.equal(await ada.member("bob").count(), 1);
 });
+
+test("a room with too many to list shows how many there are, and then who", async (t) => {
+  const room = someRoom();
+  const sockets = [];
+  const ada = await person(t, room, "ada", (page) => page.routeWebSocket(/\/ws\//, (socket) => {
+    socket.connectToServer();
+    sockets.push(socket);
+  }));
+  await ada.member("ada").waitFor();
+  const [socket] = sockets;
+  const tell = (type, payload) => socket.send(JSON.stringify({ type, payload: { channel_name: room, ...payload } }));
+  for (const users of [4000, 4001]) {
+    tell("presence_count", { users, lurkers: 2, version: users, truncated: true });
+    await ada.pane.locator(".count").getByText(`${users} people`).waitFor();
+  }
+  await ada.pane.locator(".alone").getByText("Too many to list").waitFor();
+  await ada.pane.locator(".lurkers").getByText("2 lurkers").waitFor();
+  await ada.member("ada").waitFor({ state: "detached" });
+
+  const members = ["ada", "bob"].map((id) => ({ id, info: {}, connections: 1 }));
+  tell("presence_state", { members, lurkers: 0, version: 5000, epoch: "e" });
+  await ada.member("bob").waitFor();
+  assert.equal(await ada.noted("bob").count(), 0, "nobody says that bob came now");
+  tell("presence_diff", { since: 5000, version: 5001, joins: [], leaves: [{ id: "bob", info: {}, cause: "left" }], lurkers: 0 });
+  await ada.noted("bob left").waitFor();
+  await ada.say("and we talk");
+  await ada.said("and we talk").waitFor();
+  assert.equal(sockets.length, 1);
+  assert.deepEqual(ada.complaints, []);
+});

@@ -237,3 +237,19 @@ async fn a_second_signal_ends_a_drain_at_once() {
     assert_eq!(server.wait().code(), Some(1), "{}", server.log());
     assert!(sent.elapsed() < SOON, "{:?}", sent.elapsed());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn once_the_goodbyes_have_begun_new_connections_are_refused() {
+    let server = Server::start(&[]);
+    // Its close frame is not answered, so the stop lasts.
+    let mut raw = server.raw("/ws/lobby").await;
+    server.signal("TERM");
+    assert_eq!(raw.closed().await, 1001);
+    let refused = until("a refusal", async || TcpStream::connect(server.address()).await.err());
+    let error = tokio::select! {
+        error = refused => error,
+        _ = raw.ended() => panic!("only the end of the stop refuses"),
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}

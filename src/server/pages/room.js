@@ -37,7 +37,7 @@ export class Room {
     this.following = true;
     this.members = new Map();
     this.rows = new Map();
-    this.unread = 0;
+    this.unread = this.unlisted = 0;
     this.build(++Room.made);
     this.start();
   }
@@ -142,7 +142,7 @@ export class Room {
   stop(why, button) {
     this.drop();
     this.members.clear();
-    this.lurkers = 0;
+    this.lurkers = this.unlisted = 0;
     this.show("stopped", "not connected");
     this.draw();
     this.notify(why, button, true);
@@ -218,18 +218,32 @@ export class Room {
   receive({ type, payload, from = null, event }) {
     if (type === "presence_state") this.reset(payload);
     else if (type === "presence_diff") this.apply(payload);
+    else if (type === "presence_count") this.tally(payload);
     else if (type === "message") this.message(payload, from, event);
     else if (type === "error") this.line("fault", String(payload?.message ?? "The server reported an error."), el("code", "tag", String(payload?.code)));
   }
 
+  greet() {
+    if (this.greeted) return false;
+    this.greeted = true;
+    this.line("", this.me === null ? "You are here as a lurker: the others see a number, not a name." : "You joined.");
+    return true;
+  }
+
+  /** Too many are here to be listed: the server only says how many, until a list is small enough again. */
+  tally({ users, lurkers, version }) {
+    this.members.clear();
+    Object.assign(this, { lurkers, version, unlisted: users });
+    this.greet();
+    this.draw();
+  }
+
   reset({ members, lurkers, version }) {
     const before = this.members;
+    const knewThem = this.unlisted === 0;
     this.members = new Map(members.map((member) => [member.id, member]));
-    Object.assign(this, { lurkers, version });
-    if (!this.greeted) {
-      this.greeted = true;
-      this.line("", this.me === null ? "You are here as a lurker: the others see a number, not a name." : "You joined.");
-    } else {
+    Object.assign(this, { lurkers, version, unlisted: 0 });
+    if (!this.greet() && knewThem) {
       for (const id of before.keys()) if (!this.members.has(id)) this.line("", el("bdi", "", id), "left while we were away");
       for (const id of this.members.keys()) if (!before.has(id)) this.line("", el("bdi", "", id), "is here");
     }
@@ -345,7 +359,8 @@ export class Room {
     }
     const hidden = ids.length - shown.length;
     const lurkers = this.lurkers || 0;
-    this.$count.textContent = ids.length ? plural(ids.length, "person", "people") : "";
+    const people = ids.length || this.unlisted;
+    this.$count.textContent = people ? plural(people, "person", "people") : "";
     this.$lurkers.textContent = "";
     if (lurkers || hidden) {
       const words = [hidden && `${hidden} more`, lurkers && plural(lurkers, "lurker") + (this.me === null ? ", one is you" : "")];
@@ -353,8 +368,8 @@ export class Room {
       face.ariaHidden = "true";
       this.$lurkers.append(face, words.filter(Boolean).join(" and "));
     }
-    const alone = ids.length + lurkers === 1;
-    this.$alone.textContent = this.state === "stopped" ? "We cannot see who is here." : alone ? "Only you so far. Share the link, or open it in a second window." : "";
+    const alone = people + lurkers === 1;
+    this.$alone.textContent = this.state === "stopped" ? "We cannot see who is here." : this.unlisted ? "Too many to list: we see how many are here, not who." : alone ? "Only you so far. Share the link, or open it in a second window." : "";
   }
 
   row(id) {

@@ -3,6 +3,7 @@
 mod http;
 mod raw;
 mod rows;
+mod view;
 mod ws;
 
 use std::{
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 pub use self::{
     raw::{Raw, TEXT, frame},
     rows::{Database, PresenceRow},
+    view::{Dialect, Listener},
     ws::{Ws, arrival, ending, leave_of, members},
 };
 
