@@ -39,9 +39,7 @@ impl Delivery {
     /// The end of a turn: tells those who have come in it who is in their rooms, with one list for all who
     /// have come to a room, then everybody else what is due.
     pub fn end_turn(&mut self, rooms: &Rooms, now: u64) {
-        for said in std::mem::take(&mut self.released) {
-            self.send(&said.message.room().clone(), &said, now);
-        }
+        self.release(now);
         let mut greeted: HashMap<RoomName, Vec<Newcomer>, RandomState> = HashMap::default();
         for newcomer in self.newcomers.drain(..) {
             greeted.entry(newcomer.entry.room.clone()).or_default().push(newcomer);

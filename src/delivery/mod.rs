@@ -282,6 +282,7 @@ impl Delivery {
             self.greet_in(room, now);
         }
         self.greet_waiting(room, now);
+        self.release(now);
         let Publication { content, from, joined, except } = publication;
         let Some(route) = self.routes.get_mut(name) else { return Taking::none() };
         let (message, taking) =
@@ -296,6 +297,13 @@ impl Delivery {
             _ => self.send(name, &said, now),
         }
         taking
+    }
+
+    /// Sends the messages that need not wait any more.
+    fn release(&mut self, now: u64) {
+        for said in std::mem::take(&mut self.released) {
+            self.send(&said.message.room().clone(), &said, now);
+        }
     }
 
     /// Sends a message to all threads that have members of the room.
