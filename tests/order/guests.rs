@@ -128,23 +128,11 @@ impl Threads {
 
     /// Waits until the registry has ended its turn, and each thread has taken what it was sent by then.
     pub async fn sync(&mut self, t: &Harness) {
-        let st = std::time::Instant::now();
         let again = self.pilots[0].joins(APART, 1).await.remove(0).user(pilot());
-        if st.elapsed().as_millis() > 200 {
-            eprintln!("MAKEJOIN {:?}", st.elapsed());
-        }
-        let st = std::time::Instant::now();
         t.registry.send(again).await.unwrap().unwrap();
-        if st.elapsed().as_millis() > 200 {
-            eprintln!("JOINLEG {:?}", st.elapsed());
-        }
         t.registry.do_send(Publish::new(room(APART), "marker"));
-        for (n, pilot) in self.pilots.iter_mut().enumerate() {
-            let st = std::time::Instant::now();
+        for pilot in &mut self.pilots {
             pilot.next().await;
-            if st.elapsed().as_millis() > 200 {
-                eprintln!("PILOT {n} {:?}", st.elapsed());
-            }
         }
     }
 
