@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use smallvec::SmallVec;
 
 use super::{
+    couriers::Desk,
     list::{List, Sizes, Touched, Whole},
     published::Published,
     schedule::Schedule,
@@ -13,24 +14,26 @@ use crate::model::{ConnectionId, Diff, Snapshot, micros};
 
 /// How many versions are kept that newcomers have and others do not. Whoever came at another is sent the
 /// whole list again.
-const BASES: usize = 1024;
+const MAX_BASES: usize = 1024;
 /// It is a crowd when changes wait for one part in this many of the listeners.
-const CROWD: usize = 8;
+const CROWD_SHARE: usize = 8;
 /// How many bytes of messages wait for a list.
-const WAITING: usize = 1024 * 1024;
+const MAX_WAITING: usize = 1024 * 1024;
 /// What each of them takes besides its own bytes.
 const MESSAGE_OVERHEAD: usize = 256;
 /// A newcomer waits for the whole list in each frame at most this many times what its encoding takes,
 const ENCODING_SHARE: u32 = 10;
 /// and no longer than this.
-const LONGEST_WAIT: Duration = Duration::from_millis(50);
+const MAX_GREETING_WAIT: Duration = Duration::from_millis(50);
 /// When a listener that did not take the whole list is offered it again.
-const WINDOW: Duration = Duration::from_millis(50);
+const OFFER_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A message for the members of a room.
 #[derive(Clone)]
 pub(super) struct Said {
     pub message: Arc<Published>,
+    /// The presence that says it, if it is one.
+    pub sender: Option<ConnectionId>,
     pub except: Option<ConnectionId>,
     /// Who was a member then: those whose entry has at most this number.
     pub entries: u64,
@@ -159,15 +162,19 @@ impl Audience {
 
     fn keep_base(&mut self, room: &Snapshot) {
         let newest = self.bases.last().unwrap_or(&self.listed).version();
-        if newest < room.version() && self.bases.len() < BASES {
+        if newest < room.version() && self.bases.len() < MAX_BASES {
             self.bases.push(room.clone());
         }
     }
 
     /// Whether a newcomer that gets the whole list each time may have it now. If not, it is owed it soon.
-    pub fn may_greet_in_full(&mut self, now: u64) -> bool {
+    pub fn may_greet_in_full(&mut self, room: &Snapshot, now: u64) -> bool {
+        if self.is_too_large(Whole::Full, room) {
+            // It gets a count, which costs no encoding.
+            return true;
+        }
         let cost = self.sizes.full_cost().saturating_mul(ENCODING_SHARE);
-        let ready = self.full_sent + micros(cost.min(LONGEST_WAIT));
+        let ready = self.full_sent + micros(cost.min(MAX_GREETING_WAIT));
         // Those who come in one turn share one encoding.
         if now == self.full_sent || now >= ready {
             self.full_sent = now;
@@ -185,7 +192,7 @@ impl Audience {
 
     /// Somebody needs the whole list and did not take it, or it was too large.
     pub fn owe_later(&mut self, now: u64) {
-        self.owe(now + micros(WINDOW));
+        self.owe(now + micros(OFFER_INTERVAL));
     }
 
     /// Whether newcomers are told a count without an attempt to encode the whole list of this kind.
@@ -244,7 +251,7 @@ impl Audience {
 
     /// Whether so many changes wait that it is rather a crowd than a trickle.
     fn is_crowd(&self) -> bool {
-        self.touched.places() > self.listeners / CROWD
+        self.touched.places() > self.listeners / CROWD_SHARE
     }
 
     fn next_list(&self, now: u64) -> u64 {
@@ -252,7 +259,7 @@ impl Audience {
         if !self.messages_wait() {
             return next;
         }
-        if self.waiting_bytes > WAITING {
+        if self.waiting_bytes > MAX_WAITING {
             return now;
         }
         next.min(self.schedule.next_for_message(self.waiting_since, now))
@@ -284,6 +291,11 @@ impl Audience {
 
     /// Takes the list for those who need the whole of it, if it may be offered to them now.
     pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<List> {
+        if self.messages_wait() && !self.greeting_waits {
+            // They are of versions before this one.
+            self.owed = self.owed.map(|owed| owed.max(now + micros(OFFER_INTERVAL)));
+            return None;
+        }
         self.owed.take_if(|owed| *owed <= now)?;
         (self.greeting_waits, self.full_sent) = (false, now);
         self.keep_base(room);
@@ -308,8 +320,8 @@ impl Audience {
     }
 
     /// A thread has handed out a list.
-    pub fn returned(&mut self, busy: Duration, now: u64) {
-        self.schedule.returned(busy, now);
+    pub fn returned(&mut self, desk: Desk, busy: Duration, now: u64) {
+        self.schedule.returned(desk, busy, now);
     }
 }
 

@@ -41,7 +41,7 @@ impl Stage {
     fn list(&mut self, cost: Duration, now: u64) -> Vec<Next> {
         let room = self.rooms.snapshot(&self.room);
         let next = self.audience.take(&room, 1, now);
-        self.audience.returned(cost, now);
+        self.audience.returned(Desk::default(), cost, now);
         next
     }
 
@@ -52,7 +52,7 @@ impl Stage {
         let tally = Tally::new("presence_deliveries_total");
         let (message, _) = Published::new(self.room.clone(), content, None, tally);
         let (message, after) = (Arc::new(message), room.version());
-        let said = Said { message, except: None, entries: u64::MAX, after };
+        let said = Said { message, sender: Some(sender), except: None, entries: u64::MAX, after };
         self.audience.wait(said, sender, &room, now);
     }
 }
@@ -65,9 +65,9 @@ fn messages_wait_for_a_list_no_longer_than_a_second_and_only_up_to_a_mebibyte() 
     assert_eq!(stage.list(Duration::from_secs(1), 1).len(), 1);
     let (sender, _) = stage.join(1000);
     assert_eq!(stage.audience.next(1000), Some(10_000_001));
-    stage.say(sender, WAITING / 2, 1000);
+    stage.say(sender, MAX_WAITING / 2, 1000);
     assert_eq!(stage.audience.next(1000), Some(1_001_000));
-    stage.say(sender, WAITING / 2 - 2 * MESSAGE_OVERHEAD, 2000);
+    stage.say(sender, MAX_WAITING / 2 - 2 * MESSAGE_OVERHEAD, 2000);
     assert_eq!(stage.audience.next(2000), Some(1_001_000), "since the first of them");
     assert!(stage.list(Duration::ZERO, 2000).is_empty());
     stage.say(sender, 1, 3000);
@@ -79,7 +79,7 @@ fn messages_wait_for_a_list_no_longer_than_a_second_and_only_up_to_a_mebibyte() 
 fn whoever_comes_at_a_version_that_is_not_kept_gets_the_whole_list_again() {
     let mut stage = Stage::new();
     let mut versions = Vec::new();
-    for _ in 0..BASES + 2 {
+    for _ in 0..MAX_BASES + 2 {
         let (_, room) = stage.join(1);
         stage.audience.greet(&room, 1);
         versions.push(room.version());
@@ -88,7 +88,7 @@ fn whoever_comes_at_a_version_that_is_not_kept_gets_the_whole_list_again() {
     let next = stage.list(Duration::ZERO, 1);
     let [Next::List(list)] = &next[..] else { panic!("one list") };
     let kept = |version: &u64| list.diff(*version).is_some();
-    assert!(versions[..BASES].iter().all(kept));
-    assert!(!versions[BASES..].iter().any(kept));
+    assert!(versions[..MAX_BASES].iter().all(kept));
+    assert!(!versions[MAX_BASES..].iter().any(kept));
     assert!(kept(&0), "who was there before");
 }

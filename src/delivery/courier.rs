@@ -7,24 +7,26 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix::{WeakRecipient, prelude::*};
+use actix::{WeakRecipient, dev::OneshotSender, prelude::*};
 use ahash::RandomState;
+use smallvec::SmallVec;
 
 use super::{
     audience::Said,
-    handout::{Handout, Pace, Queue},
+    couriers::Desk,
+    handout::{Handout, Queue, Slices, Task},
     list::List,
     outlet::{Knows, Outlet, Refusal, Session},
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},
-    messages::{Dialect, Disconnect, ForwardMessage, Forwarded},
+    messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Joined},
     model::{ConnectionId, Few, RoomName, Shrink, micros},
     sockets::CLOSE_TIMEOUT,
 };
 
 /// A listener that takes no list for this long is too slow.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a courier is to do.
 pub(super) enum Order {
@@ -63,7 +65,25 @@ pub(super) struct Entry {
     pub version: u64,
     /// Who is in the room; `None` for who does not listen, or is owed it.
     pub list: Option<Arc<List>>,
+    /// What answers its joins, after it has been told.
+    pub answers: Answers,
     pub now: u64,
+}
+
+/// The answer to a join, and where it goes.
+pub(crate) struct Answer {
+    pub reply: OneshotSender<Result<Joined, JoinError>>,
+    pub joined: Joined,
+}
+
+/// Nearly always one.
+pub(super) type Answers = SmallVec<[Answer; 1]>;
+
+fn give(answers: Answers) {
+    for Answer { reply, joined } in answers {
+        // The session may have ended.
+        let _ = reply.send(Ok(joined));
+    }
 }
 
 /// The list for one who has entered a room.
@@ -72,6 +92,7 @@ pub(super) struct Greeting {
     list: Arc<List>,
     /// Whether it has been a member before.
     again: bool,
+    answers: Answers,
     now: u64,
 }
 
@@ -81,8 +102,8 @@ pub(super) struct Greeting {
 pub(crate) struct Report {
     /// The room, where there is something to say of it.
     pub(super) room: Option<RoomName>,
-    /// Whether a list was handed out to everybody in it.
-    pub(super) listed: bool,
+    /// The thread that has handed out a list to everybody in it.
+    pub(super) listed: Option<Desk>,
     /// Some listeners could not take the list, and need the whole of it later.
     pub(super) owes: bool,
     /// How long the thread was busy with the list.
@@ -95,7 +116,7 @@ pub(crate) struct Report {
 
 impl Report {
     fn is_empty(&self) -> bool {
-        !self.listed && !self.owes && self.slow.is_empty() && self.gone.is_empty()
+        self.listed.is_none() && !self.owes && self.slow.is_empty() && self.gone.is_empty()
     }
 }
 
@@ -153,9 +174,7 @@ pub(crate) struct Courier {
     broadcasts: usize,
     pub(super) sessions: HashMap<ConnectionId, Session, RandomState>,
     pub(super) rooms: HashMap<RoomName, Room, RandomState>,
-    pub(super) pace: Pace,
-    /// How many queues of rooms there have been.
-    pub(super) queues: u64,
+    pub(super) slices: Slices,
 }
 
 impl Courier {
@@ -189,14 +208,12 @@ impl Courier {
             }
             Order::Dismiss { connections, order } => self.dismiss(&connections, order),
             Order::Message(said) => self.message(&said, report),
-            Order::Offer { list, now } => self.offer(&list, now, report),
+            Order::Offer { list, now } => self.offer(&list, false, now, report),
             Order::List { list, now } => {
                 let Some(room) = self.rooms.get(list.room()) else { return };
                 let work = ThreadTime::now();
                 let mut handout = Handout::new(list, now, room);
-                while !handout.is_done() {
-                    self.hand_out(&mut handout, usize::MAX, report);
-                }
+                self.hand_out(&mut handout, usize::MAX, report);
                 report.busy = work.elapsed();
             }
         }
@@ -223,7 +240,8 @@ impl Courier {
 
     /// Enters the member. Answers the list that it is to be told, unless it does not listen.
     fn enter(&mut self, entry: Entry) -> Option<Greeting> {
-        let Entry { connection, room: name, outlet, serial, number, version, list, now } = entry;
+        let Entry { connection, room: name, outlet, serial, number, version, .. } = entry;
+        let (list, answers, now) = (entry.list, entry.answers, entry.now);
         let session = match self.sessions.get_mut(&connection) {
             Some(known) if known.outlet.forward == outlet.forward => {
                 // What it has refused is not forgiven.
@@ -245,21 +263,29 @@ impl Courier {
             .or_insert(Member { entry: number, knows: Knows::Nothing });
         // Who joins again has been a member all the time.
         member.knows.enter(listens, version);
-        list.map(|list| Greeting { connection, list, again, now })
+        match list {
+            Some(list) => Some(Greeting { connection, list, again, answers, now }),
+            None => {
+                give(answers);
+                None
+            }
+        }
     }
 
     /// Tells one who has entered who is there.
     pub(super) fn greet(&mut self, greeting: Greeting, report: &mut Report) {
-        let Greeting { connection, list, now, .. } = greeting;
-        let Some(room) = self.rooms.get_mut(list.room()) else { return };
-        let Some(member) = room.members.get_mut(&connection) else { return };
-        let Some(session) = self.sessions.get_mut(&connection).filter(|one| !one.ended) else {
-            return;
-        };
-        let told = session.greet(&list, &mut member.knows, now);
-        if Self::note(told, connection, session, &member.knows, now, report) {
-            room.refused = Some((list, now));
+        let Greeting { connection, list, answers, now, .. } = greeting;
+        if let Some(room) = self.rooms.get_mut(list.room())
+            && let Some(member) = room.members.get_mut(&connection)
+            && let Some(session) = self.sessions.get_mut(&connection).filter(|one| !one.ended)
+        {
+            let told = session.greet(&list, &mut member.knows, now);
+            if Self::note(told, connection, session, &member.knows, now, report) {
+                room.refused = Some((list, now));
+            }
         }
+        // The session reads what it was told together with the answer.
+        give(answers);
     }
 
     /// Enters a member. Who joins again is told who is there after what waits in the room, as it hears that
@@ -268,7 +294,7 @@ impl Courier {
         let Some(greeting) = self.enter(entry) else { return };
         let room = self.rooms.get_mut(greeting.list.room()).filter(|_| greeting.again);
         match room.and_then(|room| room.queue.as_mut()) {
-            Some(queue) => queue.greet_later(greeting, errand),
+            Some(queue) => queue.push(Task::Greeting(greeting, errand)),
             None => self.greet(greeting, &mut errand.report),
         }
     }
@@ -292,7 +318,7 @@ impl Courier {
             Err(Refusal::Full) => {
                 let Knows::Owed(owed) = knows else { return false };
                 let since = owed.refused.unwrap_or(now).max(session.state_taken);
-                if now.saturating_sub(since) >= micros(PATIENCE) {
+                if now.saturating_sub(since) >= micros(TAKE_TIMEOUT) {
                     session.ended = true;
                     report.slow.push((connection, session.serial));
                     return false;
@@ -303,12 +329,32 @@ impl Courier {
         }
     }
 
-    /// Offers the whole list to those who are owed it.
-    fn offer(&mut self, list: &Arc<List>, now: u64, report: &mut Report) {
+    /// Offers the whole list to those who are owed it. While lists are on their way, newcomers get it at
+    /// once, and others after what waits, as they hear that.
+    fn take_offer(&mut self, list: Arc<List>, now: u64, mut errand: Errand) {
+        let queue = self.rooms.get_mut(list.room()).and_then(|room| room.queue.as_mut());
+        let Some(queue) = queue else { return self.offer(&list, false, now, &mut errand.report) };
+        let (room, home) = (errand.report.room.clone(), Arc::clone(&errand.home));
+        let later = Errand { home, report: Report { room, ..Report::default() } };
+        queue.push(Task::Offer { list: Arc::clone(&list), now, errand: later });
+        self.offer(&list, true, now, &mut errand.report);
+    }
+
+    /// Offers the whole list to those who are owed it, or to the newcomers among them.
+    pub(super) fn offer(
+        &mut self,
+        list: &Arc<List>,
+        only_newcomers: bool,
+        now: u64,
+        report: &mut Report,
+    ) {
         let Some(room) = self.rooms.get_mut(list.room()) else { return };
-        room.refused = None;
+        if !only_newcomers {
+            room.refused = None;
+        }
         for (connection, member) in &mut room.members {
-            if let Knows::Owed(_) = member.knows
+            if let Knows::Owed(owed) = &member.knows
+                && owed.waits_for_offer(only_newcomers)
                 && let Some(session) = self.sessions.get_mut(connection).filter(|one| !one.ended)
             {
                 let told = session.tell(list, &mut member.knows, now);
@@ -329,7 +375,7 @@ impl Courier {
 
     pub(super) fn message(&mut self, said: &Said, report: &mut Report) {
         let Some(room) = self.rooms.get_mut(said.message.room()) else { return };
-        let Said { message, except, entries, after } = said;
+        let Said { message, except, entries, after, .. } = said;
         let work = Stopwatch::start();
         let mut taken = 0;
         for (connection, member) in &mut room.members {
@@ -381,12 +427,17 @@ impl Handler<Parcel> for Courier {
     type Result = ();
 
     fn handle(&mut self, Parcel(order, errand): Parcel, ctx: &mut Context<Self>) {
+        let aside = self.slices.begin_aside();
         match (order, errand) {
+            (Order::List { list, now }, Some(errand)) => {
+                return self.take_list(list, now, errand, ctx);
+            }
             (Order::Enter(entry), Some(errand)) => self.take_entry(entry, errand),
-            (Order::List { list, now }, Some(errand)) => self.take_list(list, now, errand, ctx),
+            (Order::Offer { list, now }, Some(errand)) => self.take_offer(list, now, errand),
             (Order::Message(said), Some(errand)) => self.take_message(said, errand, ctx),
             (order, Some(mut errand)) => self.take(order, &mut errand.report),
             (order, None) => self.take(order, &mut Report::default()),
         }
+        self.slices.end_aside(aside);
     }
 }

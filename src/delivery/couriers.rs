@@ -12,8 +12,15 @@ const MANY: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Which courier a connection has; none is the registry's own, for sessions of unknown threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Desk(Option<u32>);
+
+#[cfg(test)]
+impl Desk {
+    pub fn numbered(number: u32) -> Self {
+        Self(Some(number))
+    }
+}
 
 /// What becomes of an order.
 pub(super) enum Sent {

@@ -2,13 +2,17 @@
 //!
 //! A list for thousands takes a thread longer than who has just come should wait. So a slice takes about
 //! two milliseconds, with what its sessions write, and other orders are taken between two of them:
-//! newcomers get their state, and messages go on. What has to come after a list waits in the queue of the
-//! room: a message whose sender the list brings, and the next list.
+//! newcomers get their state, and messages go on. The rooms of a thread take turns. What has to come after
+//! a list waits in the queue of its room: a message whose sender the list brings, and the next list.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
-use actix_web::rt::task::JoinHandle;
+use ahash::RandomState;
 
 use super::{
     audience::Said,
@@ -22,14 +26,13 @@ use crate::{
 };
 
 /// How long a slice takes at most, with what its sessions write.
-const SLICE: Duration = Duration::from_millis(2);
-/// How long its frames may take to be handed over.
-const HANDING_OVER: Duration = Duration::from_millis(1);
-/// After how many frames that is looked at.
-const LOOK: usize = 16;
+const SLICE_TIME: Duration = Duration::from_millis(2);
+/// How long its frames may take to be handed over, and after how many of them that is looked at.
+const HAND_OVER_TIME: Duration = Duration::from_millis(1);
+const LOOK_EVERY: usize = 16;
 /// How many listeners a slice has at least and at most.
-const LEAST: usize = 8;
-const MOST: usize = 1024;
+const MIN_SLICE: usize = 32;
+const MAX_SLICE: usize = 1024;
 
 /// How long this thread takes for each listener.
 pub(super) struct Pace(Duration);
@@ -42,13 +45,13 @@ impl Default for Pace {
 
 impl Pace {
     fn slice(&self) -> usize {
-        let listeners = SLICE.as_nanos() / self.0.as_nanos().max(1);
-        usize::try_from(listeners).unwrap_or(MOST).clamp(LEAST, MOST)
+        let listeners = SLICE_TIME.as_nanos() / self.0.as_nanos().max(1);
+        usize::try_from(listeners).unwrap_or(MAX_SLICE).clamp(MIN_SLICE, MAX_SLICE)
     }
 
     fn note(&mut self, busy: Duration, listeners: usize) {
-        // So few tell more of other things that the thread has done.
-        if let Some(listeners) = u32::try_from(listeners).ok().filter(|some| *some >= 8) {
+        // Fewer tell more of other things that the thread has done.
+        if let Some(listeners) = u32::try_from(listeners).ok().filter(|_| listeners >= MIN_SLICE) {
             self.0 = (self.0 + busy / listeners) / 2;
         }
     }
@@ -76,17 +79,24 @@ impl Handout {
         let left = needy.map(|(connection, _)| *connection).collect();
         Self { list, now, left, refused: false }
     }
-
-    pub fn is_done(&self) -> bool {
-        self.left.is_empty()
-    }
 }
 
 /// Something that waits for its turn in a room.
-enum Task {
-    List { list: Arc<List>, now: u64, errand: Errand },
+pub(super) enum Task {
+    List {
+        list: Arc<List>,
+        now: u64,
+        errand: Errand,
+    },
     Message(Said, Errand),
+    /// The list for one who has joined again, and hears what was said before.
     Greeting(Greeting, Errand),
+    /// The whole list for those who are owed it.
+    Offer {
+        list: Arc<List>,
+        now: u64,
+        errand: Errand,
+    },
 }
 
 /// The lists of a room that are being handed out, one after the other, and what comes after them.
@@ -95,16 +105,71 @@ pub(super) struct Queue {
     number: u64,
     handout: Option<(Handout, Errand)>,
     tasks: VecDeque<Task>,
+    /// Whose messages are among the tasks: their later ones come after them.
+    senders: HashSet<ConnectionId, RandomState>,
     /// The version of the last list that everybody got whom it was for.
     told: u64,
-    /// How long the thread was busy with the lists of the queue.
-    busy: Duration,
 }
 
 impl Queue {
-    /// Has one who has joined again told who is there after what waits.
-    pub fn greet_later(&mut self, greeting: Greeting, errand: Errand) {
-        self.tasks.push_back(Task::Greeting(greeting, errand));
+    pub fn push(&mut self, task: Task) {
+        if let Task::Message(Said { sender: Some(sender), .. }, _) = &task {
+            self.senders.insert(*sender);
+        }
+        self.tasks.push_back(task);
+    }
+
+    /// Whether a message has to come after what is in the queue.
+    fn holds_back(&self, said: &Said) -> bool {
+        said.after > self.told || said.sender.is_some_and(|sender| self.senders.contains(&sender))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.handout.is_none() && self.tasks.is_empty()
+    }
+}
+
+/// What a slice has done, until the sessions have written it. Its errands end with it.
+#[derive(Default)]
+struct Slice {
+    /// How many listeners it has served.
+    served: usize,
+    lists: Vec<Part>,
+    messages: Vec<(Said, Errand)>,
+    errands: Vec<Errand>,
+}
+
+/// What a slice has done of one list.
+struct Part {
+    room: RoomName,
+    queue: u64,
+    served: usize,
+    /// If that was the last of it.
+    done: Option<Errand>,
+}
+
+/// How a thread hands out its lists.
+#[derive(Default)]
+pub(super) struct Slices {
+    pace: Pace,
+    /// Rooms that have a queue.
+    rooms: VecDeque<RoomName>,
+    /// Whether the sessions are writing what they were handed.
+    is_out: bool,
+    /// What the thread has done besides meanwhile.
+    aside: Duration,
+    /// How many queues there have been.
+    queues: u64,
+}
+
+impl Slices {
+    /// Measures something that is done between slices, and is none of their cost.
+    pub fn begin_aside(&self) -> Option<ThreadTime> {
+        self.is_out.then(ThreadTime::now)
+    }
+
+    pub fn end_aside(&mut self, begun: Option<ThreadTime>) {
+        self.aside += begun.map_or(Duration::ZERO, ThreadTime::elapsed);
     }
 }
 
@@ -136,7 +201,8 @@ impl Courier {
             if *refused {
                 room.refused = Some((Arc::clone(list), *now));
             }
-            if served % LOOK == 0 && listeners < usize::MAX && work.elapsed() > HANDING_OVER {
+            let look = served % LOOK_EVERY == 0 && listeners < usize::MAX;
+            if look && work.elapsed() > HAND_OVER_TIME {
                 break;
             }
         }
@@ -156,82 +222,65 @@ impl Courier {
     ) {
         let (name, told) = (list.room().clone(), list.told_before());
         let Some(room) = self.rooms.get_mut(&name) else { return };
-        let is_first = room.queue.is_none();
-        let number = self.queues;
-        let new = || {
-            let (handout, tasks, busy) = (None, VecDeque::new(), Duration::ZERO);
-            Box::new(Queue { number, handout, tasks, told, busy })
-        };
-        let queue = room.queue.get_or_insert_with(new);
-        queue.tasks.push_back(Task::List { list, now, errand });
-        if is_first {
-            self.queues += 1;
-            self.go_on(&name, ctx);
+        let task = Task::List { list, now, errand };
+        if let Some(queue) = &mut room.queue {
+            return queue.push(task);
         }
+        let (number, tasks, senders) = (self.slices.queues, VecDeque::new(), HashSet::default());
+        let mut queue = Box::new(Queue { number, handout: None, tasks, senders, told });
+        queue.push(task);
+        room.queue = Some(queue);
+        self.slices.queues += 1;
+        self.slices.rooms.push_back(name);
+        self.go_on(ctx);
     }
 
     /// Hands a message to the members of its room, unless it has to come after a list that is on its way.
-    pub(super) fn take_message(&mut self, said: Said, errand: Errand, ctx: &mut Context<Self>) {
+    pub(super) fn take_message(&mut self, said: Said, mut errand: Errand, ctx: &mut Context<Self>) {
         if let Some(room) = self.rooms.get_mut(said.message.room())
             && let Some(queue) = &mut room.queue
-            && said.after > queue.told
+            && queue.holds_back(&said)
         {
-            return queue.tasks.push_back(Task::Message(said, errand));
+            return queue.push(Task::Message(said, errand));
         }
-        if let Some(turn) = self.hand_out_message(said, errand) {
-            ctx.wait(turn.into_actor(self).map(|_, _, _| ()));
-        }
-    }
-
-    /// Hands out a message. Answers what ends with the turn of the sessions, if that is to be waited for.
-    fn hand_out_message(&mut self, said: Said, mut errand: Errand) -> Option<JoinHandle<()>> {
         self.message(&said, &mut errand.report);
         let bytes = said.message.bytes();
         // It is done when those who were woken by it have had their turn, and written it to their
         // sockets: who waits for that cannot fill their mailboxes.
         let turn = actix::spawn(async { drop((said, errand)) });
-        self.ends_turn(bytes).then_some(turn)
+        if self.ends_turn(bytes) {
+            ctx.wait(turn.into_actor(self).map(|_, _, _| ()));
+        }
     }
 
-    /// Goes on with what waits in a room, until it has to be waited for what the sessions write.
-    fn go_on(&mut self, name: &RoomName, ctx: &mut Context<Self>) {
-        let Some(mut queue) = self.rooms.get_mut(name).and_then(|room| room.queue.take()) else {
+    /// Hands out the next slice, unless the sessions are writing the one before.
+    fn go_on(&mut self, ctx: &mut Context<Self>) {
+        if self.slices.is_out {
             return;
-        };
-        let (number, start) = (queue.number, ThreadTime::now());
-        let next = loop {
-            if let Some((handout, errand)) = &mut queue.handout {
-                let served = self.hand_out(handout, self.pace.slice(), &mut errand.report);
-                break Some((actix::spawn(async {}), served, false));
+        }
+        let start = ThreadTime::now();
+        let (mut slice, budget, mut is_turn) = (Slice::default(), self.slices.pace.slice(), false);
+        while slice.served < budget && !is_turn {
+            let Some(name) = self.slices.rooms.pop_front() else { break };
+            let queue = self.rooms.get_mut(&name).and_then(|room| room.queue.take());
+            let Some(mut queue) = queue else { continue };
+            is_turn = self.work_off(&name, &mut queue, budget, &mut slice);
+            if !queue.is_empty()
+                && let Some(room) = self.rooms.get_mut(&name)
+            {
+                room.queue = Some(queue);
+                self.slices.rooms.push_back(name);
             }
-            match queue.tasks.pop_front() {
-                None => break None,
-                Some(Task::List { list, now, errand }) => {
-                    let Some(room) = self.rooms.get(name) else { break None };
-                    queue.handout = Some((Handout::new(list, now, room), errand));
-                    if self.ends_turn(0) {
-                        break Some((actix::spawn(async {}), 0, true));
-                    }
-                }
-                Some(Task::Greeting(greeting, mut errand)) => {
-                    self.greet(greeting, &mut errand.report);
-                }
-                Some(Task::Message(said, errand)) => {
-                    if let Some(turn) = self.hand_out_message(said, errand) {
-                        break Some((turn, 0, true));
-                    }
-                }
+        }
+        (self.slices.is_out, self.slices.aside) = (true, Duration::ZERO);
+        let turn = actix::spawn(async {}).into_actor(self).map(move |_, courier, ctx| {
+            let busy = start.elapsed().saturating_sub(courier.slices.aside);
+            courier.end_slice(slice, busy);
+            if !courier.slices.rooms.is_empty() {
+                courier.go_on(ctx);
             }
-        };
-        let (Some((turn, served, alone)), Some(room)) = (next, self.rooms.get_mut(name)) else {
-            return;
-        };
-        room.queue = Some(queue);
-        let name = name.clone();
-        let turn = turn.into_actor(self).map(move |_, courier, ctx| {
-            courier.end_slice(&name, number, served, start.elapsed(), ctx);
         });
-        if alone {
+        if is_turn {
             ctx.wait(turn);
         } else {
             // Other orders are taken meanwhile.
@@ -239,54 +288,89 @@ impl Courier {
         }
     }
 
-    /// Hands out everything that waits in rooms, in one slice.
-    pub(super) fn finish_queues(&mut self) {
-        let queues = self.rooms.iter_mut().filter_map(|(name, room)| {
-            let queue = room.queue.take()?;
-            Some((name.clone(), queue))
-        });
-        for (name, queue) in queues.collect::<Vec<_>>() {
-            let Queue { mut handout, mut tasks, .. } = *queue;
-            loop {
-                if let Some((mut handout, mut errand)) = handout.take() {
-                    self.hand_out(&mut handout, usize::MAX, &mut errand.report);
+    /// Does what waits in a room, until the slice has served so many listeners. Says whether the sessions
+    /// are to have their turn before anything else.
+    fn work_off(
+        &mut self,
+        name: &RoomName,
+        queue: &mut Queue,
+        budget: usize,
+        slice: &mut Slice,
+    ) -> bool {
+        loop {
+            if let Some((handout, errand)) = &mut queue.handout {
+                let left = budget - slice.served;
+                let served = self.hand_out(handout, left, &mut errand.report);
+                slice.served += served;
+                let done = queue.handout.take_if(|(handout, _)| handout.left.is_empty());
+                let is_done = done.is_some();
+                if let Some((handout, _)) = &done {
+                    queue.told = queue.told.max(handout.list.version());
                 }
-                match tasks.pop_front() {
-                    Some(Task::List { list, now, errand }) => {
-                        let Some(room) = self.rooms.get(&name) else { break };
-                        handout = Some((Handout::new(list, now, room), errand));
+                let (room, done) = (name.clone(), done.map(|(_, errand)| errand));
+                slice.lists.push(Part { room, queue: queue.number, served, done });
+                if !is_done {
+                    return false;
+                }
+            }
+            if slice.served >= budget {
+                return false;
+            }
+            match queue.tasks.pop_front() {
+                None => return false,
+                Some(Task::List { list, now, errand }) => {
+                    let Some(room) = self.rooms.get(name) else { return false };
+                    queue.handout = Some((Handout::new(list, now, room), errand));
+                    if self.ends_turn(0) {
+                        return true;
                     }
-                    Some(Task::Greeting(greeting, mut errand)) => {
-                        self.greet(greeting, &mut errand.report);
+                }
+                Some(Task::Greeting(greeting, mut errand)) => {
+                    self.greet(greeting, &mut errand.report);
+                    slice.errands.push(errand);
+                }
+                Some(Task::Offer { list, now, mut errand }) => {
+                    self.offer(&list, false, now, &mut errand.report);
+                    slice.errands.push(errand);
+                }
+                Some(Task::Message(said, mut errand)) => {
+                    self.message(&said, &mut errand.report);
+                    let bytes = said.message.bytes();
+                    slice.messages.push((said, errand));
+                    if self.ends_turn(bytes) {
+                        return true;
                     }
-                    Some(Task::Message(said, mut errand)) => {
-                        self.message(&said, &mut errand.report);
-                    }
-                    None => break,
                 }
             }
         }
     }
 
-    /// The sessions have written what they were handed.
-    fn end_slice(
-        &mut self,
-        name: &RoomName,
-        number: u64,
-        served: usize,
-        busy: Duration,
-        ctx: &mut Context<Self>,
-    ) {
-        self.pace.note(busy, served);
-        let Some(room) = self.rooms.get_mut(name) else { return };
-        let Some(queue) = room.queue.as_mut().filter(|queue| queue.number == number) else {
-            return;
-        };
-        queue.busy += busy;
-        if let Some((handout, mut errand)) = queue.handout.take_if(|(it, _)| it.is_done()) {
-            queue.told = queue.told.max(handout.list.version());
-            errand.report.busy = queue.busy;
+    /// The sessions have written what they were handed: each list has its part of the time.
+    fn end_slice(&mut self, slice: Slice, busy: Duration) {
+        self.slices.is_out = false;
+        self.slices.pace.note(busy, slice.served);
+        let total = u32::try_from(slice.served).unwrap_or(u32::MAX).max(1);
+        for Part { room, queue: number, served, done } in slice.lists {
+            let part = busy / total * u32::try_from(served).unwrap_or(u32::MAX);
+            if let Some(mut errand) = done {
+                errand.report.busy += part;
+            } else if let Some(queue) = self.rooms.get_mut(&room).and_then(|it| it.queue.as_mut())
+                && queue.number == number
+                && let Some((_, errand)) = &mut queue.handout
+            {
+                errand.report.busy += part;
+            }
         }
-        self.go_on(name, ctx);
+    }
+
+    /// Hands out everything that waits in rooms at once.
+    pub(super) fn finish_queues(&mut self) {
+        for name in std::mem::take(&mut self.slices.rooms) {
+            let queue = self.rooms.get_mut(&name).and_then(|room| room.queue.take());
+            let Some(mut queue) = queue else { continue };
+            while !queue.is_empty() && self.rooms.contains_key(&name) {
+                self.work_off(&name, &mut queue, usize::MAX, &mut Slice::default());
+            }
+        }
     }
 }

@@ -6,7 +6,10 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    super::audience::{Audience, Next},
+    super::{
+        audience::{Audience, Next},
+        couriers::Desk,
+    },
     *,
 };
 use crate::model::{ConnectionId, Info, Moment, Rooms};
@@ -137,7 +140,7 @@ proptest! {
                 let Next::List(list) = next else { unreachable!("nothing is said") };
                 clients.iter_mut().for_each(|client| client.take(&list));
             }
-            audience.returned(Duration::ZERO, now);
+            audience.returned(Desk::default(), Duration::ZERO, now);
             let expected = Client::new(&state);
             for client in &clients {
                 prop_assert_eq!(client.version, state.version());

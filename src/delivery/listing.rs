@@ -8,7 +8,7 @@ use super::{
     Delivery, Newcomer, Route,
     audience::{Audience, Next},
     courier::{Order, Report},
-    list::{List, Whole},
+    list::List,
 };
 use crate::{
     messages::{Dialect, Feed},
@@ -39,14 +39,9 @@ impl Delivery {
     /// The end of a turn: tells those who have come in it who is in their rooms, with one list for all who
     /// have come to a room, then everybody else what is due.
     pub fn end_turn(&mut self, rooms: &Rooms, now: u64) {
-        self.release(now);
-        let mut greeted: HashMap<RoomName, Vec<Newcomer>, RandomState> = HashMap::default();
-        for newcomer in self.newcomers.drain(..) {
-            greeted.entry(newcomer.entry.room.clone()).or_default().push(newcomer);
-        }
-        for (room, newcomers) in greeted {
-            self.greet(&rooms.snapshot(&room), newcomers, now);
-        }
+        self.send_released(now);
+        let newcomers = std::mem::take(&mut self.newcomers);
+        self.greet(newcomers, |room| rooms.snapshot(room), now);
         while let Some(room) = self.take_due(now) {
             self.flush(&rooms.snapshot(&room), now);
         }
@@ -56,32 +51,56 @@ impl Delivery {
     pub(super) fn greet_in(&mut self, room: &Snapshot, now: u64) {
         let newcomers = self.newcomers.extract_if(.., |one| one.entry.room == *room.room());
         let newcomers = newcomers.collect();
-        self.greet(room, newcomers, now);
+        self.greet(newcomers, |_| room.clone(), now);
     }
 
-    fn greet(&mut self, room: &Snapshot, newcomers: Vec<Newcomer>, now: u64) {
-        let name = room.room();
-        let again = newcomers.iter().any(|one| one.again && one.entry.outlet.listens());
-        if again && self.audience(name).is_some_and(Audience::hurry_closed) {
-            // Who joins again hears what somebody has said before the state without them.
-            self.flush(room, now);
-        }
-        let mut list = None;
-        if let Some(audience) = self.audience(name) {
-            list = audience.list_for(&newcomers, room, now);
-            self.schedule(name, now);
+    /// Tells newcomers who is in their rooms: in the order in which they have come, with one list for each
+    /// room.
+    fn greet(
+        &mut self,
+        newcomers: Vec<Newcomer>,
+        room_of: impl Fn(&RoomName) -> Snapshot,
+        now: u64,
+    ) {
+        let mut lists: HashMap<RoomName, Option<Greeting>, RandomState> = HashMap::default();
+        for at in 0..newcomers.len() {
+            let name = &newcomers[at].entry.room;
+            if !lists.contains_key(name) {
+                let same = || newcomers[at..].iter().filter(|one| one.entry.room == *name);
+                let list = self.greeting(&room_of(name), same, now);
+                lists.insert(name.clone(), list);
+            }
         }
         for Newcomer { desk, mut entry, .. } in newcomers {
-            entry.list = match (&list, entry.outlet.dialect) {
-                (Some(Greeting { full: false, .. }), Dialect::Json(Feed::Full)) => None,
-                (Some(Greeting { list, .. }), _) if entry.outlet.listens() => {
+            let name = entry.room.clone();
+            entry.list = match (lists.get(&name), entry.outlet.dialect) {
+                (Some(Some(Greeting { full: false, .. })), Dialect::Json(Feed::Full)) => None,
+                (Some(Some(Greeting { list, .. })), _) if entry.outlet.listens() => {
                     Some(Arc::clone(list))
                 }
                 _ => None,
             };
-            let report = Report { room: Some(name.clone()), ..Report::default() };
+            let report = Report { room: Some(name), ..Report::default() };
             self.order(desk, Order::Enter(entry), report, now);
         }
+    }
+
+    /// The list for the newcomers of a room.
+    fn greeting<'a, N: Iterator<Item = &'a Newcomer>>(
+        &mut self,
+        room: &Snapshot,
+        newcomers: impl Fn() -> N,
+        now: u64,
+    ) -> Option<Greeting> {
+        let again = newcomers().any(|one| one.again && one.entry.outlet.listens());
+        if again && self.audience(room.room()).is_some_and(Audience::hurry_closed) {
+            // Who joins again hears what somebody has said before the state without them.
+            self.flush(room, now);
+        }
+        let audience = self.audience(room.room())?;
+        let list = audience.list_for(newcomers, room, now);
+        self.schedule(room.room(), now);
+        list
     }
 
     /// When the next room is due, in microseconds of the monotonic clock.
@@ -128,7 +147,7 @@ impl Delivery {
                     for (desk, _) in &desks {
                         let list = Arc::clone(&list);
                         let order = Order::List { list, now };
-                        let (room, listed) = (Some(name.clone()), true);
+                        let (room, listed) = (Some(name.clone()), Some(*desk));
                         self.order(*desk, order, Report { room, listed, ..Report::default() }, now);
                     }
                 }
@@ -193,22 +212,19 @@ struct Greeting {
 
 impl Audience {
     /// The list for newcomers, if any of them listens.
-    fn list_for(&mut self, newcomers: &[Newcomer], room: &Snapshot, now: u64) -> Option<Greeting> {
-        let dialects = || newcomers.iter().map(|one| one.entry.outlet.dialect);
-        let is_full = |dialect: &Dialect| *dialect == Dialect::Json(Feed::Full);
-        let full = dialects().any(|one| is_full(&one)) && self.may_greet_in_full(now);
-        let listeners = newcomers.iter().filter(|one| {
-            one.entry.outlet.listens() && (full || !is_full(&one.entry.outlet.dialect))
+    fn list_for<'a, N: Iterator<Item = &'a Newcomer>>(
+        &mut self,
+        newcomers: impl Fn() -> N,
+        room: &Snapshot,
+        now: u64,
+    ) -> Option<Greeting> {
+        let dialects = || newcomers().map(|one| one.entry.outlet.dialect);
+        let is_full = |dialect: Dialect| dialect == Dialect::Json(Feed::Full);
+        let full = dialects().any(is_full) && self.may_greet_in_full(room, now);
+        let listeners = newcomers().filter(|one| {
+            one.entry.outlet.listens() && (full || !is_full(one.entry.outlet.dialect))
         });
         let listeners = listeners.count();
-        if listeners == 0 {
-            return None;
-        }
-        let is_too_large =
-            |whole: Option<Whole>| whole.is_some_and(|one| self.is_too_large(one, room));
-        if dialects().any(|dialect| is_too_large(Whole::of(dialect))) {
-            self.owe_later(now);
-        }
-        Some(Greeting { list: self.greet(room, listeners), full })
+        (listeners > 0).then(|| Greeting { list: self.greet(room, listeners), full })
     }
 }

@@ -31,12 +31,12 @@ use smallvec::SmallVec;
 
 use self::{
     audience::{Audience, Said},
-    courier::{Entry, Order},
+    courier::{Answers, Entry, Order},
     couriers::{Couriers, Desk, Sent},
     published::Published,
 };
 pub(crate) use self::{
-    courier::{Courier, Report},
+    courier::{Answer, Courier, Report},
     farewells::BATCH_INTERVAL,
     observers::Observers,
     outlet::Outlet,
@@ -114,6 +114,15 @@ pub(crate) struct Delivery {
     deliveries: Tally,
 }
 
+/// A connection that joins a room.
+pub(crate) struct Arrival {
+    pub connection: ConnectionId,
+    pub outlet: Outlet,
+    /// Who delivers on its thread, if that is known.
+    pub courier: Option<Addr<Courier>>,
+    pub answer: Answer,
+}
+
 /// What is published to a room.
 pub(crate) struct Publication {
     pub content: Content,
@@ -171,18 +180,11 @@ impl Delivery {
         any.then(|| std::mem::take(&mut self.refused))
     }
 
-    /// The connection is in the room, and is reached like this from now on. It is told who is there at
-    /// the end of the turn: see [`greet`](Self::greet).
-    pub fn enter(
-        &mut self,
-        room: &Snapshot,
-        connection: ConnectionId,
-        outlet: Outlet,
-        courier: Option<Addr<Courier>>,
-        now: u64,
-    ) {
-        let name = room.room();
-        let listens = outlet.listens();
+    /// The connection is in the room, and is reached like this from now on. At the end of the turn it is
+    /// told who is there, then its join is answered: see [`end_turn`](Self::end_turn).
+    pub fn enter(&mut self, room: &Snapshot, arrival: Arrival, now: u64) {
+        let Arrival { connection, outlet, courier, answer } = arrival;
+        let (name, listens) = (room.room(), outlet.listens());
         let same = |one: &Newcomer| one.entry.connection == connection && one.entry.room == *name;
         let earlier = self.newcomers.iter().position(same).map(|at| self.newcomers.remove(at));
         let Self { couriers, serial, .. } = self;
@@ -196,11 +198,24 @@ impl Delivery {
         let before = known.and_then(|index| stay.rooms.remove(index));
         stay.rooms.push((name.clone(), listens));
         self.entries += 1;
-        let number = earlier.as_ref().map_or(self.entries, |earlier| earlier.entry.number);
-        let (version, list) = (room.version(), None);
-        let entry =
-            Entry { connection, room: name.clone(), outlet, serial, number, version, list, now };
-        let again = earlier.map_or(before.is_some(), |earlier| earlier.again);
+        let (mut number, mut again, mut answers) =
+            (self.entries, before.is_some(), Answers::default());
+        if let Some(earlier) = earlier {
+            (number, again, answers) = (earlier.entry.number, earlier.again, earlier.entry.answers);
+        }
+        answers.push(answer);
+        let (room_name, version, list) = (name.clone(), room.version(), None);
+        let entry = Entry {
+            connection,
+            room: room_name,
+            outlet,
+            serial,
+            number,
+            version,
+            list,
+            answers,
+            now,
+        };
         self.newcomers.push(Newcomer { desk, entry, again });
         let route = self.routes.entry(name.clone()).or_default();
         if listens {
@@ -277,18 +292,19 @@ impl Delivery {
     /// the sender has come.
     pub fn publish(&mut self, room: &Snapshot, publication: Publication, now: u64) -> Taking {
         let name = room.room();
+        self.send_released(now);
         if self.newcomers.iter().any(|one| one.entry.room == *name) {
             // They are members, and have to know of the room what is said there.
             self.greet_in(room, now);
         }
         self.greet_waiting(room, now);
-        self.release(now);
         let Publication { content, from, joined, except } = publication;
         let Some(route) = self.routes.get_mut(name) else { return Taking::none() };
         let (message, taking) =
             Published::new(name.clone(), content, from, self.deliveries.clone());
         let (entries, after) = (self.entries, joined.map_or(0, |(_, version)| version));
-        let said = Said { message: Arc::new(message), except, entries, after };
+        let sender = joined.map(|(sender, _)| sender);
+        let said = Said { message: Arc::new(message), sender, except, entries, after };
         match (&mut route.audience, joined) {
             (Some(audience), Some((sender, joined))) if !audience.has_told(joined) => {
                 audience.wait(said, sender, room, now);
@@ -300,7 +316,7 @@ impl Delivery {
     }
 
     /// Sends the messages that need not wait any more.
-    fn release(&mut self, now: u64) {
+    pub fn send_released(&mut self, now: u64) {
         for said in std::mem::take(&mut self.released) {
             self.send(&said.message.room().clone(), &said, now);
         }
@@ -332,8 +348,8 @@ impl Delivery {
         if let Some(room) = &room
             && let Some(audience) = self.audience(room)
         {
-            if listed {
-                audience.returned(busy, now);
+            if let Some(desk) = listed {
+                audience.returned(desk, busy, now);
             }
             if owes {
                 audience.owe_later(now);

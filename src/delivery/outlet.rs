@@ -76,6 +76,13 @@ pub(super) struct Owed {
 }
 
 impl Owed {
+    /// Whether the whole list is to be offered to it before the next list for everybody: it has been told
+    /// nothing, or has not taken what it was told. Who got a count as the list is too large waits for that.
+    pub fn waits_for_offer(&self, only_newcomers: bool) -> bool {
+        let is_new = self.told.is_none() && self.counted.is_none();
+        is_new || !only_newcomers && self.refused.is_some()
+    }
+
     /// Whether a list of this version is for it.
     pub fn needs(&self, version: u64) -> bool {
         version >= self.entered.max(self.told.unwrap_or(0))

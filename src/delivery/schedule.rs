@@ -7,20 +7,23 @@
 
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
+use super::couriers::Desk;
 use crate::model::micros;
 
 /// Two lists for everybody are at least this far apart, unless a message waits for one.
-const WINDOW: Duration = Duration::from_millis(50);
+const LIST_INTERVAL: Duration = Duration::from_millis(50);
 /// The lists of a room take at most one part in this many of a thread's time.
 const SHARE: u32 = 10;
 /// How long earlier lists delay one at most.
-const LONGEST_DEBT: Duration = Duration::from_secs(1);
+const MAX_DEBT: Duration = Duration::from_secs(1);
 /// A room is quiet when nothing has changed for this part of the time between two lists.
-const QUIET: u64 = 8;
+const QUIET_SHARE: u64 = 8;
 /// A list waits for the one before to be handed out everywhere, but no longer than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+const HAND_OUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a list is believed to have cost at most: more is an error of measurement.
-const MOST: Duration = Duration::from_secs(1);
+const MAX_COST: Duration = Duration::from_secs(1);
 /// For how long a message waits at most until its sender's coming has been told.
 const MESSAGE_WAIT: Duration = Duration::from_secs(1);
 
@@ -31,8 +34,8 @@ pub(super) struct Schedule {
     sent: u64,
     /// How many threads have not handed it out yet.
     away: usize,
-    /// The time that it has taken on the busiest thread so far.
-    cost: u64,
+    /// The time that it has taken so far, by thread.
+    costs: SmallVec<[(Desk, u64); 2]>,
     /// Until when the share of the lists before is used up.
     used_before: u64,
     /// Whether the last list went out before its time.
@@ -47,28 +50,34 @@ impl Schedule {
         self.changed = now;
     }
 
+    /// The time that the last list has taken on the busiest thread so far; several lists that went out
+    /// together count together.
+    fn cost(&self) -> u64 {
+        self.costs.iter().map(|(_, cost)| *cost).max().unwrap_or(0)
+    }
+
     /// Until when the room's share of a thread is used up. What earlier lists have used delays the next one
     /// by no more than a second, so that who comes after a crowd need not wait for the crowd's lists.
     fn used_up(&self) -> u64 {
-        let cost = self.cost * u64::from(SHARE);
+        let cost = self.cost() * u64::from(SHARE);
         let all = self.used_before + cost;
-        all.min(self.sent + cost.max(micros(LONGEST_DEBT)))
+        all.min(self.sent + cost.max(micros(MAX_DEBT)))
     }
 
     /// Until when a list waits for the one before to be handed out.
     fn handed_out(&self) -> u64 {
-        if self.away > 0 { self.sent + micros(PATIENCE) } else { 0 }
+        if self.away > 0 { self.sent + micros(HAND_OUT_TIMEOUT) } else { 0 }
     }
 
     /// When the next list may go out, as things are at `now`: after a `crowd` has come earlier than after a
     /// few changes.
     pub fn next(&self, crowd: bool, now: u64) -> u64 {
-        let earliest = if self.sent == 0 { 0 } else { self.sent + micros(WINDOW) };
+        let earliest = if self.sent == 0 { 0 } else { self.sent + micros(LIST_INTERVAL) };
         let latest = earliest.max(self.used_up());
         let next = if now >= latest || self.hurried || !crowd {
             latest
         } else {
-            let quiet = (latest - self.sent) / QUIET;
+            let quiet = (latest - self.sent) / QUIET_SHARE;
             earliest.max(self.changed + quiet).min(latest)
         };
         next.max(self.handed_out()).max(now)
@@ -76,7 +85,7 @@ impl Schedule {
 
     /// When the list has to go out that a message has waited for since `since`.
     pub fn next_for_message(&self, since: u64, now: u64) -> u64 {
-        let affordable = self.sent + self.cost * u64::from(SHARE);
+        let affordable = self.sent + self.cost() * u64::from(SHARE);
         affordable.max(self.handed_out()).min(since + micros(MESSAGE_WAIT)).max(now)
     }
 
@@ -85,14 +94,19 @@ impl Schedule {
         let used_up = self.used_up();
         self.hurried = now < used_up;
         self.used_before = used_up.max(now);
-        (self.sent, self.away, self.cost) = (now.max(1), threads, 0);
+        (self.sent, self.away) = (now.max(1), threads);
+        self.costs.clear();
     }
 
     /// A thread has handed out the last list, and may have taken no newcomers meanwhile.
-    pub fn returned(&mut self, busy: Duration, now: u64) {
+    pub fn returned(&mut self, desk: Desk, busy: Duration, now: u64) {
         self.away = self.away.saturating_sub(1);
         self.changed = self.changed.max(now);
-        self.cost = self.cost.max(micros(busy.min(MOST)));
+        let cost = micros(busy.min(MAX_COST));
+        match self.costs.iter_mut().find(|(known, _)| *known == desk) {
+            Some((_, before)) => *before += cost,
+            None => self.costs.push((desk, cost)),
+        }
     }
 }
 
@@ -124,7 +138,7 @@ mod tests {
             lists += 1;
             busy += cost;
             now += micros(cost);
-            schedule.returned(cost, now);
+            schedule.returned(Desk::default(), cost, now);
         }
         (lists, Duration::from_micros(last.saturating_sub(end)), busy)
     }
@@ -161,7 +175,7 @@ mod tests {
                     schedule.sent(1, now);
                     busy += cost;
                     now += micros(cost);
-                    schedule.returned(cost, now);
+                    schedule.returned(Desk::default(), cost, now);
                 }
             }
             let share = busy.as_secs_f64() / seconds as f64;
@@ -174,21 +188,26 @@ mod tests {
         let mut schedule = Schedule::default();
         assert_eq!(schedule.next(false, 7), 7);
         schedule.sent(1, 7);
-        schedule.returned(Duration::from_micros(100), 10);
+        schedule.returned(Desk::default(), Duration::from_micros(100), 10);
         schedule.note(11);
-        assert_eq!(schedule.next(false, 11), 7 + micros(WINDOW));
+        assert_eq!(schedule.next(false, 11), 7 + micros(LIST_INTERVAL));
     }
 
     #[test]
     fn a_message_waits_for_what_the_last_list_has_cost_and_for_no_window() {
         let mut schedule = Schedule::default();
         schedule.sent(2, 1000);
-        schedule.returned(Duration::from_micros(300), 1300);
-        assert_eq!(schedule.next_for_message(1300, 1300), 1000 + micros(PATIENCE), "one is away");
-        schedule.returned(Duration::from_micros(500), 1500);
+        let [one, other] = [1, 2].map(Desk::numbered);
+        schedule.returned(one, Duration::from_micros(300), 1300);
+        assert_eq!(
+            schedule.next_for_message(1300, 1300),
+            1000 + micros(HAND_OUT_TIMEOUT),
+            "one is away"
+        );
+        schedule.returned(other, Duration::from_micros(500), 1500);
         assert_eq!(schedule.next_for_message(1300, 1500), 1000 + 5000);
         assert_eq!(schedule.next_for_message(1300, 9000), 9000);
-        schedule.returned(Duration::from_secs(1), 9000);
+        schedule.returned(Desk::default(), Duration::from_secs(1), 9000);
         assert_eq!(schedule.next_for_message(5000, 9000), 5000 + micros(MESSAGE_WAIT));
     }
 }

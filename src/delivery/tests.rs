@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    messages::{DEFAULT_BACKLOG_LIMIT, Dialect, Feed, ForwardMessage, Forwarded},
+    messages::{DEFAULT_BACKLOG_LIMIT, Dialect, Feed, ForwardMessage, Forwarded, Joined},
     model::{Info, Moment, Rooms},
     testing::{Heard, Probe, Seen},
 };
@@ -58,7 +58,11 @@ async fn run(steps: Vec<Step>) {
                     backlog_limit: DEFAULT_BACKLOG_LIMIT,
                     socket: None,
                 };
-                delivery.enter(&rooms.snapshot(&name(room)), connection, outlet, None, 0);
+                let state = rooms.snapshot(&name(room));
+                let joined = Joined { snapshot: state.clone(), changed: true };
+                // Nobody asks for the answer.
+                let answer = Answer { reply: tokio::sync::oneshot::channel().0, joined };
+                delivery.enter(&state, Arrival { connection, outlet, courier: None, answer }, 0);
                 inside.insert((room, who));
             }
             4 | 5 => {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{RoomRegistry, following::Reply};
 use crate::{
     bus::Told,
-    delivery::{Outlet, Publication, Taking},
+    delivery::{Answer, Arrival, Outlet, Publication, Taking},
     messages::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
@@ -65,52 +65,52 @@ impl RoomRegistry {
         Ok(self.rooms.has_place(&room)?)
     }
 
-    /// Lets a connection in as soon as all is known of the room.
+    /// Lets a connection in as soon as all is known of the room. A refusal is answered at once, a join
+    /// when who has joined has been told who is there.
     fn ask_to_join(&mut self, AskedToJoin { join, reply }: AskedToJoin, ctx: &mut Context<Self>) {
         let (room, connection) = (join.room.clone(), join.connection);
         self.end_unresumable();
         if self.is_known(&room) {
-            let joined = self.join(join);
-            return self.answer(joined, reply, ctx);
+            return self.join(join, reply, ctx);
         }
         *self.parked.entry(connection).or_default() += 1;
         // The answer goes its own way.
-        drop(self.when_known(&room, ctx, move |registry, ctx| {
-            let joined = match registry.unpark(connection) {
-                Some(()) => registry.join(join),
-                None => Err(JoinError::Withdrawn),
-            };
-            registry.answer(joined, reply, ctx);
+        drop(self.when_known(&room, ctx, move |registry, ctx| match registry.unpark(connection) {
+            Some(()) => registry.join(join, reply, ctx),
+            // The session may have ended, here as below.
+            None => drop(reply.send(Err(JoinError::Withdrawn))),
         }));
     }
 
-    /// Answers a join: a refusal at once, and who has joined at the end of the turn.
-    fn answer(
+    fn join(
         &mut self,
-        joined: Result<Joined, JoinError>,
+        join: Join,
         reply: OneshotSender<Result<Joined, JoinError>>,
         ctx: &mut Context<Self>,
     ) {
-        match joined {
-            // Before the turn is looked at, which may end with this join.
-            Ok(joined) => self.turn.answer(reply, joined),
-            // The session may have ended.
-            Err(refused) => return drop(reply.send(Err(refused))),
-        }
         let now = self.clock.now();
+        let Join { room, connection, user, info, fixed, session, .. } = join;
+        let Join { dialect, forward, disconnect, backlog_limit, socket, courier, .. } = join;
+        let _span = tracing::debug_span!("join", %room, %connection).entered();
+        let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
+        let changed = match self.let_in(entering, now) {
+            Ok(changed) => changed,
+            Err(refused) => return drop(reply.send(Err(refused))),
+        };
+        let snapshot = self.rooms.snapshot(&room);
+        let answer = Answer { reply, joined: Joined { snapshot: snapshot.clone(), changed } };
+        let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
+        let arrival = Arrival { connection, outlet, courier, answer };
+        self.delivery.enter(&snapshot, arrival, now.monotonic);
         self.settle(ctx, now);
     }
 
-    fn join(&mut self, msg: Join) -> Result<Joined, JoinError> {
-        let now = self.clock.now();
-        let Join { room, connection, user, info, fixed, session, dialect, .. } = msg;
-        let (forward, disconnect) = (msg.forward, msg.disconnect);
-        let (backlog_limit, socket) = (msg.backlog_limit, msg.socket);
-        let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
-        let _span = tracing::debug_span!("join", %room, %connection).entered();
-        self.admit(&room, user.as_ref(), &info)?;
+    /// Lets a connection into a room. Answers whether that changed anything.
+    fn let_in(&mut self, entering: Entering, now: Moment) -> Result<bool, JoinError> {
+        let Entering { room, connection, .. } = &entering;
+        let (room, connection) = (room.clone(), *connection);
+        self.admit(&room, entering.user.as_ref(), &entering.info)?;
         let known = self.rooms.last_seen(connection).is_some();
-        let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
         let entered = self.sessions.enter(&mut self.rooms, entering, &self.node, now)?;
         let Entered { presence, diff, resumed, rewrite } = entered;
 
@@ -129,11 +129,9 @@ impl RoomRegistry {
         }
         if rewrite && self.cluster.is_some() {
             // Other nodes want to know whose presence it is, and that its client is here.
-            self.mirror.mark_one(room.clone(), presence);
+            self.mirror.mark_one(room, presence);
         }
-        let snapshot = self.rooms.snapshot(&room);
-        self.delivery.enter(&snapshot, connection, outlet, msg.courier, now.monotonic);
-        Ok(Joined { snapshot, changed })
+        Ok(changed)
     }
 
     /// A join of the connection waits no longer; `None` if it has left meanwhile.

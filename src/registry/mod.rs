@@ -27,10 +27,7 @@ use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use self::{
-    following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, stopping::Farewells,
-    turns::Turn,
-};
+use self::{following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, stopping::Farewells};
 use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
@@ -85,7 +82,8 @@ pub struct RoomRegistry {
     places: Places,
     clock: Clock,
     delivery: Delivery,
-    turn: Turn,
+    /// When the turn has begun, if it has.
+    turn_begun: Option<u64>,
     observers: Observers,
     mirror: Mirror,
     node: NodeName,
@@ -136,7 +134,7 @@ impl RoomRegistry {
             places: Places::default(),
             clock: parts.clock,
             delivery: Delivery::new(parts.max_list_size),
-            turn: Turn::default(),
+            turn_begun: None,
             observers: Observers::new(parts.observer_queue),
             mirror: parts.mirror,
             node: parts.node,

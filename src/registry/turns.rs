@@ -6,46 +6,24 @@
 
 use std::time::Duration;
 
-use actix::{dev::OneshotSender, prelude::*};
+use actix::prelude::*;
 
 use super::RoomRegistry;
-use crate::{
-    messages::{JoinError, Joined},
-    model::{Moment, micros},
-};
+use crate::model::{Moment, micros};
 
 /// How many joins a turn has at most, and how long it lasts.
 const MAX_JOINS: usize = 64;
 const MAX_DURATION: Duration = Duration::from_millis(2);
 
-/// An answer to a join, and where it goes.
-type Answer = (OneshotSender<Result<Joined, JoinError>>, Joined);
-
-/// What the messages of this turn have left to be done at its end.
-#[derive(Default)]
-pub(super) struct Turn {
-    /// When it has begun, if it has.
-    begun: Option<u64>,
-    /// Answers that are to come after what they answer.
-    answers: Vec<Answer>,
-}
-
-impl Turn {
-    /// Keeps the answer to a join until who has joined has been told who is there.
-    pub fn answer(&mut self, reply: OneshotSender<Result<Joined, JoinError>>, joined: Joined) {
-        self.answers.push((reply, joined));
-    }
-}
-
 impl RoomRegistry {
     /// The end of every handler that changed something.
     pub(super) fn settle(&mut self, ctx: &mut Context<Self>, now: Moment) {
         self.put_out_refused(now);
-        let Some(begun) = self.turn.begun else {
-            self.turn.begun = Some(now.monotonic);
+        let Some(begun) = self.turn_begun else {
+            self.turn_begun = Some(now.monotonic);
             // An actor runs what it has spawned when its mailbox is empty.
             ctx.spawn(async {}.into_actor(self).map(|(), registry, ctx| {
-                if registry.turn.begun.is_some() {
+                if registry.turn_begun.is_some() {
                     registry.end_turn(ctx);
                 }
             }));
@@ -60,7 +38,7 @@ impl RoomRegistry {
     /// Ends a turn that has lasted long enough: also so many signs of life may come that the mailbox is never
     /// empty.
     pub(super) fn go_on_with_turn(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        if self.turn.begun.is_some() {
+        if self.turn_begun.is_some() {
             self.settle(ctx, now);
         }
     }
@@ -70,12 +48,8 @@ impl RoomRegistry {
         self.end_faded(now);
         self.lose_patience(ctx, now);
         self.delivery.end_turn(&self.rooms, now.monotonic);
-        for (reply, joined) in self.turn.answers.drain(..) {
-            // The session may have ended.
-            drop(reply.send(Ok(joined)));
-        }
         self.put_out_refused(now);
-        self.turn.begun = None;
+        self.turn_begun = None;
         self.arm(ctx, now);
         self.write(ctx, now);
         if std::mem::take(&mut self.renewal_is_due) {
@@ -91,6 +65,7 @@ impl RoomRegistry {
     fn put_out_refused(&mut self, now: Moment) {
         while let Some(refused) = self.delivery.take_refused() {
             self.put_out(&refused, now);
+            self.delivery.send_released(now.monotonic);
         }
     }
 

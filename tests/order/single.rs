@@ -6,7 +6,10 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_presence::*;
+use actix_presence::{
+    testing::{Heard, Probe},
+    *,
+};
 use futures_util::FutureExt;
 
 use crate::{
@@ -203,6 +206,51 @@ async fn a_message_waits_no_longer_than_a_second_for_a_thread_that_stands_still(
     on(&still.handle(), || ()).await;
     lobby.heard().await;
     assert_eq!(heard(&mut other).await, "* * hello");
+}
+
+#[actix::test]
+async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list() {
+    let mut lobby = Lobby::with(0).await;
+    lobby.t.clock.advance(secs(2));
+    let slow = Arbiter::new().handle();
+    let still = Arbiter::new().handle();
+    // Nothing of this one comes through the dispatcher of its thread.
+    let (probe, listener) = on(&slow, Probe::<Heard>::new).await;
+    let mut listener = (ConnectionId::new(), listener);
+    let join = Join::anonymous(room(LOBBY), listener.0, probe.clone().recipient());
+    let join = join.dialect(Dialect::Json(Feed::Full));
+    let place = Place::Thread(still.clone());
+    let other = Guest::new(&lobby.t, place, Dialect::Json(Feed::Diff)).await;
+    other.join(&lobby.t, LOBBY, "other").await;
+    lobby.heard_later().await;
+    lobby.t.clock.advance(secs(2));
+
+    let (slow_goes_on, still_goes_on) = (stop(&slow).await, stop(&still).await);
+    lobby.t.registry.send(join).await.unwrap().unwrap();
+    lobby.heard().await;
+    // Of this one it is not told, as its state has not been taken; and the list is under way.
+    lobby.enter().await;
+    lobby.enter().await;
+    lobby.say(2, "bye");
+    lobby.others[2].leave(&lobby.t, LOBBY).await;
+    drop(slow_goes_on);
+    on(&slow, || ()).await;
+    lobby.t.clock.advance(Duration::from_millis(60));
+    lobby.heard().await;
+    lobby.t.clock.advance(secs(1));
+    lobby.heard().await;
+    drop(still_goes_on);
+
+    let mut list = String::new();
+    loop {
+        let Some(Heard::Frame(frame)) = listener.1.next().await else { panic!("no frame") };
+        if frame.kind == Forwarded::Message {
+            assert_eq!(frame.payload, "bye");
+            break;
+        }
+        list = frame.payload.to_string();
+    }
+    assert!(list.contains("\"user 2\""), "{list}");
 }
 
 /// More than a slice has at most.
