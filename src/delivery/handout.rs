@@ -65,6 +65,8 @@ pub(super) struct Handout {
     left: Vec<ConnectionId>,
     /// Whether somebody has not taken it.
     refused: bool,
+    /// The slices so far: how many they served, and how long the thread was busy meanwhile.
+    slices: Vec<(u32, Duration)>,
 }
 
 impl Handout {
@@ -77,7 +79,26 @@ impl Handout {
         };
         let needy = room.members.iter().filter(|(_, one)| needs(&one.knows));
         let left = needy.map(|(connection, _)| *connection).collect();
-        Self { list, now, left, refused: false }
+        Self { list, now, left, refused: false, slices: Vec::new() }
+    }
+
+    /// A slice of it is over.
+    fn note(&mut self, served: usize, busy: Duration) {
+        self.slices.push((u32::try_from(served).unwrap_or(u32::MAX), busy));
+    }
+
+    /// What it has cost. In the time of a slice the thread may have done something else, such as to take
+    /// newcomers: of several slices one counts for no more than twice the median.
+    fn cost(&self) -> Duration {
+        let pace = |(served, busy): &(u32, Duration)| *busy / (*served).max(1);
+        let mut paces: Vec<_> = self.slices.iter().map(pace).collect();
+        paces.sort_unstable();
+        let most = match paces.len() {
+            0..3 => Duration::MAX,
+            several => paces[several / 2] * 2,
+        };
+        let cost = |slice: &(u32, Duration)| slice.1.min(most.saturating_mul(slice.0.max(1)));
+        self.slices.iter().map(cost).sum()
     }
 }
 
@@ -145,7 +166,7 @@ struct Part {
     queue: u64,
     served: usize,
     /// If that was the last of it.
-    done: Option<Errand>,
+    done: Option<(Handout, Errand)>,
 }
 
 /// How a thread hands out its lists.
@@ -182,7 +203,7 @@ impl Courier {
         report: &mut Report,
     ) -> usize {
         let Self { sessions, rooms, .. } = self;
-        let Handout { list, now, left, refused } = handout;
+        let Handout { list, now, left, refused, .. } = handout;
         let Some(room) = rooms.get_mut(list.room()) else {
             left.clear();
             return 0;
@@ -307,7 +328,7 @@ impl Courier {
                 if let Some((handout, _)) = &done {
                     queue.told = queue.told.max(handout.list.version());
                 }
-                let (room, done) = (name.clone(), done.map(|(_, errand)| errand));
+                let room = name.clone();
                 slice.lists.push(Part { room, queue: queue.number, served, done });
                 if !is_done {
                     return false;
@@ -352,13 +373,14 @@ impl Courier {
         let total = u32::try_from(slice.served).unwrap_or(u32::MAX).max(1);
         for Part { room, queue: number, served, done } in slice.lists {
             let part = busy / total * u32::try_from(served).unwrap_or(u32::MAX);
-            if let Some(mut errand) = done {
-                errand.report.busy += part;
+            if let Some((mut handout, mut errand)) = done {
+                handout.note(served, part);
+                errand.report.busy = handout.cost();
             } else if let Some(queue) = self.rooms.get_mut(&room).and_then(|it| it.queue.as_mut())
                 && queue.number == number
-                && let Some((_, errand)) = &mut queue.handout
+                && let Some((handout, _)) = &mut queue.handout
             {
-                errand.report.busy += part;
+                handout.note(served, part);
             }
         }
     }
