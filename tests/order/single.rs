@@ -222,7 +222,7 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     let place = Place::Thread(still.clone());
     let other = Guest::new(&lobby.t, place, Dialect::Json(Feed::Diff)).await;
     other.join(&lobby.t, LOBBY, "other").await;
-    lobby.heard_later().await;
+    assert_eq!(lobby.heard().await, "*");
     lobby.t.clock.advance(secs(2));
 
     let (slow_goes_on, still_goes_on) = (stop(&slow).await, stop(&still).await);
@@ -299,7 +299,7 @@ impl Handler<Disconnect> for Scribe {
 }
 
 #[actix::test]
-async fn a_message_comes_after_the_last_slice_of_a_list_and_the_state_of_a_newcomer_passes_it() {
+async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes_both() {
     let t = Harness::new().await;
     let mut threads = Threads::new(&t, 1).await;
     let thread = threads.handles[0].clone();
@@ -329,17 +329,21 @@ async fn a_message_comes_after_the_last_slice_of_a_list_and_the_state_of_a_newco
     let speaker = Guest::new(&t, Place::Unknown, Dialect::Raw).await;
     speaker.join(&t, LOBBY, "speaker").await;
     speaker.say(&t, LOBBY, "hello");
-    t.registry.send(newcomer).await.unwrap().unwrap();
+    let joined = t.registry.send(newcomer);
+    // The registry has sent everything.
+    t.registry.send(GetOccupancy { room: room(LOBBY) }).await.unwrap();
     drop(let_go);
+    joined.await.unwrap().unwrap();
     everybody_has(&t, &mut threads, &book, Forwarded::Message).await;
 
     let book = book.lock().unwrap();
-    let place = |is_it: &dyn Fn(&Forwarded) -> bool| book.iter().position(|(_, kind)| is_it(kind));
-    let first_message = place(&|kind| *kind == Forwarded::Message).unwrap();
-    let state = place(&|kind| *kind == Forwarded::State).unwrap();
-    let last_list = book.iter().rposition(|(_, kind)| *kind == Forwarded::Diff).unwrap();
     assert_eq!(book.len(), 2 * MEMBERS + 1, "a list and the message each, and one state");
-    assert_eq!(book[state], (MEMBERS, Forwarded::State));
+    let state = book.iter().position(|one| *one == (MEMBERS, Forwarded::State)).unwrap();
+    let last_list = book.iter().rposition(|(_, kind)| *kind == Forwarded::Diff).unwrap();
     assert!(state < last_list, "{state} after {last_list}");
-    assert!(last_list < first_message, "{first_message} before {last_list}");
+    for member in 0..MEMBERS {
+        let got = book.iter().filter(|(one, _)| *one == member).map(|(_, kind)| *kind);
+        let got: Vec<_> = got.collect();
+        assert_eq!(got, [Forwarded::Diff, Forwarded::Message], "{member}");
+    }
 }
