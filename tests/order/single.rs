@@ -228,12 +228,14 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     let (slow_goes_on, still_goes_on) = (stop(&slow).await, stop(&still).await);
     lobby.t.registry.send(join).await.unwrap().unwrap();
     lobby.heard().await;
+    lobby.t.clock.advance(secs(2));
     // Of this one it is not told, as its state has not been taken; and the list is under way.
     lobby.enter().await;
     lobby.enter().await;
     lobby.say(2, "bye");
     lobby.others[2].leave(&lobby.t, LOBBY).await;
     drop(slow_goes_on);
+    assert!(listener.1.next().await.is_some(), "its state");
     on(&slow, || ()).await;
     lobby.t.clock.advance(Duration::from_millis(60));
     lobby.heard().await;
