@@ -289,21 +289,27 @@ impl Audience {
         next
     }
 
-    /// Takes the list for those who need the whole of it, if it may be offered to them now.
-    pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<List> {
-        if self.messages_wait() && !self.greeting_waits {
-            // They are of versions before this one.
-            self.owed = self.owed.map(|owed| owed.max(now + micros(OFFER_INTERVAL)));
+    /// Takes the list for those who need the whole of it, if it may be offered to them now; says whether
+    /// only to the newcomers among them.
+    pub fn take_owed(&mut self, room: &Snapshot, now: u64) -> Option<(List, bool)> {
+        // Others hear messages that wait, which are of versions before this one.
+        let only_newcomers = self.messages_wait();
+        let later = now + micros(OFFER_INTERVAL);
+        if only_newcomers && !self.greeting_waits {
+            self.owed = self.owed.map(|owed| owed.max(later));
             return None;
         }
         self.owed.take_if(|owed| *owed <= now)?;
+        if only_newcomers {
+            self.owe(later);
+        }
         (self.greeting_waits, self.full_sent) = (false, now);
         self.keep_base(room);
-        Some(List::whole(room.clone(), &self.sizes))
+        Some((List::whole(room.clone(), &self.sizes), only_newcomers))
     }
 
     /// Takes the list for newcomers who wait for it, if there are any.
-    pub fn take_greeting(&mut self, room: &Snapshot, now: u64) -> Option<List> {
+    pub fn take_greeting(&mut self, room: &Snapshot, now: u64) -> Option<(List, bool)> {
         if !self.greeting_waits {
             return None;
         }

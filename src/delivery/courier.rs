@@ -48,8 +48,8 @@ pub(super) enum Order {
     Message(Said),
     /// For those who listen to who is in the room.
     List { list: Arc<List>, now: u64 },
-    /// For those of them who are owed the whole list.
-    Offer { list: Arc<List>, now: u64 },
+    /// For those of them who are owed the whole list, or the newcomers among these.
+    Offer { list: Arc<List>, only_newcomers: bool, now: u64 },
 }
 
 /// A connection that enters a room.
@@ -208,7 +208,9 @@ impl Courier {
             }
             Order::Dismiss { connections, order } => self.dismiss(&connections, order),
             Order::Message(said) => self.message(&said, report),
-            Order::Offer { list, now } => self.offer(&list, false, now, report),
+            Order::Offer { list, only_newcomers, now } => {
+                self.offer(&list, only_newcomers, now, report);
+            }
             Order::List { list, now } => {
                 let Some(room) = self.rooms.get(list.room()) else { return };
                 let work = ThreadTime::now();
@@ -433,7 +435,9 @@ impl Handler<Parcel> for Courier {
                 return self.take_list(list, now, errand, ctx);
             }
             (Order::Enter(entry), Some(errand)) => self.take_entry(entry, errand),
-            (Order::Offer { list, now }, Some(errand)) => self.take_offer(list, now, errand),
+            (Order::Offer { list, only_newcomers: false, now }, Some(errand)) => {
+                self.take_offer(list, now, errand);
+            }
             (Order::Message(said), Some(errand)) => self.take_message(said, errand, ctx),
             (order, Some(mut errand)) => self.take(order, &mut errand.report),
             (order, None) => self.take(order, &mut Report::default()),

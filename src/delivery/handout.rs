@@ -281,7 +281,8 @@ impl Courier {
         }
         let start = ThreadTime::now();
         let (mut slice, budget, mut is_turn) = (Slice::default(), self.slices.pace.slice(), false);
-        while slice.served < budget && !is_turn {
+        let work = Stopwatch::start();
+        while slice.served < budget && !is_turn && work.elapsed() < HAND_OVER_TIME {
             let Some(name) = self.slices.rooms.pop_front() else { break };
             let queue = self.rooms.get_mut(&name).and_then(|room| room.queue.take());
             let Some(mut queue) = queue else { continue };

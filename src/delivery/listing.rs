@@ -153,17 +153,18 @@ impl Delivery {
                 }
             }
         }
-        if let Some(list) = owed {
-            self.offer(name, &Arc::new(list), now);
+        if let Some((list, only_newcomers)) = owed {
+            self.offer(&Arc::new(list), only_newcomers, now);
         }
         self.schedule(name, now);
     }
 
-    /// Offers the whole list to those who are owed it.
-    fn offer(&mut self, room: &RoomName, list: &Arc<List>, now: u64) {
+    /// Offers the whole list to those who are owed it, or to the newcomers among them.
+    fn offer(&mut self, list: &Arc<List>, only_newcomers: bool, now: u64) {
+        let room = list.room();
         let Some(route) = self.routes.get(room) else { return };
         for (desk, _) in route.desks.clone() {
-            let order = Order::Offer { list: Arc::clone(list), now };
+            let order = Order::Offer { list: Arc::clone(list), only_newcomers, now };
             let report = Report { room: Some(room.clone()), ..Report::default() };
             self.order(desk, order, report, now);
         }
@@ -171,9 +172,11 @@ impl Delivery {
 
     /// Tells newcomers at once who is in the room that have to wait for it, before something is said there.
     pub(super) fn greet_waiting(&mut self, room: &Snapshot, now: u64) {
-        if let Some(list) = self.audience(room.room()).and_then(|one| one.take_greeting(room, now))
+        let audience = self.audience(room.room());
+        if let Some((list, only_newcomers)) =
+            audience.and_then(|audience| audience.take_greeting(room, now))
         {
-            self.offer(room.room(), &Arc::new(list), now);
+            self.offer(&Arc::new(list), only_newcomers, now);
         }
     }
 
