@@ -157,7 +157,8 @@ impl Audience {
         } else {
             self.keep_base(room);
         }
-        Arc::new(List::whole(room.clone(), &self.sizes))
+        let list = List::whole(room.clone(), &self.sizes);
+        Arc::new(list.followed(self.has_changed()))
     }
 
     fn keep_base(&mut self, room: &Snapshot) {

@@ -161,6 +161,13 @@ pub(super) struct Room {
     pub refused: Option<(Arc<List>, u64)>,
 }
 
+/// Sessions that are to close when what waits in these queues has been handed out.
+struct Dismissal {
+    connections: Vec<ConnectionId>,
+    order: Disconnect,
+    queues: Vec<(RoomName, u64)>,
+}
+
 /// How many broadcasts are handed out before the sessions have their turn: fewer than the smallest
 /// mailbox takes. One counts for more by as many of these bytes as it has, as a backlog is bounded in
 /// bytes.
@@ -175,6 +182,7 @@ pub(crate) struct Courier {
     pub(super) sessions: HashMap<ConnectionId, Session, RandomState>,
     pub(super) rooms: HashMap<RoomName, Room, RandomState>,
     pub(super) slices: Slices,
+    dismissals: Vec<Dismissal>,
 }
 
 impl Courier {
@@ -206,7 +214,12 @@ impl Courier {
                     session.outlet.close(order, timeout);
                 }
             }
-            Order::Dismiss { connections, order } => self.dismiss(&connections, order),
+            Order::Dismiss { connections, order } => {
+                // Until then they hear what waits now.
+                let queues = self.queues();
+                self.dismissals.push(Dismissal { connections, order, queues });
+                self.dismiss_finished();
+            }
             Order::Message(said) => self.message(&said, report),
             Order::Offer { list, only_newcomers, now } => {
                 self.offer(&list, only_newcomers, now, report);
@@ -221,11 +234,26 @@ impl Courier {
         }
     }
 
+    /// Orders those to close who have heard what they have to.
+    pub(super) fn dismiss_finished(&mut self) {
+        if self.dismissals.is_empty() {
+            return;
+        }
+        let mut dismissals = std::mem::take(&mut self.dismissals);
+        for dismissal in &mut dismissals {
+            dismissal.queues.retain(|queue| !self.is_finished(queue));
+        }
+        let (finished, waiting) = dismissals.into_iter().partition(|one| one.queues.is_empty());
+        self.dismissals = waiting;
+        let finished: Vec<Dismissal> = finished;
+        for Dismissal { connections, order, .. } in finished {
+            self.dismiss(&connections, order);
+        }
+    }
+
     /// Orders sessions to close. A session ignores what comes after that order in its mailbox, so it
     /// is sent nothing more, and cannot become too slow.
     fn dismiss(&mut self, connections: &[ConnectionId], order: Disconnect) {
-        // Until then they hear what was said.
-        self.finish_queues();
         for connection in connections {
             if let Some(session) = self.sessions.get_mut(connection) {
                 // One that cannot be told is ended by the registry.
@@ -283,7 +311,7 @@ impl Courier {
         {
             let told = session.greet(&list, &mut member.knows, now);
             if Self::note(told, connection, session, &member.knows, now, report) {
-                room.refused = Some((list, now));
+                room.refused.get_or_insert((list, now));
             }
         }
         // The session reads what it was told together with the answer.
@@ -293,10 +321,14 @@ impl Courier {
     /// Enters a member. Who joins again is told who is there after what waits in the room, as it hears that
     /// too.
     fn take_entry(&mut self, entry: Entry, mut errand: Errand) {
-        let Some(greeting) = self.enter(entry) else { return };
+        let Some(mut greeting) = self.enter(entry) else { return };
         let room = self.rooms.get_mut(greeting.list.room()).filter(|_| greeting.again);
         match room.and_then(|room| room.queue.as_mut()) {
-            Some(queue) => queue.push(Task::Greeting(greeting, errand)),
+            Some(queue) => {
+                // It has heard of the room before, and is not to be deaf meanwhile.
+                give(std::mem::take(&mut greeting.answers));
+                queue.push(Task::Greeting(greeting, errand));
+            }
             None => self.greet(greeting, &mut errand.report),
         }
     }
@@ -361,7 +393,7 @@ impl Courier {
             {
                 let told = session.tell(list, &mut member.knows, now);
                 if Self::note(told, *connection, session, &member.knows, now, report) {
-                    room.refused = Some((Arc::clone(list), now));
+                    room.refused.get_or_insert_with(|| (Arc::clone(list), now));
                 }
             }
         }

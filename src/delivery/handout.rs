@@ -3,7 +3,8 @@
 //! A list for thousands takes a thread longer than who has just come should wait. So a slice takes about
 //! two milliseconds, with what its sessions write, and other orders are taken between two of them:
 //! newcomers get their state, and messages go on. The rooms of a thread take turns. What has to come after
-//! a list waits in the queue of its room: a message whose sender the list brings, and the next list.
+//! a list waits in the queue of its room: a message whose sender the list brings, the next list, and the
+//! whole list for those who hear what waits.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -87,8 +88,8 @@ impl Handout {
         self.slices.push((u32::try_from(served).unwrap_or(u32::MAX), busy));
     }
 
-    /// What it has cost. In the time of a slice the thread may have done something else, such as to take
-    /// newcomers: of several slices one counts for no more than twice the median.
+    /// What it has cost. In the time of a slice the thread may have done something else, such as to write
+    /// what newcomers are told: of several slices one counts for no more than twice the median.
     fn cost(&self) -> Duration {
         let pace = |(served, busy): &(u32, Duration)| *busy / (*served).max(1);
         let mut paces: Vec<_> = self.slices.iter().map(pace).collect();
@@ -175,8 +176,10 @@ pub(super) struct Slices {
     pace: Pace,
     /// Rooms that have a queue.
     rooms: VecDeque<RoomName>,
-    /// Whether the sessions are writing what they were handed.
-    is_out: bool,
+    /// The slice that the sessions are writing, with its number and when it began.
+    out: Option<(Slice, u64, ThreadTime)>,
+    /// How many slices there have been.
+    count: u64,
     /// What the thread has done besides meanwhile.
     aside: Duration,
     /// How many queues there have been.
@@ -186,7 +189,7 @@ pub(super) struct Slices {
 impl Slices {
     /// Measures something that is done between slices, and is none of their cost.
     pub fn begin_aside(&self) -> Option<ThreadTime> {
-        self.is_out.then(ThreadTime::now)
+        self.out.is_some().then(ThreadTime::now)
     }
 
     pub fn end_aside(&mut self, begun: Option<ThreadTime>) {
@@ -228,7 +231,7 @@ impl Courier {
             }
         }
         if left.is_empty() && !*refused {
-            room.refused = None;
+            room.refused.take_if(|(refused, _)| refused.version() <= list.version());
         }
         served
     }
@@ -238,10 +241,12 @@ impl Courier {
         &mut self,
         list: Arc<List>,
         now: u64,
-        errand: Errand,
+        mut errand: Errand,
         ctx: &mut Context<Self>,
     ) {
         let (name, told) = (list.room().clone(), list.told_before());
+        // They have no list yet, and hear what is said meanwhile.
+        self.offer(&list, true, now, &mut errand.report);
         let Some(room) = self.rooms.get_mut(&name) else { return };
         let task = Task::List { list, now, errand };
         if let Some(queue) = &mut room.queue {
@@ -270,13 +275,18 @@ impl Courier {
         // sockets: who waits for that cannot fill their mailboxes.
         let turn = actix::spawn(async { drop((said, errand)) });
         if self.ends_turn(bytes) {
-            ctx.wait(turn.into_actor(self).map(|_, _, _| ()));
+            ctx.wait(turn.into_actor(self).map(|_, courier, ctx| {
+                // Messages may come so fast that nothing else ends a slice; its sessions have had their
+                // turn, too.
+                courier.end_slice();
+                courier.go_on(ctx);
+            }));
         }
     }
 
     /// Hands out the next slice, unless the sessions are writing the one before.
     fn go_on(&mut self, ctx: &mut Context<Self>) {
-        if self.slices.is_out {
+        if self.slices.out.is_some() || self.slices.rooms.is_empty() {
             return;
         }
         let start = ThreadTime::now();
@@ -294,12 +304,17 @@ impl Courier {
                 self.slices.rooms.push_back(name);
             }
         }
-        (self.slices.is_out, self.slices.aside) = (true, Duration::ZERO);
+        let number = self.slices.count;
+        self.slices.count += 1;
+        self.slices.aside = Duration::ZERO;
+        self.slices.out = Some((slice, number, start));
         let turn = actix::spawn(async {}).into_actor(self).map(move |_, courier, ctx| {
-            let busy = start.elapsed().saturating_sub(courier.slices.aside);
-            courier.end_slice(slice, busy);
+            if courier.slices.out.as_ref().is_some_and(|(_, out, _)| *out == number) {
+                courier.end_slice();
+            }
             if !courier.slices.rooms.is_empty() {
-                courier.go_on(ctx);
+                // After the orders that have come meanwhile.
+                ctx.spawn(async {}.into_actor(courier).map(|(), courier, ctx| courier.go_on(ctx)));
             }
         });
         if is_turn {
@@ -368,8 +383,9 @@ impl Courier {
     }
 
     /// The sessions have written what they were handed: each list has its part of the time.
-    fn end_slice(&mut self, slice: Slice, busy: Duration) {
-        self.slices.is_out = false;
+    fn end_slice(&mut self) {
+        let Some((slice, _, start)) = self.slices.out.take() else { return };
+        let busy = start.elapsed().saturating_sub(self.slices.aside);
         self.slices.pace.note(busy, slice.served);
         let total = u32::try_from(slice.served).unwrap_or(u32::MAX).max(1);
         for Part { room, queue: number, served, done } in slice.lists {
@@ -384,16 +400,19 @@ impl Courier {
                 handout.note(served, part);
             }
         }
+        self.dismiss_finished();
     }
 
-    /// Hands out everything that waits in rooms at once.
-    pub(super) fn finish_queues(&mut self) {
-        for name in std::mem::take(&mut self.slices.rooms) {
-            let queue = self.rooms.get_mut(&name).and_then(|room| room.queue.take());
-            let Some(mut queue) = queue else { continue };
-            while !queue.is_empty() && self.rooms.contains_key(&name) {
-                self.work_off(&name, &mut queue, usize::MAX, &mut Slice::default());
-            }
-        }
+    /// What is being handed out: each room with the number of its queue.
+    pub(super) fn queues(&self) -> Vec<(RoomName, u64)> {
+        let queue =
+            |name: &RoomName| Some((name.clone(), self.rooms.get(name)?.queue.as_ref()?.number));
+        self.slices.rooms.iter().filter_map(queue).collect()
+    }
+
+    /// Whether a queue has been handed out.
+    pub(super) fn is_finished(&self, (room, number): &(RoomName, u64)) -> bool {
+        let queue = self.rooms.get(room).and_then(|room| room.queue.as_ref());
+        queue.is_none_or(|queue| queue.number != *number)
     }
 }

@@ -190,6 +190,8 @@ pub(super) struct List {
     bases: Vec<Base>,
     /// What may be different since the first of them.
     touched: Touched,
+    /// Whether another list follows soon, with which it is tried again what was too large.
+    another_follows: bool,
     sizes: Arc<Sizes>,
     wholes: [Once; 3],
     count: OnceLock<ByteString>,
@@ -201,6 +203,11 @@ impl List {
     /// The whole list alone.
     pub fn whole(after: Snapshot, sizes: &Arc<Sizes>) -> Self {
         Self::since(Vec::new(), after, Touched::default(), sizes)
+    }
+
+    /// The same, of which another follows soon or does not.
+    pub fn followed(self, another_follows: bool) -> Self {
+        Self { another_follows, ..self }
     }
 
     /// The list for those who have one of these versions of the room, in ascending order.
@@ -216,6 +223,7 @@ impl List {
             after,
             bases: bases.into_iter().map(base).collect(),
             touched,
+            another_follows: false,
             sizes: Arc::clone(sizes),
             wholes: [const { Once::new() }; 3],
             count,
@@ -239,7 +247,7 @@ impl List {
 
     /// Whether it is not worth the attempt to encode the whole list; see [`Sizes::is_too_large`].
     pub fn is_probably_too_large(&self, whole: Whole) -> bool {
-        self.sizes.is_too_large(whole, &self.after)
+        self.another_follows && self.sizes.is_too_large(whole, &self.after)
     }
 
     /// The whole list, unless it is too large.

@@ -62,7 +62,7 @@ impl Delivery {
         room_of: impl Fn(&RoomName) -> Snapshot,
         now: u64,
     ) {
-        let mut lists: HashMap<RoomName, Option<Greeting>, RandomState> = HashMap::default();
+        let mut lists: HashMap<RoomName, Option<GreetingList>, RandomState> = HashMap::default();
         for at in 0..newcomers.len() {
             let name = &newcomers[at].entry.room;
             if !lists.contains_key(name) {
@@ -74,8 +74,8 @@ impl Delivery {
         for Newcomer { desk, mut entry, .. } in newcomers {
             let name = entry.room.clone();
             entry.list = match (lists.get(&name), entry.outlet.dialect) {
-                (Some(Some(Greeting { full: false, .. })), Dialect::Json(Feed::Full)) => None,
-                (Some(Some(Greeting { list, .. })), _) if entry.outlet.listens() => {
+                (Some(Some(GreetingList { full: false, .. })), Dialect::Json(Feed::Full)) => None,
+                (Some(Some(GreetingList { list, .. })), _) if entry.outlet.listens() => {
                     Some(Arc::clone(list))
                 }
                 _ => None,
@@ -91,7 +91,7 @@ impl Delivery {
         room: &Snapshot,
         newcomers: impl Fn() -> N,
         now: u64,
-    ) -> Option<Greeting> {
+    ) -> Option<GreetingList> {
         let again = newcomers().any(|one| one.again && one.entry.outlet.listens());
         if again && self.audience(room.room()).is_some_and(Audience::hurry_closed) {
             // Who joins again hears what somebody has said before the state without them.
@@ -207,7 +207,7 @@ impl Delivery {
 }
 
 /// The list for the newcomers of a turn.
-struct Greeting {
+struct GreetingList {
     list: Arc<List>,
     /// Whether those get it, too, who get the whole list each time.
     full: bool,
@@ -220,7 +220,7 @@ impl Audience {
         newcomers: impl Fn() -> N,
         room: &Snapshot,
         now: u64,
-    ) -> Option<Greeting> {
+    ) -> Option<GreetingList> {
         let dialects = || newcomers().map(|one| one.entry.outlet.dialect);
         let is_full = |dialect: Dialect| dialect == Dialect::Json(Feed::Full);
         let full = dialects().any(is_full) && self.may_greet_in_full(room, now);
@@ -228,6 +228,6 @@ impl Audience {
             one.entry.outlet.listens() && (full || !is_full(one.entry.outlet.dialect))
         });
         let listeners = listeners.count();
-        (listeners > 0).then(|| Greeting { list: self.greet(room, listeners), full })
+        (listeners > 0).then(|| GreetingList { list: self.greet(room, listeners), full })
     }
 }

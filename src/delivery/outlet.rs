@@ -79,8 +79,9 @@ impl Owed {
     /// Whether the whole list is to be offered to it before the next list for everybody: it has been told
     /// nothing, or has not taken what it was told. Who got a count as the list is too large waits for that.
     pub fn waits_for_offer(&self, only_newcomers: bool) -> bool {
-        let is_new = self.told.is_none() && self.counted.is_none();
-        is_new || !only_newcomers && self.refused.is_some()
+        let needs_it = !self.has_list && self.counted.is_none();
+        let is_new = needs_it && self.told.is_none() && self.refused.is_none();
+        is_new || !only_newcomers && (needs_it || self.refused.is_some())
     }
 
     /// Whether a list of this version is for it.
@@ -245,6 +246,14 @@ impl Session {
     /// Tells a newcomer who is in the room. Where the list was too large for the last who needed it, and
     /// the room is not much smaller now, it is not tried again before the next list for everybody.
     pub fn greet(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
+        let is_late = match knows {
+            Knows::Nothing => true,
+            Knows::Version(version) => *version >= list.version(),
+            Knows::Owed(owed) => !owed.needs(list.version()),
+        };
+        if is_late {
+            return Ok(());
+        }
         let told = match Whole::of(self.outlet.dialect) {
             Some(whole) if list.is_probably_too_large(whole) => {
                 self.tell_count_instead(list, whole, knows)

@@ -25,6 +25,8 @@ pub(super) struct Health {
 struct Unheard {
     node: NodeName,
     seconds: u64,
+    /// The same in words.
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,10 +65,10 @@ impl Health {
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
         };
         let bus = Bus { state: bus, nodes: status.nodes };
-        let unheard = status
-            .unheard
-            .iter()
-            .map(|one| Unheard { node: one.node.clone(), seconds: one.silence.as_secs() });
+        let unheard = status.unheard.iter().map(|one| {
+            let (node, seconds) = (one.node.clone(), one.silence.as_secs());
+            Unheard { node, seconds, reason: format!("not heard for {seconds} s") }
+        });
         Self { status: word, database, bus, unheard: unheard.collect() }
     }
 }

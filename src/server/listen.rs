@@ -25,11 +25,30 @@ pub(super) struct Addresses {
     pub first_suffices: bool,
 }
 
-/// Has the system refuse new connections, which it would otherwise take until the process ends, and then
-/// reset. Best effort: other systems than Linux may not do that.
-pub(super) fn refuse_connections(listeners: &[TcpListener]) {
-    for listener in listeners {
-        let _ = SockRef::from(listener).shutdown(Shutdown::Both);
+/// The sockets that the server listens on, while it has them.
+pub(super) struct Listening(#[cfg(unix)] Vec<std::os::fd::RawFd>);
+
+impl Listening {
+    #[cfg(unix)]
+    pub fn of(listeners: &[TcpListener]) -> Self {
+        Self(listeners.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect())
+    }
+
+    #[cfg(not(unix))]
+    pub fn of(_: &[TcpListener]) -> Self {
+        Self()
+    }
+
+    /// Has the system refuse new connections, which it would otherwise take until the process ends, and
+    /// then reset. To be called before the server is stopped, which closes the sockets. Best effort: other
+    /// systems than Linux may not do that.
+    pub fn refuse_connections(&self) {
+        #[cfg(unix)]
+        for listener in &self.0 {
+            // SAFETY: actix-server keeps its listeners open until it is stopped, and that comes later.
+            let listener = unsafe { std::os::fd::BorrowedFd::borrow_raw(*listener) };
+            let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! `presence serve`: starts everything, and ends it in order.
 
-use std::{future::Future, io, net::TcpListener, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    time::Duration,
+};
 
 use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
@@ -16,7 +20,8 @@ use super::{
     connections::{self, Connections, KEEP_ALIVE},
     descriptors::{self, Limits},
     flags::Serve,
-    listen, log, memory,
+    listen::Listening,
+    log, memory,
 };
 use crate::{PresenceConfig, PresenceHandle, watch_socket};
 
@@ -44,7 +49,7 @@ pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
 /// Divides the file descriptors that there are.
 fn limits(flags: &Serve) -> Result<Limits, CommandError> {
     let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
-    let limits = Limits::new(descriptors::raise(), workers, 2 * flags.addresses().list.len())?;
+    let limits = Limits::new(descriptors::raise(), workers, flags.addresses().list.len())?;
     let sockets = limits.all_websockets();
     if let Some(descriptors) = limits.descriptors {
         tracing::info!(descriptors, workers, "room for {sockets} WebSockets");
@@ -81,8 +86,7 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     });
     let server = server.workers(limits.workers).max_connections(limits.accepted);
     let mut server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CLOSING).disable_signals();
-    let listening: io::Result<_> = listeners.iter().map(TcpListener::try_clone).collect();
-    let listening: Vec<_> = listening.map_err(CommandError::Serve)?;
+    let listening = Listening::of(&listeners);
     for listener in listeners {
         server = server.listen(listener).map_err(CommandError::Serve)?;
     }
@@ -196,7 +200,7 @@ async fn stop(
     server: ServerHandle,
     presence: PresenceHandle,
     state: ServerState,
-    (drain, listening): (Duration, Vec<TcpListener>),
+    (drain, listening): (Duration, Listening),
     done: oneshot::Sender<()>,
 ) {
     signals.next().await;
@@ -213,12 +217,17 @@ async fn stop(
     tracing::info!("stopping: closing the sockets and writing the rows");
     let deadline = Instant::now() + STOP_TIMEOUT;
     server.pause().await;
-    actix::spawn(async move {
-        actix::clock::sleep(REFUSE_AFTER).await;
-        listen::refuse_connections(&listening);
-    });
     state.close();
-    match presence.shutdown(WRITING).await {
+    let refusing = async {
+        actix::clock::sleep(REFUSE_AFTER).await;
+        listening.refuse_connections();
+        pending().await
+    };
+    let closed = tokio::select! {
+        closed = presence.shutdown(WRITING) => closed,
+        closed = refusing => closed,
+    };
+    match closed {
         Ok(()) => tracing::info!("everything is written"),
         Err(error) => {
             tracing::error!(%error, "not everything is written; the next start tidies up")

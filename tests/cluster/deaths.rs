@@ -63,7 +63,9 @@ async fn a_killed_node_is_named_before_its_lease_is_over_and_its_death_is_one_li
             panic!("{ready}");
         };
         assert_eq!(unheard["node"], "a");
-        assert!((4..8).contains(&unheard["seconds"].as_u64().unwrap()), "{ready}");
+        let seconds = unheard["seconds"].as_u64().unwrap();
+        assert!((4..8).contains(&seconds), "{ready}");
+        assert_eq!(unheard["reason"], format!("not heard for {seconds} s"));
         assert_eq!(said(node, UNHEARD, "a"), 1, "{}", node.log());
     }
     let metrics = b.get("/metrics").await.body;
