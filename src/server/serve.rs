@@ -218,31 +218,29 @@ async fn stop(
     let deadline = Instant::now() + STOP_TIMEOUT;
     server.pause().await;
     state.close();
+    let closing = async {
+        match presence.shutdown(WRITING).await {
+            Ok(()) => tracing::info!("everything is written"),
+            Err(error) => {
+                tracing::error!(%error, "not everything is written; the next start tidies up")
+            }
+        }
+        let _ = timeout(FAREWELL_TIMEOUT, until(|| state.open_sockets() == 0)).await;
+    };
     let refusing = async {
         actix::clock::sleep(REFUSE_AFTER).await;
         listening.refuse_connections();
-        pending().await
+        pending::<()>().await
     };
-    let closed = tokio::select! {
-        closed = presence.shutdown(WRITING) => closed,
-        closed = refusing => closed,
-    };
-    match closed {
-        Ok(()) => tracing::info!("everything is written"),
-        Err(error) => {
-            tracing::error!(%error, "not everything is written; the next start tidies up")
-        }
-    }
+    select(Box::pin(closing), Box::pin(refusing)).await;
     // What is open still at the deadline is cut.
-    let _ = timeout_at(deadline, end_connections(server, &state)).await;
+    let _ = timeout_at(deadline, end_connections(server)).await;
     // The server may be about to end the process as well.
     let _ = done.send(());
 }
 
-/// Waits until the WebSockets have ended, then ends all other connections. The workers look only once a
-/// second whether that was the last one.
-async fn end_connections(server: ServerHandle, state: &ServerState) {
-    let _ = timeout(FAREWELL_TIMEOUT, until(|| state.open_sockets() == 0)).await;
+/// Ends all other connections. The workers look only once a second whether one was the last.
+async fn end_connections(server: ServerHandle) {
     let all_ended = until(|| connections::open() == 0);
     select(Box::pin(server.stop(true)), Box::pin(all_ended)).await;
 }
