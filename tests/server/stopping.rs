@@ -231,7 +231,7 @@ async fn a_kept_connection_is_told_503_for_as_long_as_the_stop_lasts() {
 async fn a_second_signal_ends_a_drain_at_once() {
     let mut server = Server::start(&["--drain", "1h"]);
     server.signal("TERM");
-    server.logs("draining");
+    until("it drains", async || server.log().contains("draining").then_some(())).await;
     let sent = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(1), "{}", server.log());
