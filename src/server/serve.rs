@@ -70,6 +70,8 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     }
     let config = config(&flags);
     config.validate()?;
+    // Before anybody can know that the server is there.
+    let signals = signals().map_err(CommandError::Serve)?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
     let drain = flags.drain;
@@ -93,7 +95,6 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     for address in server.addrs() {
         tracing::info!("listening on http://{address}");
     }
-    let signals = signals().map_err(CommandError::Serve)?;
     let server = server.run();
     let (done, stopped) = oneshot::channel();
     let tasks = [
