@@ -61,10 +61,10 @@ impl Stage {
 fn messages_wait_for_a_list_no_longer_than_a_second_and_only_up_to_a_mebibyte() {
     let mut stage = Stage::new();
     stage.join(1);
-    // So that the next list would come in ten seconds.
+    // So that the next list would come in three seconds.
     assert_eq!(stage.list(Duration::from_secs(1), 1).len(), 1);
     let (sender, _) = stage.join(1000);
-    assert_eq!(stage.audience.next(1000), Some(10_000_001));
+    assert_eq!(stage.audience.next(1000), Some(3_000_001));
     stage.say(sender, MAX_WAITING / 2, 1000);
     assert_eq!(stage.audience.next(1000), Some(1_001_000));
     stage.say(sender, MAX_WAITING / 2 - 2 * MESSAGE_OVERHEAD, 2000);
