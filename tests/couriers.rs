@@ -14,7 +14,7 @@ use actix_presence::{
     *,
 };
 use bytestring::ByteString;
-use common::{Harness, room};
+use common::{Harness, on, room};
 
 /// A session on some thread.
 struct Guest {
@@ -22,16 +22,6 @@ struct Guest {
     connection: Arc<Connection>,
     addr: Addr<Probe<Heard>>,
     heard: Seen<Heard>,
-}
-
-/// Does something on a thread, and waits for it.
-async fn on<T: Send + 'static>(
-    thread: &ArbiterHandle,
-    what: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    let (done, answer) = tokio::sync::oneshot::channel();
-    assert!(thread.spawn_fn(move || drop(done.send(what()))), "the thread has ended");
-    answer.await.unwrap()
 }
 
 impl Guest {

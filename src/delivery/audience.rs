@@ -135,21 +135,18 @@ impl Audience {
         let coalesced = room.version().saturating_sub(self.listed.version() + 1);
         metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
         let listed = std::mem::replace(&mut self.listed, room.clone());
-        let since = listed.version();
+        debug_assert!(listed.version() <= room.version());
         let mut bases = vec![listed];
         let later = self.bases.iter().position(|base| base.version() >= room.version());
         bases.extend(self.bases.drain(..later.unwrap_or(self.bases.len())));
         bases.dedup_by_key(|base| base.version());
-        debug_assert!(since <= room.version());
         let touched = std::mem::take(&mut self.touched);
         List::since(bases, room, touched, &self.sizes)
     }
 
     /// The list for newcomers, of whom so many listen. Their next one goes on from it.
     pub fn greet(&mut self, room: &Snapshot, newcomers: usize) -> Arc<List> {
-        let is_all =
-            newcomers == self.listeners && self.waiting.is_none() && self.closed.is_empty();
-        if is_all {
+        if newcomers == self.listeners && !self.messages_wait() {
             // Nobody is there who knows less.
             (self.listed, self.told) = (room.clone(), room.version());
             self.touched = Touched::default();
@@ -170,7 +167,7 @@ impl Audience {
 
     /// Whether a newcomer that gets the whole list each time may have it now. If not, it is owed it soon.
     pub fn may_greet_in_full(&mut self, room: &Snapshot, now: u64) -> bool {
-        if self.is_too_large(Whole::Full, room) {
+        if self.sizes.is_too_large(Whole::Full, room) {
             // It gets a count, which costs no encoding.
             return true;
         }
@@ -194,11 +191,6 @@ impl Audience {
     /// Somebody needs the whole list and did not take it, or it was too large.
     pub fn owe_later(&mut self, now: u64) {
         self.owe(now + micros(OFFER_INTERVAL));
-    }
-
-    /// Whether newcomers are told a count without an attempt to encode the whole list of this kind.
-    pub fn is_too_large(&self, whole: Whole, room: &Snapshot) -> bool {
-        self.sizes.is_too_large(whole, room)
     }
 
     /// Whether the listeners have been told of this version.

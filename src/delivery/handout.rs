@@ -19,7 +19,6 @@ use super::{
     audience::Said,
     courier::{Courier, Errand, Greeting, Report, Room},
     list::List,
-    outlet::Knows,
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},
@@ -73,12 +72,7 @@ pub(super) struct Handout {
 impl Handout {
     pub fn new(list: Arc<List>, now: u64, room: &Room) -> Self {
         let version = list.version();
-        let needs = |knows: &Knows| match knows {
-            Knows::Nothing => false,
-            Knows::Version(known) => *known < version,
-            Knows::Owed(owed) => owed.needs(version),
-        };
-        let needy = room.members.iter().filter(|(_, one)| needs(&one.knows));
+        let needy = room.members.iter().filter(|(_, one)| one.knows.needs(version));
         let left = needy.map(|(connection, _)| *connection).collect();
         Self { list, now, left, refused: false, slices: Vec::new() }
     }

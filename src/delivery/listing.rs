@@ -136,7 +136,6 @@ impl Delivery {
         let Some(Route { desks, audience: Some(audience) }) = self.routes.get_mut(name) else {
             return;
         };
-        let desks = desks.clone();
         let next = audience.take(room, desks.len(), now);
         let owed = audience.take_owed(room, now);
         for next in next {
@@ -144,12 +143,12 @@ impl Delivery {
                 Next::Message(said) => self.send(name, &said, now),
                 Next::List(list) => {
                     self.lists_sent.add(1);
-                    for (desk, _) in &desks {
-                        let list = Arc::clone(&list);
-                        let order = Order::List { list, now };
-                        let (room, listed) = (Some(name.clone()), Some(*desk));
-                        self.order(*desk, order, Report { room, listed, ..Report::default() }, now);
-                    }
+                    let order = |desk| {
+                        let (room, listed) = (Some(name.clone()), Some(desk));
+                        let report = Report { room, listed, ..Report::default() };
+                        (Order::List { list: Arc::clone(&list), now }, report)
+                    };
+                    self.order_all(name, order, now);
                 }
             }
         }
@@ -161,13 +160,11 @@ impl Delivery {
 
     /// Offers the whole list to those who are owed it, or to the newcomers among them.
     fn offer(&mut self, list: &Arc<List>, only_newcomers: bool, now: u64) {
-        let room = list.room();
-        let Some(route) = self.routes.get(room) else { return };
-        for (desk, _) in route.desks.clone() {
-            let order = Order::Offer { list: Arc::clone(list), only_newcomers, now };
-            let report = Report { room: Some(room.clone()), ..Report::default() };
-            self.order(desk, order, report, now);
-        }
+        let order = |_| {
+            let report = Report { room: Some(list.room().clone()), ..Report::default() };
+            (Order::Offer { list: Arc::clone(list), only_newcomers, now }, report)
+        };
+        self.order_all(list.room(), order, now);
     }
 
     /// Tells newcomers at once who is in the room that have to wait for it, before something is said there.

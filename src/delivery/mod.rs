@@ -324,9 +324,15 @@ impl Delivery {
 
     /// Sends a message to all threads that have members of the room.
     fn send(&mut self, room: &RoomName, said: &Said, now: u64) {
+        self.order_all(room, |_| (Order::Message(said.clone()), Report::default()), now);
+    }
+
+    /// Gives an order to all threads that have members of the room.
+    fn order_all(&mut self, room: &RoomName, order: impl Fn(Desk) -> (Order, Report), now: u64) {
         let Some(route) = self.routes.get(room) else { return };
         for (desk, _) in route.desks.clone() {
-            self.order(desk, Order::Message(said.clone()), Report::default(), now);
+            let (order, report) = order(desk);
+            self.order(desk, order, report, now);
         }
     }
 

@@ -83,14 +83,18 @@ impl Owed {
         let is_new = needs_it && self.told.is_none() && self.refused.is_none();
         is_new || !only_newcomers && (needs_it || self.refused.is_some())
     }
-
-    /// Whether a list of this version is for it.
-    pub fn needs(&self, version: u64) -> bool {
-        version >= self.entered.max(self.told.unwrap_or(0))
-    }
 }
 
 impl Knows {
+    /// Whether a list of this version tells it something.
+    pub fn needs(&self, version: u64) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Version(known) => *known < version,
+            Self::Owed(owed) => version >= owed.entered.max(owed.told.unwrap_or(0)),
+        }
+    }
+
     /// It has entered the room at a version, perhaps once more.
     pub fn enter(&mut self, listens: bool, version: u64) {
         match self {
@@ -152,12 +156,12 @@ impl Session {
 
     /// Tells the session who is in a room, as far as it does not know, and what it knows then.
     pub fn tell(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
+        if !knows.needs(list.version()) {
+            return Ok(());
+        }
         let since = match knows {
-            Knows::Nothing => return Ok(()),
-            Knows::Version(version) if *version >= list.version() => return Ok(()),
             Knows::Version(version) => Some(*version),
-            Knows::Owed(owed) if !owed.needs(list.version()) => return Ok(()),
-            Knows::Owed(_) => None,
+            _ => None,
         };
         let told = match (self.outlet.dialect, since) {
             (Dialect::Raw | Dialect::Json(Feed::None), _) => {
@@ -246,12 +250,7 @@ impl Session {
     /// Tells a newcomer who is in the room. Where the list was too large for the last who needed it, and
     /// the room is not much smaller now, it is not tried again before the next list for everybody.
     pub fn greet(&mut self, list: &List, knows: &mut Knows, now: u64) -> Result<(), Refusal> {
-        let is_late = match knows {
-            Knows::Nothing => true,
-            Knows::Version(version) => *version >= list.version(),
-            Knows::Owed(owed) => !owed.needs(list.version()),
-        };
-        if is_late {
+        if !knows.needs(list.version()) {
             return Ok(());
         }
         let told = match Whole::of(self.outlet.dialect) {

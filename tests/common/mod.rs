@@ -32,6 +32,16 @@ pub fn user(id: &str) -> UserId {
     UserId::new(id).unwrap()
 }
 
+/// Does something on a thread, and waits for it.
+pub async fn on<T: Send + 'static>(
+    thread: &ArbiterHandle,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (done, answer) = tokio::sync::oneshot::channel();
+    assert!(thread.spawn_fn(move || drop(done.send(what()))), "the thread has ended");
+    answer.await.unwrap()
+}
+
 pub const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }

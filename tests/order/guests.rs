@@ -9,7 +9,7 @@ use actix_presence::{
 };
 use bytestring::ByteString;
 
-use crate::common::{Harness, room, secs};
+use crate::common::{Harness, on, room, secs};
 
 /// Where a session runs, and whether the registry knows its thread.
 #[derive(Clone)]
@@ -26,16 +26,6 @@ pub struct Guest {
     pub connection: Arc<Connection>,
     addr: Addr<Probe<Heard>>,
     heard: Seen<Heard>,
-}
-
-/// Does something on a thread, and waits for it.
-pub async fn on<T: Send + 'static>(
-    thread: &ArbiterHandle,
-    what: impl FnOnce() -> T + Send + 'static,
-) -> T {
-    let (done, answer) = tokio::sync::oneshot::channel();
-    assert!(thread.spawn_fn(move || drop(done.send(what()))), "the thread has ended");
-    answer.await.unwrap()
 }
 
 impl Guest {

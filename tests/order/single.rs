@@ -12,8 +12,8 @@ use actix_presence::{
 };
 
 use crate::{
-    common::{Harness, room, secs},
-    guests::{Guest, Place, Threads, on},
+    common::{Harness, on, room, secs},
+    guests::{Guest, Place, Threads},
 };
 
 #[actix::test]
