@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use actix::{WeakRecipient, prelude::*};
 
-use super::courier::{Courier, Errand, Order, Parcel, Report};
+use super::{
+    courier::Courier,
+    order::{Errand, Order, Parcel, Report},
+};
 use crate::model::micros;
 
 /// A thread with so many errands under way, of which none comes back for so long, stands still.

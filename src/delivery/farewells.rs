@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Delivery, courier::Order, couriers::Desk};
+use super::{Delivery, couriers::Desk, order::Order};
 use crate::{
     messages::Disconnect,
     model::{ConnectionId, Rooms},

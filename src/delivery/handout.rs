@@ -17,8 +17,9 @@ use ahash::RandomState;
 
 use super::{
     audience::Said,
-    courier::{Courier, Errand, Greeting, Report, Room},
+    courier::{Courier, Room},
     list::List,
+    order::{Errand, Greeting, Report},
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},

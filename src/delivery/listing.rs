@@ -7,8 +7,8 @@ use ahash::RandomState;
 use super::{
     Delivery, Newcomer, Route,
     audience::{Audience, Next},
-    courier::{Order, Report},
     list::List,
+    order::{Order, Report},
 };
 use crate::{
     messages::{Dialect, Feed},

@@ -13,6 +13,7 @@ mod handout;
 mod list;
 mod listing;
 mod observers;
+mod order;
 mod outlet;
 mod published;
 mod schedule;
@@ -31,14 +32,15 @@ use smallvec::SmallVec;
 
 use self::{
     audience::{Audience, Said},
-    courier::{Answers, Entry, Order},
     couriers::{Couriers, Desk, Sent},
+    order::{Answers, Entry, Order},
     published::Published,
 };
 pub(crate) use self::{
-    courier::{Answer, Courier, Report},
+    courier::Courier,
     farewells::BATCH_INTERVAL,
     observers::Observers,
+    order::{Answer, Report},
     outlet::Outlet,
     published::Taking,
 };
