@@ -81,14 +81,21 @@ impl Storm {
         self.crowd.stir(STIRRED, None);
     }
 
-    /// Waits until the observer has heard that these clients have left for this reason.
+    /// Waits until the observer has heard that these clients have left, and says so if one has for
+    /// another reason.
     async fn leave(&self, since: usize, clients: &[usize], why: Cause) {
         self.until(&format!("{} clients leave: {why:?}", clients.len()), || {
             let ledger = self.observer.ledger();
             let leaves = &ledger.leaves[since..];
-            clients.iter().all(|client| leaves.contains(&(*client, why)))
+            clients.iter().all(|client| leaves.iter().any(|(left, _)| left == client))
         })
         .await;
+        let ledger = self.observer.ledger();
+        let leaves = ledger.leaves[since..].iter();
+        let first = |client: usize| leaves.clone().find(|(left, _)| *left == client);
+        let wrong: Vec<_> = clients.iter().filter_map(|client| first(*client)).collect();
+        let wrong: Vec<_> = wrong.into_iter().filter(|(_, cause)| *cause != why).collect();
+        assert!(wrong.is_empty(), "{} of {} not {why:?}: {wrong:?}", wrong.len(), clients.len());
     }
 
     /// Those of the clients that have no key.
