@@ -15,14 +15,14 @@
 pub mod bus;
 mod clock;
 mod cluster;
-mod config;
+mod counters;
 mod delivery;
+mod handle;
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the binary's log uses all of it"))]
 mod log_limit;
 pub mod messages;
 pub mod mirror;
 pub mod model;
-mod pruner;
 mod registry;
 #[cfg(feature = "server")]
 pub mod server;
@@ -30,19 +30,16 @@ pub mod session;
 #[cfg(test)]
 mod simulation;
 mod sockets;
-mod start;
+pub mod store;
 mod supervision;
-mod tally;
 pub mod testing;
 pub mod wire;
 
 pub use clock::Clock;
-pub use config::{Decision, PresenceConfig, StartError};
+pub use handle::{PresenceConfig, PresenceHandle, StartError};
 pub use messages::*;
 pub use model::*;
-pub use pruner::Pruner;
-pub use registry::RoomRegistry;
+pub use registry::{Pruner, RoomRegistry};
 pub use session::{Connection, PhoenixSession, WsOptions, WsSession, WsSessionError};
 pub use sockets::{limit_silence, watch_socket};
-pub use start::PresenceHandle;
 pub use supervision::Crashed;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use actix_presence::{
-    mirror::store::{OwnerError, StoreError},
+    store::{OwnerError, StoreError},
     *,
 };
 use chrono::NaiveDateTime;

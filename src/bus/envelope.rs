@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use super::Channel;
 use crate::{
     messages,
-    mirror::store::Whom,
     model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, SessionKey, UserId},
+    store::Whom,
 };
 
 /// The format that this version writes and reads.

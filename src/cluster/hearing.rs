@@ -14,11 +14,9 @@ use super::{
 };
 use crate::{
     bus::{Change, Changes, Channel},
-    mirror::{
-        pause_after,
-        store::{NodeRow, RoomRows},
-    },
+    mirror::pause_after,
     model::{Cause, ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName},
+    store::{NodeRow, RoomRows},
 };
 
 /// Rooms whose rows are read at once.

@@ -34,8 +34,9 @@ pub(crate) use self::{
 };
 use crate::{
     bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
-    mirror::{Committed, Desk, store::Row},
+    mirror::Committed,
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId},
+    store::{Row, reader::Desk},
 };
 
 /// This node's part in the cluster.

@@ -7,8 +7,9 @@ use hashlink::LinkedHashMap;
 
 use crate::{
     bus::{Change, Changes},
-    mirror::{Committed, store},
+    mirror::Committed,
     model::RoomName,
+    store,
 };
 
 /// Rooms of which is remembered in which batch they were last.

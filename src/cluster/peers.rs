@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{lives::Lives, recent::Recent, silence::Silence};
 use crate::{
-    mirror::store::NodeRow,
     model::{Epoch, Moment, NodeName},
+    store::NodeRow,
 };
 
 /// How often a node that is heard of has to be missing in the database before it is gone.

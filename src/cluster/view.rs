@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use crate::{
     bus::Changes,
-    mirror::store::NodeRow,
     model::{Epoch, NodeName},
+    store::NodeRow,
 };
 
 /// Changes that may wait while a room is read.

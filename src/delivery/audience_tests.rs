@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
+    counters::Counter,
     messages::Content,
     model::{Info, Moment, RoomName, Rooms, UserId},
-    tally::Tally,
 };
 
 struct Stage {
@@ -49,7 +49,7 @@ impl Stage {
     fn say(&mut self, sender: ConnectionId, bytes: usize, now: u64) {
         let room = self.rooms.snapshot(&self.room);
         let content = Content::Text("x".repeat(bytes).into());
-        let tally = Tally::new("presence_deliveries_total");
+        let tally = Counter::new("presence_deliveries_total");
         let (message, _) = Published::new(self.room.clone(), content, None, tally);
         let (message, after) = (Arc::new(message), room.version());
         let said = Said { message, sender: Some(sender), except: None, entries: u64::MAX, after };

@@ -45,10 +45,10 @@ pub(crate) use self::{
     published::Taking,
 };
 use crate::{
+    counters::Counter,
     messages::{Content, Disconnect, close_code},
     model::{Cause, ConnectionId, Few, RoomName, Shrink, Snapshot},
     sockets::CLOSE_TIMEOUT,
-    tally::Tally,
     wire::json,
 };
 
@@ -112,8 +112,8 @@ pub(crate) struct Delivery {
     /// Who has not taken something, until that is [asked](Self::take_refused).
     refused: Refused,
     max_list_size: usize,
-    lists_sent: Tally,
-    deliveries: Tally,
+    lists_sent: Counter,
+    deliveries: Counter,
 }
 
 /// A connection that joins a room.
@@ -149,8 +149,8 @@ impl Delivery {
             due: BTreeSet::new(),
             refused: Refused::default(),
             max_list_size,
-            lists_sent: Tally::new("presence_lists_sent_total"),
-            deliveries: Tally::new("presence_deliveries_total"),
+            lists_sent: Counter::new("presence_lists_sent_total"),
+            deliveries: Counter::new("presence_deliveries_total"),
         }
     }
 

@@ -13,9 +13,9 @@ use bytestring::ByteString;
 use tokio::sync::oneshot;
 
 use crate::{
+    counters::Counter,
     messages::{Content, Dialect},
     model::RoomName,
-    tally::Tally,
     wire::{json, phoenix},
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Published {
     json: OnceLock<ByteString>,
     phoenix: OnceLock<ByteString>,
     taken: Arc<AtomicUsize>,
-    deliveries: Tally,
+    deliveries: Counter,
     /// Dropped with this, and so when it has been handed to everybody.
     _served: oneshot::Sender<()>,
 }
@@ -44,7 +44,7 @@ impl Published {
         room: RoomName,
         content: Content,
         from: Option<json::Sender>,
-        deliveries: Tally,
+        deliveries: Counter,
     ) -> (Self, Taking) {
         let (_served, served) = oneshot::channel();
         let taken = Arc::new(AtomicUsize::new(0));

@@ -155,6 +155,23 @@ pub struct Joined {
     pub changed: bool,
 }
 
+/// Whether somebody may join: what the [`authorize`](crate::PresenceConfig::authorize) hook answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Yes.
+    Allow,
+    /// No, and what to tell the client.
+    Deny(Cow<'static, str>),
+}
+
+impl Decision {
+    /// No, for this reason.
+    #[must_use]
+    pub fn deny(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Deny(reason.into())
+    }
+}
+
 /// Why a [`Join`] was refused; nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -18,7 +18,7 @@ pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };
 pub use membership::{
-    Admit, CloseRoom, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
 pub(crate) use membership::{AskedToJoin, Together};

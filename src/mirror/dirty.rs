@@ -11,11 +11,9 @@ use std::{
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
-use super::{
-    Memory, State,
-    store::{Batch, Row},
-};
+use super::{Memory, State};
 use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms, Shrink};
+use crate::store::{Batch, Row};
 
 pub(super) type Key = (RoomName, ConnectionId);
 

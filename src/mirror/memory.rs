@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{dirty::Key, store::Row};
+use super::dirty::Key;
 use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms, SeenPresence, Sessions};
+use crate::store::Row;
 
 /// What the registry knows, while a batch is made of it.
 #[derive(Clone, Copy)]

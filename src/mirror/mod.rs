@@ -7,8 +7,6 @@
 mod dirty;
 mod memory;
 mod pace;
-mod reader;
-pub mod store;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -23,26 +21,23 @@ use actix::{MailboxError, dev::RecipientRequest};
 use ahash::RandomState;
 use tokio::sync::oneshot;
 
-#[cfg(test)]
-pub(crate) use self::reader::Ask;
 pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
     dirty::{Dirty, Key, Taken},
     memory::State,
     pace::Pace,
-    store::{Applied, Batch, Change, Renewal, Row, StoreError},
 };
 pub(crate) use self::{
     memory::Memory,
     pace::{REST, pause_after},
-    reader::{Desk, Reader},
     writer::WriterDesk,
 };
+use crate::store::{Applied, Batch, Change, Renewal, Row, StoreError};
 use crate::{
+    counters::Counter,
     log_limit::LogLimit,
     messages::FlushError,
     model::{Cause, ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
-    tally::Tally,
 };
 
 /// Presences in one transaction at most: enough to be quick, few enough to be short.
@@ -84,7 +79,7 @@ pub(crate) struct Mirror {
     lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is.
     refused: HashSet<Key, RandomState>,
-    rows_written: Tally,
+    rows_written: Counter,
 }
 
 struct InFlight {
@@ -134,7 +129,7 @@ impl Mirror {
             pace: Pace::new(rest),
             lease_renewed: None,
             refused: HashSet::default(),
-            rows_written: Tally::new("presence_rows_written_total"),
+            rows_written: Counter::new("presence_rows_written_total"),
         }
     }
 

@@ -81,14 +81,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::PresenceConfig,
+        handle::{PresenceConfig, Ties},
         messages::{Flush, Join},
-        mirror::{
-            Goodbye, PruneRoomRows, Renew, Write,
-            store::{Applied, Renewal},
-        },
+        mirror::{Goodbye, PruneRoomRows, Renew, Write},
         model::{ConnectionId, Epoch, NodeName, RoomName},
-        start::{Inherited, Ties},
+        registry::Inherited,
+        store::{Applied, Renewal},
         supervision::Supervisor,
         testing::{Heard, Probe},
     };

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    mirror::store::{DatabaseUrl, SqliteStore},
     model::{Info, NodeName},
+    store::{DatabaseUrl, SqliteStore},
 };
 
 const NOW: Moment = Moment { monotonic: 0, wall: 0 };

@@ -9,7 +9,7 @@ use std::{
 use actix::{dev::ToEnvelope, prelude::*};
 use chrono::{DateTime, Utc};
 
-use super::store::{Applied, Batch, Renewal, Store, StoreError};
+use crate::store::{Applied, Batch, Renewal, Store, StoreError};
 use crate::{model::NodeName, supervision::Guard};
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
@@ -236,8 +236,8 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::{
-        mirror::store::{DatabaseUrl, RoomCounts, SqliteStore, Started},
         model::Epoch,
+        store::{DatabaseUrl, RoomCounts, SqliteStore, Started},
         supervision::{Crashed, Supervisor},
     };
 

@@ -10,8 +10,8 @@ use crate::{
     cluster::{Finding, Met, Need, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
     messages::Kick,
-    mirror::store::{Burial, NodeRow, Row, StoreError, Whom},
     model::{Cause, Diff, Epoch, Heard, Moment, NodeName, RoomName},
+    store::{Burial, NodeRow, Row, StoreError, Whom},
     wire::json::Sender,
 };
 

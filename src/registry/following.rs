@@ -15,11 +15,11 @@ use crate::{
     cluster::{News, ReadRooms},
     log_limit::LogLimit,
     messages::{Change, PresenceChanged},
-    mirror::store::{RoomRows, StoreError},
     model::{
         Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded,
         micros,
     },
+    store::{RoomRows, StoreError},
 };
 
 /// How long something waits for what other nodes know of a room. After that it is done with what is

@@ -6,8 +6,9 @@ use tokio::sync::oneshot;
 use super::RoomRegistry;
 use crate::{
     messages::{Flush, FlushError, PruneRooms},
-    mirror::{Memory, Next, PruneRoomRows, store::StoreError},
+    mirror::{Memory, Next, PruneRoomRows},
     model::Moment,
+    store::StoreError,
 };
 
 pub(super) type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;

@@ -9,6 +9,7 @@ mod membership;
 mod mirroring;
 mod observing;
 mod places;
+mod pruner;
 mod queries;
 mod sessions;
 mod stopping;
@@ -23,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::pruner::Pruner;
 use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
@@ -31,17 +33,16 @@ use self::{following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, stopp
 use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
-    config::Decision,
+    counters::{Counter, LeaveCounters},
     delivery::{Delivery, Observers, Refused, Report},
-    messages::{Explained, JoinError},
+    messages::{Decision, Explained, JoinError},
     mirror::Mirror,
     model::{
         Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
         UserId,
     },
-    start::Inherited,
+    store::Row,
     supervision::Guard,
-    tally::{Leaves, Tally},
 };
 
 /// Messages that may wait for the registry before a sender that minds is refused.
@@ -49,6 +50,14 @@ const MAILBOX: usize = 4096;
 
 pub(crate) type Authorize =
     Arc<dyn Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync>;
+
+/// What an earlier life of a node has left.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited {
+    pub rows: Vec<Row>,
+    /// Whether that life had stopped in order.
+    pub stopped: bool,
+}
 
 /// What a registry needs to start.
 pub(crate) struct Parts {
@@ -110,11 +119,11 @@ pub struct RoomRegistry {
     closing: bool,
     farewells: Option<Farewells>,
     started: Moment,
-    joins: Tally,
-    leaves: Leaves,
+    joins: Counter,
+    leaves: LeaveCounters,
     /// Too many to report one by one.
     touches: u64,
-    messages: Tally,
+    messages: Counter,
     /// The one timer for member lists that wait and stays that fade, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
@@ -124,10 +133,10 @@ impl RoomRegistry {
         let mut registry = Self {
             _guard: parts.guard,
             started: parts.clock.now(),
-            joins: Tally::new("presence_joins_total"),
-            leaves: Leaves::new(),
+            joins: Counter::new("presence_joins_total"),
+            leaves: LeaveCounters::new(),
             touches: 0,
-            messages: Tally::new("presence_messages_total"),
+            messages: Counter::new("presence_messages_total"),
             rooms: parts.rooms,
             sessions: Sessions::default(),
             departures: Departures::default(),

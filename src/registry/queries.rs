@@ -12,11 +12,8 @@ use crate::{
         BusState, Counters, GetOccupancy, GetSnapshot, GetStatus, Kick, ListPresences, ListRooms,
         Status, UnheardNode, WhereIs,
     },
-    mirror::{
-        Desk,
-        store::{SharedStore, StoreError, Whom},
-    },
     model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
+    store::{SharedStore, StoreError, Whom, reader::Desk},
 };
 
 impl Handler<GetSnapshot> for RoomRegistry {

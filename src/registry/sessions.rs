@@ -8,11 +8,12 @@ use super::{RoomRegistry, following::Reply, queries::last_heard_of};
 use crate::{
     cluster::remote,
     messages::{Departed, Explain, Explained},
-    mirror::{Memory, store::Row},
+    mirror::Memory,
     model::{
         Cause, ConnectionId, Diff, Heard, Info, Left, Moment, NodeName, PresenceState, Resumed,
         RoomName, SeenPresence, Sign,
     },
+    store::Row,
 };
 
 /// How long after the start presences end that an earlier life of this node has left and nobody can

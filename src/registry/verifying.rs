@@ -8,8 +8,8 @@ use ahash::RandomState;
 use super::RoomRegistry;
 use crate::{
     cluster::remote,
-    mirror::store::Row,
     model::{ConnectionId, NodeName, Remote, RoomName},
+    store::Row,
 };
 
 type Rows = HashMap<(RoomName, ConnectionId), (NodeName, Row), RandomState>;

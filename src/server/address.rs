@@ -7,7 +7,7 @@ use actix_web::HttpRequest;
 use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
-use crate::{ConnectionId, RoomName, UserId};
+use crate::model::{ConnectionId, RoomName, UserId};
 
 /// Why a text is not percent-encoded UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

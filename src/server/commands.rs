@@ -18,10 +18,9 @@ use super::{
     token::{self, Claims},
 };
 use crate::{
-    Clock, Crashed, Info, InvalidInfo, InvalidName, SessionKey, StartError, UserId,
-    mirror::store::{
-        self, DatabaseUrl, InvalidDatabaseUrl, RoomCounts, Store, StoreError, migrate,
-    },
+    Clock, Crashed, StartError,
+    model::{Info, InvalidInfo, InvalidName, SessionKey, UserId},
+    store::{self, DatabaseUrl, InvalidDatabaseUrl, RoomCounts, Store, StoreError, migrate},
 };
 
 /// Why a command did not do what it was asked to.

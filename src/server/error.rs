@@ -8,7 +8,11 @@ use actix_web::{
 };
 use serde_json::json;
 
-use crate::{InvalidName, JoinError, LimitReached, WsSessionError};
+use crate::{
+    WsSessionError,
+    messages::JoinError,
+    model::{InvalidName, LimitReached},
+};
 
 /// A refusal with its HTTP status.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use clap::{
 use tracing_subscriber::EnvFilter;
 
 use super::{AllowedOrigin, InvalidOrigin, Secret, duration, listen::Addresses};
-use crate::RoomName;
+use crate::model::RoomName;
 
 /// Who is where, right now: rooms, presences, heartbeats and messages over WebSockets.
 #[derive(Debug, Parser)]

@@ -8,7 +8,10 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{api::reply, state::ServerState};
-use crate::{BusState, GetStatus, NodeName, Status};
+use crate::{
+    messages::{BusState, GetStatus, Status},
+    model::NodeName,
+};
 
 /// Whether the server does all of its work, with the state of the database and the bus.
 #[derive(Debug, Serialize)]

@@ -13,8 +13,9 @@ use super::{
     token::{self, Claims},
 };
 use crate::{
-    Admit, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, TakePlace, UserId, WsSession,
-    is_shallow,
+    PhoenixSession, WsSession,
+    messages::{Admit, TakePlace},
+    model::{Info, InvalidInfo, RoomName, SessionKey, UserId, is_shallow},
 };
 
 /// Who somebody is.

@@ -12,7 +12,7 @@ use super::{
     refusals::{self, REFUSALS_TOTAL},
     state::ServerState,
 };
-use crate::{Cause, GetStatus};
+use crate::{messages::GetStatus, model::Cause};
 
 const COUNTERS: [(&str, &str); 26] = [
     ("presence_joins_total", "Presences that began."),

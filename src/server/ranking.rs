@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use crate::{RoomName, RoomSummary};
+use crate::model::{RoomName, RoomSummary};
 
 /// Rooms looked at in one piece, and remembered: many more than are shown, so that there are others
 /// when the largest are seen to have gone.
@@ -77,7 +77,7 @@ impl Ranking {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Occupancy;
+    use crate::model::Occupancy;
 
     fn rooms(sizes: impl IntoIterator<Item = (usize, usize)>) -> Vec<RoomSummary> {
         let summary = |(name, connections)| RoomSummary {

@@ -14,7 +14,10 @@ use super::{
     identity::Identity,
     state::ServerState,
 };
-use crate::{Admit, Feed, PhoenixSession, WsOptions, WsSession, WsSessionError};
+use crate::{
+    PhoenixSession, WsOptions, WsSession, WsSessionError,
+    messages::{Admit, Feed},
+};
 
 /// Everything that can be refused is refused before the handshake is looked at: a browser does not
 /// tell a page why a WebSocket failed, but the same address without the upgrade says so.

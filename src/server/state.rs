@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
-use crate::{PresenceHandle, RoomRegistry, SessionPlace, TakePlace, config::DEFAULT_MAX_LIST_SIZE};
+use crate::{
+    PresenceConfig, PresenceHandle, RoomRegistry,
+    messages::{SessionPlace, TakePlace},
+};
 
 /// Readers of the live numbers at one time.
 const SEATS: usize = 64;
@@ -77,7 +80,7 @@ impl Default for ServerOptions {
             api_key: None,
             allowed_origins: Vec::new(),
             max_frame_size: 65_536,
-            max_list_size: DEFAULT_MAX_LIST_SIZE,
+            max_list_size: PresenceConfig::DEFAULT_MAX_LIST_SIZE,
             max_connections: None,
             max_rate: None,
             ping_interval: None,

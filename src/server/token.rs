@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use subtle::ConstantTimeEq;
 
-use crate::{Info, RoomName};
+use crate::model::{Info, RoomName};
 
 /// A text that is never shown: the key of tokens, or of the API.
 #[derive(Clone, PartialEq, Eq)]

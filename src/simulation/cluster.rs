@@ -13,18 +13,18 @@ use tokio::time::Instant;
 
 use crate::{
     clock::Clock,
-    config::PresenceConfig,
+    handle::{PresenceConfig, Shared, Ties},
     messages::{
         Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope,
         Subscribe,
     },
-    mirror::{
-        Ask, Desk, Goodbye, PruneRoomRows, Renew, Write, Writer,
-        store::{Row, SharedStore, Started, Store},
-    },
+    mirror::{Goodbye, PruneRoomRows, Renew, Write, Writer},
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
-    registry::RoomRegistry,
-    start::{Inherited, Shared, Ties},
+    registry::{Inherited, RoomRegistry},
+    store::{
+        Row, SharedStore, Started, Store,
+        reader::{Ask, Desk},
+    },
     supervision::Supervisor,
     testing::{
         Heard, MemoryBus, MemoryConnection, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen,

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     bus::{Change, Changes, Content, Envelope, Said, Told},
-    mirror::store::SharedStore,
     model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
+    store::SharedStore,
 };
 
 /// Publishes something in the name of a node.

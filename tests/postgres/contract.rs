@@ -2,7 +2,7 @@
 
 use actix_presence::{
     ConnectionId, NodeName, Presence, RoomName, SessionKey, UserId,
-    mirror::store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
+    store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
     testing::store_contract::{Bench, Deed, SharedBench, Verb},
 };
 use chrono::NaiveDateTime;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix_presence::{
-    mirror::store::{self, DatabaseUrl, PostgresStore, Store, migrate},
+    store::{self, DatabaseUrl, PostgresStore, Store, migrate},
     testing::store_contract::{Bench, at, node, row, upserts, write},
 };
 use diesel::{
@@ -61,7 +61,7 @@ fn both_databases_have_the_columns_that_people_read() {
         "SELECT table_name || '.' || column_name AS line FROM information_schema.columns
          WHERE table_schema = 'public' AND table_name NOT LIKE '%diesel%' ORDER BY 1",
     );
-    for line in include_str!("../../src/mirror/store/schema.rs").lines() {
+    for line in include_str!("../../src/store/schema.rs").lines() {
         if let Some((column, _)) = line.split_once(" -> ").filter(|_| line.ends_with(',')) {
             let column = column.trim();
             assert!(columns.iter().any(|found| found.ends_with(&format!(".{column}"))), "{column}");

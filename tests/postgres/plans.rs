@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix_presence::{
     Epoch, UserId,
-    mirror::store::{Batch, PostgresStore, SharedStore, Store, Whom},
+    store::{Batch, PostgresStore, SharedStore, Store, Whom},
     testing::store_contract::{LEASE, at, id, node, room, row, upserts},
 };
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix_presence::{
-    mirror::store::{
+    store::{
         Applied, Batch, Change, DatabaseUrl, PostgresOptions, PostgresStore, Renewal, SharedStore,
         Store, StoreError,
     },

@@ -10,8 +10,8 @@ use serde_json::{json, value::RawValue};
 
 use super::reply;
 use crate::{
-    Kick, Publish, RoomName, UserId, WhereIs,
-    model::{MAX_DEPTH, is_shallow},
+    messages::{Kick, Publish, WhereIs},
+    model::{MAX_DEPTH, RoomName, UserId, is_shallow},
     server::{address, error::ApiError, state::ServerState},
 };
 

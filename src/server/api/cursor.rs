@@ -5,7 +5,10 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::DateTime;
 
-use crate::{ConnectionId, Info, Presence, RoomName, UserId, server::error::ApiError};
+use crate::{
+    model::{ConnectionId, Info, Presence, RoomName, UserId},
+    server::error::ApiError,
+};
 
 /// The cursor after a room.
 pub(super) fn after_room(room: &RoomName) -> String {

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::reply;
 use crate::{
-    Cause, ConnectionId, Departed, Explain, Explained, NodeName, PresenceState, RoomName, Sign,
-    UserId,
+    messages::{Departed, Explain, Explained},
+    model::{Cause, ConnectionId, NodeName, PresenceState, RoomName, Sign, UserId},
     server::{address, error::ApiError, state::ServerState},
 };
 

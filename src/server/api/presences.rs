@@ -8,7 +8,8 @@ use serde::{Serialize, Serializer};
 
 use super::{cursor, cut, limit, reply, rooms::nobody};
 use crate::{
-    ConnectionId, Info, ListPresences, Presence, SeenPresence, UserId,
+    messages::ListPresences,
+    model::{ConnectionId, Info, Presence, SeenPresence, UserId},
     server::{
         address::{self, Query},
         error::ApiError,

@@ -12,7 +12,8 @@ use serde::{Serialize, Serializer};
 
 use super::{cursor, cut, limit, reply};
 use crate::{
-    Epoch, GetSnapshot, ListRooms, Occupancy, RoomName, RoomSummary, Snapshot,
+    messages::{GetSnapshot, ListRooms},
+    model::{Epoch, Occupancy, RoomName, RoomSummary, Snapshot},
     server::{
         address::{self, Query},
         error::ApiError,

@@ -14,7 +14,8 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{reply, rooms};
 use crate::{
-    Cause, Counters, Epoch, GetStatus, ListRooms,
+    messages::{Counters, GetStatus, ListRooms},
+    model::{Cause, Epoch},
     server::{error::ApiError, health::Health, ranking, refusals, state::ServerState},
 };
 

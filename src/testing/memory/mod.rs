@@ -12,8 +12,8 @@ use chrono::{DateTime, Utc};
 use self::tables::{Node, Tables};
 use super::store_contract::{Deed, Verb};
 use crate::{
-    ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId,
-    mirror::store::{
+    model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
+    store::{
         Applied, Batch, Burial, Life, NodeRow, Renewal, RoomCounts, RoomRows, Row, SharedStore,
         Started, Store, StoreError, Whom,
     },
@@ -26,7 +26,7 @@ use crate::{
 /// ```
 /// use std::time::Duration;
 ///
-/// use actix_presence::{NodeName, mirror::store::{Store, StoreError}, testing::MemoryDatabase};
+/// use actix_presence::{NodeName, store::{Store, StoreError}, testing::MemoryDatabase};
 /// use chrono::DateTime;
 ///
 /// let database = MemoryDatabase::new();

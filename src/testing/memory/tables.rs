@@ -8,8 +8,8 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
-    ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId,
-    mirror::store::{
+    model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
+    store::{
         Applied, Batch, Burial, Change, Life, NodeRow, Renewal, RoomCounts, RoomRows, Row,
         SetAside, Started, StoreError, Whom,
     },

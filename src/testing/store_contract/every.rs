@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{Bench, Deed, LEASE, Verb, at, counts, id, node, room, row, upserts, write, write_as};
 use crate::{
-    Info,
-    mirror::store::{Applied, Batch, Change, Renewal, Row, Store, StoreError},
+    model::Info,
+    store::{Applied, Batch, Change, Renewal, Row, Store, StoreError},
 };
 
 /// Names, info and times come back as they were, to the microsecond.

@@ -10,7 +10,7 @@
 //! # #![allow(dead_code, reason = "tests are left out here")]
 //! use actix_presence::{
 //!     ConnectionId, NodeName,
-//!     mirror::store::Row,
+//!     store::Row,
 //!     testing::{
 //!         MemoryDatabase, MemoryStore,
 //!         store_contract::{Bench, Deed, Verb},
@@ -52,8 +52,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
-    ConnectionId, Info, NodeName, Presence, RoomName, UserId,
-    mirror::store::{Applied, Batch, RoomCounts, Row, SharedStore, Store},
+    model::{ConnectionId, Info, NodeName, Presence, RoomName, UserId},
+    store::{Applied, Batch, RoomCounts, Row, SharedStore, Store},
 };
 
 /// A store with a way to meddle with its database behind its back.
@@ -232,7 +232,7 @@ fn counts(name: &str, connections: usize, users: usize, anonymous: usize) -> Roo
     RoomCounts { channel_name: name.to_owned(), connections, users, anonymous }
 }
 
-/// Makes a module of tests: the duties of every [`Store`](crate::mirror::store::Store), on a
+/// Makes a module of tests: the duties of every [`Store`](crate::store::Store), on a
 /// [`Bench`](crate::testing::store_contract::Bench).
 ///
 /// The type is named as seen from that module, so with `super::`.
@@ -268,7 +268,7 @@ macro_rules! store_contract {
     };
 }
 
-/// Makes a module of tests: the duties of a [`SharedStore`](crate::mirror::store::SharedStore)
+/// Makes a module of tests: the duties of a [`SharedStore`](crate::store::SharedStore)
 /// besides those of every store, on a [`SharedBench`](crate::testing::store_contract::SharedBench).
 #[macro_export]
 macro_rules! shared_store_contract {
@@ -301,7 +301,7 @@ macro_rules! shared_store_contract {
     };
 }
 
-/// Makes a module of tests: the duties of a [`Store`](crate::mirror::store::Store) that belongs to
+/// Makes a module of tests: the duties of a [`Store`](crate::store::Store) that belongs to
 /// one process, besides those of every store, on a [`Bench`](crate::testing::store_contract::Bench).
 #[macro_export]
 macro_rules! owned_store_contract {

@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 
 use super::{Bench, Deed, LEASE, at, node, row, upserts, write, write_as};
-use crate::mirror::store::{DeadNode, Renewal, Store};
+use crate::store::{DeadNode, Renewal, Store};
 
 /// Who starts is the only one there.
 pub fn starting_removes_and_names_the_dead<B: Bench>(mut bench: B) {

@@ -7,8 +7,8 @@ use super::{
     LATE, fading, node_row, number, sorted, started,
 };
 use crate::{
-    Epoch,
-    mirror::store::{Applied, Burial, Renewal, Row, SharedStore, Started, Store, StoreError},
+    model::Epoch,
+    store::{Applied, Burial, Renewal, Row, SharedStore, Started, Store, StoreError},
 };
 
 /// Others have removed what it had written, so it must not go on as if they had not.

@@ -6,7 +6,7 @@ mod writing;
 
 pub use self::{leases::*, reading::*, writing::*};
 use super::{Batch, LEASE, NodeName, Row, SharedStore, Store, at, node, upserts};
-use crate::mirror::store::{NodeRow, Started};
+use crate::store::{NodeRow, Started};
 
 /// The lease of a node that started at 0 and was not heard of since is over.
 const LATE: i64 = 16;

@@ -9,8 +9,8 @@ use super::{
     node_row, number, sorted_with_nodes, started,
 };
 use crate::{
-    Info, Occupancy, RoomSummary, UserId,
-    mirror::store::{RoomRows, SharedStore, Store, Whom},
+    model::{Info, Occupancy, RoomSummary, UserId},
+    store::{RoomRows, SharedStore, Store, Whom},
 };
 
 /// Who reads a head of 7 has the rows of batch 7, and none of batch 8.

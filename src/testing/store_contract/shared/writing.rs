@@ -10,8 +10,8 @@ use super::{
     LATE, number, started,
 };
 use crate::{
-    Info, SessionKey,
-    mirror::store::{Batch, NodeRow, Row, SharedStore, Started, Store},
+    model::{Info, SessionKey},
+    store::{Batch, NodeRow, Row, SharedStore, Started, Store},
 };
 
 /// So the next node knows whose place a client takes, what of its info is fixed, and how long to wait.

@@ -30,7 +30,7 @@ use super::{
     Applied, Batch, Life, Renewal, RoomCounts, Started, Store, StoreError, error::Failure,
     transact::transact,
 };
-use crate::{Epoch, NodeName};
+use crate::model::{Epoch, NodeName};
 
 /// A [`Store`] and [`SharedStore`](super::SharedStore) on PostgreSQL.
 ///

@@ -3,14 +3,14 @@
 //! [`Store`] says what is asked of a database, [`SqliteStore`] does it with SQLite. [`SharedStore`]
 //! says what is asked of one that several nodes share; with the feature `postgres` there is a
 //! `PostgresStore` that does it. A store is slow and may fail; it belongs on a thread of its own (the
-//! [`Writer`](super::Writer)'s), or in a command.
+//! [`Writer`](crate::mirror::Writer)'s), or in a command.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::{ConnectionId, Epoch, Info, NodeName, Presence, RoomName, SessionKey};
+use crate::model::{ConnectionId, Epoch, Info, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
 mod chunks;
@@ -21,6 +21,7 @@ mod open;
 mod owner;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub(crate) mod reader;
 pub mod schema;
 mod shared;
 mod sqlite;

@@ -11,12 +11,12 @@ use super::{
     connect::{connect, millis},
     statement::statement,
 };
-use crate::mirror::store::{StoreError, migrate::migration_error};
+use crate::store::{StoreError, migrate::migration_error};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// Brings the tables up to this version. Answers how many migrations that took.
-pub(in crate::mirror::store) fn migrate(
+pub(in crate::store) fn migrate(
     url: &PostgresUrl,
     options: PostgresOptions,
 ) -> Result<usize, StoreError> {

@@ -6,15 +6,15 @@
 
 use diesel::result::DatabaseErrorInformation;
 
-use crate::mirror::store::{StoreError, error::Source};
+use crate::store::{StoreError, error::Source};
 
 /// Whether a transaction was ended because it was in another one's way.
-pub(in crate::mirror::store) fn is_conflict(message: &str) -> bool {
+pub(in crate::store) fn is_conflict(message: &str) -> bool {
     message == "deadlock detected" || message.starts_with("could not serialize access")
 }
 
 /// Which failure of the database its words tell; `None` if it is none.
-pub(in crate::mirror::store) fn of_info(
+pub(in crate::store) fn of_info(
     info: &dyn DatabaseErrorInformation,
 ) -> Option<fn(Source) -> StoreError> {
     // Where in a statement an error is, is said of those that make no sense to the database; all of

@@ -8,8 +8,8 @@ use diesel::{
 
 use super::statement::statement;
 use crate::{
-    ConnectionId, NodeName, RoomName,
-    mirror::store::{Applied, Batch, Change, Row, SetAside, chunks::each_chunk, error::Failure},
+    model::{ConnectionId, NodeName, RoomName},
+    store::{Applied, Batch, Change, Row, SetAside, chunks::each_chunk, error::Failure},
 };
 
 /// How many rows a statement takes at most when some are refused.

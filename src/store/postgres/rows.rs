@@ -7,9 +7,9 @@ use diesel::{
 };
 
 use crate::{
-    ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey, UserId,
     log_limit::LogLimit,
-    mirror::store::{NodeRow, Row},
+    model::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey, UserId},
+    store::{NodeRow, Row},
 };
 
 /// The columns of [`Held`].

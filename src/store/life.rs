@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Epoch, NodeName};
+use crate::model::{Epoch, NodeName};
 
 /// A node as its own store knows it.
 #[derive(Clone, Debug)]

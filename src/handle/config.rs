@@ -1,33 +1,14 @@
 //! Options.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     clock::Clock,
-    mirror::store::{DatabaseUrl, InvalidDatabaseUrl, OwnerError, StoreError},
+    messages::Decision,
     model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
     registry::Authorize,
+    store::{DatabaseUrl, InvalidDatabaseUrl, OwnerError, StoreError},
 };
-
-/// The largest member list that a connection is sent, in bytes, unless the app says otherwise.
-pub(crate) const DEFAULT_MAX_LIST_SIZE: usize = 1024 * 1024;
-
-/// Whether somebody may join: what the [`authorize`](PresenceConfig::authorize) hook answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Yes.
-    Allow,
-    /// No, and what to tell the client.
-    Deny(Cow<'static, str>),
-}
-
-impl Decision {
-    /// No, for this reason.
-    #[must_use]
-    pub fn deny(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self::Deny(reason.into())
-    }
-}
 
 /// The options of a presence system, and the way to start one.
 ///
@@ -109,6 +90,10 @@ pub enum StartError {
 }
 
 impl PresenceConfig {
+    /// The largest member list that a connection is sent unless the app says otherwise, in bytes:
+    /// 1 MiB.
+    pub const DEFAULT_MAX_LIST_SIZE: usize = 1024 * 1024;
+
     /// The defaults, with this database: `sqlite://PATH`, `sqlite::memory:` or `postgres://…`.
     #[must_use]
     pub fn new(database: impl Into<String>) -> Self {
@@ -123,7 +108,7 @@ impl PresenceConfig {
             prune_rooms_every: Duration::from_secs(600),
             limits: Limits::default(),
             observer_queue: 1024,
-            max_list_size: DEFAULT_MAX_LIST_SIZE,
+            max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
             clock: Clock::system(),
             authorize: None,
         }

@@ -13,8 +13,8 @@ use super::{
     statement::{Statement, statement},
 };
 use crate::{
-    ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId,
-    mirror::store::{
+    model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
+    store::{
         Burial, NodeRow, RoomCounts, RoomRows, Row, SharedStore, StoreError, Whom, error::Failure,
     },
 };

@@ -16,7 +16,7 @@ use super::PostgresUrl;
 /// `?`, `#` or `%`, and a name such as `:memory:` or `file:x` is a file's name. It may be relative.
 ///
 /// ```
-/// use actix_presence::mirror::store::{DatabaseUrl, InvalidDatabaseUrl};
+/// use actix_presence::store::{DatabaseUrl, InvalidDatabaseUrl};
 ///
 /// let url: DatabaseUrl = "sqlite://data/what?.db".parse()?;
 /// assert_eq!(url.path().unwrap().to_str(), Some("data/what?.db"));

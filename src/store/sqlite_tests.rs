@@ -24,7 +24,8 @@ use super::{
     stamp::Stamp,
 };
 use crate::{
-    ConnectionId, Info, NodeName, Presence, RoomName, UserId, owned_store_contract, store_contract,
+    model::{ConnectionId, Info, NodeName, Presence, RoomName, UserId},
+    owned_store_contract, store_contract,
     testing::store_contract::{Bench, Deed, LEASE, Verb, at, node, row, upserts, write},
 };
 

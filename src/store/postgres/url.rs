@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::mirror::store::InvalidDatabaseUrl;
+use crate::store::InvalidDatabaseUrl;
 
 /// Where a database of PostgreSQL is: a URL as `psql` takes it,
 /// `postgres://USER:PASSWORD@HOST:PORT/NAME?OPTION=VALUE`.
@@ -11,11 +11,11 @@ use crate::mirror::store::InvalidDatabaseUrl;
 /// Several hosts are separated by commas. Shown, it has neither the password nor the options.
 ///
 /// ```
-/// use actix_presence::mirror::store::PostgresUrl;
+/// use actix_presence::store::PostgresUrl;
 ///
 /// let url = PostgresUrl::new("postgres://ada:s3cret@db:5432/presence?sslmode=require")?;
 /// assert_eq!(url.to_string(), "postgres://ada@db:5432/presence");
-/// # Ok::<(), actix_presence::mirror::store::InvalidDatabaseUrl>(())
+/// # Ok::<(), actix_presence::store::InvalidDatabaseUrl>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
@@ -138,7 +138,7 @@ impl fmt::Debug for PostgresUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mirror::store::DatabaseUrl;
+    use crate::store::DatabaseUrl;
 
     #[test]
     fn a_url_never_shows_its_password() {

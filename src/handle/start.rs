@@ -5,21 +5,21 @@ use std::time::Duration;
 use actix::{MailboxError, prelude::*};
 
 #[cfg(feature = "postgres")]
-use crate::mirror::store::PostgresStore;
+use crate::store::PostgresStore;
 use crate::{
     bus::Bus,
     cluster::Cluster,
-    config::{PresenceConfig, StartError},
+    handle::config::{PresenceConfig, StartError},
     messages::{
         FlushError, GetStatus, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId,
     },
-    mirror::{
-        Desk, Mirror, REST, Reader, Writer, WriterDesk,
-        store::{DatabaseUrl, OwnerLock, Row, SharedStore, SqliteStore, Started, Store},
-    },
+    mirror::{Mirror, REST, Writer, WriterDesk},
     model::{Epoch, NodeName, Rooms},
-    pruner::Pruner,
-    registry::{Parts, RoomRegistry},
+    registry::{Inherited, Parts, Pruner, RoomRegistry},
+    store::{
+        DatabaseUrl, OwnerLock, SharedStore, SqliteStore, Started, Store,
+        reader::{Desk, Reader},
+    },
     supervision::{Crashed, Supervisor},
 };
 
@@ -38,14 +38,6 @@ pub(crate) struct Ties {
     /// This node's life in the database.
     pub incarnation: Epoch,
     pub supervisor: Supervisor,
-}
-
-/// What an earlier life of a node has left.
-#[derive(Debug, Default)]
-pub(crate) struct Inherited {
-    pub rows: Vec<Row>,
-    /// Whether that life had stopped in order.
-    pub stopped: bool,
 }
 
 /// What there is where other nodes may write to the database: the way to read what they write, and the

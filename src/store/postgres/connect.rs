@@ -9,7 +9,7 @@ use diesel::{
 };
 
 use super::PostgresUrl;
-use crate::mirror::store::{StoreError, error::Source};
+use crate::store::{StoreError, error::Source};
 
 /// How long a `PostgresStore` waits, and whose clock it goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

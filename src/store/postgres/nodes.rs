@@ -13,8 +13,8 @@ use super::{
     statement::statement,
 };
 use crate::{
-    Epoch, NodeName,
-    mirror::store::{Burial, Life, Renewal, Row, StoreError, error::Failure},
+    model::{Epoch, NodeName},
+    store::{Burial, Life, Renewal, Row, StoreError, error::Failure},
 };
 
 /// Raises the head and extends the lease, never to an earlier end: what the node writes may be late.

@@ -10,12 +10,12 @@ use crate::model::Cause;
 /// A number that only grows. What is added is reported to [`metrics`] under its name, too. A clone is
 /// the same number.
 #[derive(Clone, Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Counter {
     name: &'static str,
     count: Arc<AtomicU64>,
 }
 
-impl Tally {
+impl Counter {
     pub fn new(name: &'static str) -> Self {
         Self { name, count: Arc::default() }
     }
@@ -32,9 +32,9 @@ impl Tally {
 
 /// Ends of presences, by cause.
 #[derive(Debug)]
-pub(crate) struct Leaves([(Cause, u64); Cause::ALL.len()]);
+pub(crate) struct LeaveCounters([(Cause, u64); Cause::ALL.len()]);
 
-impl Leaves {
+impl LeaveCounters {
     pub fn new() -> Self {
         Self(Cause::ALL.map(|cause| (cause, 0)))
     }
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn every_cause_is_counted_by_itself() {
-        let mut leaves = Leaves::new();
+        let mut leaves = LeaveCounters::new();
         for (more, cause) in Cause::ALL.into_iter().enumerate() {
             leaves.add(cause, more);
             leaves.add(cause, 1);

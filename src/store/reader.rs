@@ -8,7 +8,7 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::store::{SharedStore, StoreError};
+use super::{SharedStore, StoreError};
 use crate::supervision::Guard;
 
 /// Questions that may wait for the reader.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Row, Store, StoreError};
-use crate::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId};
+use crate::model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId};
 
 /// A node as its row says.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::{
     Applied, Batch, Change, Row, SetAside, StoreError, chunks::each_chunk, error::Failure,
     stamp::Stamp,
 };
-use crate::{ConnectionId, NodeName, RoomName};
+use crate::model::{ConnectionId, NodeName, RoomName};
 
 /// How many rows a statement takes at most. More makes nothing faster; the JSON stays small.
 const CHUNK: usize = 2000;
@@ -122,7 +122,7 @@ mod tests {
     use diesel_migrations::MigrationHarness;
 
     use super::*;
-    use crate::mirror::store::migrate::MIGRATIONS;
+    use crate::store::migrate::MIGRATIONS;
 
     #[test]
     fn no_statement_walks_the_table_or_the_batch_for_each_row() {

@@ -29,7 +29,7 @@ use super::{
     transact::transact_locked,
 };
 
-use crate::{Epoch, NodeName};
+use crate::model::{Epoch, NodeName};
 
 type Manager = ConnectionManager<SqliteConnection>;
 pub(super) type Connected = PooledConnection<Manager>;
