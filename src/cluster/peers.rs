@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{lives::Lives, recent::Recent, silence::Silence};
 use crate::{
-    model::{Epoch, Moment, NodeName},
+    model::{Cause, Epoch, Moment, NodeName},
     store::NodeRow,
 };
 
@@ -148,6 +148,15 @@ impl Peers {
     /// Whether the node lives, as far as is known.
     pub fn is_alive(&self, node: &NodeName) -> bool {
         self.peers.contains_key(node)
+    }
+
+    /// Why a presence of the node ended that has no row any more, where no message said why.
+    pub fn cause_of_absence(&self, node: &NodeName) -> Cause {
+        match self.peers.get(node) {
+            Some(peer) if peer.is_leaving() => Cause::Shutdown,
+            Some(_) => Cause::Disconnected,
+            None => Cause::NodeLost,
+        }
     }
 
     /// Notes how a renewal of this node's own lease went.

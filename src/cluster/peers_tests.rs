@@ -274,6 +274,15 @@ fn a_node_that_lives_by_the_database_has_not_stopped_whoever_says_so() {
 }
 
 #[test]
+fn a_presence_without_a_row_has_ended_for_the_reason_of_its_node() {
+    let mut peers = peers();
+    peers.survey(&[row("stays", Epoch::new()), row("stops", Epoch::new())]);
+    peers.says_that_it_stops(&node("stops"));
+    let causes = ["stays", "stops", "gone"].map(|name| peers.cause_of_absence(&node(name)));
+    assert_eq!(causes, [Cause::Disconnected, Cause::Shutdown, Cause::NodeLost]);
+}
+
+#[test]
 fn whoever_buries_a_node_reports_its_death_once() {
     let (mut peers, life) = (peers(), Epoch::new());
     peers.survey(&[row("n", life)]);

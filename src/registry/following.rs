@@ -236,11 +236,7 @@ impl RoomRegistry {
             let Some(cluster) = &self.cluster else { return };
             let left = |node: &NodeName| {
                 let reborn = read.reborn.iter().find(|(of, who, _)| (of, who) == (&room, node));
-                match reborn {
-                    Some((.., cause)) => *cause,
-                    None if cluster.peers.is_alive(node) => Cause::Disconnected,
-                    None => Cause::NodeLost,
-                }
+                reborn.map_or_else(|| cluster.peers.cause_of_absence(node), |(.., cause)| *cause)
             };
             let (unheard, me) = (self.rooms.unheard(&room, everybody, left), cluster.me().clone());
             for (node, heard) in unheard {

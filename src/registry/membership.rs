@@ -173,9 +173,6 @@ impl Handler<LeaveAll> for RoomRegistry {
         if !self.parked.is_empty() {
             self.parked.remove(&connection);
         }
-        // However a session ends that was told to close, this is why.
-        let dismissed = cause == Cause::Disconnected && self.delivery.is_dismissed(connection);
-        let cause = if dismissed { Cause::Shutdown } else { cause };
         if self.rooms.has_ended(connection) && cause != Cause::Left {
             // Its presences fade, and may be another connection's soon.
             return 0;

@@ -52,6 +52,10 @@ impl Handler<Shutdown> for RoomRegistry {
             return Box::pin(async { ended.await.unwrap_or(Err(CLOSED)) }.into_actor(self));
         }
         self.closing = true;
+        // Before any row goes: a node that reads the rows knows then why they are gone.
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tell(Told::Stopping);
+        }
         let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
         let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
         let code = if others { RESTARTING } else { GOING_AWAY };
@@ -146,9 +150,6 @@ impl RoomRegistry {
         grace: Option<Duration>,
     ) -> impl ActorFuture<Self, Output = Result<(), FlushError>> + use<> {
         self.mirror.close();
-        if let Some(cluster) = &mut self.cluster {
-            cluster.tell(Told::Stopping);
-        }
         let goodbye = Goodbye { now: self.clock.now().utc(), grace };
         let closed = self.mirror.writer().goodbye.send(goodbye);
         closed.into_actor(self).map(move |answer, registry, _| {
