@@ -18,18 +18,15 @@ mod cluster;
 mod counters;
 mod delivery;
 mod handle;
-#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the binary's log uses all of it"))]
-mod log_limit;
+pub mod log_limit;
 pub mod messages;
 pub mod mirror;
 pub mod model;
 mod registry;
-#[cfg(feature = "server")]
-pub mod server;
 pub mod session;
 #[cfg(test)]
 mod simulation;
-mod sockets;
+pub mod sockets;
 pub mod store;
 mod supervision;
 pub mod testing;

@@ -13,21 +13,31 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Lets one line a minute through and counts those in between; one `static` for each kind of line.
 ///
-/// ```text
+/// ```
+/// use actix_presence::log_limit::LogLimit;
+///
 /// static REFUSED: LogLimit = LogLimit::new();
 /// if let Some(suppressed) = REFUSED.pass() {
 ///     tracing::warn!(suppressed, "a page of another origin was refused (--allow-origin)");
 /// }
 /// ```
 #[derive(Debug)]
-pub(crate) struct LogLimit {
+pub struct LogLimit {
     /// When the last line was let through, in milliseconds since the first use of any limit, plus one;
     /// 0 for never.
     last: AtomicU64,
     suppressed: AtomicU64,
 }
 
+impl Default for LogLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LogLimit {
+    /// A limit that lets its first line through.
+    #[must_use]
     pub const fn new() -> Self {
         Self { last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }

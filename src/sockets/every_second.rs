@@ -8,9 +8,12 @@ use tokio::time::{MissedTickBehavior, interval};
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Starts its task when first asked to, and again if the runtime that ran it has ended.
-pub(crate) struct EverySecond(Option<JoinHandle<()>>);
+#[derive(Debug, Default)]
+pub struct EverySecond(Option<JoinHandle<()>>);
 
 impl EverySecond {
+    /// A task that does not run yet.
+    #[must_use]
     pub const fn new() -> Self {
         Self(None)
     }

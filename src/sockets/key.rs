@@ -24,7 +24,7 @@ type Identity = (std::net::SocketAddr, std::net::SocketAddr);
 /// A TCP socket of this thread, as a plain value. It does not keep the socket open, and once the
 /// socket is closed it means nothing, even if its descriptor is taken by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct SocketKey {
+pub struct SocketKey {
     pub(super) descriptor: Raw,
     identity: Identity,
     thread: ThreadId,

@@ -15,11 +15,11 @@ use std::{any::Any, time::Duration};
 
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
 
-pub(crate) use self::key::SocketKey;
-pub use self::silence::limit_silence;
 pub(crate) use self::watcher::end_within;
-#[cfg(feature = "server")]
-pub(crate) use self::{every_second::EverySecond, progress::Progress, watcher::LAST_BYTES};
+pub use self::{
+    every_second::EverySecond, key::SocketKey, progress::Progress, silence::limit_silence,
+    watcher::LAST_BYTES,
+};
 
 /// How long a socket may stay after its close frame was due.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// The descriptor is not duplicated: the socket is shut down by `shutdown(2)`, on its own thread, and
 /// unsent bytes are then dropped. Only sockets that actix-web serves as a
-/// [`TcpStream`](actix_web::rt::net::TcpStream) are watched; where the app does TLS itself, pass the
+/// [`TcpStream`] are watched; where the app does TLS itself, pass the
 /// stream inside of the TLS stream.
 ///
 /// ```no_run
@@ -61,8 +61,8 @@ pub(crate) fn key_of(req: &HttpRequest) -> Option<SocketKey> {
 }
 
 /// The socket that [`watch_socket`] has put into these extensions.
-#[cfg(feature = "server")]
-pub(crate) fn key_in(extensions: &Extensions) -> Option<SocketKey> {
+#[must_use]
+pub fn key_in(extensions: &Extensions) -> Option<SocketKey> {
     extensions.get::<Watched>().map(|watched| watched.0)
 }
 

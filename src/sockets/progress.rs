@@ -14,8 +14,7 @@ const CLOSING: u8 = 11;
 
 /// How far the bytes of a connection have come, in both directions.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server looks at all of it"))]
-pub(crate) struct Progress {
+pub struct Progress {
     /// Bytes received from the peer since the connection began.
     pub received: u64,
     /// For how long the peer has sent nothing.
@@ -63,9 +62,9 @@ impl Progress {
     }
 }
 
-#[cfg(feature = "server")]
 impl super::SocketKey {
     /// How far its bytes have come; `None` if it is closed, or the system does not say.
+    #[must_use]
     pub fn progress(self) -> Option<Progress> {
         self.with(Progress::of).flatten()
     }

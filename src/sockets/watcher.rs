@@ -15,7 +15,7 @@ use super::{SocketKey, every_second::EverySecond, progress::Progress};
 
 /// How many closed connections of a thread may have their last bytes sent at one time. Each takes a
 /// descriptor.
-pub(crate) const LAST_BYTES: usize = 4;
+pub const LAST_BYTES: usize = 4;
 
 thread_local! {
     static WATCHER: RefCell<Watcher> = RefCell::default();

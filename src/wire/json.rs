@@ -29,7 +29,7 @@ pub(super) fn encode(value: &impl Serialize) -> ByteString {
 }
 
 /// The JSON text of a value, unless it has more bytes than the limit; nothing is written beyond that.
-pub(crate) fn encode_within(limit: usize, value: &impl Serialize) -> Option<ByteString> {
+pub fn encode_within(limit: usize, value: &impl Serialize) -> Option<ByteString> {
     struct Bounded {
         bytes: Vec<u8>,
         limit: usize,

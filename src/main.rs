@@ -1,5 +1,0 @@
-//! The `presence` server and its commands; see `presence --help`.
-
-fn main() -> std::process::ExitCode {
-    actix_presence::server::main()
-}
