@@ -5,7 +5,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use super::{ConnectionId, Moment, RoomName, shrink::Shrink};
+use super::{ConnectionId, Moment, RoomName, collections::Shrink};
 
 /// The ends of presences that are remembered at most.
 const REMEMBERED: usize = 10_000;

@@ -3,17 +3,16 @@
 //! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
 //! value, and returns what happened.
 
+mod collections;
 mod departures;
-mod depth;
 mod diff;
-mod few;
 mod ids;
 mod info;
 mod joining;
 #[cfg(test)]
 mod joining_tests;
 mod members;
-mod node;
+mod names;
 mod presence;
 mod queries;
 mod remote;
@@ -21,31 +20,27 @@ mod remote;
 mod remote_tests;
 mod rooms;
 mod sessions;
-mod shrink;
 mod snapshot;
 mod stays;
 mod time;
 mod tree;
 
+pub(crate) use collections::{Few, Shrink};
 pub(crate) use departures::Departures;
-pub use depth::{MAX_DEPTH, is_shallow};
 pub use diff::{Diff, Left, Offline, Update};
-pub(crate) use few::Few;
-pub use ids::{
-    ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, MAX_NAME_CHARS, RoomName,
-    UserId,
-};
-pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
+pub use ids::{ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch};
+pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES, is_shallow};
 pub(crate) use joining::{Entered, Entering, NotEntered, Resumed};
-pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
+pub use names::{
+    InvalidName, InvalidNodeName, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
+};
 pub use presence::{
     Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
 };
 pub use remote::{Heard, Outcome, Remote, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
-pub(crate) use shrink::Shrink;
-pub(crate) use snapshot::Place;
 pub use snapshot::Snapshot;
 pub use time::Moment;
 pub(crate) use time::micros;
+pub(crate) use tree::Place;

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
-    SeenPresence, Sign, Snapshot, UserId, remote::Strangers, snapshot::Place,
+    SeenPresence, Sign, Snapshot, UserId, remote::Strangers, tree::Place,
 };
 
 impl Rooms {

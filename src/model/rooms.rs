@@ -11,9 +11,8 @@ use hashlink::LinkedHashMap;
 use super::{
     Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Sign, Snapshot,
     Update, UserId,
-    few::Few,
+    collections::{Few, Shrink},
     remote::Remotes,
-    shrink::Shrink,
     stays::{Connection, LastSign, Stay},
     time::{micros, utc},
 };

@@ -13,7 +13,9 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionId, Info, InvalidName, Moment, RoomName, UserId, micros, shrink::Shrink};
+use super::{
+    ConnectionId, Info, InvalidName, Moment, RoomName, UserId, collections::Shrink, micros,
+};
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///

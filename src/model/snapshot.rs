@@ -1,44 +1,10 @@
 //! One room at one version.
 
 use super::{
-    ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId, time::utc,
-    tree::Tree,
+    ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId,
+    time::utc,
+    tree::{Place, Tree},
 };
-
-/// Where a presence stands in its room: by user, then by when it joined.
-///
-/// All presences of a user are neighbours, the newest last, and the anonymous come first; so one
-/// ordered map answers who is online, with how many connections, and whose info counts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(C)]
-pub(crate) struct Place {
-    /// How the user's name begins, so that most comparisons need not look for the name itself.
-    begin: u64,
-    user: Option<UserId>,
-    /// Microseconds since 1970.
-    joined_at: i64,
-    connection: ConnectionId,
-}
-
-impl Place {
-    pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
-        let mut begin = [0; 8];
-        let name = user.as_ref().map_or("", UserId::as_str);
-        begin.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
-        Self { begin: u64::from_be_bytes(begin), user, joined_at, connection }
-    }
-
-    pub(super) fn connection(&self) -> ConnectionId {
-        self.connection
-    }
-}
-
-impl From<&Presence> for Place {
-    fn from(presence: &Presence) -> Self {
-        let joined_at = presence.joined_at.timestamp_micros();
-        Self::new(presence.user.clone(), joined_at, presence.connection)
-    }
-}
 
 /// A room at one version: who is in it, and how many.
 ///

@@ -10,8 +10,8 @@ use std::collections::hash_map::Entry;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, few::Few, snapshot::Place,
-    time::utc,
+    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, collections::Few, time::utc,
+    tree::Place,
 };
 
 /// A connection's presence in one room, as the connection remembers it: where it is to be found in the

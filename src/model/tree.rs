@@ -4,7 +4,38 @@ use std::{cmp::Ordering, fmt, sync::Arc};
 
 use smallvec::SmallVec;
 
-use super::{ConnectionId, Info, snapshot::Place};
+use super::{ConnectionId, Info, Presence, UserId};
+
+/// Where a presence stands in its room: by user, then by when it joined.
+///
+/// All presences of a user are neighbours, the newest last, and the anonymous come first; so one
+/// ordered map answers who is online, with how many connections, and whose info counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub(crate) struct Place {
+    /// How the user's name begins, so that most comparisons need not look for the name itself.
+    begin: u64,
+    pub(super) user: Option<UserId>,
+    /// Microseconds since 1970.
+    pub(super) joined_at: i64,
+    pub(super) connection: ConnectionId,
+}
+
+impl Place {
+    pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
+        let mut begin = [0; 8];
+        let name = user.as_ref().map_or("", UserId::as_str);
+        begin.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        Self { begin: u64::from_be_bytes(begin), user, joined_at, connection }
+    }
+}
+
+impl From<&Presence> for Place {
+    fn from(presence: &Presence) -> Self {
+        let joined_at = presence.joined_at.timestamp_micros();
+        Self::new(presence.user.clone(), joined_at, presence.connection)
+    }
+}
 
 /// Presences in their order, with their infos: a persistent map, of which a clone costs a pointer.
 ///
@@ -50,7 +81,7 @@ impl Tree {
 
     /// Puts one in, or replaces its info.
     pub(super) fn insert(&mut self, place: Place, info: Info) {
-        let new = insert(&mut self.root, rank(place.connection()), place, info);
+        let new = insert(&mut self.root, rank(place.connection), place, info);
         self.len += usize::from(new);
     }
 
@@ -115,7 +146,7 @@ impl<'a> Iterator for Iter<'a> {
 
 impl Node {
     fn rank(&self) -> u64 {
-        rank(self.place.connection())
+        rank(self.place.connection)
     }
 }
 
@@ -198,7 +229,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::model::UserId;
 
     fn place(n: u64) -> Place {
         let user = (!n.is_multiple_of(3))

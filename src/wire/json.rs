@@ -2,8 +2,7 @@
 //!
 //! The shape of `presence` is that of the documentation of django-channels-presence.
 
-use std::io::{self, Write};
-
+use bytes::BufMut;
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
@@ -30,27 +29,11 @@ pub(super) fn encode(value: &impl Serialize) -> ByteString {
 
 /// The JSON text of a value, unless it has more bytes than the limit; nothing is written beyond that.
 pub fn encode_within(limit: usize, value: &impl Serialize) -> Option<ByteString> {
-    struct Bounded {
-        bytes: Vec<u8>,
-        limit: usize,
-    }
-    impl Write for Bounded {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            if bytes.len() > self.limit - self.bytes.len() {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            self.bytes.extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut text = Bounded { bytes: Vec::new(), limit };
+    let mut text = Vec::new().limit(limit).writer();
     serde_json::to_writer(&mut text, value).ok()?;
-    text.bytes.shrink_to_fit();
-    ByteString::try_from(text.bytes).ok()
+    let mut text = text.into_inner().into_inner();
+    text.shrink_to_fit();
+    ByteString::try_from(text).ok()
 }
 
 #[derive(Serialize)]

@@ -239,7 +239,7 @@ impl Tables {
             .presences
             .values()
             .map(|(node, _)| node)
-            .filter(|node| self.nodes.get(node).is_none_or(dead))
+            .filter(|node| self.nodes.get(*node).is_none_or(dead))
             .cloned()
             .collect();
         let pruned: Vec<_> = self

@@ -81,7 +81,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Frame<'a> {
     }
 }
 
-/// Reads the elements of a frame in their order.
+/// Reads the elements of a frame in their order. (A derived tuple struct would refuse a sixth element,
+/// which Phoenix ignores.)
 struct Elements;
 
 impl<'de> Visitor<'de> for Elements {
