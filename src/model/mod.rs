@@ -3,7 +3,7 @@
 //! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
 //! value, and returns what happened.
 
-mod departures;
+mod recent_leaves;
 mod depth;
 mod diff;
 mod few;
@@ -23,11 +23,11 @@ mod rooms;
 mod sessions;
 mod shrink;
 mod snapshot;
-mod stays;
+mod membership;
 mod time;
 mod tree;
 
-pub(crate) use departures::Departures;
+pub(crate) use recent_leaves::RecentLeaves;
 pub use depth::{MAX_DEPTH, is_shallow};
 pub use diff::{Diff, Left, Offline, Update};
 pub(crate) use few::Few;
@@ -39,9 +39,9 @@ pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
 pub(crate) use joining::{Entered, Entering, NotEntered, Resumed};
 pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use presence::{
-    Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
+    Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Activity,
 };
-pub use remote::{Heard, Outcome, Remote, Yielded};
+pub use remote::{RemoteChange, RemoteOutcome, Remote, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
 pub(crate) use shrink::Shrink;

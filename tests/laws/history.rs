@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms, Sign, UserId,
+    Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms, Activity, UserId,
 };
 use chrono::DateTime;
 use proptest::{prelude::*, sample::select};
@@ -192,7 +192,7 @@ pub fn take(rooms: &mut Rooms, step: &Step, now: Moment) -> Result<Vec<Diff>, Li
         }
         Step::LeaveAll { connection, cause } => rooms.leave_all(connection, cause),
         Step::Touch { connection } => {
-            rooms.touch(connection, Sign::Frame, now);
+            rooms.touch(connection, Activity::Frame, now);
             Vec::new()
         }
         Step::UpdateInfo { room, connection, info } => {
