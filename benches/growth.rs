@@ -91,7 +91,7 @@ fn flat(presences: usize) {
         (0..MANY).for_each(|_| {
             crowd.time += 1;
             let (connection, now) = (crowd.connections[index()], at(crowd.time));
-            black_box(crowd.rooms.touch(connection, Sign::Frame, now));
+            black_box(crowd.rooms.touch(connection, Activity::Frame, now));
         })
     });
     let nanos = MANY as f64 * 1e-9;
@@ -137,7 +137,7 @@ impl Crowd {
         for _ in 0..presences {
             index = scatter(index, presences);
             crowd.time += 1;
-            crowd.rooms.touch(crowd.connections[index], Sign::Frame, at(crowd.time));
+            crowd.rooms.touch(crowd.connections[index], Activity::Frame, at(crowd.time));
             crowd.heard.push_back(index);
         }
         crowd

@@ -2,7 +2,9 @@
 
 use std::{cell::RefCell, fmt, hint::black_box, time::Duration};
 
-use actix_presence::{Cause, ConnectionId, Info, Limits, Moment, RoomName, Rooms, Sign, UserId};
+use actix_presence::{
+    Activity, Cause, ConnectionId, Info, Limits, Moment, RoomName, Rooms, UserId,
+};
 use divan::Bencher;
 use serde_json::json;
 
@@ -86,7 +88,7 @@ fn touch(bencher: Bencher, town: &Town) {
     let (mut next, mut time) = (cycle(connections.len()), 0);
     bencher.bench_local(move || {
         time += 1;
-        rooms.touch(black_box(connections[next()]), Sign::Frame, at(time))
+        rooms.touch(black_box(connections[next()]), Activity::Frame, at(time))
     });
 }
 

@@ -78,7 +78,7 @@ async fn who_does_not_come_back_leaves_when_the_grace_is_over() {
     assert_eq!(rooms, ["a", "b"]);
     let gone = Explain { room: room("a"), connection: old.id };
     let explained = t.registry.send(gone).await.unwrap().unwrap();
-    assert_eq!(explained.seen.sign, Sign::Disconnect);
+    assert_eq!(explained.seen.activity, Activity::Disconnect);
     assert_eq!(explained.departed.unwrap().cause, Cause::Disconnected);
 }
 

@@ -115,8 +115,11 @@ pub enum Change {
         )]
         fading: Option<DateTime<Utc>>,
         /// How often it went from one node to another.
-        #[serde(default)]
-        turn: u32,
+        #[serde(default, rename = "turn")]
+        generation: u32,
+        /// The connection behind it, if it is not the one that founded it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        current_connection: Option<ConnectionId>,
     },
     /// The node does not hold it any more, since another does: who thinks otherwise reads the rows.
     Yielded {
@@ -306,7 +309,8 @@ mod tests {
             session: SessionKey::new("tab").ok(),
             fixed: Info::new(json!({"role": "admin"})).unwrap(),
             fading: Some(at),
-            turn: 3,
+            generation: 3,
+            current_connection: Some(ConnectionId::new()),
         };
         let bare = Change::Here {
             connection,
@@ -317,7 +321,8 @@ mod tests {
             session: None,
             fixed: Info::EMPTY,
             fading: None,
-            turn: 0,
+            generation: 0,
+            current_connection: None,
         };
         let gone = Change::Gone { connection, cause: Cause::SlowConsumer };
         let changes = vec![here, bare, gone];

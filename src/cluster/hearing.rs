@@ -15,7 +15,9 @@ use super::{
 use crate::{
     bus::{Change, Changes, Channel},
     mirror::pause_after,
-    model::{Cause, ConnectionId, Epoch, Heard, Moment, NodeName, Presence, Remote, RoomName},
+    model::{
+        Cause, ConnectionId, Epoch, Moment, NodeName, Presence, Remote, RemoteChange, RoomName,
+    },
     store::{NodeRow, RoomRows},
 };
 
@@ -27,7 +29,7 @@ pub(super) const READ: usize = 64;
 pub(crate) struct News {
     pub room: RoomName,
     pub node: NodeName,
-    pub heard: Vec<Heard>,
+    pub heard: Vec<RemoteChange>,
     /// Presences that the node does not hold any more.
     pub yielded: Vec<ConnectionId>,
 }
@@ -307,23 +309,25 @@ fn news(node: &NodeName, changes: Changes) -> News {
                 session,
                 fixed,
                 fading,
-                turn,
+                generation,
+                current_connection,
             } => {
                 let presence = Presence { connection, user, info, joined_at };
                 let node = node.clone();
-                heard.push(Heard::Here(Remote {
+                heard.push(RemoteChange::Present(Remote {
                     presence,
                     node,
                     session,
                     fixed,
                     fading,
-                    turn,
+                    generation,
+                    current_connection,
                     last_seen,
                 }));
             }
             Change::Yielded { connection } => yielded.push(connection),
             Change::Gone { connection, cause } => {
-                heard.push(Heard::Gone { node: node.clone(), connection, cause });
+                heard.push(RemoteChange::Gone { node: node.clone(), connection, cause });
             }
         }
     }

@@ -212,8 +212,9 @@ impl Cluster {
 
 /// A row as the model takes it.
 pub(crate) fn remote(node: NodeName, row: Row) -> Remote {
-    let Row { presence, last_seen, session, fixed, fading, turn, .. } = row;
-    Remote { presence, node, session, fixed, fading, turn, last_seen }
+    let Row { presence, last_seen, session, fixed, fading, generation, current_connection, .. } =
+        row;
+    Remote { presence, node, session, fixed, fading, generation, current_connection, last_seen }
 }
 
 /// Why the presences of a node end with it.

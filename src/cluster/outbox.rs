@@ -57,7 +57,8 @@ impl Outbox {
                     session: row.session.clone(),
                     fixed: row.fixed.clone(),
                     fading: row.fading,
-                    turn: row.turn,
+                    generation: row.generation,
+                    current_connection: row.current_connection,
                 });
             }
         }

@@ -8,8 +8,8 @@ use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     delivery::Courier,
     model::{
-        Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Sign, Snapshot,
-        Superseded, UserId,
+        Activity, Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey,
+        Snapshot, Superseded, UserId,
     },
     sockets::SocketKey,
 };
@@ -271,20 +271,20 @@ pub struct Touch {
     /// Who is alive.
     pub connection: ConnectionId,
     /// How it showed.
-    pub sign: Sign,
+    pub activity: Activity,
 }
 
 impl Touch {
     /// A sign of life: some frame.
     #[must_use]
     pub fn new(connection: ConnectionId) -> Self {
-        Self { connection, sign: Sign::Frame }
+        Self { connection, activity: Activity::Frame }
     }
 
     /// A heartbeat.
     #[must_use]
     pub fn heartbeat(connection: ConnectionId) -> Self {
-        Self { connection, sign: Sign::Heartbeat }
+        Self { connection, activity: Activity::Heartbeat }
     }
 }
 

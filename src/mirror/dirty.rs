@@ -220,7 +220,7 @@ impl Dirty {
             let Some(last_seen) = rooms.last_seen(connection) else { continue };
             // Rows are those of presences, which keep their ids when another connection takes them over.
             let first = batch.seen.len();
-            for (_, presence) in rooms.stays_of(connection) {
+            for (_, presence) in rooms.memberships_of(connection) {
                 if batch.seen[first..].iter().all(|(one, _)| *one != presence) {
                     batch.seen.push((presence, last_seen));
                 }

@@ -42,15 +42,27 @@ impl<'a> Memory<'a> {
         let SeenPresence { presence, last_seen, node: None, .. } = seen else {
             return State::Elsewhere;
         };
-        let (mut session, mut fixed, mut fading, mut turn) = (None, Info::EMPTY, None, 0);
+        let (mut session, mut fixed, mut fading) = (None, Info::EMPTY, None);
+        let (mut generation, mut current_connection) = (0, None);
         if let Some((sessions, now)) = self.sessions {
             session = sessions.key_of(room, *id).cloned();
             fixed = sessions.fixed(room, *id);
             let until = sessions.fading(*id, room);
             fading = until.map(|until| wall(until, now));
-            turn = self.rooms.turn(room, *id).unwrap_or(0);
+            generation = self.rooms.generation(room, *id).unwrap_or(0);
+            current_connection = self.rooms.successor(room, *id);
         }
-        State::Here(Row { room: room.clone(), presence, last_seen, session, fixed, fading, turn })
+        let room = room.clone();
+        State::Here(Row {
+            room,
+            presence,
+            last_seen,
+            session,
+            fixed,
+            fading,
+            generation,
+            current_connection,
+        })
     }
 }
 

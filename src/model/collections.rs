@@ -128,7 +128,7 @@ impl<K: Eq + Hash, V> Shrink for LinkedHashMap<K, V, RandomState> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{RoomName, stays::Stay};
+    use crate::model::{RoomName, membership::Membership};
 
     #[test]
     fn it_holds_what_a_vec_holds() {
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn one_is_no_larger_than_itself() {
-        assert_eq!(size_of::<Few<Stay>>(), size_of::<Stay>());
+        assert_eq!(size_of::<Few<Membership>>(), size_of::<Membership>());
         assert_eq!(size_of::<Few<(RoomName, usize)>>(), size_of::<(RoomName, usize)>());
     }
 

@@ -2,12 +2,12 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Cause, ConnectionId, Presence, RoomName, Sign, UserId};
+use super::{Activity, Cause, ConnectionId, Presence, RoomName, UserId};
 
 /// One change of one room, never empty: who joined, left or changed, connection by connection, and
 /// which users thereby came online or went offline.
 ///
-/// Each connection has exactly one join and one leave per stay; a user alternates between online and
+/// Each connection has exactly one join and one leave per membership; a user alternates between online and
 /// offline, so nobody has to count tabs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diff {
@@ -40,7 +40,7 @@ pub struct Left {
     /// When its connection was last heard of.
     pub last_seen: DateTime<Utc>,
     /// How it was heard of then.
-    pub sign: Sign,
+    pub activity: Activity,
     /// The room's version when it joined.
     pub joined_version: u64,
 }

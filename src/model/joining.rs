@@ -106,12 +106,12 @@ impl Sessions {
 
     fn standing(&self, rooms: &Rooms, entering: &Entering) -> Result<Standing, Superseded> {
         let Entering { room, connection, user, session, .. } = entering;
-        if let Some(presence) = rooms.shown_as(room, *connection) {
+        if let Some(presence) = rooms.presence_of(room, *connection) {
             return Ok(Standing::Own(presence));
         }
         if let Some(key) = session {
             if let Some(presence) = self.presence_in(room, key, user.as_ref())
-                && let Some(current) = rooms.connection_behind(room, presence)
+                && let Some(current) = rooms.current_connection(room, presence)
             {
                 // Ids of connections rise: one that comes late must not take a newer one's place.
                 return match *connection < current {
@@ -123,7 +123,7 @@ impl Sessions {
                 return Ok(Standing::Resumes(presence));
             }
         }
-        match rooms.is_shown(room, *connection) {
+        match rooms.is_held_by_another(room, *connection) {
             true => Err(Superseded),
             false => Ok(Standing::Own(*connection)),
         }

@@ -6,8 +6,9 @@ use proptest::{prelude::*, sample::select, test_runner::TestCaseResult};
 use serde_json::json;
 
 use super::{
-    Cause, ConnectionId, Diff, Entered, Entering, Info, LimitReached, Limits, Moment, NodeName,
-    NotEntered, Resumed, RoomName, Rooms, SessionKey, Sessions, Sign, Snapshot, Superseded, UserId,
+    Activity, Cause, ConnectionId, Diff, Entered, Entering, Info, LimitReached, Limits, Moment,
+    NodeName, NotEntered, Resumed, RoomName, Rooms, SessionKey, Sessions, Snapshot, Superseded,
+    UserId,
 };
 
 fn id(number: u8) -> ConnectionId {
@@ -72,16 +73,16 @@ fn a_newer_connection_takes_the_place_in_the_room_it_enters_and_in_no_other() {
         let entered = world.enter(entering(newer, 0)).unwrap();
         assert_eq!((entered.presence, entered.diff), (id(1), None));
         assert_eq!(entered.resumed, Some(Resumed::From(id(newer - 1))));
-        assert_eq!(world.rooms.connection_behind(&room(0), id(1)), Some(id(newer)));
-        assert_eq!(world.rooms.connection_behind(&room(1), id(1)), Some(id(1)));
+        assert_eq!(world.rooms.current_connection(&room(0), id(1)), Some(id(newer)));
+        assert_eq!(world.rooms.current_connection(&room(1), id(1)), Some(id(1)));
         for late in 1..newer {
             let refused = world.enter(entering(late, 0)).unwrap_err();
             assert_eq!(refused, NotEntered::Superseded(Superseded));
         }
     }
     assert_eq!(world.rooms.last_seen(id(2)), None);
-    assert_eq!(world.rooms.connections_named(id(1)), [id(1), id(3)]);
-    assert_eq!(world.rooms.connections_named(id(3)), [id(3)]);
+    assert_eq!(world.rooms.connections_known_as(id(1)), [id(1), id(3)]);
+    assert_eq!(world.rooms.connections_known_as(id(3)), [id(3)]);
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn a_connection_in_too_many_rooms_takes_nobodys_place() {
     }
     let refused = world.enter(entering(2, 0)).unwrap_err();
     assert_eq!(refused, NotEntered::Limit(LimitReached::TooManyRooms { limit: 1 }));
-    assert_eq!(world.rooms.connection_behind(&room(0), id(1)), Some(id(1)));
+    assert_eq!(world.rooms.current_connection(&room(0), id(1)), Some(id(1)));
 }
 
 /// What may happen to sessions.
@@ -243,7 +244,7 @@ impl World {
             }
             Step::LeaveAll { connection } => rooms.leave_all(id(connection), Cause::Left),
             Step::Touch { connection } => {
-                rooms.touch(id(connection), Sign::Frame, now);
+                rooms.touch(id(connection), Activity::Frame, now);
                 Vec::new()
             }
             Step::Update { connection, room: number, info } => {
@@ -267,11 +268,11 @@ impl World {
         let mut found: Vec<Row> = Vec::new();
         for (name, presence) in self.rooms.held_presences() {
             let seen = self.rooms.presence(name, presence).unwrap().presence;
-            let connection = self.rooms.connection_behind(name, presence).unwrap();
-            prop_assert_eq!(self.rooms.shown_as(name, connection), Some(presence));
+            let connection = self.rooms.current_connection(name, presence).unwrap();
+            prop_assert_eq!(self.rooms.presence_of(name, connection), Some(presence));
             prop_assert_eq!(seen.connection, presence);
-            prop_assert_eq!(self.rooms.is_shown(name, presence), connection != presence);
-            prop_assert!(self.rooms.connections_named(presence).contains(&connection));
+            prop_assert_eq!(self.rooms.is_held_by_another(name, presence), connection != presence);
+            prop_assert!(self.rooms.connections_known_as(presence).contains(&connection));
             found.push(Row {
                 room: name.clone(),
                 presence,

@@ -4,7 +4,6 @@
 //! value, and returns what happened.
 
 mod collections;
-mod departures;
 mod diff;
 mod ids;
 mod info;
@@ -12,21 +11,21 @@ mod joining;
 #[cfg(test)]
 mod joining_tests;
 mod members;
+mod membership;
 mod names;
 mod presence;
 mod queries;
+mod recent_leaves;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
 mod rooms;
 mod sessions;
 mod snapshot;
-mod stays;
 mod time;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
-pub(crate) use departures::Departures;
 pub use diff::{Diff, Left, Offline, Update};
 pub use ids::{ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch};
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES, is_shallow};
@@ -35,9 +34,10 @@ pub use names::{
     InvalidName, InvalidNodeName, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
 };
 pub use presence::{
-    Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Sign,
+    Activity, Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
 };
-pub use remote::{Heard, Outcome, Remote, Yielded};
+pub(crate) use recent_leaves::RecentLeaves;
+pub use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
 pub use snapshot::Snapshot;

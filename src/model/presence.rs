@@ -108,7 +108,7 @@ impl fmt::Display for Cause {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Sign {
+pub enum Activity {
     /// It joined a room.
     Join,
     /// It sent a heartbeat.
@@ -124,7 +124,7 @@ pub enum Sign {
     Elsewhere,
 }
 
-impl Sign {
+impl Activity {
     /// All of them.
     pub const ALL: [Self; 6] = [
         Self::Join,
@@ -178,7 +178,7 @@ pub struct SeenPresence {
     /// When its connection was last heard of.
     pub last_seen: DateTime<Utc>,
     /// How it was heard of then.
-    pub sign: Sign,
+    pub activity: Activity,
     /// The room's version when it joined.
     pub joined_version: u64,
     /// Whether its client is there.

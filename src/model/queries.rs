@@ -5,8 +5,8 @@ use std::ops::Bound;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
-    SeenPresence, Sign, Snapshot, UserId, remote::Strangers, tree::Place,
+    Activity, ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary,
+    Rooms, SeenPresence, Snapshot, UserId, remote::RemoteMembers, tree::Place,
 };
 
 impl Rooms {
@@ -63,7 +63,7 @@ impl Rooms {
     #[must_use]
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
         let presences = self.presences_of(user);
-        each_once(presences.filter_map(|(room, presence)| self.connection_behind(room, presence)))
+        each_once(presences.filter_map(|(room, presence)| self.current_connection(room, presence)))
     }
 
     /// How many connections of other nodes are somewhere as this user, in the rooms that are followed.
@@ -107,14 +107,14 @@ impl Rooms {
     /// The presence with this id in the room; those of this node as far as the model knows: live.
     #[must_use]
     pub fn presence(&self, room: &RoomName, presence: ConnectionId) -> Option<SeenPresence> {
-        let Some((connection, known, stay)) = self.held(room, presence) else {
+        let Some((connection, known, membership)) = self.held(room, presence) else {
             return self.remote_seen(room, presence);
         };
         Some(SeenPresence {
-            presence: self.describe(connection, stay),
+            presence: self.describe(connection, membership),
             last_seen: known.last.utc(),
-            sign: known.last.sign(),
-            joined_version: stay.joined,
+            activity: known.last.activity(),
+            joined_version: membership.joined,
             state: PresenceState::Live,
             node: None,
         })
@@ -129,7 +129,7 @@ impl Rooms {
     /// The connection behind a presence that this node holds: the one that founded it, or the last one
     /// that took it over.
     #[must_use]
-    pub fn connection_behind(
+    pub fn current_connection(
         &self,
         room: &RoomName,
         presence: ConnectionId,
@@ -139,20 +139,20 @@ impl Rooms {
 
     /// The id of the presence that a connection of this node has in the room.
     #[must_use]
-    pub fn shown_as(&self, room: &RoomName, connection: ConnectionId) -> Option<ConnectionId> {
-        Some(self.connections.get(&connection)?.stay(room)?.presence(connection))
+    pub fn presence_of(&self, room: &RoomName, connection: ConnectionId) -> Option<ConnectionId> {
+        Some(self.connections.get(&connection)?.membership(room)?.presence(connection))
     }
 
     /// Whether the presence with this id is in the room and its founder is not behind it: another
     /// connection is, here or on another node.
     #[must_use]
-    pub fn is_shown(&self, room: &RoomName, presence: ConnectionId) -> bool {
+    pub fn is_held_by_another(&self, room: &RoomName, presence: ConnectionId) -> bool {
         self.successor(room, presence).is_some() || self.remote(room, presence).is_some()
     }
 
     /// The connections of this node that are meant by an id that is shown or their own, each once.
     #[must_use]
-    pub fn connections_named(&self, id: ConnectionId) -> Vec<ConnectionId> {
+    pub fn connections_known_as(&self, id: ConnectionId) -> Vec<ConnectionId> {
         let own = self.connections.get(&id).map(|_| id);
         let rooms = self.successors.get(&id).map(|rooms| rooms.iter());
         let successors = rooms.into_iter().flatten().map(|(_, connection)| *connection);
@@ -163,16 +163,16 @@ impl Rooms {
     #[must_use]
     pub fn holds_any(&self, room: &RoomName) -> bool {
         let all = self.occupancy(room).connections;
-        all > self.remotes.get(room).map_or(0, Strangers::len)
+        all > self.remotes.get(room).map_or(0, RemoteMembers::len)
     }
 
     /// How often the presence went from one node to another, if this node holds it.
     #[must_use]
-    pub fn turn(&self, room: &RoomName, presence: ConnectionId) -> Option<u32> {
+    pub fn generation(&self, room: &RoomName, presence: ConnectionId) -> Option<u32> {
         self.held(room, presence)?;
-        match self.turns.is_empty() {
+        match self.generations.is_empty() {
             true => Some(0),
-            false => Some(self.turns.get(&(room.clone(), presence)).copied().unwrap_or(0)),
+            false => Some(self.generations.get(&(room.clone(), presence)).copied().unwrap_or(0)),
         }
     }
 
@@ -186,26 +186,29 @@ impl Rooms {
     #[must_use]
     pub fn has_ended(&self, connection: ConnectionId) -> bool {
         let known = self.connections.get(&connection);
-        known.is_some_and(|known| known.last.sign() == Sign::Disconnect)
+        known.is_some_and(|known| known.last.activity() == Activity::Disconnect)
     }
 
     /// The rooms that the connection is in, in no order.
     pub fn rooms_of(&self, connection: ConnectionId) -> impl Iterator<Item = &RoomName> {
-        self.stays_of(connection).map(|(room, _)| room)
+        self.memberships_of(connection).map(|(room, _)| room)
     }
 
     /// The rooms that the connection is in, in no order, with the id of its presence in each.
-    pub fn stays_of(
+    pub fn memberships_of(
         &self,
         connection: ConnectionId,
     ) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
-        let stays = self.connections.get(&connection).map(|known| known.stays.iter());
-        stays.into_iter().flatten().map(move |stay| (&stay.room, stay.presence(connection)))
+        let memberships = self.connections.get(&connection).map(|known| known.memberships.iter());
+        memberships
+            .into_iter()
+            .flatten()
+            .map(move |membership| (&membership.room, membership.presence(connection)))
     }
 
     /// Every presence that this node holds, with its room.
     pub fn held_presences(&self) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
-        self.connections.keys().flat_map(|connection| self.stays_of(*connection))
+        self.connections.keys().flat_map(|connection| self.memberships_of(*connection))
     }
 
     /// Every connection, the longest silent first.
@@ -240,7 +243,7 @@ impl Rooms {
     /// How many of the presences this node holds; O(1).
     #[must_use]
     pub fn held_count(&self) -> usize {
-        self.presences - self.strangers
+        self.presences - self.remote_count
     }
 }
 

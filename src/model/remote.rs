@@ -2,7 +2,7 @@
 //!
 //! Each presence has one node that holds it: the one of its connection, which alone judges its
 //! silence and ends it. The others show it in their rooms as they hear of it. A presence goes from
-//! one node to another when its client comes back there; the one with the higher turn holds it.
+//! one node to another when its client comes back there; the one with the higher generation holds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,8 +11,9 @@ use chrono::{DateTime, Utc};
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence, PresenceState,
-    RoomName, Rooms, SeenPresence, SessionKey, Sign, Update, UserId, stays::Stay,
+    Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence,
+    PresenceState, RoomName, Rooms, SeenPresence, SessionKey, Update, UserId,
+    membership::Membership,
 };
 
 /// A presence that another node holds.
@@ -29,16 +30,18 @@ pub struct Remote {
     /// Until when its client may come back, if it is away.
     pub fading: Option<DateTime<Utc>>,
     /// How often it went from one node to another.
-    pub turn: u32,
+    pub generation: u32,
+    /// The connection behind it, if it is not the one that founded it.
+    pub current_connection: Option<ConnectionId>,
     /// When its connection was last heard of, as far as this node knows.
     pub last_seen: DateTime<Utc>,
 }
 
 /// What was heard of a presence in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum RemoteChange {
     /// It is there.
-    Here(Remote),
+    Present(Remote),
     /// The node says that it has left.
     Gone {
         /// Who says so; it counts if that one holds it.
@@ -52,7 +55,7 @@ pub enum Heard {
 
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
+pub struct RemoteOutcome {
     /// The room's change, if there is one.
     pub diff: Option<Diff>,
     /// Presences that this node held until now, and another holds from now on.
@@ -72,20 +75,20 @@ type Client = (SessionKey, Option<UserId>);
 
 /// A presence of another node, with the room's version when this node first saw it.
 #[derive(Clone, Debug)]
-struct Away {
+struct RemoteMember {
     remote: Remote,
     joined: u64,
 }
 
 /// The presences that other nodes hold in one room.
 #[derive(Debug, Default)]
-pub(super) struct Strangers {
-    presences: HashMap<ConnectionId, Away, RandomState>,
+pub(super) struct RemoteMembers {
+    presences: HashMap<ConnectionId, RemoteMember, RandomState>,
     /// Those that may come back here, by client session.
     clients: HashMap<Client, ConnectionId, RandomState>,
 }
 
-impl Strangers {
+impl RemoteMembers {
     pub(super) fn len(&self) -> usize {
         self.presences.len()
     }
@@ -94,29 +97,29 @@ impl Strangers {
         Some((remote.session.clone()?, remote.presence.user.clone()))
     }
 
-    fn put(&mut self, away: Away) -> Option<Away> {
-        let connection = away.remote.presence.connection;
+    fn put(&mut self, member: RemoteMember) -> Option<RemoteMember> {
+        let connection = member.remote.presence.connection;
         let before = self.take(connection);
-        if let Some(client) = Self::client(&away.remote) {
+        if let Some(client) = Self::client(&member.remote) {
             self.clients.insert(client, connection);
         }
-        self.presences.insert(connection, away);
+        self.presences.insert(connection, member);
         before
     }
 
-    fn take(&mut self, connection: ConnectionId) -> Option<Away> {
-        let away = self.presences.remove(&connection)?;
-        if let Some(client) = Self::client(&away.remote)
+    fn take(&mut self, connection: ConnectionId) -> Option<RemoteMember> {
+        let member = self.presences.remove(&connection)?;
+        if let Some(client) = Self::client(&member.remote)
             && self.clients.get(&client) == Some(&connection)
         {
             self.clients.remove(&client);
         }
-        Some(away)
+        Some(member)
     }
 }
 
 /// The presences that other nodes hold, by room.
-pub(super) type Remotes = HashMap<RoomName, Strangers, RandomState>;
+pub(super) type Remotes = HashMap<RoomName, RemoteMembers, RandomState>;
 
 impl Rooms {
     /// Takes in what was heard of a room's presences; all of it is one change. `me` is this node.
@@ -125,26 +128,30 @@ impl Rooms {
     pub fn hear(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = Heard>,
+        heard: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
-    ) -> Outcome {
+    ) -> RemoteOutcome {
         self.hear_from(room, heard, me, false)
     }
 
     fn hear_from(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = Heard>,
+        heard: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
         certain: bool,
-    ) -> Outcome {
-        let mut outcome = Outcome::default();
+    ) -> RemoteOutcome {
+        let mut outcome = RemoteOutcome::default();
         let mut gone = Vec::new();
         for heard in heard {
             match heard {
-                Heard::Here(remote) => self.hear_of(room, remote, me, certain, &mut outcome),
+                RemoteChange::Present(remote) => {
+                    self.hear_of(room, remote, me, certain, &mut outcome)
+                }
                 // Last, so that nobody is offline in between.
-                Heard::Gone { node, connection, cause } => gone.push((node, connection, cause)),
+                RemoteChange::Gone { node, connection, cause } => {
+                    gone.push((node, connection, cause))
+                }
             }
         }
         for (node, connection, cause) in gone {
@@ -164,19 +171,20 @@ impl Rooms {
         room: &RoomName,
         everybody: Vec<Remote>,
         cause: impl Fn(&NodeName) -> Cause,
-    ) -> BTreeMap<NodeName, Vec<Heard>> {
-        let mut nodes: BTreeMap<NodeName, Vec<Heard>> = BTreeMap::new();
+    ) -> BTreeMap<NodeName, Vec<RemoteChange>> {
+        let mut nodes: BTreeMap<NodeName, Vec<RemoteChange>> = BTreeMap::new();
         let named: HashSet<ConnectionId, RandomState> =
             everybody.iter().map(|remote| remote.presence.connection).collect();
         for Remote { presence, node, .. } in self.remotes_in(room) {
             let connection = presence.connection;
             if !named.contains(&connection) {
-                let gone = Heard::Gone { node: node.clone(), connection, cause: cause(node) };
+                let gone =
+                    RemoteChange::Gone { node: node.clone(), connection, cause: cause(node) };
                 nodes.entry(node.clone()).or_default().push(gone);
             }
         }
         for remote in everybody {
-            nodes.entry(remote.node.clone()).or_default().push(Heard::Here(remote));
+            nodes.entry(remote.node.clone()).or_default().push(RemoteChange::Present(remote));
         }
         nodes
     }
@@ -185,9 +193,9 @@ impl Rooms {
     pub fn hear_certainly(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = Heard>,
+        heard: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
-    ) -> Outcome {
+    ) -> RemoteOutcome {
         self.hear_from(room, heard, me, true)
     }
 
@@ -198,40 +206,47 @@ impl Rooms {
         remote: Remote,
         me: &NodeName,
         certain: bool,
-        outcome: &mut Outcome,
+        outcome: &mut RemoteOutcome,
     ) {
         let presence = remote.presence.connection;
-        let later = (remote.turn, &remote.node);
-        let (before, joined) = if let Some(connection) = self.connection_behind(room, presence) {
+        let later = (remote.generation, &remote.node);
+        let (before, joined) = if let Some(connection) = self.current_connection(room, presence) {
             // It was here: whoever took it later holds it.
-            let turn = self.turn(room, presence).unwrap_or(0);
-            if later <= (turn, me) {
+            let generation = self.generation(room, presence).unwrap_or(0);
+            if later <= (generation, me) {
                 return;
             }
-            let Some((stay, _)) = self.take_stay(room, connection) else { return };
+            let Some((membership, _)) = self.take_membership(room, connection) else { return };
             outcome.yielded.push(Yielded { presence, connection });
-            self.forget_turn(room, presence);
-            self.forget_successor(&stay);
-            (self.describe(connection, &stay), stay.joined)
-        } else if let Some(Away { remote: known, joined }) = self.away(room, presence) {
-            if !certain && known.node != remote.node && later < (known.turn, &known.node) {
+            self.forget_generation(room, presence);
+            self.forget_successor(&membership);
+            (self.describe(connection, &membership), membership.joined)
+        } else if let Some(RemoteMember { remote: known, joined }) = self.member(room, presence) {
+            if !certain && known.node != remote.node && later < (known.generation, &known.node) {
                 return;
             }
             (known.presence.clone(), *joined)
         } else {
             let joined = self.enter(room, remote.presence.clone(), &mut outcome.diff);
-            return self.stranger(room, Away { remote, joined });
+            return self.put_remote(room, RemoteMember { remote, joined });
         };
         let after = remote.presence.clone();
-        self.stranger(room, Away { remote, joined });
+        self.put_remote(room, RemoteMember { remote, joined });
         if before.joined_at == after.joined_at {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
         // It has left and come again, and nobody said so.
-        let (cause, sign, last_seen) = (Cause::Disconnected, Sign::Elsewhere, after.joined_at);
+        let (cause, activity, last_seen) =
+            (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
         let connection = presence;
-        let left =
-            Left { presence: before, connection, cause, last_seen, sign, joined_version: joined };
+        let left = Left {
+            presence: before,
+            connection,
+            cause,
+            last_seen,
+            activity,
+            joined_version: joined,
+        };
         // In this order nobody is offline in between.
         self.enter(room, after, &mut outcome.diff);
         self.exit(room, left, &mut outcome.diff);
@@ -270,40 +285,41 @@ impl Rooms {
         me: &NodeName,
         now: Moment,
     ) -> Result<bool, LimitReached> {
-        if self.away(room, presence).is_none() || self.shown_as(room, connection).is_some() {
+        if self.member(room, presence).is_none() || self.presence_of(room, connection).is_some() {
             return Ok(false);
         }
         if connection != presence {
             // What a connection has founded itself was within its limit then.
             self.check_rooms_of(connection)?;
         }
-        let Some(away) = self.take_stranger(room, presence) else { return Ok(false) };
+        let Some(member) = self.take_remote(room, presence) else { return Ok(false) };
         let now = self.hold(now);
-        let Presence { user, joined_at, .. } = away.remote.presence;
+        let Presence { user, joined_at, .. } = member.remote.presence;
         let (room, joined_at) = (room.clone(), joined_at.timestamp_micros());
-        let turn = away.remote.turn.saturating_add(u32::from(away.remote.node != *me));
-        if turn > 0 {
-            self.turns.insert((room.clone(), presence), turn);
+        let generation =
+            member.remote.generation.saturating_add(u32::from(member.remote.node != *me));
+        if generation > 0 {
+            self.generations.insert((room.clone(), presence), generation);
         }
-        let stay = Stay { room, founder: None, user, joined_at, joined: away.joined };
-        self.put_stay(connection, presence, stay, now);
+        let membership = Membership { room, founder: None, user, joined_at, joined: member.joined };
+        self.put_membership(connection, presence, membership, now);
         Ok(true)
     }
 
-    /// This node goes on to hold the presence, though another has taken it with this turn. Answers
+    /// This node goes on to hold the presence, though another has taken it with this generation. Answers
     /// whether it would have lost it.
-    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, turn: u32) -> bool {
-        let lost = self.turn(room, connection).is_some_and(|own| own <= turn);
+    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, generation: u32) -> bool {
+        let lost = self.generation(room, connection).is_some_and(|own| own <= generation);
         if lost {
-            self.turns.insert((room.clone(), connection), turn.saturating_add(1));
+            self.generations.insert((room.clone(), connection), generation.saturating_add(1));
         }
         lost
     }
 
     /// This node does not hold the presence any more.
-    pub(super) fn forget_turn(&mut self, room: &RoomName, connection: ConnectionId) {
-        if !self.turns.is_empty() {
-            self.turns.remove(&(room.clone(), connection));
+    pub(super) fn forget_generation(&mut self, room: &RoomName, connection: ConnectionId) {
+        if !self.generations.is_empty() {
+            self.generations.remove(&(room.clone(), connection));
         }
     }
 
@@ -325,18 +341,27 @@ impl Rooms {
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
         for &presence in presences {
-            let Some(connection) = self.connection_behind(room, presence) else { continue };
+            let Some(connection) = self.current_connection(room, presence) else { continue };
             let Some(known) = self.connections.get_mut(&connection) else { continue };
             let last = known.last;
-            let Some(stay) = known.stays.iter_mut().find(|stay| stay.room == *room) else {
+            let Some(membership) =
+                known.memberships.iter_mut().find(|membership| membership.room == *room)
+            else {
                 continue;
             };
-            let joined_version = std::mem::replace(&mut stay.joined, back.version);
-            let stay = stay.clone();
-            let presence = self.describe(connection, &stay);
+            let joined_version = std::mem::replace(&mut membership.joined, back.version);
+            let membership = membership.clone();
+            let presence = self.describe(connection, &membership);
             back.joins.push(presence.clone());
-            let (cause, last_seen, sign) = (Cause::NodeLost, last.utc(), last.sign());
-            left.leaves.push(Left { presence, connection, cause, last_seen, sign, joined_version });
+            let (cause, last_seen, activity) = (Cause::NodeLost, last.utc(), last.activity());
+            left.leaves.push(Left {
+                presence,
+                connection,
+                cause,
+                last_seen,
+                activity,
+                joined_version,
+            });
         }
         Some([left, back])
     }
@@ -344,13 +369,13 @@ impl Rooms {
     /// The presence of another node in the room.
     #[must_use]
     pub fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
-        self.away(room, connection).map(|away| &away.remote)
+        self.member(room, connection).map(|member| &member.remote)
     }
 
     /// Every presence of other nodes in the room.
     pub fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
-        let strangers = self.remotes.get(room).map(|strangers| strangers.presences.values());
-        strangers.into_iter().flatten().map(|away| &away.remote)
+        let members = self.remotes.get(room).map(|members| members.presences.values());
+        members.into_iter().flatten().map(|member| &member.remote)
     }
 
     /// The presence of another node in the room that belongs to this client session.
@@ -361,8 +386,8 @@ impl Rooms {
         session: &SessionKey,
         user: Option<&UserId>,
     ) -> Option<ConnectionId> {
-        let strangers = self.remotes.get(room)?;
-        strangers.clients.get(&(session.clone(), user.cloned())).copied()
+        let members = self.remotes.get(room)?;
+        members.clients.get(&(session.clone(), user.cloned())).copied()
     }
 
     pub(super) fn remote_seen(
@@ -370,7 +395,7 @@ impl Rooms {
         room: &RoomName,
         connection: ConnectionId,
     ) -> Option<SeenPresence> {
-        let Away { remote, joined } = self.away(room, connection)?;
+        let RemoteMember { remote, joined } = self.member(room, connection)?;
         let state = match remote.fading {
             Some(until) => PresenceState::Fading { until },
             None => PresenceState::Live,
@@ -378,33 +403,33 @@ impl Rooms {
         Some(SeenPresence {
             presence: remote.presence.clone(),
             last_seen: remote.last_seen,
-            sign: Sign::Elsewhere,
+            activity: Activity::Elsewhere,
             joined_version: *joined,
             state,
             node: Some(remote.node.clone()),
         })
     }
 
-    fn away(&self, room: &RoomName, connection: ConnectionId) -> Option<&Away> {
+    fn member(&self, room: &RoomName, connection: ConnectionId) -> Option<&RemoteMember> {
         self.remotes.get(room)?.presences.get(&connection)
     }
 
-    fn stranger(&mut self, room: &RoomName, away: Away) {
+    fn put_remote(&mut self, room: &RoomName, member: RemoteMember) {
         let before = match self.remotes.get_mut(room) {
-            Some(strangers) => strangers.put(away),
-            None => self.remotes.entry(room.clone()).or_default().put(away),
+            Some(members) => members.put(member),
+            None => self.remotes.entry(room.clone()).or_default().put(member),
         };
-        self.strangers += usize::from(before.is_none());
+        self.remote_count += usize::from(before.is_none());
     }
 
-    fn take_stranger(&mut self, room: &RoomName, connection: ConnectionId) -> Option<Away> {
-        let strangers = self.remotes.get_mut(room)?;
-        let away = strangers.take(connection);
-        self.strangers -= usize::from(away.is_some());
-        if strangers.presences.is_empty() {
+    fn take_remote(&mut self, room: &RoomName, connection: ConnectionId) -> Option<RemoteMember> {
+        let members = self.remotes.get_mut(room)?;
+        let member = members.take(connection);
+        self.remote_count -= usize::from(member.is_some());
+        if members.presences.is_empty() {
             self.remotes.remove(room);
         }
-        away
+        member
     }
 
     fn lose_one(
@@ -414,10 +439,12 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let Some(Away { remote, joined }) = self.take_stranger(room, connection) else { return };
+        let Some(RemoteMember { remote, joined }) = self.take_remote(room, connection) else {
+            return;
+        };
         let Remote { presence, last_seen, .. } = remote;
-        let (sign, joined_version) = (Sign::Elsewhere, joined);
-        let left = Left { presence, connection, cause, last_seen, sign, joined_version };
+        let (activity, joined_version) = (Activity::Elsewhere, joined);
+        let left = Left { presence, connection, cause, last_seen, activity, joined_version };
         self.exit(room, left, diff);
     }
 }

@@ -1,8 +1,8 @@
 //! What is heard of other nodes, case by case.
 
 use super::{
-    Cause, ConnectionId, Diff, Heard, Info, Moment, NodeName, Outcome, Presence, Remote, RoomName,
-    Rooms, SessionKey, Sign, Snapshot, UserId, Yielded,
+    Activity, Cause, ConnectionId, Diff, Info, Moment, NodeName, Presence, Remote, RemoteChange,
+    RemoteOutcome, RoomName, Rooms, SessionKey, Snapshot, UserId, Yielded,
 };
 
 struct World {
@@ -21,13 +21,14 @@ fn id(number: u128) -> ConnectionId {
     ConnectionId::from_u128(number)
 }
 
-fn remote(number: u128, user: &str, node: &str, turn: u32) -> Remote {
+fn remote(number: u128, user: &str, node: &str, generation: u32) -> Remote {
     let (connection, user) = (id(number), UserId::new(user).ok());
     let joined_at = at(1).utc();
     let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
     let (session, fixed, fading) = (SessionKey::new("tab").ok(), Info::EMPTY, None);
     let node = NodeName::new(node).unwrap();
-    Remote { presence, node, session, fixed, fading, turn, last_seen: joined_at }
+    let (last_seen, current_connection) = (joined_at, None);
+    Remote { presence, node, session, fixed, fading, generation, current_connection, last_seen }
 }
 
 impl World {
@@ -47,7 +48,7 @@ impl World {
         assert_eq!(self.folded, self.rooms.snapshot(&self.room));
     }
 
-    fn hear(&mut self, heard: impl IntoIterator<Item = Heard>) -> Outcome {
+    fn hear(&mut self, heard: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {
         let outcome = self.rooms.hear(&self.room, heard, &self.me);
         self.fold(outcome.diff.as_ref());
         outcome
@@ -60,63 +61,69 @@ impl World {
     }
 }
 
-fn gone(number: u128, node: &str) -> Heard {
+fn gone(number: u128, node: &str) -> RemoteChange {
     let node = NodeName::new(node).unwrap();
-    Heard::Gone { node, connection: id(number), cause: Cause::Left }
+    RemoteChange::Gone { node, connection: id(number), cause: Cause::Left }
 }
 
 #[test]
 fn a_user_with_connections_on_two_nodes_comes_and_goes_once() {
     let mut world = World::new();
     world.join(1, "ada");
-    let joined = world.hear([Heard::Here(remote(2, "ada", "b", 0))]).diff.unwrap();
+    let joined = world.hear([RemoteChange::Present(remote(2, "ada", "b", 0))]).diff.unwrap();
     assert_eq!((joined.joins.len(), joined.online.len()), (1, 0));
     let left = world.rooms.leave(&world.room, id(1), Cause::Left);
     world.fold(left.as_ref());
     assert!(left.unwrap().offline.is_empty());
     let left = world.hear([gone(2, "b")]).diff.unwrap();
     assert_eq!(left.offline.len(), 1);
-    assert!(!world.rooms.touch(id(2), Sign::Frame, at(2)), "others judge their silence");
+    assert!(!world.rooms.touch(id(2), Activity::Frame, at(2)), "others judge their silence");
 }
 
 #[test]
 fn a_goodbye_counts_if_its_node_holds_the_presence() {
     let mut world = World::new();
-    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
-    assert_eq!(world.hear([gone(1, "c"), gone(2, "b")]), Outcome::default());
+    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
+    assert_eq!(world.hear([gone(1, "c"), gone(2, "b")]), RemoteOutcome::default());
     assert!(world.hear([gone(1, "b")]).diff.is_some());
-    assert_eq!(world.hear([gone(1, "b")]), Outcome::default(), "twice");
+    assert_eq!(world.hear([gone(1, "b")]), RemoteOutcome::default(), "twice");
 }
 
 #[test]
 fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
     let mut world = World::new();
-    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     let adopted = world.rooms.adopt(&world.room, id(1), id(5), &world.me, at(2));
     assert_eq!(adopted, Ok(true));
     world.fold(None);
-    assert_eq!(world.rooms.connection_behind(&world.room, id(1)), Some(id(5)));
-    assert_eq!(world.rooms.turn(&world.room, id(1)), Some(1));
-    assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 0))]), Outcome::default());
-    assert_eq!(world.hear([gone(1, "b")]), Outcome::default());
+    assert_eq!(world.rooms.current_connection(&world.room, id(1)), Some(id(5)));
+    assert_eq!(world.rooms.generation(&world.room, id(1)), Some(1));
+    assert_eq!(
+        world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]),
+        RemoteOutcome::default()
+    );
+    assert_eq!(world.hear([gone(1, "b")]), RemoteOutcome::default());
 
-    let outcome = world.hear([Heard::Here(remote(1, "ada", "c", 2))]);
+    let outcome = world.hear([RemoteChange::Present(remote(1, "ada", "c", 2))]);
     let yielded = Yielded { presence: id(1), connection: id(5) };
-    assert_eq!(outcome, Outcome { diff: None, yielded: vec![yielded] });
+    assert_eq!(outcome, RemoteOutcome { diff: None, yielded: vec![yielded] });
     assert_eq!(world.rooms.last_seen(id(5)), None);
-    assert!(world.rooms.successors.is_empty() && world.rooms.turns.is_empty());
+    assert!(world.rooms.successors.is_empty() && world.rooms.generations.is_empty());
     assert!(!world.rooms.holds_any(&world.room));
-    assert_eq!(world.hear([Heard::Here(remote(1, "ada", "b", 1))]), Outcome::default());
-    assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().turn, 2);
+    assert_eq!(
+        world.hear([RemoteChange::Present(remote(1, "ada", "b", 1))]),
+        RemoteOutcome::default()
+    );
+    assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().generation, 2);
 }
 
 #[test]
 fn a_presence_that_left_and_came_again_unheard_is_not_there_twice() {
     let mut world = World::new();
-    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     let mut again = remote(1, "ada", "b", 0);
     again.presence.joined_at = at(9).utc();
-    let diff = world.hear([Heard::Here(again)]).diff.unwrap();
+    let diff = world.hear([RemoteChange::Present(again)]).diff.unwrap();
     assert_eq!((diff.leaves.len(), diff.joins.len()), (1, 1));
     assert_eq!((diff.online.len(), diff.offline.len()), (0, 0), "its user was there all the time");
     assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
@@ -127,7 +134,7 @@ fn all_that_a_node_holds_ends_in_one_change_for_each_room() {
     let mut world = World::new();
     world.join(9, "cy");
     let heard = [(1, "b"), (2, "b"), (3, "c")];
-    world.hear(heard.map(|(number, node)| Heard::Here(remote(number, "ada", node, 0))));
+    world.hear(heard.map(|(number, node)| RemoteChange::Present(remote(number, "ada", node, 0))));
     let node = NodeName::new("b").unwrap();
     let lost = world.rooms.lose(&node, Cause::NodeLost);
     assert_eq!((lost.len(), lost[0].leaves.len()), (1, 2));
@@ -140,7 +147,7 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
     let mut world = World::new();
     world.join(9, "cy");
     let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
-    world.hear(before.map(Heard::Here));
+    world.hear(before.map(RemoteChange::Present));
     let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
     let nodes = world.rooms.unheard(&world.room, read, |_| Cause::NodeLost);
     for (_, heard) in nodes {
@@ -155,7 +162,7 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
 fn a_room_that_is_followed_no_longer_keeps_what_this_node_holds() {
     let mut world = World::new();
     world.join(9, "cy");
-    world.hear([Heard::Here(remote(1, "ada", "b", 0))]);
+    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     world.rooms.unfollow(&world.room);
     assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
     assert!(world.rooms.holds(&world.room, id(9)));

@@ -9,11 +9,11 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use super::{
-    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Sign, Snapshot,
+    Activity, Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Snapshot,
     Update, UserId,
     collections::{Few, Shrink},
+    membership::{Connection, LastActivity, Membership},
     remote::Remotes,
-    stays::{Connection, LastSign, Stay},
     time::{micros, utc},
 };
 
@@ -97,11 +97,11 @@ pub struct Rooms {
     /// How many presences there are in all rooms.
     pub(super) presences: usize,
     /// How many of them other nodes hold.
-    pub(super) strangers: usize,
+    pub(super) remote_count: usize,
     /// The connections behind presences that others founded, by presence.
     pub(super) successors: HashMap<ConnectionId, Few<(RoomName, ConnectionId)>, RandomState>,
     /// How often presences went from one node to another, for those that did.
-    pub(super) turns: HashMap<(RoomName, ConnectionId), u32, RandomState>,
+    pub(super) generations: HashMap<(RoomName, ConnectionId), u32, RandomState>,
     /// A clock that steps back is held here.
     pub(super) latest: Moment,
 }
@@ -125,10 +125,10 @@ impl Rooms {
             remotes: Remotes::default(),
             whereabouts: HashMap::default(),
             successors: HashMap::default(),
-            turns: HashMap::default(),
+            generations: HashMap::default(),
             floor: 0,
             presences: 0,
-            strangers: 0,
+            remote_count: 0,
             latest: Moment { monotonic: 0, wall: 0 },
         }
     }
@@ -138,7 +138,7 @@ impl Rooms {
         self.rooms.shrink();
         self.connections.shrink();
         self.whereabouts.shrink();
-        self.turns.shrink();
+        self.generations.shrink();
         self.successors.shrink();
     }
 
@@ -160,22 +160,23 @@ impl Rooms {
         now: Moment,
     ) -> Result<Option<Diff>, LimitReached> {
         let known = self.connections.get(&connection);
-        if let Some(stay) = known.and_then(|known| known.stay(room)).cloned() {
-            self.touch(connection, Sign::Join, now);
-            return Ok(self.change(connection, stay, user, info));
+        if let Some(membership) = known.and_then(|known| known.membership(room)).cloned() {
+            self.touch(connection, Activity::Join, now);
+            return Ok(self.change(connection, membership, user, info));
         }
-        if self.is_shown(room, connection) {
+        if self.is_held_by_another(room, connection) {
             return Ok(None);
         }
-        self.check_limits(room, known.map_or(0, |known| known.stays.len()))?;
+        self.check_limits(room, known.map_or(0, |known| known.memberships.len()))?;
 
         let now = self.hold(now);
         let mut diff = None;
         let joined_at = now.utc();
         let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
-        let stay = Stay { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
-        self.put_stay(connection, connection, stay, now);
+        let membership =
+            Membership { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
+        self.put_membership(connection, connection, membership, now);
         Ok(diff)
     }
 
@@ -195,15 +196,15 @@ impl Rooms {
         connection: ConnectionId,
         now: Moment,
     ) -> Result<Option<ConnectionId>, LimitReached> {
-        if self.shown_as(room, connection).is_some() {
+        if self.presence_of(room, connection).is_some() {
             return Ok(None);
         }
-        let Some(before) = self.connection_behind(room, presence) else { return Ok(None) };
+        let Some(before) = self.current_connection(room, presence) else { return Ok(None) };
         self.check_rooms_of(connection)?;
         let now = self.hold(now);
-        let Some((stay, _)) = self.take_stay(room, before) else { return Ok(None) };
-        self.forget_successor(&stay);
-        self.put_stay(connection, presence, stay, now);
+        let Some((membership, _)) = self.take_membership(room, before) else { return Ok(None) };
+        self.forget_successor(&membership);
+        self.put_membership(connection, presence, membership, now);
         Ok(Some(before))
     }
 
@@ -214,19 +215,19 @@ impl Rooms {
         connection: ConnectionId,
         cause: Cause,
     ) -> Option<Diff> {
-        let (stay, last) = self.take_stay(room, connection)?;
+        let (membership, last) = self.take_membership(room, connection)?;
         let mut diff = None;
-        self.end(connection, stay, last, cause, &mut diff);
+        self.end(connection, membership, last, cause, &mut diff);
         diff
     }
 
     /// The connection goes out of all its rooms: one change for each.
     pub fn leave_all(&mut self, connection: ConnectionId, cause: Cause) -> Vec<Diff> {
         let Some(known) = self.connections.remove(&connection) else { return Vec::new() };
-        let mut diffs = Vec::with_capacity(known.stays.len());
-        for stay in known.stays.into_vec() {
+        let mut diffs = Vec::with_capacity(known.memberships.len());
+        for membership in known.memberships.into_vec() {
             let mut diff = None;
-            self.end(connection, stay, known.last, cause, &mut diff);
+            self.end(connection, membership, known.last, cause, &mut diff);
             diffs.extend(diff);
         }
         diffs
@@ -234,15 +235,16 @@ impl Rooms {
 
     /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none, or has ended
     /// and only joining counts: a touch never brings anybody back.
-    pub fn touch(&mut self, connection: ConnectionId, sign: Sign, now: Moment) -> bool {
+    pub fn touch(&mut self, connection: ConnectionId, activity: Activity, now: Moment) -> bool {
         let now = self.hold(now);
         // What was on its way when it ended must not make it look alive.
-        if self.has_ended(connection) && !matches!(sign, Sign::Join | Sign::Disconnect) {
+        if self.has_ended(connection) && !matches!(activity, Activity::Join | Activity::Disconnect)
+        {
             return false;
         }
         match self.connections.to_back(&connection) {
             Some(known) => {
-                known.last = LastSign::new(now, sign);
+                known.last = LastActivity::new(now, activity);
                 true
             }
             None => false,
@@ -256,9 +258,9 @@ impl Rooms {
         connection: ConnectionId,
         info: Info,
     ) -> Option<Diff> {
-        let stay = self.connections.get(&connection)?.stay(room)?.clone();
-        let user = stay.user.clone();
-        self.change(connection, stay, user, info)
+        let membership = self.connections.get(&connection)?.membership(room)?.clone();
+        let user = membership.user.clone();
+        self.change(connection, membership, user, info)
     }
 
     /// Everybody who was silent for longer than `age` goes: one change per room, which names all;
@@ -272,12 +274,12 @@ impl Rooms {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
-            for stay in silent.stays.into_vec() {
-                let place = *places.entry(stay.room.clone()).or_insert(diffs.len());
+            for membership in silent.memberships.into_vec() {
+                let place = *places.entry(membership.room.clone()).or_insert(diffs.len());
                 if place == diffs.len() {
                     diffs.push(None);
                 }
-                self.end(connection, stay, silent.last, Cause::Expired, &mut diffs[place]);
+                self.end(connection, membership, silent.last, Cause::Expired, &mut diffs[place]);
             }
         }
         diffs.into_iter().flatten().collect()
@@ -298,9 +300,9 @@ impl Rooms {
     ) -> Option<Diff> {
         let mut diff = None;
         for &presence in presences {
-            let Some(connection) = self.connection_behind(room, presence) else { continue };
-            if let Some((stay, last)) = self.take_stay(room, connection) {
-                self.end(connection, stay, last, cause, &mut diff);
+            let Some(connection) = self.current_connection(room, presence) else { continue };
+            if let Some((membership, last)) = self.take_membership(room, connection) {
+                self.end(connection, membership, last, cause, &mut diff);
             }
         }
         diff
@@ -314,7 +316,9 @@ impl Rooms {
 
     /// Whether a connection may be in one room more.
     pub(super) fn check_rooms_of(&self, connection: ConnectionId) -> Result<(), LimitReached> {
-        self.check_rooms(self.connections.get(&connection).map_or(0, |known| known.stays.len()))
+        self.check_rooms(
+            self.connections.get(&connection).map_or(0, |known| known.memberships.len()),
+        )
     }
 
     fn check_rooms(&self, others: usize) -> Result<(), LimitReached> {
@@ -343,39 +347,40 @@ impl Rooms {
     fn change(
         &mut self,
         connection: ConnectionId,
-        stay: Stay,
+        membership: Membership,
         user: Option<UserId>,
         info: Info,
     ) -> Option<Diff> {
-        let before = self.describe(connection, &stay);
+        let before = self.describe(connection, &membership);
         let known = self.connections.get_mut(&connection)?;
-        let remembered = known.stays.iter_mut().find(|other| other.room == stay.room)?;
+        let remembered =
+            known.memberships.iter_mut().find(|other| other.room == membership.room)?;
         remembered.user.clone_from(&user);
         let (connection, joined_at) = (before.connection, before.joined_at);
         let after = Presence { connection, user, info, joined_at };
         let mut diff = None;
-        self.exchange(&stay.room, Update { before, after }, &mut diff);
+        self.exchange(&membership.room, Update { before, after }, &mut diff);
         diff
     }
 
-    /// Ends a stay that its connection has forgotten already, adding to the change of its room.
+    /// Ends a membership that its connection has forgotten already, adding to the change of its room.
     fn end(
         &mut self,
         connection: ConnectionId,
-        stay: Stay,
-        last: LastSign,
+        membership: Membership,
+        last: LastActivity,
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let presence = stay.presence(connection);
-        self.forget_turn(&stay.room, presence);
-        self.forget_successor(&stay);
-        let Stay { room, user, joined_at, joined: joined_version, .. } = stay;
-        let (last_seen, sign) = (last.utc(), last.sign());
+        let presence = membership.presence(connection);
+        self.forget_generation(&membership.room, presence);
+        self.forget_successor(&membership);
+        let Membership { room, user, joined_at, joined: joined_version, .. } = membership;
+        let (last_seen, activity) = (last.utc(), last.activity());
         // Its info is in the room.
         let (info, joined_at) = (Info::EMPTY, utc(joined_at));
         let presence = Presence { connection: presence, user, info, joined_at };
-        let left = Left { presence, connection, cause, last_seen, sign, joined_version };
+        let left = Left { presence, connection, cause, last_seen, activity, joined_version };
         self.exit(&room, left, diff);
     }
 

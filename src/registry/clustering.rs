@@ -10,7 +10,7 @@ use crate::{
     cluster::{Finding, Met, Need, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
     messages::Kick,
-    model::{Cause, Diff, Epoch, Heard, Moment, NodeName, RoomName},
+    model::{Cause, Diff, Epoch, Moment, NodeName, RemoteChange, RoomName},
     store::{Burial, NodeRow, Row, StoreError, Whom},
     wire::json::Sender,
 };
@@ -219,11 +219,14 @@ impl RoomRegistry {
     fn hear_last_of(&mut self, node: &NodeName, rows: Vec<Row>, now: Moment) {
         let Some(cluster) = &self.cluster else { return };
         let me = cluster.me().clone();
-        let mut rooms: std::collections::BTreeMap<RoomName, Vec<Heard>> = Default::default();
+        let mut rooms: std::collections::BTreeMap<RoomName, Vec<RemoteChange>> = Default::default();
         for row in rows {
             let room = row.room.clone();
             if cluster.follows(&room) || self.observers.any() {
-                rooms.entry(room).or_default().push(Heard::Here(remote(node.clone(), row)));
+                rooms
+                    .entry(room)
+                    .or_default()
+                    .push(RemoteChange::Present(remote(node.clone(), row)));
             }
         }
         for (room, heard) in rooms {

@@ -16,8 +16,8 @@ use crate::{
     log_limit::LogLimit,
     messages::{Change, PresenceChanged},
     model::{
-        Cause, ConnectionId, Diff, Heard, Moment, NodeName, Outcome, Remote, RoomName, Yielded,
-        micros,
+        Cause, ConnectionId, Diff, Moment, NodeName, Remote, RemoteChange, RemoteOutcome, RoomName,
+        Yielded, micros,
     },
     store::{RoomRows, StoreError},
 };
@@ -268,8 +268,8 @@ impl RoomRegistry {
             cluster.read_later(&room);
         }
         let here = heard.iter().filter_map(|heard| match heard {
-            Heard::Here(remote) => Some(remote),
-            Heard::Gone { connection, .. } => {
+            RemoteChange::Present(remote) => Some(remote),
+            RemoteChange::Gone { connection, .. } => {
                 if self.rooms.holds(&room, *connection) {
                     // The other node held it, too, and has removed its row.
                     self.mirror.mark_one(room.clone(), *connection);
@@ -287,7 +287,7 @@ impl RoomRegistry {
         &mut self,
         room: &RoomName,
         node: &NodeName,
-        outcome: Outcome,
+        outcome: RemoteOutcome,
         now: Moment,
     ) {
         for yielded in outcome.yielded {
@@ -324,7 +324,7 @@ impl RoomRegistry {
             if own == theirs {
                 // It went there and came back here before this node heard of it.
                 let is_back = own_is_here && remote.fading.is_some();
-                if is_back && self.rooms.outbid(room, own, remote.turn) {
+                if is_back && self.rooms.outbid(room, own, remote.generation) {
                     self.mirror.mark_one(room.clone(), own);
                 }
             } else if (own_is_here, own) < (remote.fading.is_none(), theirs) {

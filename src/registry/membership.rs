@@ -14,7 +14,8 @@ use crate::{
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
     },
     model::{
-        Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote, RoomName, Sign,
+        Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote,
+        RoomName,
     },
     wire::json::Sender,
 };
@@ -209,8 +210,8 @@ impl Handler<Together> for RoomRegistry {
 }
 
 impl RoomRegistry {
-    fn touch(&mut self, Touch { connection, sign }: Touch, now: Moment) {
-        if self.rooms.touch(connection, sign, now) {
+    fn touch(&mut self, Touch { connection, activity }: Touch, now: Moment) {
+        if self.rooms.touch(connection, activity, now) {
             self.touches += 1;
             self.mirror.heard(connection);
         }
@@ -269,9 +270,9 @@ impl RoomRegistry {
         let _span = tracing::debug_span!("publish", %room).entered();
         let from = match from {
             Some(connection) => {
-                let presence = self.rooms.shown_as(&room, connection).ok_or(NotAMember)?;
+                let presence = self.rooms.presence_of(&room, connection).ok_or(NotAMember)?;
                 let sender = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
-                self.rooms.touch(connection, Sign::Message, now);
+                self.rooms.touch(connection, Activity::Message, now);
                 self.mirror.heard(connection);
                 Some((
                     Sender { id: sender.presence.user, connection: presence },
@@ -281,7 +282,7 @@ impl RoomRegistry {
             None => None,
         };
         let (from, joined) = from.unzip();
-        let except = except.map(|one| self.rooms.shown_as(&room, one).unwrap_or(one));
+        let except = except.map(|one| self.rooms.presence_of(&room, one).unwrap_or(one));
         let abroad = self.cluster.as_ref().map(|_| (content.clone(), from.clone()));
         let taking = self.deliver(&room, content, from, joined, except, now);
         if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
@@ -309,7 +310,7 @@ impl RoomRegistry {
         except: Option<ConnectionId>,
         now: Moment,
     ) -> Taking {
-        let except = except.and_then(|presence| self.rooms.connection_behind(room, presence));
+        let except = except.and_then(|presence| self.rooms.current_connection(room, presence));
         let joined = from.as_ref().map(|from| from.connection).zip(joined);
         let Some(room) = self.rooms.room(room) else { return Taking::none() };
         self.delivery.publish(room, Publication { content, from, joined, except }, now.monotonic)
@@ -332,7 +333,7 @@ impl RoomRegistry {
     /// Puts out those who are here. Answers how many.
     pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
         let connections = match whom {
-            Kick::Connection(id) => self.rooms.connections_named(*id),
+            Kick::Connection(id) => self.rooms.connections_known_as(*id),
             Kick::User(user) => self.rooms.connections_of(user),
         };
         let mut kicked = 0;

@@ -38,7 +38,7 @@ use crate::{
     messages::{Decision, Explained, JoinError},
     mirror::Mirror,
     model::{
-        Cause, ConnectionId, Departures, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
+        Cause, ConnectionId, Diff, Info, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
         UserId,
     },
     store::Row,
@@ -87,7 +87,7 @@ pub struct RoomRegistry {
     _guard: Guard,
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
-    departures: Departures<Explained>,
+    recent_leaves: RecentLeaves<Explained>,
     places: Places,
     clock: Clock,
     delivery: Delivery,
@@ -139,7 +139,7 @@ impl RoomRegistry {
             messages: Counter::new("presence_messages_total"),
             rooms: parts.rooms,
             sessions: Sessions::default(),
-            departures: Departures::default(),
+            recent_leaves: RecentLeaves::default(),
             places: Places::default(),
             clock: parts.clock,
             delivery: Delivery::new(parts.max_list_size),
@@ -189,7 +189,7 @@ impl RoomRegistry {
 
     /// Gives back the space of a crowd that has gone.
     fn shrink(&mut self, now: Moment) {
-        self.departures.shrink(now);
+        self.recent_leaves.shrink(now);
         self.rooms.shrink();
         self.sessions.shrink();
         self.delivery.shrink();

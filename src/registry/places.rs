@@ -102,7 +102,7 @@ impl RoomRegistry {
             (msg.enters)(room) && !self.orphans.contains(&(*presence, (*room).clone()))
         });
         let mut older: Vec<_> = presences
-            .filter_map(|(room, presence)| self.rooms.connection_behind(room, presence))
+            .filter_map(|(room, presence)| self.rooms.current_connection(room, presence))
             .collect();
         older.sort_unstable_by(|one, other| other.cmp(one));
         older.dedup();
@@ -112,7 +112,7 @@ impl RoomRegistry {
     /// Whether a newer connection may take the place of this one in all its rooms.
     fn may_replace(&self, connection: ConnectionId, msg: &TakePlace) -> bool {
         let TakePlace { user, session, info, enters } = msg;
-        self.rooms.stays_of(connection).all(|(room, presence)| {
+        self.rooms.memberships_of(connection).all(|(room, presence)| {
             self.sessions.presence_in(room, session, user.as_ref()) == Some(presence)
                 && enters(room)
                 && self.admit(room, user.as_ref(), info).is_ok()

@@ -10,8 +10,8 @@ use crate::{
     messages::{Departed, Explain, Explained},
     mirror::Memory,
     model::{
-        Cause, ConnectionId, Diff, Heard, Info, Left, Moment, NodeName, PresenceState, Resumed,
-        RoomName, SeenPresence, Sign,
+        Activity, Cause, ConnectionId, Diff, Info, Left, Moment, NodeName, PresenceState,
+        RemoteChange, Resumed, RoomName, SeenPresence,
     },
     store::Row,
 };
@@ -56,11 +56,11 @@ impl RoomRegistry {
         let cause = if dismissed { Cause::Shutdown } else { cause };
         let keyed = |(room, presence): (_, _)| self.sessions.key_of(room, presence).is_some();
         let grace = self.grace_after(cause);
-        let grace = grace.filter(|_| self.rooms.stays_of(connection).any(keyed));
+        let grace = grace.filter(|_| self.rooms.memberships_of(connection).any(keyed));
         let Some(grace) = grace else { return self.leave_all(connection, cause, now) };
-        let stays = self.rooms.stays_of(connection);
+        let stays = self.rooms.memberships_of(connection);
         let stays: Vec<_> = stays.map(|(room, presence)| (room.clone(), presence)).collect();
-        self.rooms.touch(connection, Sign::Disconnect, now);
+        self.rooms.touch(connection, Activity::Disconnect, now);
         self.delivery.forget(connection);
         let count = stays.len();
         for (room, presence) in stays {
@@ -106,7 +106,7 @@ impl RoomRegistry {
             let left = row.fading.map(|until| (until - now.utc()).to_std().unwrap_or_default());
             let grace = left.map_or(self.grace, |left| left.min(self.grace));
             // It is the same node's, so it goes on as it was.
-            let heard = Heard::Here(remote(me.clone(), row));
+            let heard = RemoteChange::Present(remote(me.clone(), row));
             self.rooms.hear(&room, [heard], &me);
             if !self.rooms.adopt(&room, presence, presence, &me, now).unwrap_or(false) {
                 continue;
@@ -176,18 +176,18 @@ impl RoomRegistry {
         node: Option<&NodeName>,
         now: Moment,
     ) {
-        let Left { mut presence, cause, last_seen, sign, joined_version, .. } = left.clone();
+        let Left { mut presence, cause, last_seen, activity, joined_version, .. } = left.clone();
         // It explains nothing, and is the largest of it.
         presence.info = Info::EMPTY;
         let texts = presence.user.as_ref().map_or(0, |user| user.as_str().len());
         let (connection, state, node) = (presence.connection, PresenceState::Live, node.cloned());
         let explained = Explained {
-            seen: SeenPresence { presence, last_seen, sign, joined_version, state, node },
+            seen: SeenPresence { presence, last_seen, activity, joined_version, state, node },
             now: now.utc(),
             max_age: self.max_age,
             departed: Some(Departed { at: now.utc(), cause, version: diff.version }),
         };
-        self.departures.remember(diff.room.clone(), connection, explained, texts, now);
+        self.recent_leaves.remember(diff.room.clone(), connection, explained, texts, now);
     }
 
     /// The presence with whether its client is there.
@@ -231,12 +231,12 @@ impl RoomRegistry {
         let seen = self
             .rooms
             .presence(room, *connection)
-            .or_else(|| self.rooms.presence(room, self.rooms.shown_as(room, *connection)?));
+            .or_else(|| self.rooms.presence(room, self.rooms.presence_of(room, *connection)?));
         if let Some(seen) = seen {
             let seen = self.with_state(room, seen, now);
             return Some(Explained { seen, now: now.utc(), max_age: self.max_age, departed: None });
         }
-        let departed = self.departures.find(room, *connection, now)?;
+        let departed = self.recent_leaves.find(room, *connection, now)?;
         Some(Explained { now: now.utc(), ..departed.clone() })
     }
 }

@@ -63,7 +63,7 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
         for room in &connected.rooms {
             let (id, name) = (connected.id, room.clone());
             let presence =
-                look(&node.registry, move |registry, _| registry.rooms.shown_as(&name, id));
+                look(&node.registry, move |registry, _| registry.rooms.presence_of(&name, id));
             let presence = presence.await.flatten();
             let place = presence.map(|presence| (room.clone(), presence));
             let place = place.filter(|place| all.get(place).is_some_and(|(n, ..)| *n == node.name));

@@ -51,8 +51,8 @@ pub fn at_random(world: &mut World, place: usize, client: usize) {
         3 => changes(room, number, vec![Change::Yielded { connection }]),
         4 => changes(room, number, Vec::new()),
         _ => {
-            let turn = world.rng.u32(0..3);
-            changes(room, number, vec![here(connection, turn)])
+            let generation = world.rng.u32(0..3);
+            changes(room, number, vec![here(connection, generation)])
         }
     };
     let speaker = if world.rng.bool() { place } else { (place + 1) % world.nodes.len() };
@@ -73,7 +73,7 @@ fn changes_after(room: RoomName, number: u64, previous: u64, changes: Vec<Change
     Told::Changes(Changes { room, number, previous, changes })
 }
 
-fn here(connection: ConnectionId, turn: u32) -> Change {
+fn here(connection: ConnectionId, generation: u32) -> Change {
     let at = chrono::DateTime::from_timestamp(1_767_225_600, 0).unwrap();
     Change::Here {
         connection,
@@ -84,7 +84,8 @@ fn here(connection: ConnectionId, turn: u32) -> Change {
         last_seen: at,
         session: None,
         fading: None,
-        turn,
+        generation,
+        current_connection: None,
     }
 }
 

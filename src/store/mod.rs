@@ -58,7 +58,9 @@ pub struct Row {
     /// Until when its client may come back, if it is away, for [`SharedStore`]s.
     pub fading: Option<DateTime<Utc>>,
     /// How often it went from one node to another, for [`SharedStore`]s.
-    pub turn: u32,
+    pub generation: u32,
+    /// The connection behind it, if it is not the one that founded it, for [`SharedStore`]s.
+    pub current_connection: Option<ConnectionId>,
 }
 
 /// Changes to write in one transaction: deletes, then upserts, then signs of life.

@@ -75,8 +75,18 @@ fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, super::Row)> {
             joined_at: joined_at.0,
         };
         let (room, last_seen) = (RoomName::new(room).unwrap(), seen.0);
-        let (session, fixed, fading, turn) = (None, Info::EMPTY, None, 0);
-        let row = super::Row { room, presence, last_seen, session, fixed, fading, turn };
+        let (session, fixed, fading) = (None, Info::EMPTY, None);
+        let (generation, current_connection) = (0, None);
+        let row = super::Row {
+            room,
+            presence,
+            last_seen,
+            session,
+            fixed,
+            fading,
+            generation,
+            current_connection,
+        };
         (NodeName::new(node).unwrap(), row)
     });
     typed.collect()

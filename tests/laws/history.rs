@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms, Sign, UserId,
+    Activity, Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms,
+    UserId,
 };
 use chrono::DateTime;
 use proptest::{prelude::*, sample::select};
@@ -192,7 +193,7 @@ pub fn take(rooms: &mut Rooms, step: &Step, now: Moment) -> Result<Vec<Diff>, Li
         }
         Step::LeaveAll { connection, cause } => rooms.leave_all(connection, cause),
         Step::Touch { connection } => {
-            rooms.touch(connection, Sign::Frame, now);
+            rooms.touch(connection, Activity::Frame, now);
             Vec::new()
         }
         Step::UpdateInfo { room, connection, info } => {

@@ -7,8 +7,8 @@ mod naive;
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, LimitReached, Limits, Moment, Presence, RoomName, RoomSummary,
-    Rooms, SeenPresence, Sign, Snapshot, UserId,
+    Activity, Cause, ConnectionId, Diff, LimitReached, Limits, Moment, Presence, RoomName,
+    RoomSummary, Rooms, SeenPresence, Snapshot, UserId,
 };
 use proptest::{prelude::*, test_runner::TestCaseResult};
 
@@ -141,7 +141,7 @@ proptest! {
         walk(&steps, |rooms, _, now| {
             let gone = !rooms.connections().any(|connection| connection == silent);
             let before = (versions(rooms), rooms.connection_count());
-            prop_assert_eq!(rooms.touch(silent, Sign::Frame, now), !gone);
+            prop_assert_eq!(rooms.touch(silent, Activity::Frame, now), !gone);
             prop_assert_eq!((versions(rooms), rooms.connection_count()), before);
             prop_assert_eq!(rooms.rooms_of(silent).count() == 0, gone);
             Ok(())

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment, Occupancy,
-    Offline, Presence, PresenceState, RoomName, SeenPresence, Sign, Update, UserId,
+    Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment,
+    Occupancy, Offline, Presence, PresenceState, RoomName, SeenPresence, Update, UserId,
 };
 use chrono::{DateTime, Utc};
 
@@ -19,7 +19,7 @@ pub struct Row {
     pub info: Info,
     pub joined_at: DateTime<Utc>,
     pub last_seen: Moment,
-    pub sign: Sign,
+    pub activity: Activity,
 }
 
 /// A list of rows knows no versions: those of the model are checked for themselves.
@@ -58,7 +58,7 @@ impl Naive {
         match step.clone() {
             Step::Join { room, connection, user, info } => {
                 if let Some(index) = self.index(&room, connection) {
-                    self.heard_of(connection, Sign::Join, now);
+                    self.heard_of(connection, Activity::Join, now);
                     (self.rows[index].user, self.rows[index].info) = (user, info);
                     return Ok(Cause::Left);
                 }
@@ -71,10 +71,18 @@ impl Naive {
                 {
                     return Err(LimitReached::RoomFull { limit });
                 }
-                self.heard_of(connection, Sign::Join, now);
+                self.heard_of(connection, Activity::Join, now);
                 let (joined_at, last_seen) = (self.latest.utc(), self.latest);
-                let sign = Sign::Join;
-                self.rows.push(Row { room, connection, user, info, joined_at, last_seen, sign });
+                let activity = Activity::Join;
+                self.rows.push(Row {
+                    room,
+                    connection,
+                    user,
+                    info,
+                    joined_at,
+                    last_seen,
+                    activity,
+                });
                 Ok(Cause::Left)
             }
             Step::Leave { room, connection, cause } => {
@@ -86,7 +94,7 @@ impl Naive {
                 Ok(cause)
             }
             Step::Touch { connection } => {
-                self.heard_of(connection, Sign::Frame, now);
+                self.heard_of(connection, Activity::Frame, now);
                 Ok(Cause::Left)
             }
             Step::UpdateInfo { room, connection, info } => {
@@ -111,11 +119,11 @@ impl Naive {
         }
     }
 
-    fn heard_of(&mut self, connection: ConnectionId, sign: Sign, now: Moment) {
+    fn heard_of(&mut self, connection: ConnectionId, activity: Activity, now: Moment) {
         self.hold(now);
         for row in &mut self.rows {
             if row.connection == connection {
-                (row.last_seen, row.sign) = (self.latest, sign);
+                (row.last_seen, row.activity) = (self.latest, activity);
             }
         }
     }
@@ -201,15 +209,15 @@ impl Row {
             node: None,
             presence: self.presence(),
             last_seen: self.last_seen.utc(),
-            sign: self.sign,
+            activity: self.activity,
             joined_version: UNKNOWN,
             state: PresenceState::Live,
         }
     }
 
     fn left(&self, cause: Cause) -> Left {
-        let SeenPresence { presence, last_seen, sign, joined_version, .. } = self.seen();
-        Left { presence, connection: self.connection, cause, last_seen, sign, joined_version }
+        let SeenPresence { presence, last_seen, activity, joined_version, .. } = self.seen();
+        Left { presence, connection: self.connection, cause, last_seen, activity, joined_version }
     }
 }
 

@@ -76,6 +76,8 @@ struct Columns {
     fading_until: Option<NaiveDateTime>,
     #[diesel(sql_type = Integer)]
     turn: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    current_connection: Option<String>,
 }
 
 impl Columns {
@@ -93,7 +95,8 @@ impl Columns {
             session: self.session_key.map(|key| SessionKey::new(key).unwrap()),
             fixed: serde_json::from_str(&self.fixed_info).unwrap(),
             fading: self.fading_until.map(|until| until.and_utc()),
-            turn: self.turn.try_into().unwrap(),
+            generation: self.turn.try_into().unwrap(),
+            current_connection: self.current_connection.map(|current| current.parse().unwrap()),
         };
         (NodeName::new(self.node_id).unwrap(), row)
     }

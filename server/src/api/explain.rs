@@ -8,7 +8,7 @@ use super::reply;
 use crate::{address, error::ApiError, state::ServerState};
 use actix_presence::{
     messages::{Departed, Explain, Explained},
-    model::{Cause, ConnectionId, NodeName, PresenceState, RoomName, Sign, UserId},
+    model::{Activity, Cause, ConnectionId, NodeName, PresenceState, RoomName, UserId},
 };
 
 #[derive(Serialize)]
@@ -23,7 +23,7 @@ struct Explanation<'a> {
     joined_version: u64,
     node: &'a str,
     last_seen: String,
-    last_sign: Sign,
+    last_sign: Activity,
     /// When it will be removed and why, unless what; none if it is gone.
     removal: Option<Removal>,
     /// When it left and why; none if it is here.
@@ -80,7 +80,7 @@ fn explanation<'a>(room: &'a RoomName, explained: &'a Explained, node: &'a str) 
         joined_version: seen.joined_version,
         node,
         last_seen: time(seen.last_seen),
-        last_sign: seen.sign,
+        last_sign: seen.activity,
         removal: removal.map(|(at, cause, unless)| Removal { at: time(at), cause, unless }),
         left,
     }
@@ -118,18 +118,18 @@ fn text(room: &RoomName, explained: &Explained, node: &str) -> String {
         time(presence.joined_at),
         seen.joined_version,
     );
-    let sign = match seen.sign {
-        Sign::Join => "its join",
-        Sign::Heartbeat => "a heartbeat",
-        Sign::Message => "a message",
-        Sign::Frame => "a frame that was neither heartbeat nor message",
-        Sign::Disconnect => "the end of its connection",
+    let activity = match seen.activity {
+        Activity::Join => "its join",
+        Activity::Heartbeat => "a heartbeat",
+        Activity::Message => "a message",
+        Activity::Frame => "a frame that was neither heartbeat nor message",
+        Activity::Disconnect => "the end of its connection",
         _ => "a sign of life that its own node noted",
     };
     let ago = |at: DateTime<Utc>| {
         format!("{:.1} s", (*now - at).num_milliseconds().max(0) as f64 / 1000.0)
     };
-    let last = format!("the last that was heard of it was {sign}, {} ago", ago(seen.last_seen));
+    let last = format!("the last that was heard of it was {activity}, {} ago", ago(seen.last_seen));
     match (departed, seen.state) {
         (Some(Departed { at, cause, version }), _) => format!(
             "{joined}. It left {} ago, at {} (version {version}): {}. Before that, {last}.",

@@ -34,19 +34,21 @@ pub(super) const UPSERT_PRESENCES: &str = "
         ORDER BY channel_name FOR KEY SHARE)
     INSERT INTO presences
         (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fixed_info,
-        fading_until, turn, node_id)
+        fading_until, turn, current_connection, node_id)
     SELECT room.id, given.connection, given.user_id, given.info, given.joined_at, given.last_seen,
-        given.session_key, given.fixed_info, given.fading_until, given.turn, $2
-    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12) WITH ORDINALITY AS given
+        given.session_key, given.fixed_info, given.fading_until, given.turn,
+        given.current_connection, $2
+    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) WITH ORDINALITY AS given
         (room, connection, user_id, info, joined_at, last_seen, session_key, fixed_info,
-        fading_until, turn, place)
+        fading_until, turn, current_connection, place)
     JOIN room ON room.channel_name = given.room
     ORDER BY given.place
     ON CONFLICT (room_id, channel_name) DO UPDATE SET
         user_id = excluded.user_id, info = excluded.info, joined_at = excluded.joined_at,
         last_seen = excluded.last_seen, session_key = excluded.session_key,
         fixed_info = excluded.fixed_info,
-        fading_until = excluded.fading_until, turn = excluded.turn, node_id = excluded.node_id
+        fading_until = excluded.fading_until, turn = excluded.turn,
+        current_connection = excluded.current_connection, node_id = excluded.node_id
     WHERE presences.node_id = excluded.node_id
         OR (presences.turn, presences.node_id) < (excluded.turn, excluded.node_id)";
 
@@ -190,6 +192,7 @@ fn write_presences(
     let users = column(rows, |row| row.presence.user.as_ref().map(|user| user.as_str()));
     let sessions = column(rows, |row| row.session.as_ref().map(|session| session.as_str()));
     let fading = column(rows, |row| row.fading.map(|until| until.naive_utc()));
+    let current = column(rows, |row| row.current_connection.map(|current| current.to_string()));
     let written = statement(UPSERT_PRESENCES)
         .bind::<Array<Text>>(names(rows))
         .bind::<Text>(node.as_str())
@@ -203,6 +206,7 @@ fn write_presences(
         .bind::<Array<Text>>(column(rows, |row| row.fixed.as_json()))
         .bind::<Array<Nullable<Timestamp>>>(fading)
         .bind::<Array<Integer>>(column(rows, turn))
+        .bind::<Array<Nullable<Text>>>(current)
         .execute(conn)?;
     Ok(written)
 }
@@ -225,7 +229,7 @@ struct Count {
 }
 
 fn turn(row: &Row) -> i32 {
-    i32::try_from(row.turn).unwrap_or(i32::MAX)
+    i32::try_from(row.generation).unwrap_or(i32::MAX)
 }
 
 fn delete(

@@ -81,7 +81,8 @@ macro_rules! holders {
     };
 }
 
-pub(super) const CONNECTION: &str = holders!("presences.channel_name = $1");
+pub(super) const CONNECTION: &str =
+    holders!("(presences.channel_name = $1 OR presences.current_connection = $1)");
 pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 
 const ROOMS: &str = "

@@ -17,7 +17,8 @@ macro_rules! held_columns {
     () => {
         "rooms.channel_name AS room, presences.channel_name AS connection, presences.user_id,
          presences.info, presences.joined_at, presences.last_seen, presences.node_id,
-         presences.session_key, presences.fixed_info, presences.fading_until, presences.turn"
+         presences.session_key, presences.fixed_info, presences.fading_until, presences.turn,
+         presences.current_connection"
     };
 }
 pub(super) use held_columns;
@@ -47,6 +48,8 @@ pub(super) struct Held {
     fading_until: Option<NaiveDateTime>,
     #[diesel(sql_type = Integer)]
     turn: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    current_connection: Option<String>,
 }
 
 impl Held {
@@ -66,7 +69,12 @@ impl Held {
                 .map_err(|_| "session_key")?,
             fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,
             fading: self.fading_until.map(|until| until.and_utc()),
-            turn: self.turn.try_into().map_err(|_| "turn")?,
+            generation: self.turn.try_into().map_err(|_| "turn")?,
+            current_connection: self
+                .current_connection
+                .map(|connection| connection.parse())
+                .transpose()
+                .map_err(|_| "current_connection")?,
         };
         Ok((NodeName::new(self.node_id).map_err(|_| "node_id")?, row))
     }

@@ -184,7 +184,8 @@ pub(super) fn large_changes(room: &str, bytes: usize) -> Changes {
         session: None,
         fixed: Info::EMPTY,
         fading: None,
-        turn: 0,
+        generation: 0,
+        current_connection: None,
     };
     let changes = (0..bytes / info.as_json().len() + 1).map(|_| here()).collect();
     let room = RoomName::new(room).expect("a name");

@@ -124,7 +124,7 @@ impl Tables {
             return refusal;
         }
         let outranked = held.is_some_and(|(holder, held)| {
-            holder != node && (held.turn, holder) >= (row.turn, node)
+            holder != node && (held.generation, holder) >= (row.generation, node)
         });
         if !outranked {
             self.rooms.insert(row.room.clone());

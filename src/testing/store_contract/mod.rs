@@ -200,8 +200,18 @@ pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
         info: Info::EMPTY,
         joined_at: at(0),
     };
-    let (session, fixed, fading, turn) = (None, Info::EMPTY, None, 0);
-    Row { room: room(name), presence, last_seen: at(0), session, fixed, fading, turn }
+    let (session, fixed, fading) = (None, Info::EMPTY, None);
+    let (generation, current_connection) = (0, None);
+    Row {
+        room: room(name),
+        presence,
+        last_seen: at(0),
+        session,
+        fixed,
+        fading,
+        generation,
+        current_connection,
+    }
 }
 
 /// A batch that only adds presences.

@@ -20,7 +20,8 @@ pub fn a_row_holds_its_session_its_fading_and_its_turn<B: SharedBench>(mut bench
         session: Some(SessionKey::new("tab \" 1").unwrap()),
         fixed: Info::new(json!({"role": "admin"})).unwrap(),
         fading: Some(at(3) + TimeDelta::microseconds(1)),
-        turn: 7,
+        generation: 7,
+        current_connection: Some(id(2)),
         ..row("a", 1, Some("ada"))
     };
     let rows = [full, row("a", 2, None)].map(|row| (node("n"), row));
@@ -50,7 +51,7 @@ pub fn a_batch_raises_the_head_and_extends_the_lease<B: SharedBench>(mut bench: 
 /// When a client comes to another node, both may have its presence for a while.
 pub fn the_higher_turn_holds_a_presence_and_then_the_later_name<B: SharedBench>(mut bench: B) {
     let mut held = None;
-    for (number, (name, turn, wins)) in (1..).zip([
+    for (number, (name, generation, wins)) in (1..).zip([
         ("m", 1, true),
         ("z", 0, false),
         ("b", 1, false),
@@ -62,7 +63,7 @@ pub fn the_higher_turn_holds_a_presence_and_then_the_later_name<B: SharedBench>(
         ("a", 0, true), // its own, whatever the turn
         ("b", 0, true),
     ]) {
-        let claimed = Row { turn, ..row("a", 1, Some(&format!("{name} {turn}"))) };
+        let claimed = Row { generation, ..row("a", 1, Some(&format!("{name} {generation}"))) };
         let other = row(&format!("b {number}"), 2, None);
         write_as(name, bench.store(), &upserts([claimed.clone(), other]));
         if wins {
@@ -96,7 +97,10 @@ pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: Shared
         let own = u128::from(seed) * 1000;
         let rows = (0..ROWS).map(|n| n * step % ROWS).map(|n| {
             let connection = if n % 3 == 0 { n } else { n + own };
-            Row { turn: batch as u32, ..row(&format!("{batch} {}", n % 50), connection, None) }
+            Row {
+                generation: batch as u32,
+                ..row(&format!("{batch} {}", n % 50), connection, None)
+            }
         });
         let deletes = (0..ROWS).map(|n| n * step % ROWS).map(|n| {
             let connection = if n % 3 == 0 { n } else { n + own };

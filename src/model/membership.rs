@@ -10,14 +10,14 @@ use std::collections::hash_map::Entry;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Moment, Presence, RoomName, Rooms, Sign, UserId, collections::Few, time::utc,
+    Activity, ConnectionId, Moment, Presence, RoomName, Rooms, UserId, collections::Few, time::utc,
     tree::Place,
 };
 
 /// A connection's presence in one room, as the connection remembers it: where it is to be found in the
 /// room. Its info is there.
 #[derive(Clone, Debug)]
-pub(super) struct Stay {
+pub(super) struct Membership {
     pub(super) room: RoomName,
     /// The connection that founded the presence, if it was another one: boxed, as few need the space.
     pub(super) founder: Option<Box<ConnectionId>>,
@@ -30,22 +30,22 @@ pub(super) struct Stay {
 
 /// When and how a connection was last heard of; the kind of the sign shares a word with the time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LastSign {
+pub(super) struct LastActivity {
     monotonic: u64,
     wall: i64,
 }
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) last: LastSign,
-    pub(super) stays: Few<Stay>,
+    pub(super) last: LastActivity,
+    pub(super) memberships: Few<Membership>,
 }
 
-impl LastSign {
+impl LastActivity {
     const BITS: u32 = 3;
 
-    pub(super) fn new(now: Moment, sign: Sign) -> Self {
-        Self { monotonic: now.monotonic << Self::BITS | sign as u64, wall: now.wall }
+    pub(super) fn new(now: Moment, activity: Activity) -> Self {
+        Self { monotonic: now.monotonic << Self::BITS | activity as u64, wall: now.wall }
     }
 
     /// Microseconds of the monotonic clock.
@@ -58,13 +58,13 @@ impl LastSign {
         utc(self.wall)
     }
 
-    pub(super) fn sign(self) -> Sign {
+    pub(super) fn activity(self) -> Activity {
         let number = self.monotonic & ((1 << Self::BITS) - 1);
-        Sign::ALL.into_iter().find(|sign| *sign as u64 == number).unwrap_or_default()
+        Activity::ALL.into_iter().find(|activity| *activity as u64 == number).unwrap_or_default()
     }
 }
 
-impl Stay {
+impl Membership {
     /// The id under which it is shown, where this connection is behind it.
     pub(super) fn presence(&self, connection: ConnectionId) -> ConnectionId {
         self.founder.as_deref().copied().unwrap_or(connection)
@@ -76,26 +76,26 @@ impl Stay {
 }
 
 impl Connection {
-    pub(super) fn stay(&self, room: &RoomName) -> Option<&Stay> {
-        self.stays.iter().find(|stay| stay.room == *room)
+    pub(super) fn membership(&self, room: &RoomName) -> Option<&Membership> {
+        self.memberships.iter().find(|membership| membership.room == *room)
     }
 }
 
 impl Rooms {
-    /// The connection behind a presence that this node holds, with its stay.
+    /// The connection behind a presence that this node holds, with its membership.
     pub(super) fn held(
         &self,
         room: &RoomName,
         presence: ConnectionId,
-    ) -> Option<(ConnectionId, &Connection, &Stay)> {
+    ) -> Option<(ConnectionId, &Connection, &Membership)> {
         let connection = self.successor(room, presence).unwrap_or(presence);
         let known = self.connections.get(&connection)?;
-        let stay = known.stay(room)?;
-        (stay.presence(connection) == presence).then_some((connection, known, stay))
+        let membership = known.membership(room)?;
+        (membership.presence(connection) == presence).then_some((connection, known, membership))
     }
 
     /// The connection that took over a presence of another one, if any did.
-    pub(super) fn successor(
+    pub(crate) fn successor(
         &self,
         room: &RoomName,
         presence: ConnectionId,
@@ -107,68 +107,68 @@ impl Rooms {
         rooms.iter().find(|(name, _)| name == room).map(|(_, connection)| *connection)
     }
 
-    /// Puts the stay of a presence to a connection, which was heard of now.
-    pub(super) fn put_stay(
+    /// Puts the membership of a presence to a connection, which was heard of now.
+    pub(super) fn put_membership(
         &mut self,
         connection: ConnectionId,
         presence: ConnectionId,
-        mut stay: Stay,
+        mut membership: Membership,
         now: Moment,
     ) {
-        stay.founder = (presence != connection).then(|| Box::new(presence));
-        if stay.founder.is_some() {
+        membership.founder = (presence != connection).then(|| Box::new(presence));
+        if membership.founder.is_some() {
             let rooms = self.successors.entry(presence).or_default();
-            rooms.push((stay.room.clone(), connection));
+            rooms.push((membership.room.clone(), connection));
         }
-        let last = LastSign::new(now, Sign::Join);
+        let last = LastActivity::new(now, Activity::Join);
         match self.connections.to_back(&connection) {
             Some(known) => {
                 known.last = last;
-                known.stays.push(stay);
+                known.memberships.push(membership);
             }
             None => {
-                let stays = Few::One(stay);
-                self.connections.insert(connection, Connection { last, stays });
+                let memberships = Few::One(membership);
+                self.connections.insert(connection, Connection { last, memberships });
             }
         }
     }
 
-    /// Takes a stay from its connection, and the connection with its last one.
-    pub(super) fn take_stay(
+    /// Takes a membership from its connection, and the connection with its last one.
+    pub(super) fn take_membership(
         &mut self,
         room: &RoomName,
         connection: ConnectionId,
-    ) -> Option<(Stay, LastSign)> {
+    ) -> Option<(Membership, LastActivity)> {
         let known = self.connections.get_mut(&connection)?;
         let last = known.last;
-        let index = known.stays.iter().position(|stay| stay.room == *room)?;
-        let stay = known.stays.remove(index)?;
-        if known.stays.is_empty() {
+        let index = known.memberships.iter().position(|membership| membership.room == *room)?;
+        let membership = known.memberships.remove(index)?;
+        if known.memberships.is_empty() {
             self.connections.remove(&connection);
         }
-        Some((stay, last))
+        Some((membership, last))
     }
 
-    /// The connection is no longer behind the presence of the stay.
-    pub(super) fn forget_successor(&mut self, stay: &Stay) {
-        let Some(founder) = stay.founder.as_deref() else { return };
+    /// The connection is no longer behind the presence of the membership.
+    pub(super) fn forget_successor(&mut self, membership: &Membership) {
+        let Some(founder) = membership.founder.as_deref() else { return };
         let Entry::Occupied(mut rooms) = self.successors.entry(*founder) else { return };
-        let index = rooms.get().iter().position(|(name, _)| *name == stay.room);
+        let index = rooms.get().iter().position(|(name, _)| *name == membership.room);
         index.and_then(|index| rooms.get_mut().remove(index));
         if rooms.get().is_empty() {
             rooms.remove();
         }
     }
 
-    /// The presence of a stay, with the info that is in the room.
-    pub(super) fn describe(&self, connection: ConnectionId, stay: &Stay) -> Presence {
-        let room = self.rooms.get(&stay.room);
-        let info = room.and_then(|room| room.info(&stay.place(connection)));
+    /// The presence of a membership, with the info that is in the room.
+    pub(super) fn describe(&self, connection: ConnectionId, membership: &Membership) -> Presence {
+        let room = self.rooms.get(&membership.room);
+        let info = room.and_then(|room| room.info(&membership.place(connection)));
         Presence {
-            connection: stay.presence(connection),
-            user: stay.user.clone(),
+            connection: membership.presence(connection),
+            user: membership.user.clone(),
             info: info.cloned().unwrap_or_default(),
-            joined_at: utc(stay.joined_at),
+            joined_at: utc(membership.joined_at),
         }
     }
 }
@@ -179,11 +179,11 @@ mod tests {
 
     #[test]
     fn a_sign_fits_beside_its_time() {
-        for sign in Sign::ALL {
+        for activity in Activity::ALL {
             // Some three hundred years.
             for monotonic in [0, 1, 10_u64.pow(16)] {
-                let last = LastSign::new(Moment { monotonic, wall: 0 }, sign);
-                assert_eq!((last.at(), last.sign()), (monotonic, sign));
+                let last = LastActivity::new(Moment { monotonic, wall: 0 }, activity);
+                assert_eq!((last.at(), last.activity()), (monotonic, activity));
             }
         }
     }

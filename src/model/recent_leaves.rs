@@ -17,7 +17,7 @@ const MEMORY: Duration = Duration::from_secs(600);
 /// What is known of presences that ended in the last ten minutes: the latest 10,000 of them, or as many
 /// as 8 MiB have space for.
 #[derive(Debug)]
-pub(crate) struct Departures<T> {
+pub(crate) struct RecentLeaves<T> {
     ended: LinkedHashMap<(RoomName, ConnectionId), End<T>, RandomState>,
     bytes: usize,
 }
@@ -29,13 +29,13 @@ struct End<T> {
     bytes: usize,
 }
 
-impl<T> Default for Departures<T> {
+impl<T> Default for RecentLeaves<T> {
     fn default() -> Self {
         Self { ended: LinkedHashMap::default(), bytes: 0 }
     }
 }
 
-impl<T> Departures<T> {
+impl<T> RecentLeaves<T> {
     /// Remembers an end, and forgets the oldest. `texts` is what it keeps on the heap besides the name of
     /// the room, in bytes.
     pub fn remember(
@@ -96,31 +96,31 @@ mod tests {
     #[test]
     fn an_end_is_remembered_for_ten_minutes_and_ten_thousand_ends() {
         let room = RoomName::new("lobby").unwrap();
-        let mut departures = Departures::default();
+        let mut recent_leaves = RecentLeaves::default();
         for n in 0..=REMEMBERED {
-            departures.remember(room.clone(), id(n), n, 0, at(0));
+            recent_leaves.remember(room.clone(), id(n), n, 0, at(0));
         }
-        assert_eq!(departures.find(&room, id(0), at(0)), None);
-        assert_eq!(departures.find(&room, id(1), at(600)), Some(&1));
-        assert_eq!(departures.find(&room, id(1), at(601)), None);
-        departures.remember(room.clone(), id(0), 0, 0, at(601));
-        assert_eq!(departures.ended.len(), 1);
-        departures.shrink(at(1300));
-        assert_eq!((departures.ended.len(), departures.bytes), (0, 0));
+        assert_eq!(recent_leaves.find(&room, id(0), at(0)), None);
+        assert_eq!(recent_leaves.find(&room, id(1), at(600)), Some(&1));
+        assert_eq!(recent_leaves.find(&room, id(1), at(601)), None);
+        recent_leaves.remember(room.clone(), id(0), 0, 0, at(601));
+        assert_eq!(recent_leaves.ended.len(), 1);
+        recent_leaves.shrink(at(1300));
+        assert_eq!((recent_leaves.ended.len(), recent_leaves.bytes), (0, 0));
     }
 
     #[test]
     fn ends_with_long_names_are_remembered_as_far_as_their_bytes_go() {
         let room = RoomName::new("x".repeat(255)).unwrap();
-        let mut departures = Departures::default();
+        let mut recent_leaves = RecentLeaves::default();
         // The same one again takes nothing more.
         for n in [0, 0, 1] {
-            departures.remember(room.clone(), id(n), n, REMEMBERED_BYTES / 2 - 1000, at(0));
+            recent_leaves.remember(room.clone(), id(n), n, REMEMBERED_BYTES / 2 - 1000, at(0));
         }
-        assert_eq!(departures.ended.len(), 2);
-        departures.remember(room.clone(), id(2), 2, 2000, at(0));
-        assert_eq!(departures.find(&room, id(0), at(0)), None);
-        assert_eq!(departures.find(&room, id(1), at(0)), Some(&1));
-        assert!(departures.bytes <= REMEMBERED_BYTES);
+        assert_eq!(recent_leaves.ended.len(), 2);
+        recent_leaves.remember(room.clone(), id(2), 2, 2000, at(0));
+        assert_eq!(recent_leaves.find(&room, id(0), at(0)), None);
+        assert_eq!(recent_leaves.find(&room, id(1), at(0)), Some(&1));
+        assert!(recent_leaves.bytes <= REMEMBERED_BYTES);
     }
 }
