@@ -289,7 +289,7 @@ impl List {
         let changes = places.filter_map(|(place, (cause, _))| {
             let (was, is) = (before.presence(place), after.presence(place));
             let before = was.clone().map(|was| (was, *cause));
-            (was != is).then_some(phoenix::Change { before, after: is })
+            (was != is).then_some(phoenix::Transition { before, after: is })
         });
         let encode = || {
             let (room, epoch) = (after.room(), after.epoch());

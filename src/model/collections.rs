@@ -1,4 +1,4 @@
-//! Collections that take no more space than they need.
+//! Collections that use no more memory than they need.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use hashlink::LinkedHashMap;
 #[derive(Clone, Debug)]
 pub(crate) enum Few<T> {
     One(T),
-    /// Boxed, as its three words are more than the one value may have.
+    /// Boxed, because a `Vec` has three words.
     #[expect(clippy::box_collection, reason = "a Vec would make every Few as large")]
     Other(Option<Box<Vec<T>>>),
 }
@@ -39,7 +39,7 @@ impl<T> From<Vec<T>> for Few<T> {
 }
 
 impl<T> Few<T> {
-    /// Puts a value in at the index, which is at most the length.
+    /// Inserts a value at an index, which is at most the length.
     pub(super) fn insert(&mut self, index: usize, value: T) {
         *self = match std::mem::take(self) {
             Self::Other(None) => Self::One(value),
@@ -55,7 +55,7 @@ impl<T> Few<T> {
         self.insert(self.len(), value);
     }
 
-    /// Takes out the value at the index, if there is one.
+    /// Removes the value at an index, if there is one.
     pub(crate) fn remove(&mut self, index: usize) -> Option<T> {
         if index >= self.len() {
             return None;
@@ -99,24 +99,24 @@ impl<T> DerefMut for Few<T> {
     }
 }
 
-/// A map with space for no more than this keeps it.
+/// A map with a capacity up to this keeps it.
 const KEPT: usize = 1024;
 
-/// A collection that keeps the space of its largest size.
+/// A collection that keeps the capacity of its largest size.
 pub(crate) trait Shrink {
-    /// Gives back most of the space if less than a quarter of it is used.
+    /// Releases most of the capacity if less than a quarter of it is used.
     fn shrink(&mut self);
 }
 
 impl<K: Eq + Hash, V> Shrink for HashMap<K, V, RandomState> {
     fn shrink(&mut self) {
-        // Does nothing unless that takes fewer buckets.
+        // Does nothing unless fewer buckets are enough.
         self.shrink_to((self.len() * 4).max(KEPT));
     }
 }
 
-/// Its list keeps the nodes of all that was removed, too. To fit costs a step for each entry, and the
-/// capacity may be said too small when many were removed, so a small map is always made to fit.
+/// The list keeps the nodes of removed entries, too. `shrink_to_fit` visits every entry, and
+/// `capacity` may be too low after many removals, so a small map is always shrunk.
 impl<K: Eq + Hash, V> Shrink for LinkedHashMap<K, V, RandomState> {
     fn shrink(&mut self) {
         if self.len() <= KEPT || self.len() < self.capacity() / 4 {

@@ -4,48 +4,48 @@ use chrono::{DateTime, Utc};
 
 use super::{Activity, Cause, ConnectionId, Presence, RoomName, UserId};
 
-/// One change of one room, never empty: who joined, left or changed, connection by connection, and
-/// which users thereby came online or went offline.
+/// One change of one room, never empty: the connections that joined, left or changed, and the users
+/// that came online or went offline with them.
 ///
-/// Each connection has exactly one join and one leave per membership; a user alternates between online and
-/// offline, so nobody has to count tabs.
+/// A connection has exactly one join and one leave per membership, and a user alternates between
+/// online and offline, so nobody has to count tabs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diff {
-    /// Which room.
+    /// The name of the room.
     pub room: RoomName,
-    /// The room's version after the change: one above the version before.
+    /// The version of the room after the change: one above the version before.
     pub version: u64,
-    /// Presences that began.
+    /// Presences that were added.
     pub joins: Vec<Presence>,
-    /// Presences that ended, each with its cause.
+    /// Presences that were removed, each with its cause.
     pub leaves: Vec<Left>,
-    /// Presences that go on with another user or info.
+    /// Presences whose user or info has changed.
     pub updates: Vec<Update>,
-    /// Users whose first connection in the room this is.
+    /// Users whose first connection in the room was added.
     pub online: Vec<UserId>,
-    /// Users whose last connection in the room has gone.
+    /// Users whose last connection in the room was removed.
     pub offline: Vec<Offline>,
 }
 
-/// A presence that ended.
+/// A presence that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
     /// The presence as it was.
     pub presence: Presence,
-    /// The connection behind it: another than [`Presence::connection`] if that was
-    /// [taken over](super::Rooms::take_over) on this node.
+    /// Its current connection: differs from [`Presence::connection`] if the presence was [taken
+    /// over](super::Rooms::take_over) on this node.
     pub connection: ConnectionId,
     /// Why it ended.
     pub cause: Cause,
-    /// When its connection was last heard of.
+    /// The time of its connection's last activity.
     pub last_seen: DateTime<Utc>,
-    /// How it was heard of then.
+    /// The kind of that activity.
     pub activity: Activity,
-    /// The room's version when it joined.
+    /// The version of the room with which it joined.
     pub joined_version: u64,
 }
 
-/// A presence that goes on with another user or info.
+/// A presence whose user or info has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The presence as it was.
@@ -54,12 +54,12 @@ pub struct Update {
     pub after: Presence,
 }
 
-/// A user whose last connection in a room has gone.
+/// A user whose last connection in a room was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offline {
-    /// Which user.
+    /// The user.
     pub user: UserId,
-    /// Why that last presence ended. [`Cause::Left`] if the connection stays as another user.
+    /// Why the last presence ended; [`Cause::Left`] if its connection stays as another user.
     pub cause: Cause,
 }
 
@@ -76,8 +76,8 @@ impl Diff {
         }
     }
 
-    /// Whether the change is one of many presences at once: a prune, or the end of a room, a node or
-    /// the registry, also when only one presence was left to go.
+    /// Whether the change is one of many presences at once: a prune, or the end of a room, a node
+    /// or the registry, even if it removed only one.
     #[must_use]
     pub fn is_bulk(&self) -> bool {
         let at_once = |cause| {
@@ -99,7 +99,7 @@ impl Diff {
         self.leaves.first().map(|leave| &leave.presence).filter(|_| !self.is_bulk())
     }
 
-    /// Every connection that the change is about.
+    /// All connections that the change is about.
     pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
         let joined = self.joins.iter().map(|presence| presence.connection);
         let left = self.leaves.iter().map(|leave| leave.presence.connection);
@@ -107,7 +107,7 @@ impl Diff {
         joined.chain(left).chain(updated)
     }
 
-    /// Every user whose entry in the member list the change may have touched, with repeats.
+    /// All users whose entry in the member list may have changed, some of them twice.
     pub(crate) fn users(&self) -> impl Iterator<Item = &UserId> + '_ {
         let joined = self.joins.iter().map(|presence| &presence.user);
         let left = self.leaves.iter().map(|leave| &leave.presence.user);

@@ -6,9 +6,9 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// One connection: a WebSocket, or any actor that takes part.
+/// Identifies a connection: a WebSocket, or any actor that joins rooms.
 ///
-/// Made by the library, 16 bytes, unique in the whole cluster; as text 32 hexadecimal digits. A
+/// Made by the library: 16 bytes, unique in the whole cluster, as text 32 hexadecimal digits. A
 /// later id sorts after an earlier one of the same process (it is a UUID of version 7).
 ///
 /// ```
@@ -29,14 +29,13 @@ impl ConnectionId {
         Self(Uuid::now_v7())
     }
 
-    /// A short text that stands for the id and the given text: 16 characters, URL-safe, the same
-    /// everywhere.
+    /// A digest of the id and a text: 16 URL-safe characters, the same on every node.
     pub(crate) fn derive(self, text: &str) -> String {
         let hash = Uuid::new_v5(&self.0, text.as_bytes());
         URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..12])
     }
 
-    /// The two halves of its number.
+    /// The two halves of the number.
     pub(super) fn halves(self) -> (u64, u64) {
         self.0.as_u64_pair()
     }
@@ -60,7 +59,7 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// A text is no [`ConnectionId`]: those are 32 hexadecimal digits.
+/// The text is not a [`ConnectionId`], which has 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a connection id is 32 hexadecimal digits")]
 pub struct InvalidConnectionId;
@@ -89,9 +88,9 @@ impl Serialize for ConnectionId {
     }
 }
 
-/// One incarnation of a registry, within which the versions of a room only rise.
+/// Identifies an incarnation of a registry, within which the version of a room only rises.
 ///
-/// Random, as text 16 hexadecimal digits. Versions of different epochs do not compare.
+/// Random; as text 16 hexadecimal digits. Versions of different epochs cannot be compared.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(u64);
 
@@ -116,7 +115,7 @@ impl fmt::Debug for Epoch {
     }
 }
 
-/// A text is no [`Epoch`]: those are 16 hexadecimal digits.
+/// The text is not an [`Epoch`], which has 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an epoch is 16 hexadecimal digits")]
 pub struct InvalidEpoch;

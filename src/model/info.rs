@@ -11,14 +11,13 @@ use serde_json::{
 /// The largest info, in bytes of compact JSON.
 pub const MAX_INFO_BYTES: usize = 4096;
 
-/// How deep infos and payloads may be nested; the outermost object or list is 1.
+/// The deepest nesting of infos and payloads; the outermost object or list is 1.
 ///
-/// Below what any client or peer takes with what is put around them: parsers have limits from 64 on.
+/// Low enough for every client and peer, whatever is put around them: parsers have limits from 64
+/// on.
 pub const MAX_DEPTH: usize = 32;
 
-/// Whether a JSON text is nested at most [`MAX_DEPTH`] deep.
-///
-/// The text has to be JSON already; of another the answer means nothing.
+/// Whether a JSON text is nested at most [`MAX_DEPTH`] deep. The text has to be valid JSON.
 ///
 /// ```
 /// use actix_presence::model::{MAX_DEPTH, is_shallow};
@@ -33,7 +32,7 @@ pub fn is_shallow(json: &str) -> bool {
     while let Some(byte) = bytes.next() {
         match byte {
             b'"' => in_text = !in_text,
-            // Of an escape only its first byte could be taken for something else.
+            // Only the first byte of an escape could be mistaken.
             b'\\' if in_text => drop(bytes.next()),
             b'[' | b'{' if !in_text => depth += 1,
             b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
@@ -46,7 +45,7 @@ pub fn is_shallow(json: &str) -> bool {
     true
 }
 
-/// Why a JSON value is no [`Info`].
+/// Why a JSON value is not a valid [`Info`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInfo {
@@ -67,8 +66,8 @@ pub enum InvalidInfo {
 /// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most
 /// [`MAX_DEPTH`] deep.
 ///
-/// Kept as compact text, encoded once; a clone shares it, and the empty object costs nothing.
-/// Deserializing takes deeper ones, too, since earlier versions have written them.
+/// Kept as compact text, which is encoded once; a clone shares it, and the empty object allocates
+/// nothing. Deserializing accepts deeper objects, which earlier versions have written.
 ///
 /// ```
 /// use actix_presence::Info;
@@ -86,7 +85,7 @@ impl Info {
     /// The empty object.
     pub const EMPTY: Self = Self(None);
 
-    /// Takes a JSON object.
+    /// Checks a JSON object.
     ///
     /// # Errors
     ///
@@ -98,7 +97,7 @@ impl Info {
         }
     }
 
-    /// Takes the members of a JSON object.
+    /// Checks the members of a JSON object.
     ///
     /// # Errors
     ///
@@ -138,8 +137,8 @@ impl Info {
         serde_json::from_str(self.as_json()).unwrap_or_default()
     }
 
-    /// The object without the keys of `before`, which were fixed, and with the members of `after`, which
-    /// are from now on.
+    /// Replaces the members that a token fixes: the keys of `before` are removed, the members of
+    /// `after` are added.
     ///
     /// # Errors
     ///

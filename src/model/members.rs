@@ -1,12 +1,12 @@
-//! How a presence gets into its room, changes there, and gets out: what every operation on rooms is
-//! made of.
+//! Adding, updating and removing one presence: what all operations on rooms consist of.
 
 use std::collections::hash_map::Entry;
 
 use super::{Diff, Left, Offline, Presence, RoomName, Rooms, Snapshot, Update, UserId};
 
 impl Rooms {
-    /// Puts a presence in, adding to the change of its room. Answers the room's version then.
+    /// Adds a presence, and notes that in the diff of its room. Returns the version of the room
+    /// then.
     pub(super) fn enter(
         &mut self,
         room: &RoomName,
@@ -30,7 +30,7 @@ impl Rooms {
         diff.version
     }
 
-    /// Takes a presence out, adding to the change of its room; its info is the one in the room.
+    /// Removes a presence, and notes that in the diff of its room; its info is taken from the room.
     pub(super) fn exit(&mut self, room: &RoomName, mut left: Left, diff: &mut Option<Diff>) {
         let presence = &mut left.presence;
         let offline = presence.user.as_ref().is_some_and(|user| self.departs(room, user));
@@ -48,8 +48,7 @@ impl Rooms {
         diff.leaves.push(left);
     }
 
-    /// Gives a presence another user or info, keeping its place in time and adding to the change of
-    /// its room.
+    /// Replaces user or info of a presence, and notes that in the diff of its room.
     pub(super) fn exchange(&mut self, room: &RoomName, update: Update, diff: &mut Option<Diff>) {
         let Update { before, after } = &update;
         if before == after {
@@ -74,7 +73,7 @@ impl Rooms {
         diff.updates.push(update);
     }
 
-    /// Counts one more connection of the user in the room, and says whether it is the first.
+    /// Counts one more connection of the user in the room; `true` if it is the first.
     fn arrives(&mut self, room: &RoomName, user: &UserId) -> bool {
         let rooms = self.whereabouts.entry(user.clone()).or_default();
         match rooms.binary_search_by(|(known, _)| known.cmp(room)) {
@@ -89,7 +88,7 @@ impl Rooms {
         }
     }
 
-    /// Counts one connection of the user in the room less, and says whether it was the last.
+    /// Counts one connection of the user in the room less; `true` if it was the last.
     fn departs(&mut self, room: &RoomName, user: &UserId) -> bool {
         let Entry::Occupied(mut rooms) = self.whereabouts.entry(user.clone()) else { return false };
         let Ok(index) = rooms.get().binary_search_by(|(known, _)| known.cmp(room)) else {

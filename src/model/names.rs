@@ -11,11 +11,11 @@ pub const MAX_NAME_CHARS: usize = 255;
 /// The longest name of a node, in characters.
 pub const MAX_NODE_NAME_CHARS: usize = 64;
 
-/// Why a text is no name of a room or a user.
+/// Why a text is not a valid name of a room or a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidName {
-    /// The name has no characters.
+    /// The name is empty.
     #[error("a name needs at least one character")]
     Empty,
     /// The name has more than [`MAX_NAME_CHARS`] characters.
@@ -27,7 +27,7 @@ pub enum InvalidName {
     /// The name has a control character.
     #[error("a name has no control characters, this one has one at character {position}")]
     Control {
-        /// Where the first one is, counted in characters from 0.
+        /// The position of the first one, counted in characters from 0.
         position: usize,
     },
     /// The name is one that JavaScript clients cannot use as a key.
@@ -35,11 +35,11 @@ pub enum InvalidName {
     Reserved,
 }
 
-/// Why a text is no [`NodeName`].
+/// Why a text is not a valid [`NodeName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidNodeName {
-    /// The name has no characters.
+    /// The name is empty.
     #[error("a node's name needs at least one character")]
     Empty,
     /// The name has more than [`MAX_NODE_NAME_CHARS`] characters.
@@ -51,7 +51,7 @@ pub enum InvalidNodeName {
     /// The name has a space, a control character, or one that is not ASCII.
     #[error("a node's name is visible ASCII, character {position} of this one is not")]
     Character {
-        /// Where the first one is, counted in characters from 0.
+        /// The position of the first one, counted in characters from 0.
         position: usize,
     },
 }
@@ -77,7 +77,7 @@ fn check_name(name: &str) -> Result<(), InvalidName> {
     if name.is_empty() {
         return Err(InvalidName::Empty);
     }
-    // A character has at least one byte, so most names need no count.
+    // A character has at least one byte, so most names need not be counted.
     if name.len() > MAX_NAME_CHARS {
         let chars = name.chars().count();
         if chars > MAX_NAME_CHARS {
@@ -117,7 +117,7 @@ macro_rules! name {
         pub struct $name(ArcStr);
 
         impl $name {
-            /// Checks the text and makes it a name.
+            /// Checks a name.
             ///
             /// # Errors
             ///
@@ -209,8 +209,8 @@ name! {
     /// The app's own key of a user as text: 1 to 255 characters, without control characters.
     ///
     /// Names of properties that every JavaScript object has, such as `__proto__`, `constructor` or
-    /// `toString`, are refused, and `prototype`: clients keep users as keys of an object, and one such
-    /// user would end the lists of all others. A clone shares the text.
+    /// `toString`, are refused, and `prototype`: clients keep users as keys of an object, and such
+    /// a user would break the member lists of all others. A clone shares the text.
     ///
     /// ```
     /// use actix_presence::{InvalidName, UserId};

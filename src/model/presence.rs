@@ -1,4 +1,4 @@
-//! Who is where: the values that leave the model.
+//! Presences, users and rooms as they are reported.
 
 use std::fmt;
 
@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConnectionId, Info, NodeName, RoomName, UserId};
 
-/// One connection in one room.
+/// A presence: one connection in one room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
-    /// Which connection.
+    /// The connection that created it.
     pub connection: ConnectionId,
-    /// Whose it is; `None` is anonymous.
+    /// The user; `None` is anonymous.
     pub user: Option<UserId>,
-    /// What the app attached.
+    /// What the app attached to it.
     pub info: Info,
-    /// When it joined this room.
+    /// When the connection joined the room.
     pub joined_at: DateTime<Utc>,
 }
 
-/// A user in a room: all presences of one [`UserId`] there taken together.
+/// A user in a room: all presences of one [`UserId`] there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Member {
-    /// Which user.
+    /// The user.
     pub id: UserId,
     /// The info of the connection that joined last.
     pub info: Info,
-    /// How many connections the user has in the room, at least 1.
+    /// The number of the user's connections in the room, at least 1.
     pub connections: usize,
 }
 
-/// How many are in a room.
+/// The number of connections and users in a room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Occupancy {
-    /// Connections, known and anonymous.
+    /// All connections, with or without a user.
     pub connections: usize,
     /// Distinct users.
     pub users: usize,
@@ -47,28 +47,28 @@ pub struct Occupancy {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {
-    /// It said goodbye.
+    /// The client left, or closed its connection in order.
     Left,
-    /// Its connection ended without a word.
+    /// The connection ended without a close frame.
     Disconnected,
-    /// It was silent for longer than `max_age`, and pruned.
+    /// The connection was silent for longer than `max_age`, and was pruned.
     Expired,
     /// Another connection took its place.
     Replaced,
-    /// Somebody with the right to put it out did.
+    /// It was removed by [`Kick`](crate::Kick).
     Kicked,
-    /// It did not take what it was sent.
+    /// The connection did not take what was sent to it in time.
     SlowConsumer,
     /// Its room was closed.
     RoomClosed,
-    /// The node that held its connection is gone.
+    /// The node that owned it has died.
     NodeLost,
-    /// The server stopped.
+    /// The server has stopped.
     Shutdown,
 }
 
 impl Cause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Self; 9] = [
         Self::Left,
         Self::Disconnected,
@@ -81,7 +81,7 @@ impl Cause {
         Self::Shutdown,
     ];
 
-    /// The cause as it stands on the wire and in the API.
+    /// The cause as it is written on the wire and in the API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -104,7 +104,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// What the last sign of life of a connection was.
+/// The kind of a connection's last activity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -115,17 +115,17 @@ pub enum Activity {
     Heartbeat,
     /// It sent a message to a room.
     Message,
-    /// It sent any other frame, a ping or a pong.
+    /// It sent any other frame, such as a ping or a pong.
     #[default]
     Frame,
-    /// Its connection broke: the last that was heard of it.
+    /// The connection ended.
     Disconnect,
-    /// Its own node heard of it; the others know when, but not how.
+    /// Activity on the node that owns it; other nodes know the time, not the kind.
     Elsewhere,
 }
 
 impl Activity {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 6] = [
         Self::Join,
         Self::Heartbeat,
@@ -136,20 +136,20 @@ impl Activity {
     ];
 }
 
-/// Whether the client of a presence is there.
+/// Whether the client of a presence is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PresenceState {
     /// It is connected.
     Live,
-    /// Its connection broke, and it has until then to come back.
+    /// Its connection has ended, and its client may come back.
     Fading {
-        /// The end of its grace.
+        /// Until when.
         until: DateTime<Utc>,
     },
 }
 
 impl PresenceState {
-    /// The state as it stands in the API: `live` or `fading`.
+    /// The state as it is written in the API: `live` or `fading`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -162,27 +162,27 @@ impl PresenceState {
 /// A room in a list of rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomSummary {
-    /// Which room.
+    /// The name of the room.
     pub room: RoomName,
-    /// How many are in it.
+    /// The number of its connections and users.
     pub occupancy: Occupancy,
     /// Its version.
     pub version: u64,
 }
 
-/// A presence in a list, with the last sign of life of its connection.
+/// A presence in a list, with the last activity of its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenPresence {
     /// The presence.
     pub presence: Presence,
-    /// When its connection was last heard of.
+    /// The time of the last activity.
     pub last_seen: DateTime<Utc>,
-    /// How it was heard of then.
+    /// The kind of the last activity.
     pub activity: Activity,
-    /// The room's version when it joined.
+    /// The version of the room with which it joined.
     pub joined_version: u64,
-    /// Whether its client is there.
+    /// Whether its client is connected.
     pub state: PresenceState,
-    /// The node that holds it, if that is another one.
+    /// The node that owns it, if that is another one.
     pub node: Option<NodeName>,
 }

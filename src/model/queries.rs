@@ -1,4 +1,4 @@
-//! What can be asked of the rooms; nothing here changes them.
+//! Queries on rooms; nothing here changes them.
 
 use std::ops::Bound;
 
@@ -10,19 +10,19 @@ use super::{
 };
 
 impl Rooms {
-    /// The incarnation in which the versions count.
+    /// The incarnation within which the versions count.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The room with everybody in it, if anybody is; O(1).
+    /// The room, if it has members; O(1).
     #[must_use]
     pub fn room(&self, room: &RoomName) -> Option<&Snapshot> {
         self.rooms.get(room)
     }
 
-    /// The room as it is now, be it empty; O(1).
+    /// The room as it is now, which may be empty; O(1).
     #[must_use]
     pub fn snapshot(&self, room: &RoomName) -> Snapshot {
         match self.rooms.get(room) {
@@ -31,13 +31,13 @@ impl Rooms {
         }
     }
 
-    /// How many are in the room; O(1).
+    /// The number of connections and users in the room; O(1).
     #[must_use]
     pub fn occupancy(&self, room: &RoomName) -> Occupancy {
         self.rooms.get(room).map_or_else(Occupancy::default, Snapshot::occupancy)
     }
 
-    /// At most `limit` rooms in the order of their names, after the one named.
+    /// At most `limit` rooms ordered by name, after the one given.
     #[must_use]
     pub fn list(&self, after: Option<&RoomName>, limit: usize) -> Vec<RoomSummary> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -59,14 +59,15 @@ impl Rooms {
         self.whereabouts.get(user).map_or_else(Vec::new, |rooms| rooms.to_vec())
     }
 
-    /// The connections of this node that are somewhere as this user, each once.
+    /// The connections of this node that are in some room as this user, each once.
     #[must_use]
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
         let presences = self.presences_of(user);
         each_once(presences.filter_map(|(room, presence)| self.current_connection(room, presence)))
     }
 
-    /// How many connections of other nodes are somewhere as this user, in the rooms that are followed.
+    /// The number of connections of other nodes that are this user's, in the rooms that this node
+    /// follows.
     #[must_use]
     pub fn remotes_of(&self, user: &UserId) -> usize {
         let presences = self.presences_of(user);
@@ -104,7 +105,8 @@ impl Rooms {
         }
     }
 
-    /// The presence with this id in the room; those of this node as far as the model knows: live.
+    /// The presence with this id in the room. One that this node owns is reported as live: fading
+    /// is not known here.
     #[must_use]
     pub fn presence(&self, room: &RoomName, presence: ConnectionId) -> Option<SeenPresence> {
         let Some((connection, known, membership)) = self.held(room, presence) else {
@@ -120,14 +122,14 @@ impl Rooms {
         })
     }
 
-    /// Whether this node holds the presence with this id in the room.
+    /// Whether this node owns the presence with this id in the room.
     #[must_use]
     pub fn holds(&self, room: &RoomName, presence: ConnectionId) -> bool {
         self.held(room, presence).is_some()
     }
 
-    /// The connection behind a presence that this node holds: the one that founded it, or the last one
-    /// that took it over.
+    /// The current connection of a presence that this node owns: the one that created it, or the
+    /// last one that took it over.
     #[must_use]
     pub fn current_connection(
         &self,
@@ -143,14 +145,15 @@ impl Rooms {
         Some(self.connections.get(&connection)?.membership(room)?.presence(connection))
     }
 
-    /// Whether the presence with this id is in the room and its founder is not behind it: another
-    /// connection is, here or on another node.
+    /// Whether the presence with this id is in the room and its current connection is another one,
+    /// here or on another node.
     #[must_use]
     pub fn is_held_by_another(&self, room: &RoomName, presence: ConnectionId) -> bool {
         self.successor(room, presence).is_some() || self.remote(room, presence).is_some()
     }
 
-    /// The connections of this node that are meant by an id that is shown or their own, each once.
+    /// The connections of this node that an id means, be it a connection's own or a presence's;
+    /// each once.
     #[must_use]
     pub fn connections_known_as(&self, id: ConnectionId) -> Vec<ConnectionId> {
         let own = self.connections.get(&id).map(|_| id);
@@ -159,14 +162,14 @@ impl Rooms {
         each_once(own.into_iter().chain(successors))
     }
 
-    /// Whether this node holds anybody in the room; O(1).
+    /// Whether this node owns a presence in the room; O(1).
     #[must_use]
     pub fn holds_any(&self, room: &RoomName) -> bool {
         let all = self.occupancy(room).connections;
         all > self.remotes.get(room).map_or(0, RemoteMembers::len)
     }
 
-    /// How often the presence went from one node to another, if this node holds it.
+    /// How often the presence moved between nodes, if this node owns it.
     #[must_use]
     pub fn generation(&self, room: &RoomName, presence: ConnectionId) -> Option<u32> {
         self.held(room, presence)?;
@@ -176,25 +179,25 @@ impl Rooms {
         }
     }
 
-    /// When the connection was last heard of, if it is in some room.
+    /// The time of the connection's last activity, if it is in a room.
     #[must_use]
     pub fn last_seen(&self, connection: ConnectionId) -> Option<DateTime<Utc>> {
         self.connections.get(&connection).map(|known| known.last.utc())
     }
 
-    /// Whether the last that was heard of the connection is that it broke.
+    /// Whether the last activity of the connection was its end.
     #[must_use]
     pub fn has_ended(&self, connection: ConnectionId) -> bool {
         let known = self.connections.get(&connection);
         known.is_some_and(|known| known.last.activity() == Activity::Disconnect)
     }
 
-    /// The rooms that the connection is in, in no order.
+    /// The rooms of the connection, unordered.
     pub fn rooms_of(&self, connection: ConnectionId) -> impl Iterator<Item = &RoomName> {
         self.memberships_of(connection).map(|(room, _)| room)
     }
 
-    /// The rooms that the connection is in, in no order, with the id of its presence in each.
+    /// The rooms of the connection, unordered, with the id of its presence in each.
     pub fn memberships_of(
         &self,
         connection: ConnectionId,
@@ -206,41 +209,41 @@ impl Rooms {
             .map(move |membership| (&membership.room, membership.presence(connection)))
     }
 
-    /// Every presence that this node holds, with its room.
+    /// All presences that this node owns, each with its room.
     pub fn held_presences(&self) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
         self.connections.keys().flat_map(|connection| self.memberships_of(*connection))
     }
 
-    /// Every connection, the longest silent first.
+    /// All connections, the longest silent first.
     pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
         self.connections.keys().copied()
     }
 
-    /// How many rooms have somebody in them; O(1).
+    /// The number of rooms with members; O(1).
     #[must_use]
     pub fn room_count(&self) -> usize {
         self.rooms.len()
     }
 
-    /// How many connections are in some room; O(1).
+    /// The number of connections that are in some room; O(1).
     #[must_use]
     pub fn connection_count(&self) -> usize {
         self.connections.len()
     }
 
-    /// How many users are in some room; O(1).
+    /// The number of users that are in some room; O(1).
     #[must_use]
     pub fn user_count(&self) -> usize {
         self.whereabouts.len()
     }
 
-    /// How many presences there are, which is one for each room of each connection; O(1).
+    /// The number of presences: one for each room of each connection; O(1).
     #[must_use]
     pub fn presence_count(&self) -> usize {
         self.presences
     }
 
-    /// How many of the presences this node holds; O(1).
+    /// The number of presences that this node owns; O(1).
     #[must_use]
     pub fn held_count(&self) -> usize {
         self.presences - self.remote_count

@@ -1,4 +1,4 @@
-//! All rooms of a registry, and the operations on them.
+//! All rooms of a node, and the operations that change them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,12 +17,12 @@ use super::{
     time::{micros, utc},
 };
 
-/// How many of each a [`Rooms`] takes.
+/// Limits of a [`Rooms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Rooms that one connection may be in. Default 128.
+    /// How many rooms one connection may be in. Default 128.
     pub rooms_per_connection: usize,
-    /// Connections that one room may hold. Default none.
+    /// How many connections one room may hold. Default unlimited.
     pub room_size: Option<usize>,
 }
 
@@ -32,7 +32,7 @@ impl Default for Limits {
     }
 }
 
-/// A join that a limit forbids; nothing has changed.
+/// A join that a limit refuses. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LimitReached {
@@ -42,7 +42,7 @@ pub enum LimitReached {
         /// The limit.
         limit: usize,
     },
-    /// The connection is in `limit` rooms already. It has to leave one first.
+    /// The connection is in `limit` rooms already and has to leave one first.
     #[error("the connection is in {limit} rooms already")]
     TooManyRooms {
         /// The limit.
@@ -50,19 +50,19 @@ pub enum LimitReached {
     },
 }
 
-/// Rooms and who is in them: a plain value.
+/// The rooms and their presences, as a plain value.
 ///
-/// Every operation changes the value and returns what happened: the [`Diff`] of each room that
-/// changed, nothing for a room that did not. An empty room is not kept; when it comes back, its
-/// versions go on above the old ones.
+/// Every operation changes the value and returns what happened: one [`Diff`] for each room that
+/// changed, none for a room that did not. An empty room is removed; when it is created again, its
+/// versions continue above the old ones.
 ///
-/// A presence takes about 240 bytes besides its names and info (`cargo bench --bench memory` measures
-/// it): names are shared, no map repeats a text.
+/// A presence takes about 240 bytes besides its names and info (`cargo bench --bench memory`):
+/// names are shared, and no map stores a text twice.
 ///
-/// A presence keeps the id of the connection that founded it. After a
-/// [`take_over`](Self::take_over) another connection is behind it: sessions speak by their own
-/// connection's id, rooms and diffs name the presence's, and the two are the same unless somebody took
-/// over.
+/// A presence keeps the id of the connection that created it. After [`take_over`](Self::take_over)
+/// another connection is its *current connection*: operations of a session name the connection's
+/// own id, rooms and diffs name the id of the presence. The two are equal unless the presence was
+/// taken over.
 ///
 /// ```
 /// use actix_presence::{Cause, ConnectionId, Info, Moment, RoomName, Rooms, UserId};
@@ -84,25 +84,25 @@ pub struct Rooms {
     pub(super) epoch: Epoch,
     limits: Limits,
     pub(super) rooms: HashMap<RoomName, Snapshot, RandomState>,
-    /// The same rooms by name, for lists.
+    /// The same rooms ordered by name, for listing.
     pub(super) names: BTreeSet<RoomName>,
-    /// By age: every touch moves to the back, so the silent are in front.
+    /// Ordered by last activity: a touch moves to the back, so the longest silent are at the front.
     pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
-    /// What other nodes hold.
+    /// Presences that other nodes own.
     pub(super) remotes: Remotes,
-    /// The rooms each user is in, sorted, with the number of connections in each.
+    /// The rooms of each user, sorted, with the number of the user's connections in each.
     pub(super) whereabouts: HashMap<UserId, Few<(RoomName, usize)>, RandomState>,
-    /// No room that went away had a higher version.
+    /// At least as high as the version of any room that was removed.
     pub(super) floor: u64,
-    /// How many presences there are in all rooms.
+    /// Number of presences in all rooms.
     pub(super) presences: usize,
-    /// How many of them other nodes hold.
+    /// Number of those that other nodes own.
     pub(super) remote_count: usize,
-    /// The connections behind presences that others founded, by presence.
+    /// The current connections of presences that were taken over, by presence.
     pub(super) successors: HashMap<ConnectionId, Few<(RoomName, ConnectionId)>, RandomState>,
-    /// How often presences went from one node to another, for those that did.
+    /// How often presences moved between nodes, for those that have moved.
     pub(super) generations: HashMap<(RoomName, ConnectionId), u32, RandomState>,
-    /// A clock that steps back is held here.
+    /// The latest time seen; a clock that steps back is held here.
     pub(super) latest: Moment,
 }
 
@@ -113,7 +113,7 @@ impl Default for Rooms {
 }
 
 impl Rooms {
-    /// No rooms, in an epoch of their own.
+    /// No rooms, in a new epoch.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -133,7 +133,7 @@ impl Rooms {
         }
     }
 
-    /// Gives back the space of a crowd that has gone.
+    /// Releases memory that was needed for more presences than there are now.
     pub(crate) fn shrink(&mut self) {
         self.rooms.shrink();
         self.connections.shrink();
@@ -142,11 +142,11 @@ impl Rooms {
         self.successors.shrink();
     }
 
-    /// The connection enters the room; a sign of life.
+    /// Adds the connection to the room; counts as activity.
     ///
-    /// One that is in the room already stays what it is if user and info are the same, else its
-    /// presence changes in one step. One whose presence there was [taken over](Self::take_over) does not
-    /// enter: nothing happens.
+    /// For a connection that is a member already nothing changes if user and info are equal,
+    /// otherwise its presence is updated in place. A connection whose presence in the room was
+    /// [taken over](Self::take_over) is not added: nothing happens.
     ///
     /// # Errors
     ///
@@ -180,11 +180,11 @@ impl Rooms {
         Ok(diff)
     }
 
-    /// The connection takes the place of the one behind a presence that this node holds, in this room
-    /// and no other: nothing changes for the room. A sign of life of the new one.
+    /// Makes the connection the current one of a presence that this node owns, in this room only.
+    /// The room does not change; counts as activity of the new connection.
     ///
-    /// Answers whom it replaces; nobody, and nothing happens, if the presence is not here, or the
-    /// connection is in the room already.
+    /// Returns the connection that was current before; `None`, and nothing happens, if this node
+    /// does not own the presence or the connection is a member already.
     ///
     /// # Errors
     ///
@@ -208,7 +208,7 @@ impl Rooms {
         Ok(Some(before))
     }
 
-    /// The connection goes out of the room.
+    /// Removes the connection from the room.
     pub fn leave(
         &mut self,
         room: &RoomName,
@@ -221,7 +221,7 @@ impl Rooms {
         diff
     }
 
-    /// The connection goes out of all its rooms: one change for each.
+    /// Removes the connection from all its rooms: one diff for each.
     pub fn leave_all(&mut self, connection: ConnectionId, cause: Cause) -> Vec<Diff> {
         let Some(known) = self.connections.remove(&connection) else { return Vec::new() };
         let mut diffs = Vec::with_capacity(known.memberships.len());
@@ -233,11 +233,11 @@ impl Rooms {
         diffs
     }
 
-    /// A sign of life of the connection in all its rooms; O(1). `false` if it is in none, or has ended
-    /// and only joining counts: a touch never brings anybody back.
+    /// Records activity of the connection in all its rooms; O(1). Returns `false` if it is in no
+    /// room, or has ended: a touch never brings a connection back.
     pub fn touch(&mut self, connection: ConnectionId, activity: Activity, now: Moment) -> bool {
         let now = self.hold(now);
-        // What was on its way when it ended must not make it look alive.
+        // Frames that were in flight when the connection ended must not make it look alive.
         if self.has_ended(connection) && !matches!(activity, Activity::Join | Activity::Disconnect)
         {
             return false;
@@ -263,8 +263,8 @@ impl Rooms {
         self.change(connection, membership, user, info)
     }
 
-    /// Everybody who was silent for longer than `age` goes: one change per room, which names all;
-    /// O(those who go).
+    /// Removes every connection that has been silent for longer than `age`: one diff for each room
+    /// names all that left it. O(number removed).
     pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
         let (now, age) = (self.hold(now), micros(age));
         let mut diffs: Vec<Option<Diff>> = Vec::new();
@@ -285,13 +285,13 @@ impl Rooms {
         diffs.into_iter().flatten().collect()
     }
 
-    /// Everybody of this node who is in the room goes.
+    /// Removes every presence of the room that this node owns.
     pub fn close_room(&mut self, room: &RoomName, cause: Cause) -> Option<Diff> {
         let presences: Vec<_> = self.rooms.get(room)?.connections().collect();
         self.leave_together(room, &presences, cause)
     }
 
-    /// The presences end in the room, as far as this node holds them, in one change.
+    /// Removes those of the presences that this node owns from the room, in one diff.
     pub fn leave_together(
         &mut self,
         room: &RoomName,
@@ -308,13 +308,13 @@ impl Rooms {
         diff
     }
 
-    /// Whether a connection that is in so many other rooms may join this one.
+    /// Checks the limits for a connection that is in `others` rooms.
     fn check_limits(&self, room: &RoomName, others: usize) -> Result<(), LimitReached> {
         self.check_rooms(others)?;
         self.has_place(room)
     }
 
-    /// Whether a connection may be in one room more.
+    /// Checks that the connection may join one more room.
     pub(super) fn check_rooms_of(&self, connection: ConnectionId) -> Result<(), LimitReached> {
         self.check_rooms(
             self.connections.get(&connection).map_or(0, |known| known.memberships.len()),
@@ -329,7 +329,7 @@ impl Rooms {
         }
     }
 
-    /// Whether the room takes another connection.
+    /// Checks that the room has space for one more connection.
     ///
     /// # Errors
     ///
@@ -343,7 +343,7 @@ impl Rooms {
         }
     }
 
-    /// Gives a presence another user or info, keeping its place in time.
+    /// Replaces user and info of a presence; its position by joining time stays.
     fn change(
         &mut self,
         connection: ConnectionId,
@@ -363,7 +363,8 @@ impl Rooms {
         diff
     }
 
-    /// Ends a membership that its connection has forgotten already, adding to the change of its room.
+    /// Ends a membership that was removed from its connection already, and adds that to the room's
+    /// diff.
     fn end(
         &mut self,
         connection: ConnectionId,
@@ -377,7 +378,7 @@ impl Rooms {
         self.forget_successor(&membership);
         let Membership { room, user, joined_at, joined: joined_version, .. } = membership;
         let (last_seen, activity) = (last.utc(), last.activity());
-        // Its info is in the room.
+        // The room has the info.
         let (info, joined_at) = (Info::EMPTY, utc(joined_at));
         let presence = Presence { connection: presence, user, info, joined_at };
         let left = Left { presence, connection, cause, last_seen, activity, joined_version };

@@ -6,10 +6,10 @@ use super::{
     tree::{Place, Tree},
 };
 
-/// A room at one version: who is in it, and how many.
+/// A room at one version: its presences and their number.
 ///
-/// Taking or cloning one costs a few pointers whatever the room's size, because the members are kept
-/// in a persistent map; a snapshot never changes under its owner.
+/// Taking or cloning a snapshot copies a few pointers whatever the size of the room, because the
+/// presences are in a persistent map. A snapshot never changes under its owner.
 ///
 /// A snapshot and the diffs after it leave no gap: see [`apply`](Self::apply).
 #[derive(Clone, Debug)]
@@ -23,51 +23,51 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The room when nobody is in it.
+    /// The room without members.
     #[must_use]
     pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
         let members = Tree::default();
         Self { room, epoch, version, users: 0, anonymous: 0, members }
     }
 
-    /// Which room.
+    /// The name of the room.
     #[must_use]
     pub fn room(&self) -> &RoomName {
         &self.room
     }
 
-    /// The incarnation of the registry in which [`version`](Self::version) counts.
+    /// The incarnation of the registry within which [`version`](Self::version) counts.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Rises by one with every change of the room.
+    /// The version, which rises by one with every change of the room.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// How many are in the room; O(1).
+    /// The number of connections and users in the room; O(1).
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
         let connections = self.members.len();
         Occupancy { connections, users: self.users, anonymous: self.anonymous }
     }
 
-    /// How many connections without a user are in the room; O(1).
+    /// The number of connections without a user; O(1).
     #[must_use]
     pub fn anonymous_count(&self) -> usize {
         self.anonymous
     }
 
-    /// Whether nobody is in the room.
+    /// Whether the room has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.len() == 0
     }
 
-    /// The distinct users in the room, by id.
+    /// The distinct users in the room, ordered by id.
     pub fn users(&self) -> impl Iterator<Item = Member> + '_ {
         let mut places = self.members.iter_from(|place| place.user.is_some()).peekable();
         std::iter::from_fn(move || {
@@ -90,7 +90,8 @@ impl Snapshot {
         Some(Member { id, info, connections: index + 1 })
     }
 
-    /// Every presence in the room: the anonymous first, then by user, each in order of joining.
+    /// All presences of the room: first the anonymous, then by user; each group in order of
+    /// joining.
     pub fn presences(&self) -> impl Iterator<Item = Presence> + '_ {
         self.members.iter().map(presence)
     }
@@ -104,8 +105,8 @@ impl Snapshot {
         self.members.iter().map(|(place, _)| place.connection)
     }
 
-    /// Brings the snapshot to the version of the diff. Diffs are applied in the order of their
-    /// versions; one that the snapshot already holds changes nothing.
+    /// Applies a diff. Diffs have to be applied in the order of their versions; one that the
+    /// snapshot contains already changes nothing.
     pub fn apply(&mut self, diff: &Diff) {
         if diff.version <= self.version {
             return;
@@ -145,19 +146,19 @@ impl Snapshot {
         self.version
     }
 
-    /// Puts a presence in; `online` if its user was not in the room before.
+    /// Adds a presence; `online` if its user was not in the room before.
     pub(super) fn insert(&mut self, place: Place, info: Info, online: bool) {
         self.users += usize::from(online);
         self.anonymous += usize::from(place.user.is_none());
         self.members.insert(place, info);
     }
 
-    /// Replaces the info of a presence that is in the room.
+    /// Replaces the info of a presence.
     pub(super) fn set_info(&mut self, place: Place, info: Info) {
         self.members.insert(place, info);
     }
 
-    /// Takes out a presence that is in, and answers its info; `offline` if its user has no other in the
+    /// Removes a presence and returns its info; `offline` if its user has no other presence in the
     /// room.
     pub(super) fn remove(&mut self, place: &Place, offline: bool) -> Option<Info> {
         self.users -= usize::from(offline);

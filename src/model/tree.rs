@@ -6,14 +6,14 @@ use smallvec::SmallVec;
 
 use super::{ConnectionId, Info, Presence, UserId};
 
-/// Where a presence stands in its room: by user, then by when it joined.
+/// The position of a presence in its room: ordered by user, then by joining time.
 ///
-/// All presences of a user are neighbours, the newest last, and the anonymous come first; so one
+/// All presences of a user are neighbours, the newest last, and anonymous ones come first. So one
 /// ordered map answers who is online, with how many connections, and whose info counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub(crate) struct Place {
-    /// How the user's name begins, so that most comparisons need not look for the name itself.
+    /// The first bytes of the user's name, so that most comparisons need not read the name.
     begin: u64,
     pub(super) user: Option<UserId>,
     /// Microseconds since 1970.
@@ -37,13 +37,14 @@ impl From<&Presence> for Place {
     }
 }
 
-/// Presences in their order, with their infos: a persistent map, of which a clone costs a pointer.
+/// The presences of a room in their order, with their infos: a persistent map, which is cloned by
+/// cloning a pointer.
 ///
-/// It is a treap: a search tree by place, in which nobody stands above one of a higher rank. Ranks are
-/// as good as random, so the tree is as deep as one that was filled out of order, about twice the
-/// logarithm of its size, whatever came and went. Nothing but the path to a place is looked at to
-/// change it, which is what counts where most of the rooms are in no cache. A node that is shared with
-/// a clone is copied before it changes; any other changes where it is.
+/// It is a treap: a search tree by place in which no node has a child of higher rank. Ranks are
+/// pseudo-random, so the expected depth is that of a tree filled in random order, about twice the
+/// logarithm of its size, whatever the order of inserts and removals. A change visits only the
+/// nodes on the path to a place, which matters because most rooms are in no cache. A node that is
+/// shared with a clone is copied before it changes.
 #[derive(Clone, Default)]
 pub(super) struct Tree {
     root: Link,
@@ -52,7 +53,7 @@ pub(super) struct Tree {
 
 type Link = Option<Arc<Node>>;
 
-/// In this order what a search looks at stands together, in one line of the cache most often.
+/// Ordered so that what a search reads is in one cache line most often.
 #[derive(Clone)]
 #[repr(C)]
 struct Node {
@@ -79,13 +80,13 @@ impl Tree {
         None
     }
 
-    /// Puts one in, or replaces its info.
+    /// Inserts a presence, or replaces its info.
     pub(super) fn insert(&mut self, place: Place, info: Info) {
         let new = insert(&mut self.root, rank(place.connection), place, info);
         self.len += usize::from(new);
     }
 
-    /// Takes one out, if it is in, and answers its info.
+    /// Removes a presence and returns its info.
     pub(super) fn remove(&mut self, place: &Place) -> Option<Info> {
         let info = remove(&mut self.root, place)?;
         self.len -= 1;
@@ -96,7 +97,8 @@ impl Tree {
         self.iter_from(|_| true)
     }
 
-    /// From the first on that is in the part, to which belongs everybody after one who belongs to it.
+    /// Iterates from the first place for which `part` holds; it has to hold for all later places,
+    /// too.
     pub(super) fn iter_from(&self, part: impl Fn(&Place) -> bool) -> Iter<'_> {
         let mut iter = Iter { above: SmallVec::new() };
         let mut link = &self.root;
@@ -124,9 +126,9 @@ impl fmt::Debug for Tree {
     }
 }
 
-/// Presences in their order.
+/// Iterates over presences in their order.
 pub(super) struct Iter<'a> {
-    /// The nodes that come next, each with all that is to its right, the nearest last.
+    /// The nodes to visit next, each followed by its right subtree; the nearest last.
     above: SmallVec<[&'a Node; 24]>,
 }
 
@@ -150,14 +152,14 @@ impl Node {
     }
 }
 
-/// As good as random, and always the same for a connection: both halves of its id multiplied.
+/// Pseudo-random and constant for a connection: the product of both halves of its id.
 fn rank(connection: ConnectionId) -> u64 {
     let (high, low) = connection.halves();
     let mixed = u128::from(high ^ 0x9E37_79B9_7F4A_7C15) * u128::from(low ^ 0xD1B5_4A32_D192_ED03);
     (mixed >> 64) as u64 ^ mixed as u64
 }
 
-/// Whether the place is new.
+/// Returns whether the place is new.
 fn insert(link: &mut Link, rank: u64, place: Place, info: Info) -> bool {
     match link {
         Some(node) if node.rank() >= rank => {
@@ -192,7 +194,7 @@ fn remove(link: &mut Link, place: &Place) -> Option<Info> {
     }
 }
 
-/// What comes before the place, and what comes after it.
+/// Splits a tree into what comes before the place and what comes after it.
 fn split(link: Link, place: &Place) -> (Link, Link) {
     let Some(mut shared) = link else { return (None, None) };
     let node = Arc::make_mut(&mut shared);
@@ -207,7 +209,7 @@ fn split(link: Link, place: &Place) -> (Link, Link) {
     }
 }
 
-/// One tree of two, of which one comes before the other.
+/// Joins two trees, of which the first comes before the second.
 fn join(before: Link, after: Link) -> Link {
     let (mut left, mut right) = match (before, after) {
         (Some(left), Some(right)) => (left, right),

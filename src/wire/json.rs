@@ -23,11 +23,11 @@ fn frame(r#type: &str, payload: impl Serialize) -> ByteString {
 }
 
 pub(super) fn encode(value: &impl Serialize) -> ByteString {
-    // Maps with text keys, numbers and text always have a JSON form.
+    // Maps with text keys, numbers and texts can always be written as JSON.
     serde_json::to_string(value).unwrap_or_default().into()
 }
 
-/// The JSON text of a value, unless it has more bytes than the limit; nothing is written beyond that.
+/// The JSON text of a value, unless that has more bytes than the limit.
 pub fn encode_within(limit: usize, value: &impl Serialize) -> Option<ByteString> {
     let mut text = Vec::new().limit(limit).writer();
     serde_json::to_writer(&mut text, value).ok()?;
@@ -46,7 +46,7 @@ struct Members<'a> {
     epoch: Option<Epoch>,
 }
 
-/// Written as they are walked, never held together.
+/// Writes the users of a room one by one, without collecting them.
 struct Users<'a>(&'a Snapshot);
 
 impl Serialize for Users<'_> {
@@ -78,7 +78,7 @@ pub(crate) fn presence_within(limit: usize, snapshot: &Snapshot) -> Option<ByteS
     encode_within(limit, &Frame { r#type: "presence", payload: members(snapshot, None) })
 }
 
-/// The frame `presence_state`: the list from which diffs go on.
+/// The frame `presence_state`: the list to which later diffs apply.
 #[must_use]
 pub fn presence_state(snapshot: &Snapshot) -> ByteString {
     frame("presence_state", members(snapshot, Some(snapshot.epoch())))
@@ -90,7 +90,7 @@ pub(crate) fn presence_state_within(limit: usize, snapshot: &Snapshot) -> Option
     encode_within(limit, &Frame { r#type: "presence_state", payload })
 }
 
-/// The frame `presence_count`; `truncated` where it stands for a list that is too large.
+/// The frame `presence_count`; `truncated` where it replaces a list that is too large.
 #[must_use]
 pub fn presence_count(snapshot: &Snapshot, truncated: bool) -> ByteString {
     #[derive(Serialize)]
@@ -115,10 +115,10 @@ pub fn presence_count(snapshot: &Snapshot, truncated: bool) -> ByteString {
     )
 }
 
-/// The frame `presence_diff`: what became of the given users between two snapshots of a room.
+/// The frame `presence_diff`: how the given users' entries differ between two snapshots of a room.
 ///
-/// `changed` names at least every user whose entry differs, with the cause of the last leave. A user
-/// who left and came back the same is in neither list.
+/// `changed` has to name every user whose entry differs, with the cause of the last leave. A user
+/// who left and came back unchanged is in neither list.
 #[must_use]
 pub fn presence_diff<'a>(
     before: &Snapshot,
@@ -161,7 +161,7 @@ pub fn presence_diff<'a>(
     )
 }
 
-/// Who sent a message.
+/// The sender of a message.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sender {
     /// The user; `None` is anonymous.
@@ -170,7 +170,7 @@ pub struct Sender {
     pub connection: ConnectionId,
 }
 
-/// The frame `message`; with the name of the event, if it comes from a Phoenix client.
+/// The frame `message`; `event` is the event's name if a Phoenix client sent it.
 #[must_use]
 pub fn message(event: Option<&str>, payload: &RawValue, from: Option<&Sender>) -> ByteString {
     #[derive(Serialize)]
@@ -195,36 +195,36 @@ pub fn error(code: &str, message: &str) -> ByteString {
     frame("error", Error { code, message })
 }
 
-/// What a client says.
+/// A frame from a client.
 #[derive(Debug)]
 pub enum ClientFrame {
-    /// "I am still here", and nothing else.
+    /// A heartbeat.
     Heartbeat,
-    /// A message for the room.
+    /// A message to the room.
     Message(Box<RawValue>),
     /// New info for the sender's presence.
     Update(Map<String, Value>),
 }
 
-/// Why a client's frame is none; it gets this as an `error` frame.
+/// Why a client's frame is invalid; the client gets this as an `error` frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFrame {
-    /// Not JSON at all.
+    /// The text is not JSON.
     #[error("the frame is not JSON: {0}")]
     NotJson(String),
-    /// JSON, but no object with a `type`.
+    /// The JSON is not an object with a `type`.
     #[error("a frame is \"heartbeat\" or an object with a \"type\"")]
     NoType,
-    /// A type that no client sends.
+    /// The `type` is unknown.
     #[error("there is no frame of this type; \"message\" and \"update\" there are")]
     UnknownType,
-    /// A `message` without `payload`.
+    /// A `message` has no `payload`.
     #[error("a message needs a \"payload\"")]
     NoPayload,
-    /// A `payload` or an `info` with lists in lists in lists.
+    /// A `payload` or an `info` is nested deeper than [`MAX_DEPTH`].
     #[error("payload and info may be nested at most {MAX_DEPTH} deep")]
     TooDeep,
-    /// An `update` whose `info` is not an object.
+    /// The `info` of an `update` is not an object.
     #[error("an update needs \"info\", a JSON object")]
     NoInfo,
 }
@@ -241,14 +241,14 @@ impl BadFrame {
     }
 }
 
-/// The text frame of a client that is only a sign of life, to the letter.
+/// The exact text of a heartbeat frame.
 pub const HEARTBEAT: &str = "\"heartbeat\"";
 
-/// Reads a text frame of a client.
+/// Reads a client's text frame.
 ///
 /// # Errors
 ///
-/// [`BadFrame`], for the client to read.
+/// [`BadFrame`], whose text is for the client.
 pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
     #[derive(Deserialize)]
     struct Any {
@@ -257,7 +257,7 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         payload: Option<Box<RawValue>>,
         info: Option<Box<RawValue>>,
     }
-    // `null` is a payload as good as any other.
+    // `null` is a valid payload.
     fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Box<RawValue>>, D::Error> {
         Box::deserialize(value).map(Some)
     }

@@ -1,7 +1,7 @@
 //! The dialect of Phoenix Channels, version 2.0.0: frames `[join_ref, ref, topic, event, payload]`.
 //!
-//! After phoenixframework/phoenix: `assets/js/phoenix` for what a client expects,
-//! `lib/phoenix/socket/serializers/v2_json_serializer.ex` and `lib/phoenix/presence.ex` for what a
+//! Follows phoenixframework/phoenix: `assets/js/phoenix` shows what a client expects,
+//! `lib/phoenix/socket/serializers/v2_json_serializer.ex` and `lib/phoenix/presence.ex` show what a
 //! server sends. A topic is a room.
 
 mod read;
@@ -22,11 +22,11 @@ pub use self::read::{Frame, MAX_TEXT_BYTES, TooLong, read};
 use super::json::{Sender, encode, encode_within};
 use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
-/// The event that carries who is there.
+/// The event with the state of a room.
 const STATE: &str = "presence_state";
-/// The event that stands for a state that is too large.
+/// The event that replaces a state that is too large.
 const COUNT: &str = "presence_count";
-/// The event that carries what changed.
+/// The event with a change of a room.
 const DIFF: &str = "presence_diff";
 
 fn frame(
@@ -39,22 +39,22 @@ fn frame(
     encode(&(join_ref, r#ref, topic, event, payload))
 }
 
-/// The payload of an answer.
+/// The payload of `phx_reply`.
 #[derive(Serialize)]
-struct Answer<R> {
+struct ReplyPayload<R> {
     response: R,
     status: &'static str,
 }
 
-/// The answer to a frame: the status `ok` and what the server has to say.
+/// A reply with the status `ok`.
 #[must_use]
 pub fn ok(join_ref: Option<&str>, r#ref: Option<&str>, topic: &str) -> ByteString {
     #[derive(Serialize)]
     struct Nothing {}
-    frame(join_ref, r#ref, topic, "phx_reply", &Answer { response: Nothing {}, status: "ok" })
+    frame(join_ref, r#ref, topic, "phx_reply", &ReplyPayload { response: Nothing {}, status: "ok" })
 }
 
-/// The answer to a frame: the status `error` and why.
+/// A reply with the status `error` and a reason.
 #[must_use]
 pub fn refused(
     join_ref: Option<&str>,
@@ -66,23 +66,23 @@ pub fn refused(
     struct Refusal<'a> {
         reason: &'a str,
     }
-    let answer = Answer { response: Refusal { reason }, status: "error" };
+    let answer = ReplyPayload { response: Refusal { reason }, status: "error" };
     frame(join_ref, r#ref, topic, "phx_reply", &answer)
 }
 
-/// The end of a channel, after which the client does not join it again by itself.
+/// Closes a channel; the client does not rejoin it by itself.
 #[must_use]
 pub fn close(join_ref: &str, topic: &str) -> ByteString {
     frame(Some(join_ref), Some(join_ref), topic, "phx_close", &json!({}))
 }
 
-/// An event for everybody in the room: without references, so that one encoding serves all.
+/// An event for all members of a room: without references, so that one encoding serves all.
 #[must_use]
 pub fn broadcast(room: &RoomName, event: &str, payload: &RawValue) -> ByteString {
     frame(None, None, room.as_str(), event, &payload)
 }
 
-/// The event `message` for what was not said in this dialect.
+/// The event `message` for a message that no Phoenix client sent.
 #[must_use]
 pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>) -> ByteString {
     #[derive(Serialize)]
@@ -93,15 +93,15 @@ pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>)
     frame(None, None, room.as_str(), "message", &Message { payload, from })
 }
 
-/// The frame with the state of a room, as everybody who joins gets it; see [`addressed`].
+/// The state of a room, as a client gets it on joining; see [`addressed`].
 #[must_use]
 pub fn presence_state(room: &Snapshot) -> ByteString {
     frame(None, None, room.room().as_str(), STATE, &Everybody(room))
 }
 
-/// The frame with the state of a room, unless it has more bytes than the limit.
+/// The state of a room, unless it has more bytes than the limit.
 pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<ByteString> {
-    // No key or meta takes fewer bytes than this, so that a much larger room costs nothing.
+    // The fewest bytes that a presence takes: a much larger room is refused without encoding it.
     const LEAST: usize = 60;
     if room.occupancy().connections.saturating_mul(LEAST) > limit {
         return None;
@@ -110,13 +110,13 @@ pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<Byt
     encode_within(limit, &(nothing, nothing, topic, STATE, Everybody(room)))
 }
 
-/// The state of a room in which there is nobody, for a client that is not told who is there.
+/// The state of an empty room, for a client that is not told who is there.
 #[must_use]
 pub fn empty_state(room: &RoomName) -> ByteString {
     frame(None, None, room.as_str(), STATE, &json!({}))
 }
 
-/// The frame with how many there are, in the place of a state that is too large.
+/// The counts of a room, in place of a state that is too large.
 #[must_use]
 pub fn presence_count(room: &Snapshot) -> ByteString {
     #[derive(Serialize)]
@@ -132,7 +132,7 @@ pub fn presence_count(room: &Snapshot) -> ByteString {
     frame(None, None, room.room().as_str(), COUNT, &count)
 }
 
-/// The frame of [`presence_state`] with the reference of the client's join.
+/// Adds the reference of the client's join to a frame of [`presence_state`].
 #[must_use]
 pub fn addressed(state: &str, join_ref: &str) -> ByteString {
     let join_ref = encode(&join_ref);
@@ -140,26 +140,26 @@ pub fn addressed(state: &str, join_ref: &str) -> ByteString {
     format!("[{join_ref}{rest}").into()
 }
 
-/// What became of one presence between two snapshots.
+/// How one presence differs between two snapshots.
 #[derive(Debug)]
-pub struct Change {
-    /// The presence before, and why it ended if it did.
+pub struct Transition {
+    /// The presence before, with the cause of its end if it has ended.
     pub before: Option<(Presence, Cause)>,
     /// The presence after.
     pub after: Option<Presence>,
 }
 
-/// The frame with what changed between two versions of a room.
+/// The frame with the changes between two versions of a room.
 ///
-/// Beside `joins` and `leaves`, which clients look at, stand `since`, `v` and `epoch`; each meta that
-/// left for good says why.
+/// Beside `joins` and `leaves`, which clients read, it has `since`, `v` and `epoch`; each meta of a
+/// presence that has ended has its `cause`.
 #[must_use]
 pub fn presence_diff(
     room: &RoomName,
     epoch: Epoch,
     since: u64,
     version: u64,
-    changes: impl IntoIterator<Item = Change>,
+    changes: impl IntoIterator<Item = Transition>,
 ) -> ByteString {
     #[derive(Serialize)]
     struct Diff {
@@ -170,7 +170,7 @@ pub fn presence_diff(
         epoch: Epoch,
     }
     let (mut joins, mut leaves) = (Vec::new(), Vec::new());
-    for Change { before, after } in changes {
+    for Transition { before, after } in changes {
         let replaced = before.as_ref().map(|(presence, _)| phx_ref(presence));
         let cause = before.as_ref().map(|(_, cause)| *cause).filter(|_| after.is_none());
         leaves.extend(before.map(|(presence, _)| Meta { cause, ..Meta::new(presence) }));
@@ -181,10 +181,10 @@ pub fn presence_diff(
     frame(None, None, room.as_str(), DIFF, &diff)
 }
 
-/// The identity of a presence for clients: the same as long as nothing about it changes, also across
-/// a reconnect, and another after an update.
+/// The `phx_ref` of a presence: constant while nothing about the presence changes, also across a
+/// reconnect, and different after an update.
 ///
-/// It is made of what it identifies, so it needs no memory, and every node says the same.
+/// It is a digest of the presence, so it needs no memory and every node computes the same.
 fn phx_ref(presence: &Presence) -> String {
     let Presence { connection, user, info, joined_at } = presence;
     let user = user.as_ref().map_or("", UserId::as_str);
@@ -192,7 +192,7 @@ fn phx_ref(presence: &Presence) -> String {
     connection.derive(&text)
 }
 
-/// One connection under its user's key.
+/// One presence under its user's key.
 struct Meta {
     presence: Presence,
     replaced: Option<String>,
@@ -212,7 +212,7 @@ impl Meta {
     }
 }
 
-/// Members of a meta that are ours and not the app's.
+/// Members of a meta that are the server's and not the app's.
 const OURS: [&str; 4] = ["phx_ref", "phx_ref_prev", "online_at", "cause"];
 
 impl Serialize for Meta {
@@ -234,7 +234,7 @@ impl Serialize for Meta {
     }
 }
 
-/// What the app attached, but for what would pass for ours.
+/// The members of an info, without those that would replace the server's own.
 fn members(info: &Info) -> impl Iterator<Item = (Cow<'_, str>, &RawValue)> {
     let members: BTreeMap<Cow<'_, str>, &RawValue> = match info.is_empty() {
         true => BTreeMap::new(),
@@ -258,7 +258,7 @@ impl Serialize for Key {
     }
 }
 
-/// The presences of a room by key, written as they are walked: those of a user are neighbours.
+/// Writes the presences of a room by key, one by one: those of a user are neighbours.
 struct Everybody<'a>(&'a Snapshot);
 
 impl Serialize for Everybody<'_> {
@@ -296,23 +296,23 @@ impl Keys {
     }
 }
 
-/// The event with which a client tells its server a new token. It is for the server alone, so it is
-/// answered and passed on to nobody.
+/// The event with which a client sends a new token. It is for the server only: it is answered, and
+/// never forwarded.
 pub const ACCESS_TOKEN: &str = "access_token";
 
-/// Whether a client may push an event of this name to a room: nobody may forge presence.
+/// Whether a client may push an event of this name to a room; presence events cannot be forged.
 #[must_use]
 pub fn may_push(event: &str) -> bool {
     !(event.starts_with("phx_") || event.starts_with("presence_"))
 }
 
-/// The payload of a frame as an object; Phoenix takes no other.
+/// The payload of a frame as an object; Phoenix accepts nothing else.
 #[must_use]
 pub fn object(payload: &RawValue) -> Option<serde_json::Map<String, Value>> {
     serde_json::from_str(payload.get()).ok()
 }
 
-/// The params of a join: the members of its payload as they are.
+/// The params of a join: the members of its payload, unparsed.
 #[must_use]
 pub fn params(payload: &RawValue) -> Option<HashMap<String, &RawValue>> {
     serde_json::from_str(payload.get()).ok()
@@ -363,7 +363,7 @@ mod tests {
     fn an_update_is_in_both_lists_with_the_reference_of_the_old_and_a_leave_says_why() {
         let [old, new] = ["old", "new"].map(|name| presence(1, Some("ada"), json!({"name": name})));
         let gone = presence(2, None, json!({}));
-        let change = |before, after| Change { before, after };
+        let change = |before, after| Transition { before, after };
         let changes = [
             change(Some((old.clone(), Cause::Left)), Some(new.clone())),
             change(Some((gone.clone(), Cause::Expired)), None),

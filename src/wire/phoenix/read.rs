@@ -1,4 +1,4 @@
-//! What a client sends.
+//! Frames from a Phoenix client.
 
 use std::{borrow::Cow, fmt};
 
@@ -10,44 +10,44 @@ use serde_json::value::RawValue;
 
 use crate::model::MAX_NAME_CHARS;
 
-/// A frame of a client, as far as possible in the text it was read from.
+/// A client's frame, borrowed from the text where possible.
 #[derive(Debug)]
 pub struct Frame<'a> {
     /// The reference of the join that the frame belongs to.
     pub join_ref: Option<Cow<'a, str>>,
-    /// The reference to answer with.
+    /// The reference for the reply.
     pub r#ref: Option<Cow<'a, str>>,
-    /// The topic, which is a room, or `phoenix` for heartbeats.
+    /// The topic: a room, or `phoenix` for heartbeats.
     pub topic: Cow<'a, str>,
-    /// What the client wants.
+    /// The event.
     pub event: Cow<'a, str>,
-    /// With what.
+    /// The payload.
     pub payload: &'a RawValue,
 }
 
-/// Reads a text frame of a client; elements after the fifth are none of ours.
+/// Reads a client's text frame; elements after the fifth are ignored.
 ///
 /// # Errors
 ///
-/// What is wrong with it, for the log; Phoenix has no answer to such a frame.
+/// What is wrong, for the log; the protocol has no reply to such a frame.
 pub fn read(text: &str) -> Result<Frame<'_>, serde_json::Error> {
     serde_json::from_str(text)
 }
 
-/// The longest reference and the longest name of an event, in bytes.
+/// The longest reference and the longest event name, in bytes.
 pub const MAX_TEXT_BYTES: usize = 255;
 
-/// The longest topic that is answered to, in bytes: that of a room has at most 255 characters.
+/// The longest topic that gets a reply, in bytes: that of a room has at most 255 characters.
 pub const MAX_TOPIC_BYTES: usize = 4 * MAX_NAME_CHARS;
 
-/// A frame names something at greater length than is kept or passed on. The answer to it is to have
-/// no references, which may be what is too long.
+/// Something in a frame is too long to be kept or forwarded. The reply has no references, which may
+/// be what is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooLong {
-    /// One of the references.
+    /// A reference.
     #[error("a ref has at most {MAX_TEXT_BYTES} bytes")]
     Ref,
-    /// The event.
+    /// The event name.
     #[error("the name of an event has at most {MAX_TEXT_BYTES} bytes")]
     Event,
     /// The topic.
@@ -56,8 +56,8 @@ pub enum TooLong {
 }
 
 impl Frame<'_> {
-    /// Checks the lengths of the references, of the event, and of the topic, of which more is checked
-    /// as a room's name.
+    /// Checks the lengths of references, event name and topic; the topic is checked further as a
+    /// room's name.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Frame<'a> {
     }
 }
 
-/// Reads the elements of a frame in their order. (A derived tuple struct would refuse a sixth element,
+/// Reads the elements of a frame in order. (A derived tuple struct would refuse a sixth element,
 /// which Phoenix ignores.)
 struct Elements;
 
@@ -93,7 +93,7 @@ impl<'de> Visitor<'de> for Elements {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Frame<'de>, A::Error> {
-        /// A text that is borrowed if it has no escapes, also where it may be missing.
+        /// A text that is borrowed if it has no escapes; serde borrows no `Option<Cow>` directly.
         #[derive(Deserialize)]
         struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
