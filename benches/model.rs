@@ -2,7 +2,9 @@
 
 use std::{cell::RefCell, fmt, hint::black_box, time::Duration};
 
-use actix_presence::{Cause, ConnectionId, Info, Limits, Moment, RoomName, Rooms, Activity, UserId};
+use actix_presence::{
+    Activity, Cause, ConnectionId, Info, Limits, Moment, RoomName, Rooms, UserId,
+};
 use divan::Bencher;
 use serde_json::json;
 

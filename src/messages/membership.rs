@@ -8,8 +8,8 @@ use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     delivery::Courier,
     model::{
-        Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Activity, Snapshot,
-        Superseded, UserId,
+        Activity, Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey,
+        Snapshot, Superseded, UserId,
     },
     sockets::SocketKey,
 };

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Cause, ConnectionId, Presence, RoomName, Activity, UserId};
+use super::{Activity, Cause, ConnectionId, Presence, RoomName, UserId};
 
 /// One change of one room, never empty: who joined, left or changed, connection by connection, and
 /// which users thereby came online or went offline.

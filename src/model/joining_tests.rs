@@ -6,8 +6,9 @@ use proptest::{prelude::*, sample::select, test_runner::TestCaseResult};
 use serde_json::json;
 
 use super::{
-    Cause, ConnectionId, Diff, Entered, Entering, Info, LimitReached, Limits, Moment, NodeName,
-    NotEntered, Resumed, RoomName, Rooms, SessionKey, Sessions, Activity, Snapshot, Superseded, UserId,
+    Activity, Cause, ConnectionId, Diff, Entered, Entering, Info, LimitReached, Limits, Moment,
+    NodeName, NotEntered, Resumed, RoomName, Rooms, SessionKey, Sessions, Snapshot, Superseded,
+    UserId,
 };
 
 fn id(number: u8) -> ConnectionId {

@@ -10,7 +10,7 @@ use std::collections::hash_map::Entry;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Moment, Presence, RoomName, Rooms, Activity, UserId, few::Few, snapshot::Place,
+    Activity, ConnectionId, Moment, Presence, RoomName, Rooms, UserId, few::Few, snapshot::Place,
     time::utc,
 };
 

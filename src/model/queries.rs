@@ -5,8 +5,8 @@ use std::ops::Bound;
 use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary, Rooms,
-    SeenPresence, Activity, Snapshot, UserId, remote::RemoteMembers, snapshot::Place,
+    Activity, ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary,
+    Rooms, SeenPresence, Snapshot, UserId, remote::RemoteMembers, snapshot::Place,
 };
 
 impl Rooms {
@@ -200,7 +200,10 @@ impl Rooms {
         connection: ConnectionId,
     ) -> impl Iterator<Item = (&RoomName, ConnectionId)> {
         let memberships = self.connections.get(&connection).map(|known| known.memberships.iter());
-        memberships.into_iter().flatten().map(move |membership| (&membership.room, membership.presence(connection)))
+        memberships
+            .into_iter()
+            .flatten()
+            .map(move |membership| (&membership.room, membership.presence(connection)))
     }
 
     /// Every presence that this node holds, with its room.

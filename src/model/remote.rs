@@ -11,8 +11,9 @@ use chrono::{DateTime, Utc};
 use smallvec::SmallVec;
 
 use super::{
-    Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence, PresenceState,
-    RoomName, Rooms, SeenPresence, SessionKey, Activity, Update, UserId, membership::Membership,
+    Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence,
+    PresenceState, RoomName, Rooms, SeenPresence, SessionKey, Update, UserId,
+    membership::Membership,
 };
 
 /// A presence that another node holds.
@@ -36,7 +37,15 @@ pub struct Remote {
     pub last_seen: DateTime<Utc>,
 }
 
-/// What was heard of a presence in a room.
+impl Remote {
+    /// The connection behind it now.
+    #[must_use]
+    pub fn current_connection(&self) -> ConnectionId {
+        self.current_connection.unwrap_or(self.presence.connection)
+    }
+}
+
+/// What another node says of a presence in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteChange {
     /// It is there.
@@ -121,32 +130,36 @@ impl RemoteMembers {
 pub(super) type Remotes = HashMap<RoomName, RemoteMembers, RandomState>;
 
 impl Rooms {
-    /// Takes in what was heard of a room's presences; all of it is one change. `me` is this node.
+    /// Takes in what another node says of a room's presences; all of it is one change. `me` is this node.
     ///
     /// A presence may be named once in it.
-    pub fn hear(
+    pub fn apply_remote(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
     ) -> RemoteOutcome {
-        self.hear_from(room, heard, me, false)
+        self.apply(room, changes, me, false)
     }
 
-    fn hear_from(
+    fn apply(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
         certain: bool,
     ) -> RemoteOutcome {
         let mut outcome = RemoteOutcome::default();
         let mut gone = Vec::new();
-        for heard in heard {
-            match heard {
-                RemoteChange::Present(remote) => self.hear_of(room, remote, me, certain, &mut outcome),
+        for change in changes {
+            match change {
+                RemoteChange::Present(remote) => {
+                    self.apply_presence(room, remote, me, certain, &mut outcome)
+                }
                 // Last, so that nobody is offline in between.
-                RemoteChange::Gone { node, connection, cause } => gone.push((node, connection, cause)),
+                RemoteChange::Gone { node, connection, cause } => {
+                    gone.push((node, connection, cause))
+                }
             }
         }
         for (node, connection, cause) in gone {
@@ -158,10 +171,9 @@ impl Rooms {
         outcome
     }
 
-    /// What is to be heard where these are in a room on the other nodes, and no one else is: by node,
-    /// for [`hear_certainly`](Self::hear_certainly). `cause` says why those of a node have left who are
-    /// not.
-    pub fn unheard(
+    /// What changes if these are in a room on the other nodes, and no one else is: by node, for
+    /// [`apply_rows`](Self::apply_rows). `cause` says why those of a node have left that are not among them.
+    pub fn changes_to(
         &self,
         room: &RoomName,
         everybody: Vec<Remote>,
@@ -173,7 +185,8 @@ impl Rooms {
         for Remote { presence, node, .. } in self.remotes_in(room) {
             let connection = presence.connection;
             if !named.contains(&connection) {
-                let gone = RemoteChange::Gone { node: node.clone(), connection, cause: cause(node) };
+                let gone =
+                    RemoteChange::Gone { node: node.clone(), connection, cause: cause(node) };
                 nodes.entry(node.clone()).or_default().push(gone);
             }
         }
@@ -183,18 +196,18 @@ impl Rooms {
         nodes
     }
 
-    /// As [`hear`](Self::hear), of what is newer than all that was heard before, whoever said it.
-    pub fn hear_certainly(
+    /// As [`apply_remote`](Self::apply_remote), of what is newer than all that was heard before, whoever said it.
+    pub fn apply_rows(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
     ) -> RemoteOutcome {
-        self.hear_from(room, heard, me, true)
+        self.apply(room, changes, me, true)
     }
 
     /// Takes in one presence; of what is known already, a `certain` word is newer whoever says it.
-    fn hear_of(
+    fn apply_presence(
         &mut self,
         room: &RoomName,
         remote: Remote,
@@ -230,10 +243,17 @@ impl Rooms {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
         // It has left and come again, and nobody said so.
-        let (cause, activity, last_seen) = (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
+        let (cause, activity, last_seen) =
+            (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
         let connection = presence;
-        let left =
-            Left { presence: before, connection, cause, last_seen, activity, joined_version: joined };
+        let left = Left {
+            presence: before,
+            connection,
+            cause,
+            last_seen,
+            activity,
+            joined_version: joined,
+        };
         // In this order nobody is offline in between.
         self.enter(room, after, &mut outcome.diff);
         self.exit(room, left, &mut outcome.diff);
@@ -283,7 +303,8 @@ impl Rooms {
         let now = self.hold(now);
         let Presence { user, joined_at, .. } = member.remote.presence;
         let (room, joined_at) = (room.clone(), joined_at.timestamp_micros());
-        let generation = member.remote.generation.saturating_add(u32::from(member.remote.node != *me));
+        let generation =
+            member.remote.generation.saturating_add(u32::from(member.remote.node != *me));
         if generation > 0 {
             self.generations.insert((room.clone(), presence), generation);
         }
@@ -322,7 +343,7 @@ impl Rooms {
 
     /// The presences of this node in the room, as if they had left with the node and come again: what
     /// the others saw. Members and their places stay as they are.
-    pub fn revive(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
+    pub fn reregister(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
         let state = self.rooms.get_mut(room)?;
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
@@ -330,7 +351,9 @@ impl Rooms {
             let Some(connection) = self.current_connection(room, presence) else { continue };
             let Some(known) = self.connections.get_mut(&connection) else { continue };
             let last = known.last;
-            let Some(membership) = known.memberships.iter_mut().find(|membership| membership.room == *room) else {
+            let Some(membership) =
+                known.memberships.iter_mut().find(|membership| membership.room == *room)
+            else {
                 continue;
             };
             let joined_version = std::mem::replace(&mut membership.joined, back.version);
@@ -338,7 +361,14 @@ impl Rooms {
             let presence = self.describe(connection, &membership);
             back.joins.push(presence.clone());
             let (cause, last_seen, activity) = (Cause::NodeLost, last.utc(), last.activity());
-            left.leaves.push(Left { presence, connection, cause, last_seen, activity, joined_version });
+            left.leaves.push(Left {
+                presence,
+                connection,
+                cause,
+                last_seen,
+                activity,
+                joined_version,
+            });
         }
         Some([left, back])
     }
@@ -365,6 +395,19 @@ impl Rooms {
     ) -> Option<ConnectionId> {
         let members = self.remotes.get(room)?;
         members.clients.get(&(session.clone(), user.cloned())).copied()
+    }
+
+    /// The presence of another node in the room that this connection is behind, though it founded another.
+    /// O(the presences of other nodes there).
+    #[must_use]
+    pub fn remote_presence_of(
+        &self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<ConnectionId> {
+        let mut remotes = self.remotes_in(room);
+        let remote = remotes.find(|remote| remote.current_connection() == connection)?;
+        Some(remote.presence.connection)
     }
 
     pub(super) fn remote_seen(
@@ -416,7 +459,9 @@ impl Rooms {
         cause: Cause,
         diff: &mut Option<Diff>,
     ) {
-        let Some(RemoteMember { remote, joined }) = self.take_remote(room, connection) else { return };
+        let Some(RemoteMember { remote, joined }) = self.take_remote(room, connection) else {
+            return;
+        };
         let Remote { presence, last_seen, .. } = remote;
         let (activity, joined_version) = (Activity::Elsewhere, joined);
         let left = Left { presence, connection, cause, last_seen, activity, joined_version };

@@ -1,8 +1,8 @@
 //! What is heard of other nodes, case by case.
 
 use super::{
-    Cause, ConnectionId, Diff, RemoteChange, Info, Moment, NodeName, RemoteOutcome, Presence, Remote, RoomName,
-    Rooms, SessionKey, Activity, Snapshot, UserId, Yielded,
+    Activity, Cause, ConnectionId, Diff, Info, Moment, NodeName, Presence, Remote, RemoteChange,
+    RemoteOutcome, RoomName, Rooms, SessionKey, Snapshot, UserId, Yielded,
 };
 
 struct World {
@@ -49,7 +49,7 @@ impl World {
     }
 
     fn hear(&mut self, heard: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {
-        let outcome = self.rooms.hear(&self.room, heard, &self.me);
+        let outcome = self.rooms.apply_remote(&self.room, heard, &self.me);
         self.fold(outcome.diff.as_ref());
         outcome
     }
@@ -98,7 +98,10 @@ fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
     world.fold(None);
     assert_eq!(world.rooms.current_connection(&world.room, id(1)), Some(id(5)));
     assert_eq!(world.rooms.generation(&world.room, id(1)), Some(1));
-    assert_eq!(world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]), RemoteOutcome::default());
+    assert_eq!(
+        world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]),
+        RemoteOutcome::default()
+    );
     assert_eq!(world.hear([gone(1, "b")]), RemoteOutcome::default());
 
     let outcome = world.hear([RemoteChange::Present(remote(1, "ada", "c", 2))]);
@@ -107,7 +110,10 @@ fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
     assert_eq!(world.rooms.last_seen(id(5)), None);
     assert!(world.rooms.successors.is_empty() && world.rooms.generations.is_empty());
     assert!(!world.rooms.holds_any(&world.room));
-    assert_eq!(world.hear([RemoteChange::Present(remote(1, "ada", "b", 1))]), RemoteOutcome::default());
+    assert_eq!(
+        world.hear([RemoteChange::Present(remote(1, "ada", "b", 1))]),
+        RemoteOutcome::default()
+    );
     assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().generation, 2);
 }
 
@@ -143,9 +149,9 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
     let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
     world.hear(before.map(RemoteChange::Present));
     let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
-    let nodes = world.rooms.unheard(&world.room, read, |_| Cause::NodeLost);
+    let nodes = world.rooms.changes_to(&world.room, read, |_| Cause::NodeLost);
     for (_, heard) in nodes {
-        let outcome = world.rooms.hear_certainly(&world.room, heard, &world.me);
+        let outcome = world.rooms.apply_rows(&world.room, heard, &world.me);
         world.fold(outcome.diff.as_ref());
     }
     let held = |number| world.rooms.remote(&world.room, id(number)).map(|r| r.node.to_string());

@@ -9,12 +9,12 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use super::{
-    Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Activity, Snapshot,
+    Activity, Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Snapshot,
     Update, UserId,
     few::Few,
+    membership::{Connection, LastActivity, Membership},
     remote::Remotes,
     shrink::Shrink,
-    membership::{Connection, LastActivity, Membership},
     time::{micros, utc},
 };
 
@@ -175,7 +175,8 @@ impl Rooms {
         let joined_at = now.utc();
         let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
-        let membership = Membership { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
+        let membership =
+            Membership { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
         self.put_membership(connection, connection, membership, now);
         Ok(diff)
     }
@@ -238,7 +239,8 @@ impl Rooms {
     pub fn touch(&mut self, connection: ConnectionId, activity: Activity, now: Moment) -> bool {
         let now = self.hold(now);
         // What was on its way when it ended must not make it look alive.
-        if self.has_ended(connection) && !matches!(activity, Activity::Join | Activity::Disconnect) {
+        if self.has_ended(connection) && !matches!(activity, Activity::Join | Activity::Disconnect)
+        {
             return false;
         }
         match self.connections.to_back(&connection) {
@@ -315,7 +317,9 @@ impl Rooms {
 
     /// Whether a connection may be in one room more.
     pub(super) fn check_rooms_of(&self, connection: ConnectionId) -> Result<(), LimitReached> {
-        self.check_rooms(self.connections.get(&connection).map_or(0, |known| known.memberships.len()))
+        self.check_rooms(
+            self.connections.get(&connection).map_or(0, |known| known.memberships.len()),
+        )
     }
 
     fn check_rooms(&self, others: usize) -> Result<(), LimitReached> {
@@ -350,7 +354,8 @@ impl Rooms {
     ) -> Option<Diff> {
         let before = self.describe(connection, &membership);
         let known = self.connections.get_mut(&connection)?;
-        let remembered = known.memberships.iter_mut().find(|other| other.room == membership.room)?;
+        let remembered =
+            known.memberships.iter_mut().find(|other| other.room == membership.room)?;
         remembered.user.clone_from(&user);
         let (connection, joined_at) = (before.connection, before.joined_at);
         let after = Presence { connection, user, info, joined_at };

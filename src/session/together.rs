@@ -27,8 +27,9 @@ pub(super) fn touch(registry: &Addr<RoomRegistry>, touch: Touch) {
     WAITING.with_borrow_mut(|waiting| {
         if let Some((_, together)) = waiting.iter_mut().find(|(to, _)| to == registry) {
             // A client that floods is as alive as one that does not.
-            let repeated =
-                |last: &Touch| (last.connection, last.activity) == (touch.connection, touch.activity);
+            let repeated = |last: &Touch| {
+                (last.connection, last.activity) == (touch.connection, touch.activity)
+            };
             if together.touches.last().is_some_and(repeated) {
                 return;
             }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms, Activity, UserId,
+    Activity, Cause, ConnectionId, Diff, Info, LimitReached, Limits, Moment, RoomName, Rooms,
+    UserId,
 };
 use chrono::DateTime;
 use proptest::{prelude::*, sample::select};

@@ -7,8 +7,8 @@ mod naive;
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, LimitReached, Limits, Moment, Presence, RoomName, RoomSummary,
-    Rooms, SeenPresence, Activity, Snapshot, UserId,
+    Activity, Cause, ConnectionId, Diff, LimitReached, Limits, Moment, Presence, RoomName,
+    RoomSummary, Rooms, SeenPresence, Snapshot, UserId,
 };
 use proptest::{prelude::*, test_runner::TestCaseResult};
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_presence::{
-    Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment, Occupancy,
-    Offline, Presence, PresenceState, RoomName, SeenPresence, Activity, Update, UserId,
+    Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment,
+    Occupancy, Offline, Presence, PresenceState, RoomName, SeenPresence, Update, UserId,
 };
 use chrono::{DateTime, Utc};
 
@@ -74,7 +74,15 @@ impl Naive {
                 self.heard_of(connection, Activity::Join, now);
                 let (joined_at, last_seen) = (self.latest.utc(), self.latest);
                 let activity = Activity::Join;
-                self.rows.push(Row { room, connection, user, info, joined_at, last_seen, activity });
+                self.rows.push(Row {
+                    room,
+                    connection,
+                    user,
+                    info,
+                    joined_at,
+                    last_seen,
+                    activity,
+                });
                 Ok(Cause::Left)
             }
             Step::Leave { room, connection, cause } => {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::reply;
 use crate::{
     messages::{Departed, Explain, Explained},
-    model::{Cause, ConnectionId, NodeName, PresenceState, RoomName, Activity, UserId},
+    model::{Activity, Cause, ConnectionId, NodeName, PresenceState, RoomName, UserId},
     server::{address, error::ApiError, state::ServerState},
 };
 

@@ -97,7 +97,10 @@ pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: Shared
         let own = u128::from(seed) * 1000;
         let rows = (0..ROWS).map(|n| n * step % ROWS).map(|n| {
             let connection = if n % 3 == 0 { n } else { n + own };
-            Row { generation: batch as u32, ..row(&format!("{batch} {}", n % 50), connection, None) }
+            Row {
+                generation: batch as u32,
+                ..row(&format!("{batch} {}", n % 50), connection, None)
+            }
         });
         let deletes = (0..ROWS).map(|n| n * step % ROWS).map(|n| {
             let connection = if n % 3 == 0 { n } else { n + own };
