@@ -15,7 +15,7 @@ const LINGERING: usize = 10_000;
 
 /// Whether a room is to be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Need {
+pub(crate) enum Interest {
     /// Somebody here is in it.
     Member,
     /// For now.
@@ -97,7 +97,7 @@ impl Cluster {
     pub fn take_lingering(
         &mut self,
         now: Moment,
-        needs: impl Fn(&RoomName) -> Need,
+        needs: impl Fn(&RoomName) -> Interest,
     ) -> Option<RoomName> {
         for _ in 0..self.lingering.len() {
             let crowded = self.lingering.len() > LINGERING;
@@ -109,15 +109,15 @@ impl Cluster {
             let Some(view) = self.views.get_mut(&room) else { continue };
             match needs(&room) {
                 // It lingers again when that one has gone.
-                Need::Member => view.lingers = false,
-                Need::None if crowded || view.until <= now.monotonic => {
+                Interest::Member => view.lingers = false,
+                Interest::None if crowded || view.until <= now.monotonic => {
                     self.views.remove(&room);
                     if let Some(bus) = self.bus.as_mut().filter(|_| !self.everything) {
                         bus.unsubscribe(Channel::Room(room.clone()));
                     }
                     return Some(room);
                 }
-                Need::Passing | Need::None => {
+                Interest::Passing | Interest::None => {
                     let until = view.until.max(now.monotonic + micros(LINGER) / 2);
                     self.lingering.push_back((until, room));
                 }

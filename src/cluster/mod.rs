@@ -1,18 +1,17 @@
 //! What a node makes of the others: which rooms it follows, what it has heard of them, who lives.
 //!
-//! A presence is committed before it is told ([`Outbox`]). A node subscribes to the channel of a
+//! A presence is committed before it is told ([`SentNumbers`]). A node subscribes to the channel of a
 //! room, then reads the room's rows, then takes what the bus brings that the rows do not have
 //! ([`View`]): everything is in the rows or comes after. What was missed shows in the numbers, and
 //! has the rows read again. Nodes are judged by their leases in the database ([`Peers`]), never by
 //! their silence on the bus: that is named ([`silence`]), and one that lives and is not heard for a lease
 //! is read each lease. The database has the last word on what was heard, too ([`Unverified`]).
 
-mod hearing;
+mod incarnations;
 mod interest;
-mod lives;
-mod outbox;
+mod numbers;
 mod peers;
-mod recent;
+mod receiving;
 mod silence;
 mod unverified;
 mod view;
@@ -25,17 +24,17 @@ use std::{
 use actix::Recipient;
 use ahash::RandomState;
 
-use self::{hearing::READ, outbox::Outbox, unverified::Unverified, view::View};
 pub(crate) use self::{
-    hearing::{News, ReadRooms},
-    interest::Need,
-    peers::{Finding, Met, Peers},
+    interest::Interest,
+    peers::{NodeEvent, Peers, SenderStatus},
+    receiving::{ReadRooms, RemoteChanges},
     silence::{beat_interval, listen_interval},
 };
+use self::{numbers::SentNumbers, receiving::MAX_READ_ROOMS, unverified::Unverified, view::View};
 use crate::{
     bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
-    mirror::Committed,
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId},
+    store::Committed,
     store::{Row, reader::Desk},
 };
 
@@ -47,9 +46,9 @@ pub(crate) struct Cluster {
     bus: Option<Box<dyn Bus>>,
     /// Why the bus is down, if it is.
     down: Option<&'static str>,
-    pub desk: Desk,
+    pub reader: Desk,
     pub peers: Peers,
-    outbox: Outbox,
+    sent: SentNumbers,
     views: HashMap<RoomName, View, RandomState>,
     /// Whether every room there is is followed, and whether the bus carries them all.
     everything: bool,
@@ -70,15 +69,15 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(me: NodeName, incarnation: Epoch, bus: Option<Box<dyn Bus>>, desk: Desk) -> Self {
+    pub fn new(me: NodeName, incarnation: Epoch, bus: Option<Box<dyn Bus>>, reader: Desk) -> Self {
         Self {
             peers: Peers::new(me.clone()),
             me,
             incarnation,
             bus,
             down: Some("connecting"),
-            desk,
-            outbox: Outbox::default(),
+            reader,
+            sent: SentNumbers::default(),
             views: HashMap::default(),
             everything: false,
             carries_everything: false,
@@ -87,7 +86,7 @@ impl Cluster {
             to_refresh: VecDeque::new(),
             reading: false,
             failures: 0,
-            at_once: READ,
+            at_once: MAX_READ_ROOMS,
             lingering: VecDeque::new(),
             unverified: Unverified::default(),
             refreshed: None,
@@ -130,10 +129,10 @@ impl Cluster {
         self.down
     }
 
-    /// This node lives again under its name: what it told counts from the beginning.
-    pub fn reborn(&mut self, incarnation: Epoch) {
+    /// This node incarnations again under its name: what it told counts from the beginning.
+    pub fn register_again(&mut self, incarnation: Epoch) {
         self.incarnation = incarnation;
-        self.outbox = Outbox::default();
+        self.sent = SentNumbers::default();
     }
 
     /// Tells something; what is lost is made up later.
@@ -148,9 +147,9 @@ impl Cluster {
         if !self.is_shared() {
             return;
         }
-        for changes in self.outbox.changes(committed) {
+        for changes in self.sent.changes(committed) {
             if !self.tell(Told::Changes(changes)) {
-                self.outbox.missed = true;
+                self.sent.missed = true;
             }
         }
     }
@@ -163,16 +162,16 @@ impl Cluster {
         from: Option<(Option<UserId>, ConnectionId)>,
         except: Option<ConnectionId>,
     ) -> bool {
-        let (number, content) = (self.outbox.next_said(), Content::from(content));
+        let (number, content) = (self.sent.next_message(), Content::from(content));
         self.tell(Told::Said(Said { room, number, content, from, except }))
     }
 
-    /// Tells that this node lives, and what it has told since the last time.
+    /// Tells that this node incarnations, and what it has told since the last time.
     pub fn beat(&mut self) {
-        if self.outbox.missed && self.tell(Told::Missed) {
-            self.outbox.missed = false;
+        if self.sent.missed && self.tell(Told::Missed) {
+            self.sent.missed = false;
         }
-        let (number, rooms) = self.outbox.beat();
+        let (number, rooms) = self.sent.beat();
         self.tell(Told::Beat { number, rooms });
     }
 }

@@ -1,39 +1,41 @@
-//! Which other nodes there are, by the database, and by what they tell.
+//! Which other nodes there are, by the database and by what they tell.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{lives::Lives, recent::Recent, silence::Silence};
+use super::{incarnations::Incarnations, numbers::RecentNumbers, silence::Silence};
 use crate::{
     model::{Cause, Epoch, Moment, NodeName},
     store::NodeRow,
 };
 
-/// How often a node that is heard of has to be missing in the database before it is gone.
-const PATIENCE: u8 = 2;
-/// Nodes that are heard of at most without the database's having named them.
-const UNLISTED: usize = 256;
+/// In how many surveys a node that is heard on the bus has to be missing before it is gone.
+const MAX_MISSING: u8 = 2;
+/// How many surveys that do not show it its own word that it stops outlasts.
+const MAX_UNCONFIRMED_STOP: u8 = 2;
+/// How many nodes are known at most that only the bus has named.
+const MAX_UNLISTED: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Peer {
     incarnation: Epoch,
     /// Whether its row says that it has stopped in order.
     leaving: bool,
-    /// As its own word that it stops, for so many more surveys that do not show it.
+    /// Above zero while it counts as stopping by its own word: for how many more surveys that do not show it.
     stopping: u8,
     /// Whether its row has been seen.
     pub listed: bool,
-    /// Whether it was reported that it is there, and that it has left.
-    met: bool,
-    parted: bool,
-    /// Whether its lease had run out then.
+    /// Whether it was reported that it has joined, and that it has left.
+    join_reported: bool,
+    left_reported: bool,
+    /// Whether its lease had run out by its row.
     expired: bool,
-    /// How often it has not been, since it was heard of.
+    /// In how many surveys it was missing.
     missing: u8,
     /// Whether another node has said that it removed this one's rows, and that it had stopped in order.
     /// The next survey shows whether that is so.
-    buried: Option<bool>,
+    reaped: Option<bool>,
     /// The numbers of the last messages that it published.
-    said: Recent,
+    messages: RecentNumbers,
     /// The number of its last beat.
     beat: u64,
     pub silence: Silence,
@@ -46,12 +48,12 @@ impl Peer {
             leaving: false,
             stopping: 0,
             listed: false,
-            met: false,
-            parted: false,
+            join_reported: false,
+            left_reported: false,
             expired: false,
             missing: 0,
-            buried: None,
-            said: Recent::default(),
+            reaped: None,
+            messages: RecentNumbers::default(),
             beat: 0,
             silence: Silence::default(),
         }
@@ -63,7 +65,7 @@ impl Peer {
 
     /// Whether it has stopped in order, now that it is over.
     fn has_stopped(&self) -> bool {
-        self.is_leaving() || self.buried == Some(true)
+        self.is_leaving() || self.reaped == Some(true)
     }
 
     /// Whether the database shows it alive, and it is to stay so.
@@ -71,46 +73,64 @@ impl Peer {
         self.listed && !self.expired && !self.is_leaving()
     }
 
-    /// Its life is over: what is to be reported of that.
-    fn last_news(&self, node: &NodeName) -> Option<Finding> {
+    /// It is over: what is to be reported of that.
+    fn last_event(&self, node: &NodeName) -> Option<NodeEvent> {
         match self.has_stopped() {
-            _ if !self.listed || self.parted => None,
-            true => Some(Finding::Left { node: node.clone() }),
-            false => Some(Finding::Died { node: node.clone() }),
+            _ if !self.listed || self.left_reported => None,
+            true => Some(NodeEvent::Left { node: node.clone() }),
+            false => Some(NodeEvent::Died { node: node.clone() }),
         }
     }
 }
 
-/// Whether something of a node is to be listened to.
+/// Whether something of a node is to be taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Met {
+pub(crate) enum SenderStatus {
     /// Yes.
     Known,
     /// Yes, for the first time.
     New,
-    /// Not yet: it is another life than is known, later or earlier, which the database knows.
-    Unsure,
-    /// No: that life of it is over.
-    Over,
+    /// Not yet: it is of another incarnation than is known, and only the database knows which is later.
+    Unconfirmed,
+    /// No: that incarnation of it is over.
+    Ended,
 }
 
 /// What the database says of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Finding {
-    /// News: it is there, or there again under its name.
-    Met { node: NodeName, again: bool },
-    /// News: it has stopped in order.
+pub(crate) enum NodeEvent {
+    /// RemoteChanges: it is there, or there again under its name.
+    Joined { node: NodeName, again: bool },
+    /// RemoteChanges: it has stopped in order.
     Left { node: NodeName },
-    /// News: it has ended without a word.
+    /// RemoteChanges: it has ended without a word.
     Died { node: NodeName },
     /// It is gone, with its rows.
     Gone { node: NodeName, leaving: bool },
     /// Its lease has run out.
     Expired { node: NodeName, incarnation: Epoch },
-    /// One has begun another life, and what is known of it is of the one before.
-    Reborn,
-    /// It lives, though it was called dead.
-    Alive { node: NodeName },
+    /// One has started again, and what is known of it is of the incarnation before.
+    Restarted,
+    /// It incarnations, though it was called dead.
+    Recovered { node: NodeName },
+}
+
+impl NodeEvent {
+    /// One line for each arrival, each orderly leave and each death.
+    pub fn log(&self) {
+        match self {
+            Self::Joined { node, again: false } => tracing::info!(%node, "met a node"),
+            Self::Joined { node, again: true } => {
+                tracing::info!(%node, "a node has come back under its name");
+            }
+            Self::Left { node } => tracing::info!(%node, "a node has left"),
+            Self::Died { node } => tracing::warn!(%node, "a node has died: its presences end"),
+            Self::Recovered { node } => {
+                tracing::debug!(%node, "a node that was taken for dead lives by the database");
+            }
+            Self::Gone { .. } | Self::Expired { .. } | Self::Restarted => {}
+        }
+    }
 }
 
 /// The other nodes.
@@ -118,11 +138,11 @@ pub(crate) enum Finding {
 pub(crate) struct Peers {
     me: NodeName,
     pub(super) peers: BTreeMap<NodeName, Peer>,
-    lives: Lives,
+    incarnations: Incarnations,
     /// Since when this node has renewed its lease without a failure or a pause, and when it did last.
     steady: Option<Moment>,
     renewed: Option<Moment>,
-    /// When the silence of others was looked at last, and when a survey said who lives.
+    /// When the silence of others was looked at last, and when a survey said who incarnations.
     pub(super) listened: Option<Moment>,
     pub(super) surveyed: Option<Moment>,
 }
@@ -132,7 +152,7 @@ impl Peers {
         Self {
             me,
             peers: BTreeMap::new(),
-            lives: Lives::default(),
+            incarnations: Incarnations::default(),
             steady: None,
             renewed: None,
             listened: None,
@@ -145,7 +165,7 @@ impl Peers {
         self.peers.values().filter(|peer| !peer.is_leaving()).count()
     }
 
-    /// Whether the node lives, as far as is known.
+    /// Whether the node incarnations, as far as is known.
     pub fn is_alive(&self, node: &NodeName) -> bool {
         self.peers.contains_key(node)
     }
@@ -177,48 +197,49 @@ impl Peers {
     }
 
     /// Something was heard of a node.
-    pub fn meet(&mut self, node: &NodeName, incarnation: Epoch) -> Met {
-        if self.lives.is_over(incarnation) {
-            return Met::Over;
+    pub fn status_of(&mut self, node: &NodeName, incarnation: Epoch) -> SenderStatus {
+        if self.incarnations.is_over(incarnation) {
+            return SenderStatus::Ended;
         }
         if *node == self.me {
-            return Met::Known;
+            return SenderStatus::Known;
         }
         match self.peers.get(node) {
-            Some(peer) if peer.incarnation == incarnation => Met::Known,
+            Some(peer) if peer.incarnation == incarnation => SenderStatus::Known,
             Some(_) => {
-                self.lives.doubt(incarnation);
-                Met::Unsure
+                self.incarnations.doubt(incarnation);
+                SenderStatus::Unconfirmed
             }
             // The bus can name more nodes than there are.
-            None if self.peers.values().filter(|peer| !peer.listed).count() >= UNLISTED => {
-                Met::Unsure
+            None if self.peers.values().filter(|peer| !peer.listed).count() >= MAX_UNLISTED => {
+                SenderStatus::Unconfirmed
             }
             None => {
-                tracing::debug!(%node, "met a node");
                 self.peers.insert(node.clone(), Peer::new(incarnation));
-                Met::New
+                SenderStatus::New
             }
         }
     }
 
     /// Somebody's row was seen beside what it is about.
-    pub fn meet_row(&mut self, row: &NodeRow) -> Met {
-        let met = self.meet(&row.node, row.incarnation);
-        if let (Met::New | Met::Known, Some(peer)) = (met, self.peers.get_mut(&row.node)) {
+    pub fn row_status(&mut self, row: &NodeRow) -> SenderStatus {
+        let status = self.status_of(&row.node, row.incarnation);
+        if let (SenderStatus::New | SenderStatus::Known, Some(peer)) =
+            (status, self.peers.get_mut(&row.node))
+        {
             peer.leaving |= row.leaving;
         }
-        met
+        status
     }
 
-    /// Whether that life of some node is over.
+    /// Whether that incarnation of some node is over.
     pub fn is_over(&self, incarnation: Epoch) -> bool {
-        self.lives.is_over(incarnation)
+        self.incarnations.is_over(incarnation)
     }
 
     /// Whether a message with this number was not heard before.
-    pub fn says(&mut self, node: &NodeName, number: u64) -> bool {
-        self.peers.get_mut(node).is_some_and(|peer| peer.said.note(number))
+    pub fn is_new_message(&mut self, node: &NodeName, number: u64) -> bool {
+        self.peers.get_mut(node).is_some_and(|peer| peer.messages.note(number))
     }
 
     /// A beat was heard. Answers whether its number follows the last one: after any other number
@@ -230,7 +251,7 @@ impl Peers {
         number == last || last.checked_add(1) == Some(number)
     }
 
-    /// A beat was heard, perhaps of a life that the database has not confirmed yet.
+    /// A beat was heard, perhaps of an incarnation that the database has not confirmed yet.
     pub fn is_heard(&mut self, node: &NodeName, now: Moment) {
         if self.peers.get_mut(node).is_some_and(|peer| peer.silence.end(now)) {
             tracing::info!(%node, "a node is heard on the bus again");
@@ -240,81 +261,81 @@ impl Peers {
     /// The node says that it stops. Answers whether that is news; the database has the last word.
     pub fn says_that_it_stops(&mut self, node: &NodeName) -> bool {
         let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.listed) else { return false };
-        peer.stopping = PATIENCE;
-        !std::mem::replace(&mut peer.parted, true)
+        peer.stopping = MAX_UNCONFIRMED_STOP;
+        !std::mem::replace(&mut peer.left_reported, true)
     }
 
-    /// A node's life is over. Answers what is to be reported of that, if it has not been.
-    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch) -> Option<Finding> {
+    /// An incarnation of a node is over. Answers what is to be reported of that, if it has not been.
+    pub fn end(&mut self, node: &NodeName, incarnation: Epoch) -> Option<NodeEvent> {
         let known = self.peers.get(node).is_some_and(|peer| peer.incarnation == incarnation);
         let peer = known.then(|| self.peers.remove(node)).flatten();
-        self.lives.end(incarnation, peer.as_ref().is_some_and(Peer::has_stopped));
-        peer?.last_news(node)
+        self.incarnations.end(incarnation, peer.as_ref().is_some_and(Peer::has_stopped));
+        peer?.last_event(node)
     }
 
-    /// Whether that life of the node is over or, as far as is known, about to be, and had stopped in
+    /// Whether that incarnation of the node is over or, as far as is known, about to be, and had stopped in
     /// order.
     pub fn has_stopped(&self, node: &NodeName, incarnation: Epoch) -> bool {
         match self.peers.get(node).filter(|peer| peer.incarnation == incarnation) {
             Some(peer) => peer.has_stopped(),
-            None => self.lives.has_stopped(incarnation),
+            None => self.incarnations.has_stopped(incarnation),
         }
     }
 
-    /// Another node says that this life is over: the next survey shows whether it is.
-    pub fn is_said_to_be_buried(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool) {
-        self.lives.doubt(incarnation);
+    /// Another node says that this incarnation is over: the next survey shows whether it is.
+    pub fn is_said_to_be_reaped(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool) {
+        self.incarnations.doubt(incarnation);
         if let Some(peer) = self.peers.get_mut(node)
             && peer.incarnation == incarnation
         {
-            peer.buried = Some(leaving);
+            peer.reaped = Some(leaving);
         }
     }
 
     /// The database is asked about all nodes.
     pub fn ask(&mut self) {
-        self.lives.ask();
+        self.incarnations.ask();
     }
 
     /// Takes what the database says of all nodes.
-    pub fn survey(&mut self, rows: &[NodeRow]) -> Vec<Finding> {
-        let mut findings = Vec::new();
+    pub fn survey(&mut self, rows: &[NodeRow]) -> Vec<NodeEvent> {
+        let mut events = Vec::new();
         let others: Vec<_> = rows.iter().filter(|row| row.node != self.me).collect();
         for row in &others {
-            self.survey_one(row, &mut findings);
+            self.survey_one(row, &mut events);
         }
-        self.lives.settle(|life| rows.iter().any(|row| row.incarnation == life));
+        self.incarnations.settle(|life| rows.iter().any(|row| row.incarnation == life));
         let mut gone = Vec::new();
         for (node, peer) in &mut self.peers {
             if others.iter().any(|row| row.node == *node) {
                 continue;
             }
             peer.missing += 1;
-            if peer.listed || peer.buried.is_some() || peer.missing >= PATIENCE {
+            if peer.listed || peer.reaped.is_some() || peer.missing >= MAX_MISSING {
                 gone.push((node.clone(), peer.incarnation, peer.has_stopped()));
             }
         }
         for (node, incarnation, leaving) in gone {
-            findings.extend(self.bury(&node, incarnation));
-            findings.push(Finding::Gone { node, leaving });
+            events.extend(self.end(&node, incarnation));
+            events.push(NodeEvent::Gone { node, leaving });
         }
-        findings
+        events
     }
 
-    fn survey_one(&mut self, row: &NodeRow, findings: &mut Vec<Finding>) {
+    fn survey_one(&mut self, row: &NodeRow, events: &mut Vec<NodeEvent>) {
         let NodeRow { node, incarnation, expired, leaving, .. } = row;
         let (node, incarnation) = (node, *incarnation);
-        if self.lives.is_over(incarnation) {
-            if *expired || !self.lives.revive(incarnation) {
+        if self.incarnations.is_over(incarnation) {
+            if *expired || !self.incarnations.revive(incarnation) {
                 return;
             }
-            findings.push(Finding::Alive { node: node.clone() });
+            events.push(NodeEvent::Recovered { node: node.clone() });
         }
         let before = self.peers.get(node).filter(|peer| peer.incarnation != incarnation);
         let before = before.map(|peer| (peer.incarnation, peer.silence, peer.listed));
         if let Some((before, ..)) = before {
-            findings.extend(self.bury(node, before));
-            findings.push(Finding::Reborn);
+            events.extend(self.end(node, before));
+            events.push(NodeEvent::Restarted);
         }
         let peer = self.peers.entry(node.clone()).or_insert_with(|| Peer::new(incarnation));
         let mut again = false;
@@ -322,21 +343,21 @@ impl Peers {
             (peer.silence, again) = (silence, listed);
         }
         let is_new = !std::mem::replace(&mut peer.listed, true);
-        (peer.leaving, peer.expired, peer.buried) = (*leaving, *expired, None);
+        (peer.leaving, peer.expired, peer.reaped) = (*leaving, *expired, None);
         if !leaving && peer.stopping > 0 {
             peer.stopping -= 1;
             // It has not stopped, whoever said so.
-            peer.parted = peer.stopping > 0;
+            peer.left_reported = peer.stopping > 0;
         }
-        if !leaving && !expired && !std::mem::replace(&mut peer.met, true) {
-            findings.push(Finding::Met { node: node.clone(), again });
+        if !leaving && !expired && !std::mem::replace(&mut peer.join_reported, true) {
+            events.push(NodeEvent::Joined { node: node.clone(), again });
         }
         // Of one that had stopped before it was met, there is nothing to report.
-        if *leaving && !std::mem::replace(&mut peer.parted, true) && !is_new {
-            findings.push(Finding::Left { node: node.clone() });
+        if *leaving && !std::mem::replace(&mut peer.left_reported, true) && !is_new {
+            events.push(NodeEvent::Left { node: node.clone() });
         }
         if *expired {
-            findings.push(Finding::Expired { node: node.clone(), incarnation });
+            events.push(NodeEvent::Expired { node: node.clone(), incarnation });
         }
     }
 }

@@ -20,61 +20,65 @@ fn peers() -> Peers {
 }
 
 /// What a survey finds, without what is only to be reported.
-fn survey(peers: &mut Peers, rows: &[NodeRow]) -> Vec<Finding> {
-    let news = |finding: &Finding| {
-        matches!(finding, Finding::Met { .. } | Finding::Left { .. } | Finding::Died { .. })
+fn survey(peers: &mut Peers, rows: &[NodeRow]) -> Vec<NodeEvent> {
+    let news = |event: &NodeEvent| {
+        matches!(event, NodeEvent::Joined { .. } | NodeEvent::Left { .. } | NodeEvent::Died { .. })
     };
-    peers.survey(rows).into_iter().filter(|finding| !news(finding)).collect()
+    peers.survey(rows).into_iter().filter(|event| !news(event)).collect()
 }
 
 /// What is to be reported of the node `n` after a survey: `+` it is there, `!` again, `-` it has left,
 /// `x` it has died.
-fn news(findings: &[Finding]) -> String {
+fn news(events: &[NodeEvent]) -> String {
     let n = node("n");
-    let sign = |finding: &Finding| match finding {
-        Finding::Met { node, again } if *node == n => Some(if *again { '!' } else { '+' }),
-        Finding::Left { node } if *node == n => Some('-'),
-        Finding::Died { node } if *node == n => Some('x'),
+    let sign = |event: &NodeEvent| match event {
+        NodeEvent::Joined { node, again } if *node == n => Some(if *again { '!' } else { '+' }),
+        NodeEvent::Left { node } if *node == n => Some('-'),
+        NodeEvent::Died { node } if *node == n => Some('x'),
         _ => None,
     };
-    findings.iter().filter_map(sign).collect()
+    events.iter().filter_map(sign).collect()
 }
 
 #[test]
 fn which_of_two_lives_is_the_later_one_only_the_database_knows() {
     let (mut peers, [old, new]) = (peers(), [Epoch::new(), Epoch::new()]);
-    assert_eq!(peers.meet(&node("n"), new), Met::New);
-    assert_eq!(peers.meet(&node("n"), old), Met::Unsure, "something late, or a new life");
+    assert_eq!(peers.status_of(&node("n"), new), SenderStatus::New);
+    assert_eq!(
+        peers.status_of(&node("n"), old),
+        SenderStatus::Unconfirmed,
+        "something late, or a new life"
+    );
     peers.ask();
     assert_eq!(survey(&mut peers, &[row("n", new)]), []);
-    assert_eq!(peers.meet(&node("n"), old), Met::Over);
+    assert_eq!(peers.status_of(&node("n"), old), SenderStatus::Ended);
 
     let later = Epoch::new();
-    assert_eq!(peers.meet(&node("n"), later), Met::Unsure);
-    assert_eq!(survey(&mut peers, &[row("n", later)]), [Finding::Reborn]);
-    assert_eq!(peers.meet(&node("n"), new), Met::Over);
-    assert_eq!(peers.meet(&node("n"), later), Met::Known);
+    assert_eq!(peers.status_of(&node("n"), later), SenderStatus::Unconfirmed);
+    assert_eq!(survey(&mut peers, &[row("n", later)]), [NodeEvent::Restarted]);
+    assert_eq!(peers.status_of(&node("n"), new), SenderStatus::Ended);
+    assert_eq!(peers.status_of(&node("n"), later), SenderStatus::Known);
 }
 
 #[test]
 fn a_life_that_was_heard_of_during_a_survey_is_not_judged_by_it() {
     let (mut peers, [first, second]) = (peers(), [Epoch::new(), Epoch::new()]);
-    peers.meet(&node("n"), first);
+    peers.status_of(&node("n"), first);
     peers.ask();
-    assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
+    assert_eq!(peers.status_of(&node("n"), second), SenderStatus::Unconfirmed);
     assert_eq!(survey(&mut peers, &[row("n", first)]), []);
-    assert_eq!(peers.meet(&node("n"), second), Met::Unsure);
+    assert_eq!(peers.status_of(&node("n"), second), SenderStatus::Unconfirmed);
 }
 
 #[test]
 fn a_node_is_gone_when_its_row_is_and_one_that_was_never_listed_a_little_later() {
     let (mut peers, [a, b]) = (peers(), [Epoch::new(), Epoch::new()]);
     assert_eq!(survey(&mut peers, &[row("a", a), row("me", Epoch::new())]), []);
-    peers.meet(&node("b"), b);
-    let gone = |name| Finding::Gone { node: node(name), leaving: false };
+    peers.status_of(&node("b"), b);
+    let gone = |name| NodeEvent::Gone { node: node(name), leaving: false };
     assert_eq!(survey(&mut peers, &[]), [gone("a")]);
     assert_eq!(survey(&mut peers, &[]), [gone("b")]);
-    assert_eq!((peers.meet(&node("a"), a), peers.alive()), (Met::Over, 0));
+    assert_eq!((peers.status_of(&node("a"), a), peers.alive()), (SenderStatus::Ended, 0));
 }
 
 #[test]
@@ -101,9 +105,9 @@ fn who_was_not_in_touch_with_the_database_for_a_whole_lease_judges_nobody() {
 #[test]
 fn what_is_said_twice_is_heard_once_and_a_missing_beat_is_noticed() {
     let (mut peers, life) = (peers(), Epoch::new());
-    peers.meet(&node("n"), life);
+    peers.status_of(&node("n"), life);
     assert_eq!(
-        [1, 1, 3, 2, 4].map(|number| peers.says(&node("n"), number)),
+        [1, 1, 3, 2, 4].map(|number| peers.is_new_message(&node("n"), number)),
         [true, false, true, true, true]
     );
     let beats = [1, 2, 2, 4].map(|number| peers.beats(&node("n"), number, at(1)));
@@ -113,7 +117,7 @@ fn what_is_said_twice_is_heard_once_and_a_missing_beat_is_noticed() {
 #[test]
 fn a_wrong_number_of_a_beat_hides_nothing_that_is_missed_after_it() {
     let mut peers = peers();
-    peers.meet(&node("n"), Epoch::new());
+    peers.status_of(&node("n"), Epoch::new());
     let beats = [1, u64::MAX, 2, 3, 5].map(|number| peers.beats(&node("n"), number, at(1)));
     assert_eq!(beats, [true, false, false, true, false]);
 }
@@ -250,7 +254,7 @@ fn a_leave_that_the_bus_tells_is_not_reported_again_whatever_comes_of_the_rows()
         assert_eq!(peers.alive(), 0);
         let left = NodeRow { expired, leaving, ..row("n", life) };
         assert_eq!(news(&peers.survey(&[left])), "");
-        assert_eq!(peers.bury(&node("n"), life), None);
+        assert_eq!(peers.end(&node("n"), life), None);
         assert!(peers.has_stopped(&node("n"), life));
         assert_eq!(news(&peers.survey(&[row("n", Epoch::new())])), "+");
     }
@@ -286,8 +290,8 @@ fn a_presence_without_a_row_has_ended_for_the_reason_of_its_node() {
 fn whoever_buries_a_node_reports_its_death_once() {
     let (mut peers, life) = (peers(), Epoch::new());
     peers.survey(&[row("n", life)]);
-    assert_eq!(peers.bury(&node("n"), life), Some(Finding::Died { node: node("n") }));
-    assert_eq!(peers.bury(&node("n"), life), None);
+    assert_eq!(peers.end(&node("n"), life), Some(NodeEvent::Died { node: node("n") }));
+    assert_eq!(peers.end(&node("n"), life), None);
     assert_eq!(news(&peers.survey(&[])), "");
     assert!(!peers.has_stopped(&node("n"), life));
 }
@@ -305,14 +309,14 @@ fn what_had_stopped_or_died_before_it_was_met_has_not_come() {
 fn a_node_that_others_call_buried_lives_as_long_as_its_row_does() {
     let (mut peers, life) = (peers(), Epoch::new());
     peers.survey(&[row("n", life)]);
-    peers.is_said_to_be_buried(&node("n"), life, true);
+    peers.is_said_to_be_reaped(&node("n"), life, true);
     peers.ask();
     assert_eq!(survey(&mut peers, &[row("n", life)]), []);
-    assert_eq!(peers.meet(&node("n"), life), Met::Known);
-    peers.is_said_to_be_buried(&node("n"), life, true);
+    assert_eq!(peers.status_of(&node("n"), life), SenderStatus::Known);
+    peers.is_said_to_be_reaped(&node("n"), life, true);
     peers.ask();
-    assert_eq!(survey(&mut peers, &[]), [Finding::Gone { node: node("n"), leaving: true }]);
-    assert_eq!(peers.meet(&node("n"), life), Met::Over);
+    assert_eq!(survey(&mut peers, &[]), [NodeEvent::Gone { node: node("n"), leaving: true }]);
+    assert_eq!(peers.status_of(&node("n"), life), SenderStatus::Ended);
 }
 
 #[test]
@@ -320,26 +324,26 @@ fn the_database_outranks_an_earlier_word_that_a_life_is_over() {
     let (mut peers, life) = (peers(), Epoch::new());
     peers.survey(&[row("n", life)]);
     peers.ask();
-    peers.bury(&node("n"), life);
+    peers.end(&node("n"), life);
     assert_eq!(survey(&mut peers, &[row("n", life)]), [], "its survey began before");
     peers.ask();
     let expired = NodeRow { expired: true, ..row("n", life) };
     assert_eq!(survey(&mut peers, &[expired]), []);
-    assert_eq!(peers.meet(&node("n"), life), Met::Over);
+    assert_eq!(peers.status_of(&node("n"), life), SenderStatus::Ended);
     peers.ask();
-    assert_eq!(survey(&mut peers, &[row("n", life)]), [Finding::Alive { node: node("n") }]);
-    assert_eq!(peers.meet(&node("n"), life), Met::Known);
+    assert_eq!(survey(&mut peers, &[row("n", life)]), [NodeEvent::Recovered { node: node("n") }]);
+    assert_eq!(peers.status_of(&node("n"), life), SenderStatus::Known);
 }
 
 #[test]
 fn the_bus_alone_does_not_make_up_nodes_without_end() {
     let mut peers = peers();
-    for number in 0..2 * UNLISTED {
-        peers.meet(&node(&format!("n{number}")), Epoch::new());
+    for number in 0..2 * MAX_UNLISTED {
+        peers.status_of(&node(&format!("n{number}")), Epoch::new());
     }
-    assert_eq!(peers.alive(), UNLISTED);
+    assert_eq!(peers.alive(), MAX_UNLISTED);
     let real = row("real", Epoch::new());
     assert_eq!(survey(&mut peers, std::slice::from_ref(&real)), []);
     let gone = survey(&mut peers, std::slice::from_ref(&real)).len();
-    assert_eq!((gone, peers.alive(), peers.is_alive(&real.node)), (UNLISTED, 1, true));
+    assert_eq!((gone, peers.alive(), peers.is_alive(&real.node)), (MAX_UNLISTED, 1, true));
 }

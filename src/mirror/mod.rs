@@ -27,17 +27,13 @@ use self::{
     memory::State,
     pace::Pace,
 };
-pub(crate) use self::{
-    memory::Memory,
-    pace::{REST, pause_after},
-    writer::WriterDesk,
-};
-use crate::store::{Applied, Batch, Change, Renewal, Row, StoreError};
+pub(crate) use self::{memory::Memory, pace::REST, writer::WriterDesk};
+use crate::store::{Applied, Batch, Change, Committed, Renewal, Row, StoreError};
 use crate::{
     counters::Counter,
     log_limit::LogLimit,
     messages::FlushError,
-    model::{Cause, ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
+    model::{ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
 };
 
 /// Presences in one transaction at most: enough to be quick, few enough to be short.
@@ -86,17 +82,6 @@ struct InFlight {
     taken: Taken,
     batch: Arc<Batch>,
     since: Moment,
-}
-
-/// A batch that is in the database.
-#[derive(Debug)]
-pub(crate) struct Committed {
-    pub batch: Arc<Batch>,
-    /// Why those have left that the batch deletes, in its order; none for one that another node
-    /// holds.
-    pub causes: Vec<Option<Cause>>,
-    /// What of it the database has refused.
-    pub refused: Vec<Change>,
 }
 
 /// What to do after an answer of the writer.

@@ -2,18 +2,12 @@
 
 use std::time::Duration;
 
+use crate::store::retry_delay;
+
 /// How long the database rests after a commit where nobody waits for it: to commit costs about as
 /// much for one row as for a hundred, and a writer that takes each change by itself takes the time
 /// of those who make them.
 pub(crate) const REST: Duration = Duration::from_millis(50);
-
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-
-/// How long to wait before the database is asked again that has failed so often before.
-pub(crate) fn pause_after(failures: u32) -> Duration {
-    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
-}
 
 /// Whether it is time for a batch.
 #[derive(Debug)]
@@ -56,7 +50,7 @@ impl Pace {
     /// The same after a failure. Answers how long.
     pub fn wait_after_failure(&mut self) -> Duration {
         self.waiting = true;
-        let pause = pause_after(self.failures);
+        let pause = retry_delay(self.failures);
         self.failures += 1;
         pause
     }
@@ -161,8 +155,8 @@ mod tests {
         assert!(!pace.allows(false) && pace.allows(true));
         pace.rested();
         assert!(pace.allows(false));
-        assert_eq!(pace.wait_after_failure(), FIRST_RETRY);
-        assert_eq!(pace.wait_after_failure(), 2 * FIRST_RETRY);
+        assert_eq!(pace.wait_after_failure(), retry_delay(0));
+        assert_eq!(pace.wait_after_failure(), 2 * retry_delay(0));
         assert!(!pace.allows(true));
         pace.wait_no_longer();
         assert!(pace.allows(false));

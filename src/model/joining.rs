@@ -26,7 +26,7 @@ pub(crate) struct Entered {
     pub presence: ConnectionId,
     pub diff: Option<Diff>,
     pub resumed: Option<Resumed>,
-    /// Whether the row changes beyond what the diff says.
+    /// Whether the row changes beyond what the diff says: the session, or the connection behind it.
     pub rewrite: bool,
 }
 
@@ -97,7 +97,7 @@ impl Sessions {
                 (presence, rooms.update_info(&room, connection, info), Some(resumed))
             }
         };
-        let mut rewrite = self.unfade(presence, &room);
+        let mut rewrite = self.unfade(presence, &room) || resumed.is_some();
         if let Some(key) = self.key_of(&room, presence).cloned().or(session) {
             rewrite |= self.bind(&room, presence, key, user, fixed);
         }

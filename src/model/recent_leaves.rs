@@ -1,89 +1,103 @@
-//! Who left lately, and why.
+//! Which presences ended lately, and why.
 
 use std::time::Duration;
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
-use super::{ConnectionId, Moment, RoomName, collections::Shrink};
+use super::{ConnectionId, Info, Left, Moment, NodeName, Presence, RoomName, collections::Shrink};
 
-/// The ends of presences that are remembered at most.
-const REMEMBERED: usize = 10_000;
-/// What they may take, in bytes: names may be long.
-const REMEMBERED_BYTES: usize = 8 * 1024 * 1024;
+/// How many leaves are remembered at most.
+const MAX_LEAVES: usize = 10_000;
+/// How many bytes they may take: names may be long.
+const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// How long they are remembered.
-const MEMORY: Duration = Duration::from_secs(600);
+const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// What is known of presences that ended in the last ten minutes: the latest 10,000 of them, or as many
-/// as 8 MiB have space for.
-#[derive(Debug)]
-pub(crate) struct RecentLeaves<T> {
-    ended: LinkedHashMap<(RoomName, ConnectionId), End<T>, RandomState>,
+/// The presences that ended in the last ten minutes: the latest 10,000 of them, or as many as 8 MiB have
+/// space for.
+#[derive(Debug, Default)]
+pub(crate) struct RecentLeaves {
+    leaves: LinkedHashMap<(RoomName, ConnectionId), RecentLeave, RandomState>,
     bytes: usize,
 }
 
+/// The end of a presence.
 #[derive(Debug)]
-struct End<T> {
-    at: Moment,
-    what: T,
-    bytes: usize,
+pub(crate) struct RecentLeave {
+    /// The presence without its info, which explains nothing and is the largest part.
+    pub left: Left,
+    /// The room's version after that.
+    pub version: u64,
+    /// The node that held it, if that was another one.
+    pub node: Option<NodeName>,
+    pub at: Moment,
 }
 
-impl<T> Default for RecentLeaves<T> {
-    fn default() -> Self {
-        Self { ended: LinkedHashMap::default(), bytes: 0 }
+impl RecentLeave {
+    /// What it takes, in bytes, with its key.
+    fn bytes(&self, room: &RoomName) -> usize {
+        let user = self.left.presence.user.as_ref().map_or(0, |user| user.as_str().len());
+        size_of::<((RoomName, ConnectionId), Self)>() + room.as_str().len() + user
     }
 }
 
-impl<T> RecentLeaves<T> {
-    /// Remembers an end, and forgets the oldest. `texts` is what it keeps on the heap besides the name of
-    /// the room, in bytes.
+impl RecentLeaves {
+    /// Remembers the end of a presence, and forgets the oldest.
     pub fn remember(
         &mut self,
-        room: RoomName,
-        connection: ConnectionId,
-        what: T,
-        texts: usize,
+        room: &RoomName,
+        left: &Left,
+        version: u64,
+        node: Option<NodeName>,
         now: Moment,
     ) {
-        let place = size_of::<((RoomName, ConnectionId), End<T>)>();
-        let bytes = place + room.as_str().len() + texts;
-        self.bytes += bytes;
-        let end = End { at: now, what, bytes };
-        if let Some(before) = self.ended.insert((room, connection), end) {
-            self.bytes -= before.bytes;
+        let Presence { connection, ref user, joined_at, .. } = left.presence;
+        let presence = Presence { connection, user: user.clone(), info: Info::EMPTY, joined_at };
+        let left = Left { presence, ..*left };
+        let leave = RecentLeave { left, version, node, at: now };
+        self.bytes += leave.bytes(room);
+        if let Some(before) = self.leaves.insert((room.clone(), connection), leave) {
+            self.bytes -= before.bytes(room);
         }
         self.forget(now);
     }
 
     /// Forgets what is too old or too much.
     fn forget(&mut self, now: Moment) {
-        while let Some((_, oldest)) = self.ended.front() {
-            let fits = self.ended.len() <= REMEMBERED && self.bytes <= REMEMBERED_BYTES;
-            if fits && now.since(oldest.at) <= MEMORY {
+        while let Some((_, oldest)) = self.leaves.front() {
+            let fits = self.leaves.len() <= MAX_LEAVES && self.bytes <= MAX_BYTES;
+            if fits && now.since(oldest.at) <= MAX_AGE {
                 break;
             }
-            self.bytes -= oldest.bytes;
-            self.ended.pop_front();
+            if let Some(((room, _), oldest)) = self.leaves.pop_front() {
+                self.bytes -= oldest.bytes(&room);
+            }
         }
     }
 
-    /// Gives back the space of a crowd whose ends are forgotten.
+    /// Gives back the space of a crowd whose leaves are forgotten.
     pub fn shrink(&mut self, now: Moment) {
         self.forget(now);
-        self.ended.shrink();
+        self.leaves.shrink();
     }
 
     /// The last end of this presence, if it is still remembered.
-    pub fn find(&self, room: &RoomName, connection: ConnectionId, now: Moment) -> Option<&T> {
-        let end = self.ended.get(&(room.clone(), connection))?;
-        (now.since(end.at) <= MEMORY).then_some(&end.what)
+    pub fn find(
+        &self,
+        room: &RoomName,
+        presence: ConnectionId,
+        now: Moment,
+    ) -> Option<&RecentLeave> {
+        let leave = self.leaves.get(&(room.clone(), presence))?;
+        (now.since(leave.at) <= MAX_AGE).then_some(leave)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Activity, Cause, MAX_INFO_BYTES, UserId};
 
     fn at(secs: u64) -> Moment {
         Moment { monotonic: secs * 1_000_000, wall: 0 }
@@ -93,34 +107,52 @@ mod tests {
         ConnectionId::from_u128(n as u128)
     }
 
-    #[test]
-    fn an_end_is_remembered_for_ten_minutes_and_ten_thousand_ends() {
-        let room = RoomName::new("lobby").unwrap();
-        let mut recent_leaves = RecentLeaves::default();
-        for n in 0..=REMEMBERED {
-            recent_leaves.remember(room.clone(), id(n), n, 0, at(0));
-        }
-        assert_eq!(recent_leaves.find(&room, id(0), at(0)), None);
-        assert_eq!(recent_leaves.find(&room, id(1), at(600)), Some(&1));
-        assert_eq!(recent_leaves.find(&room, id(1), at(601)), None);
-        recent_leaves.remember(room.clone(), id(0), 0, 0, at(601));
-        assert_eq!(recent_leaves.ended.len(), 1);
-        recent_leaves.shrink(at(1300));
-        assert_eq!((recent_leaves.ended.len(), recent_leaves.bytes), (0, 0));
+    fn left(n: usize) -> Left {
+        let (connection, joined_at) = (id(n), at(0).utc());
+        let presence = Presence { connection, user: None, info: Info::EMPTY, joined_at };
+        let (cause, activity) = (Cause::Left, Activity::Frame);
+        Left { presence, connection, cause, last_seen: joined_at, activity, joined_version: 1 }
     }
 
     #[test]
-    fn ends_with_long_names_are_remembered_as_far_as_their_bytes_go() {
-        let room = RoomName::new("x".repeat(255)).unwrap();
-        let mut recent_leaves = RecentLeaves::default();
-        // The same one again takes nothing more.
-        for n in [0, 0, 1] {
-            recent_leaves.remember(room.clone(), id(n), n, REMEMBERED_BYTES / 2 - 1000, at(0));
+    fn an_end_is_remembered_for_ten_minutes_and_ten_thousand_ends() {
+        let room = RoomName::new("lobby").unwrap();
+        let mut leaves = RecentLeaves::default();
+        for n in 0..=MAX_LEAVES {
+            leaves.remember(&room, &left(n), 1, None, at(0));
         }
-        assert_eq!(recent_leaves.ended.len(), 2);
-        recent_leaves.remember(room.clone(), id(2), 2, 2000, at(0));
-        assert_eq!(recent_leaves.find(&room, id(0), at(0)), None);
-        assert_eq!(recent_leaves.find(&room, id(1), at(0)), Some(&1));
-        assert!(recent_leaves.bytes <= REMEMBERED_BYTES);
+        assert!(leaves.find(&room, id(0), at(0)).is_none());
+        assert_eq!(leaves.find(&room, id(1), at(600)).unwrap().left, left(1));
+        assert!(leaves.find(&room, id(1), at(601)).is_none());
+        leaves.remember(&room, &left(0), 1, None, at(601));
+        assert_eq!(leaves.leaves.len(), 1);
+        leaves.shrink(at(1300));
+        assert_eq!((leaves.leaves.len(), leaves.bytes), (0, 0));
+    }
+
+    #[test]
+    fn long_names_count_infos_do_not_and_the_same_end_counts_once() {
+        let room = RoomName::new("x".repeat(255)).unwrap();
+        let mut leaves = RecentLeaves::default();
+        let info = Info::new(serde_json::json!({"text": "x".repeat(MAX_INFO_BYTES - 20)})).unwrap();
+        let mut ended = left(0);
+        ended.presence.user = UserId::new("é".repeat(255)).ok();
+        ended.presence.info = info;
+        for _ in 0..2 {
+            leaves.remember(&room, &ended, 1, None, at(0));
+        }
+        let one = leaves.leaves.values().next().unwrap();
+        assert_eq!(one.left.presence.info, Info::EMPTY);
+        assert_eq!(leaves.bytes, one.bytes(&room));
+        assert!((765..1500).contains(&leaves.bytes), "{}", leaves.bytes);
+        for n in 0..MAX_LEAVES {
+            ended.presence.connection = id(n);
+            leaves.remember(&room, &ended, 1, None, at(0));
+        }
+        assert!(
+            (MAX_BYTES - 1500..=MAX_BYTES).contains(&leaves.bytes)
+                && leaves.leaves.len() < MAX_LEAVES
+        );
+        assert!(leaves.find(&room, id(0), at(0)).is_none());
     }
 }

@@ -37,7 +37,15 @@ pub struct Remote {
     pub last_seen: DateTime<Utc>,
 }
 
-/// What was heard of a presence in a room.
+impl Remote {
+    /// The connection behind it now.
+    #[must_use]
+    pub fn current_connection(&self) -> ConnectionId {
+        self.current_connection.unwrap_or(self.presence.connection)
+    }
+}
+
+/// What another node says of a presence in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteChange {
     /// It is there.
@@ -122,31 +130,31 @@ impl RemoteMembers {
 pub(super) type Remotes = HashMap<RoomName, RemoteMembers, RandomState>;
 
 impl Rooms {
-    /// Takes in what was heard of a room's presences; all of it is one change. `me` is this node.
+    /// Takes in what another node says of a room's presences; all of it is one change. `me` is this node.
     ///
     /// A presence may be named once in it.
-    pub fn hear(
+    pub fn apply_remote(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
     ) -> RemoteOutcome {
-        self.hear_from(room, heard, me, false)
+        self.apply(room, changes, me, false)
     }
 
-    fn hear_from(
+    fn apply(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
         certain: bool,
     ) -> RemoteOutcome {
         let mut outcome = RemoteOutcome::default();
         let mut gone = Vec::new();
-        for heard in heard {
-            match heard {
+        for change in changes {
+            match change {
                 RemoteChange::Present(remote) => {
-                    self.hear_of(room, remote, me, certain, &mut outcome)
+                    self.apply_presence(room, remote, me, certain, &mut outcome)
                 }
                 // Last, so that nobody is offline in between.
                 RemoteChange::Gone { node, connection, cause } => {
@@ -163,10 +171,9 @@ impl Rooms {
         outcome
     }
 
-    /// What is to be heard where these are in a room on the other nodes, and no one else is: by node,
-    /// for [`hear_certainly`](Self::hear_certainly). `cause` says why those of a node have left who are
-    /// not.
-    pub fn unheard(
+    /// What changes if these are in a room on the other nodes, and no one else is: by node, for
+    /// [`apply_rows`](Self::apply_rows). `cause` says why those of a node have left that are not among them.
+    pub fn changes_to(
         &self,
         room: &RoomName,
         everybody: Vec<Remote>,
@@ -189,18 +196,18 @@ impl Rooms {
         nodes
     }
 
-    /// As [`hear`](Self::hear), of what is newer than all that was heard before, whoever said it.
-    pub fn hear_certainly(
+    /// As [`apply_remote`](Self::apply_remote), of what is newer than all that was heard before, whoever said it.
+    pub fn apply_rows(
         &mut self,
         room: &RoomName,
-        heard: impl IntoIterator<Item = RemoteChange>,
+        changes: impl IntoIterator<Item = RemoteChange>,
         me: &NodeName,
     ) -> RemoteOutcome {
-        self.hear_from(room, heard, me, true)
+        self.apply(room, changes, me, true)
     }
 
     /// Takes in one presence; of what is known already, a `certain` word is newer whoever says it.
-    fn hear_of(
+    fn apply_presence(
         &mut self,
         room: &RoomName,
         remote: Remote,
@@ -336,7 +343,7 @@ impl Rooms {
 
     /// The presences of this node in the room, as if they had left with the node and come again: what
     /// the others saw. Members and their places stay as they are.
-    pub fn revive(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
+    pub fn reregister(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
         let state = self.rooms.get_mut(room)?;
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
@@ -388,6 +395,19 @@ impl Rooms {
     ) -> Option<ConnectionId> {
         let members = self.remotes.get(room)?;
         members.clients.get(&(session.clone(), user.cloned())).copied()
+    }
+
+    /// The presence of another node in the room that this connection is behind, though it founded another.
+    /// O(the presences of other nodes there).
+    #[must_use]
+    pub fn remote_presence_of(
+        &self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<ConnectionId> {
+        let mut remotes = self.remotes_in(room);
+        let remote = remotes.find(|remote| remote.current_connection() == connection)?;
+        Some(remote.presence.connection)
     }
 
     pub(super) fn remote_seen(

@@ -49,7 +49,7 @@ impl World {
     }
 
     fn hear(&mut self, heard: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {
-        let outcome = self.rooms.hear(&self.room, heard, &self.me);
+        let outcome = self.rooms.apply_remote(&self.room, heard, &self.me);
         self.fold(outcome.diff.as_ref());
         outcome
     }
@@ -149,9 +149,9 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
     let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
     world.hear(before.map(RemoteChange::Present));
     let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
-    let nodes = world.rooms.unheard(&world.room, read, |_| Cause::NodeLost);
+    let nodes = world.rooms.changes_to(&world.room, read, |_| Cause::NodeLost);
     for (_, heard) in nodes {
-        let outcome = world.rooms.hear_certainly(&world.room, heard, &world.me);
+        let outcome = world.rooms.apply_rows(&world.room, heard, &world.me);
         world.fold(outcome.diff.as_ref());
     }
     let held = |number| world.rooms.remote(&world.room, id(number)).map(|r| r.node.to_string());

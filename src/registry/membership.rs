@@ -1,47 +1,65 @@
-//! Joins, leaves, touches, prunes and messages.
+//! Joins, leaves, touches, messages, kicks and prunes: one short handler for each.
 
 use std::time::Duration;
 
-use actix::{dev::OneshotSender, prelude::*};
+use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, following::Reply};
+use super::{
+    RoomRegistry,
+    commands::{Command, Reply},
+};
 use crate::{
-    bus::Told,
     delivery::{Answer, Arrival, Outlet, Publication, Taking},
     messages::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
     },
-    model::{
-        Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote,
-        RoomName,
-    },
+    model::{Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, RoomName},
     wire::json::Sender,
 };
 
-/// How long a message may take to be handed to all threads that have members of its room, before its
-/// sender is told of those who took it so far.
-const COUNTING: Duration = Duration::from_secs(1);
-/// The same where the sender is a session that hears nothing meanwhile.
-const HOLDING_UP: Duration = Duration::from_millis(50);
+/// How long all threads that have members of a room may take to hand a message out, before its sender is
+/// told how many took it so far.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same where the sender is a session that reads nothing meanwhile.
+const SESSION_COUNT_TIMEOUT: Duration = Duration::from_millis(50);
+
+// --- entering and leaving ------------------------------------------------------------------------
 
 impl Handler<Admit> for RoomRegistry {
     type Result = Reply<Result<(), JoinError>>;
 
     fn handle(&mut self, msg: Admit, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        self.when_known(&room, ctx, |registry, _| registry.may_join(msg))
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Admit(msg, reply));
+        }
+        Reply::Now(self.may_join(msg))
     }
 }
 
 impl Handler<Join> for RoomRegistry {
     type Result = Reply<Result<Joined, JoinError>>;
 
-    fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, join: Join, ctx: &mut Context<Self>) -> Self::Result {
         let (reply, joined) = oneshot::channel();
-        self.ask_to_join(AskedToJoin { join: msg, reply }, ctx);
+        self.ask_to_join(AskedToJoin { join, reply }, ctx);
         Reply::Later(joined)
+    }
+}
+
+impl Handler<Together> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Together { touches, joins }: Together, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        for touch in touches {
+            self.touch(touch, now);
+        }
+        for join in joins {
+            self.ask_to_join(join, ctx);
+        }
+        self.continue_batch(ctx, now);
     }
 }
 
@@ -55,7 +73,8 @@ impl From<NotEntered> for JoinError {
 }
 
 impl RoomRegistry {
-    fn may_join(&self, Admit { room, user, info, session }: Admit) -> Result<(), JoinError> {
+    pub(super) fn may_join(&self, msg: Admit) -> Result<(), JoinError> {
+        let Admit { room, user, info, session } = msg;
         self.admit(&room, user.as_ref(), &info)?;
         if let Some(key) = session {
             let elsewhere = self.rooms.remote_client(&room, &key, user.as_ref());
@@ -66,36 +85,25 @@ impl RoomRegistry {
         Ok(self.rooms.has_place(&room)?)
     }
 
-    /// Lets a connection in as soon as all is known of the room. A refusal is answered at once, a join
-    /// when who has joined has been told who is there.
-    fn ask_to_join(&mut self, AskedToJoin { join, reply }: AskedToJoin, ctx: &mut Context<Self>) {
-        let (room, connection) = (join.room.clone(), join.connection);
-        self.end_unresumable();
-        if self.is_known(&room) {
-            return self.join(join, reply, ctx);
+    fn ask_to_join(&mut self, asked: AskedToJoin, ctx: &mut Context<Self>) {
+        if self.must_wait(&asked.join.room, ctx) {
+            return self.queue(Command::Join(asked), ctx);
         }
-        *self.parked.entry(connection).or_default() += 1;
-        // The answer goes its own way.
-        drop(self.when_known(&room, ctx, move |registry, ctx| match registry.unpark(connection) {
-            Some(()) => registry.join(join, reply, ctx),
-            // The session may have ended, here as below.
-            None => drop(reply.send(Err(JoinError::Withdrawn))),
-        }));
+        self.join(asked, ctx);
     }
 
-    fn join(
-        &mut self,
-        join: Join,
-        reply: OneshotSender<Result<Joined, JoinError>>,
-        ctx: &mut Context<Self>,
-    ) {
+    /// Lets a connection in. A refusal is answered at once; a join at the end of the batch, when the
+    /// connection has been sent who is in the room.
+    pub(super) fn join(&mut self, asked: AskedToJoin, ctx: &mut Context<Self>) {
         let now = self.clock.now();
+        let AskedToJoin { join, reply } = asked;
         let Join { room, connection, user, info, fixed, session, .. } = join;
         let Join { dialect, forward, disconnect, backlog_limit, socket, courier, .. } = join;
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
         let changed = match self.let_in(entering, now) {
             Ok(changed) => changed,
+            // The session may have ended.
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         let snapshot = self.rooms.snapshot(&room);
@@ -103,7 +111,7 @@ impl RoomRegistry {
         let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
         let arrival = Arrival { connection, outlet, courier, answer };
         self.delivery.enter(&snapshot, arrival, now.monotonic);
-        self.settle(ctx, now);
+        self.advance_batch(ctx, now);
     }
 
     /// Lets a connection into a room. Answers whether that changed anything.
@@ -128,21 +136,10 @@ impl RoomRegistry {
             tracing::debug!(%room, %connection, version = diff.version, "joined");
             self.announce(diff, now);
         }
-        if rewrite && self.cluster.is_some() {
-            // Other nodes want to know whose presence it is, and that its client is here.
-            self.mirror.mark_one(room, presence);
+        if rewrite {
+            self.mark_shared(room, presence);
         }
         Ok(changed)
-    }
-
-    /// A join of the connection waits no longer; `None` if it has left meanwhile.
-    fn unpark(&mut self, connection: ConnectionId) -> Option<()> {
-        let parked = self.parked.get_mut(&connection)?;
-        *parked -= 1;
-        if *parked == 0 {
-            self.parked.remove(&connection);
-        }
-        Some(())
     }
 }
 
@@ -150,17 +147,10 @@ impl Handler<Leave> for RoomRegistry {
     type Result = Reply<bool>;
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        self.in_turn(&room, ctx, move |registry, ctx| {
-            let now = registry.clock.now();
-            let Leave { room, connection, cause } = msg;
-            let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
-            let diff = registry.rooms.leave(&room, connection, cause);
-            let left = diff.is_some();
-            registry.announce_leave(diff, cause, now);
-            registry.settle(ctx, now);
-            left
-        })
+        if self.commands.has(&msg.room) {
+            return self.reply_later(ctx, |reply| Command::Leave(msg, reply));
+        }
+        Reply::Now(self.leave(msg, ctx))
     }
 }
 
@@ -171,18 +161,31 @@ impl Handler<LeaveAll> for RoomRegistry {
         let now = self.clock.now();
         let LeaveAll { connection, cause } = msg;
         let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
-        if !self.parked.is_empty() {
-            self.parked.remove(&connection);
-        }
+        self.refuse_joins(connection, &JoinError::Withdrawn);
         if self.rooms.has_ended(connection) && cause != Cause::Left {
             // Its presences fade, and may be another connection's soon.
             return 0;
         }
         let rooms = self.end_connection(connection, cause, now);
-        self.settle(ctx, now);
+        self.advance_batch(ctx, now);
         rooms
     }
 }
+
+impl RoomRegistry {
+    pub(super) fn leave(&mut self, msg: Leave, ctx: &mut Context<Self>) -> bool {
+        let now = self.clock.now();
+        let Leave { room, connection, cause } = msg;
+        let _span = tracing::debug_span!("leave", %room, %connection, %cause).entered();
+        let diff = self.rooms.leave(&room, connection, cause);
+        let left = diff.is_some();
+        self.announce_leave(diff, cause, now);
+        self.advance_batch(ctx, now);
+        left
+    }
+}
+
+// --- staying -------------------------------------------------------------------------------------
 
 impl Handler<Touch> for RoomRegistry {
     type Result = ();
@@ -190,22 +193,18 @@ impl Handler<Touch> for RoomRegistry {
     fn handle(&mut self, msg: Touch, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         self.touch(msg, now);
-        self.go_on_with_turn(ctx, now);
+        self.continue_batch(ctx, now);
     }
 }
 
-impl Handler<Together> for RoomRegistry {
-    type Result = ();
+impl Handler<UpdateInfo> for RoomRegistry {
+    type Result = Reply<bool>;
 
-    fn handle(&mut self, Together { touches, joins }: Together, ctx: &mut Context<Self>) {
-        let now = self.clock.now();
-        for touch in touches {
-            self.touch(touch, now);
+    fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> Self::Result {
+        if self.commands.has(&msg.room) {
+            return self.reply_later(ctx, |reply| Command::UpdateInfo(msg, reply));
         }
-        for join in joins {
-            self.ask_to_join(join, ctx);
-        }
-        self.go_on_with_turn(ctx, now);
+        Reply::Now(self.update_info(msg, ctx))
     }
 }
 
@@ -216,31 +215,25 @@ impl RoomRegistry {
             self.mirror.heard(connection);
         }
     }
-}
 
-impl Handler<UpdateInfo> for RoomRegistry {
-    type Result = Reply<bool>;
-
-    fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        self.in_turn(&room, ctx, move |registry, ctx| {
-            let now = registry.clock.now();
-            let diff = registry.rooms.update_info(&msg.room, msg.connection, msg.info);
-            let changed = diff.is_some();
-            if let Some(diff) = diff {
-                registry.announce(diff, now);
-                registry.settle(ctx, now);
-            }
-            changed
-        })
+    pub(super) fn update_info(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
+        let now = self.clock.now();
+        let Some(diff) = self.rooms.update_info(&msg.room, msg.connection, msg.info) else {
+            return false;
+        };
+        self.announce(diff, now);
+        self.advance_batch(ctx, now);
+        true
     }
 }
+
+// --- messages ------------------------------------------------------------------------------------
 
 impl Handler<Publish> for RoomRegistry {
     type Result = Reply<Result<usize, NotAMember>>;
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
-        self.publish_and_count(msg, COUNTING, ctx)
+        self.publish_or_wait(msg, COUNT_TIMEOUT, ctx)
     }
 }
 
@@ -248,59 +241,60 @@ impl Handler<Say> for RoomRegistry {
     type Result = Reply<Result<usize, NotAMember>>;
 
     fn handle(&mut self, Say(msg): Say, ctx: &mut Context<Self>) -> Self::Result {
-        self.publish_and_count(msg, HOLDING_UP, ctx)
+        self.publish_or_wait(msg, SESSION_COUNT_TIMEOUT, ctx)
     }
 }
 
 impl RoomRegistry {
-    fn publish_and_count(
+    fn publish_or_wait(
         &mut self,
         msg: Publish,
-        patience: Duration,
+        timeout: Duration,
         ctx: &mut Context<Self>,
     ) -> Reply<Result<usize, NotAMember>> {
-        let room = msg.room.clone();
-        let taking = self.when_known(&room, ctx, |registry, ctx| registry.publish(msg, ctx));
-        taking.then(move |taking| async move { Ok(taking?.count(patience).await) })
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Publish(msg, timeout, reply));
+        }
+        Reply::when_done(self.publish(msg, timeout, ctx))
     }
 
-    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<Taking, NotAMember> {
+    /// Publishes now; how many take it is known after a while.
+    pub(super) fn publish(
+        &mut self,
+        msg: Publish,
+        timeout: Duration,
+        ctx: &mut Context<Self>,
+    ) -> impl Future<Output = Result<usize, NotAMember>> + use<> {
         let now = self.clock.now();
+        let taking = self.hand_out(msg, now);
+        if taking.is_ok() {
+            self.advance_batch(ctx, now);
+        }
+        async move { Ok(taking?.count(timeout).await) }
+    }
+
+    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<Taking, NotAMember> {
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();
-        let from = match from {
-            Some(connection) => {
-                let presence = self.rooms.presence_of(&room, connection).ok_or(NotAMember)?;
-                let sender = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
-                self.rooms.touch(connection, Activity::Message, now);
-                self.mirror.heard(connection);
-                Some((
-                    Sender { id: sender.presence.user, connection: presence },
-                    sender.joined_version,
-                ))
-            }
-            None => None,
-        };
-        let (from, joined) = from.unzip();
-        let except = except.map(|one| self.rooms.presence_of(&room, one).unwrap_or(one));
-        let abroad = self.cluster.as_ref().map(|_| (content.clone(), from.clone()));
-        let taking = self.deliver(&room, content, from, joined, except, now);
-        if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
-            let from = from.map(|Sender { id, connection }| (id, connection));
-            if cluster.tell_said(room.clone(), content, from, except) {
-                let here = |remote: &&Remote| remote.fading.is_none();
-                let others = self.rooms.remotes_in(&room).filter(here);
-                let wanted = others.filter(|one| Some(one.presence.connection) != except);
-                taking.add(wanted.count());
-            }
+        let (mut sender, mut joined) = (None, None);
+        if let Some(connection) = from {
+            let presence = self.rooms.presence_of(&room, connection).ok_or(NotAMember)?;
+            let seen = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
+            self.rooms.touch(connection, Activity::Message, now);
+            self.mirror.heard(connection);
+            sender = Some(Sender { id: seen.presence.user, connection: presence });
+            joined = Some(seen.joined_version);
         }
+        let except = except.map(|one| self.rooms.presence_of(&room, one).unwrap_or(one));
+        let elsewhere = self.publish_elsewhere(&room, &content, sender.as_ref(), except);
+        let taking = self.deliver(&room, content, sender, joined, except, now);
+        taking.add(elsewhere);
         self.messages.add(1);
-        self.settle(ctx, now);
         Ok(taking)
     }
 
-    /// Sends to the members of the room that are here, but for the connection of one presence. The version
-    /// that brought the sender is `joined`, where that is known.
+    /// Sends to the members of the room that are here, but for the connection of one presence. `joined` is
+    /// the version that brought the sender, where that is known.
     pub(super) fn deliver(
         &mut self,
         room: &RoomName,
@@ -317,34 +311,65 @@ impl RoomRegistry {
     }
 }
 
+// --- putting out ---------------------------------------------------------------------------------
+
 impl Handler<Kick> for RoomRegistry {
     type Result = Reply<usize>;
 
     fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
-        let elsewhere = self.remotes_of(&msg);
+        let seen_elsewhere = self.seen_elsewhere(&msg);
         let kicked = self.kick(&msg, now);
-        self.settle(ctx, now);
-        self.kick_elsewhere(msg, kicked, elsewhere, ctx)
+        self.advance_batch(ctx, now);
+        self.kick_elsewhere(msg, kicked, seen_elsewhere, ctx)
     }
 }
 
 impl RoomRegistry {
-    /// Puts out those who are here. Answers how many.
+    /// Puts out those who are here, or wait to be let in. Answers how many.
     pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
-        let connections = match whom {
+        let mut connections = match whom {
             Kick::Connection(id) => self.rooms.connections_known_as(*id),
             Kick::User(user) => self.rooms.connections_of(user),
         };
+        match whom {
+            Kick::Connection(id) => connections.push(*id),
+            Kick::User(user) => connections.extend(self.commands.joining_as(user)),
+        }
+        connections.sort_unstable();
+        connections.dedup();
+        let refusal = JoinError::Denied { reason: Cause::Kicked.as_str().into() };
         let mut kicked = 0;
         for connection in connections {
-            kicked += usize::from(self.leave_all(connection, Cause::Kicked, now) > 0);
+            let was_joining = self.refuse_joins(connection, &refusal);
+            let was_here = self.leave_all(connection, Cause::Kicked, now) > 0;
+            kicked += usize::from(was_joining || was_here);
         }
         match whom {
-            // Its presences may have several connections behind them, and it is one all the same.
+            // Its presences may have several connections behind them, and it counts once all the same.
             Kick::Connection(_) => kicked.min(1),
             Kick::User(_) => kicked,
         }
+    }
+}
+
+impl Handler<CloseRoom> for RoomRegistry {
+    type Result = Reply<usize>;
+
+    fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::CloseRoom(msg, reply));
+        }
+        Reply::Now(self.close_everywhere(msg, ctx))
+    }
+}
+
+impl RoomRegistry {
+    pub(super) fn close_everywhere(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> usize {
+        let now = self.clock.now();
+        let closed = self.close_room(&msg.room, now) + self.close_elsewhere(&msg.room);
+        self.advance_batch(ctx, now);
+        closed
     }
 
     /// Puts out everybody who is here. Answers how many.
@@ -353,24 +378,6 @@ impl RoomRegistry {
         let closed = diff.leaves.len();
         self.announce_leave(Some(diff), Cause::RoomClosed, now);
         closed
-    }
-}
-
-impl Handler<CloseRoom> for RoomRegistry {
-    type Result = Reply<usize>;
-
-    fn handle(&mut self, CloseRoom { room }: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
-        self.when_known(&room.clone(), ctx, move |registry, ctx| {
-            let now = registry.clock.now();
-            let mut closed = registry.close_room(&room, now);
-            if let Some(cluster) = &mut registry.cluster
-                && cluster.tell(Told::Close { room: room.clone() })
-            {
-                closed += registry.rooms.remotes_in(&room).count();
-            }
-            registry.settle(ctx, now);
-            closed
-        })
     }
 }
 
@@ -392,7 +399,7 @@ impl Handler<PrunePresences> for RoomRegistry {
             self.announce_leave(Some(diff), Cause::Expired, now);
         }
         self.shrink(now);
-        self.settle(ctx, now);
+        self.advance_batch(ctx, now);
         report
     }
 }

@@ -11,12 +11,12 @@ use crate::{
     store::StoreError,
 };
 
-pub(super) type Answer<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
+pub(super) type WriterReply<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
 pub(super) const CLOSED: FlushError = FlushError { reason: "closed" };
 
-/// What the writer answered, in the registry's words.
-pub(super) fn told<T>(
+/// What the writer answered, as messages report it.
+pub(super) fn flush_result<T>(
     answer: Result<Result<T, StoreError>, MailboxError>,
 ) -> Result<T, FlushError> {
     let answer = answer.map_err(|_| CLOSED)?;
@@ -39,7 +39,7 @@ impl RoomRegistry {
             registry.stop_lingering(now);
         });
         if self.cluster.as_ref().is_some_and(|cluster| cluster.is_shared()) {
-            self.keep_hearing(ctx);
+            self.start_beating(ctx);
         }
     }
 
@@ -102,8 +102,8 @@ impl RoomRegistry {
             }
             Next::Renew => self.renew(ctx),
             Next::Reborn(incarnation) => {
-                self.reborn(incarnation, now);
-                self.settle(ctx, now);
+                self.register_again(incarnation, now);
+                self.advance_batch(ctx, now);
             }
         }
     }
@@ -130,7 +130,7 @@ impl RoomRegistry {
 }
 
 impl Handler<Flush> for RoomRegistry {
-    type Result = Answer<()>;
+    type Result = WriterReply<()>;
 
     fn handle(&mut self, _: Flush, ctx: &mut Context<Self>) -> Self::Result {
         let flushed = self.flush(ctx);
@@ -139,7 +139,7 @@ impl Handler<Flush> for RoomRegistry {
 }
 
 impl Handler<PruneRooms> for RoomRegistry {
-    type Result = Answer<usize>;
+    type Result = WriterReply<usize>;
 
     fn handle(&mut self, _: PruneRooms, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now().utc();
@@ -148,7 +148,7 @@ impl Handler<PruneRooms> for RoomRegistry {
         let committed = self.commit(ctx);
         let pruned = async move {
             committed.await.unwrap_or(Err(CLOSED))?;
-            told(writer.prune_rooms.send(PruneRoomRows { now }).await)
+            flush_result(writer.prune_rooms.send(PruneRoomRows { now }).await)
         };
         Box::pin(pruned.into_actor(self))
     }

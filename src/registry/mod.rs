@@ -2,51 +2,55 @@
 //!
 //! It decides nothing. The model says what happened, and the registry makes it known: to the members,
 //! the observers and the mirror. One short handler per message, one reading of the clock in each.
+//!
+//! On one node that is [`membership`], [`sessions`], [`queries`], [`mirroring`] and [`draining`]. Where other
+//! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
+//! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them.
 
-mod clustering;
-mod following;
+mod commands;
+mod draining;
 mod membership;
 mod mirroring;
-mod observing;
-mod places;
+mod nodes;
 mod pruner;
 mod queries;
+mod reading;
+mod receiving;
 mod sessions;
-mod stopping;
-mod turns;
-mod verifying;
+mod sharing;
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
 use actix::prelude::*;
 use ahash::RandomState;
-use hashlink::LinkedHashMap;
 
-use self::{following::Waiter, places::Places, sessions::UNRESUMABLE_DELAY, stopping::Farewells};
+use self::{
+    commands::CommandQueue,
+    draining::Draining,
+    sessions::{Places, UNRESUMABLE_DELAY},
+};
 use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
     delivery::{Delivery, Observers, Refused, Report},
-    messages::{Decision, Explained, JoinError},
+    messages::{Change, Decision, JoinError, PresenceChanged},
     mirror::Mirror,
     model::{
-        Cause, ConnectionId, Diff, Info, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
-        UserId,
+        Cause, ConnectionId, Diff, Info, Left, Moment, NodeName, RecentLeaves, RoomName, Rooms,
+        Sessions, Snapshot, UserId, micros,
     },
     store::Row,
     supervision::Guard,
 };
 
-/// Messages that may wait for the registry before a sender that minds is refused.
-const MAILBOX: usize = 4096;
+/// How many messages may wait for the registry before `try_send` refuses another.
+const MAILBOX_CAPACITY: usize = 4096;
+
+/// How many joins a batch has at most, and how long it lasts.
+const MAX_BATCH_JOINS: usize = 64;
+const MAX_BATCH_DURATION: Duration = Duration::from_millis(2);
 
 pub(crate) type Authorize =
     Arc<dyn Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync>;
@@ -87,29 +91,26 @@ pub struct RoomRegistry {
     _guard: Guard,
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
-    recent_leaves: RecentLeaves<Explained>,
+    recent_leaves: RecentLeaves,
     places: Places,
     clock: Clock,
     delivery: Delivery,
-    /// When the turn has begun, if it has.
-    turn_begun: Option<u64>,
+    /// When the batch under way began, if one is: see [`advance_batch`](Self::advance_batch).
+    batch_begun: Option<u64>,
     observers: Observers,
     mirror: Mirror,
     node: NodeName,
     cluster: Option<Box<Cluster>>,
     /// What waits until all is known of a room.
-    waiting: LinkedHashMap<RoomName, (u64, Vec<Waiter>), RandomState>,
-    impatient: bool,
-    /// Connections whose joins do, and how many.
-    parked: HashMap<ConnectionId, usize, RandomState>,
-    /// Presences that an earlier life of this node has left, and why they end if nobody asks for them.
+    commands: CommandQueue,
+    /// Presences that an earlier life of this node has left, and why they end if nobody comes back for them.
     orphans: HashSet<(ConnectionId, RoomName), RandomState>,
     orphaned: Cause,
-    /// Those of them for which nobody can ask.
+    /// Those of them that nobody can resume.
     unresumable: Vec<(RoomName, ConnectionId)>,
     /// Others have removed this node's rows: its lease is to be renewed at once.
     renewal_is_due: bool,
-    /// A node is heard of that the database has to know more of.
+    /// A node was heard of that the database has to confirm.
     survey_is_due: bool,
     surveying: bool,
     authorize: Option<Authorize>,
@@ -117,14 +118,14 @@ pub struct RoomRegistry {
     lease: Duration,
     grace: Duration,
     closing: bool,
-    farewells: Option<Farewells>,
+    draining: Option<Draining>,
     started: Moment,
     joins: Counter,
     leaves: LeaveCounters,
     /// Too many to report one by one.
     touches: u64,
     messages: Counter,
-    /// The one timer for member lists that wait and stays that fade, and when it fires.
+    /// The one timer for all that is due later, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
 
@@ -143,14 +144,12 @@ impl RoomRegistry {
             places: Places::default(),
             clock: parts.clock,
             delivery: Delivery::new(parts.max_list_size),
-            turn_begun: None,
+            batch_begun: None,
             observers: Observers::new(parts.observer_queue),
             mirror: parts.mirror,
             node: parts.node,
             cluster: parts.cluster,
-            waiting: LinkedHashMap::default(),
-            impatient: false,
-            parked: HashMap::default(),
+            commands: CommandQueue::default(),
             orphans: HashSet::default(),
             orphaned: cause_of(parts.inherited.stopped),
             unresumable: Vec::new(),
@@ -162,7 +161,7 @@ impl RoomRegistry {
             lease: parts.lease,
             grace: parts.grace,
             closing: false,
-            farewells: None,
+            draining: None,
             timer: None,
         };
         registry.inherit(parts.inherited.rows);
@@ -203,21 +202,38 @@ impl RoomRegistry {
         for left in &diff.leaves {
             self.end(&diff, left, now);
         }
-        self.linger_if_nobody_is_here(&diff.room, now);
+        self.linger_if_empty(&diff.room, now);
         self.tell_observers(diff, self.node.clone(), true);
     }
 
-    /// Members that do not take their frames leave.
-    fn put_out(&mut self, refused: &Refused, now: Moment) {
-        if !refused.slow.is_empty() {
-            let slow = refused.slow.len() as u64;
-            metrics::counter!("presence_slow_consumers_total").increment(slow);
+    /// A presence has ended: remembers that, and closes its connection if it is in no other room.
+    fn end(&mut self, diff: &Diff, left: &Left, now: Moment) {
+        let presence = left.presence.connection;
+        self.sessions.forget(&diff.room, presence);
+        self.adopted_orphan(presence, &diff.room);
+        self.is_out_of(&diff.room, left.connection, left.cause);
+        self.recent_leaves.remember(&diff.room, left, diff.version, None, now);
+    }
+
+    fn tell_observers(&mut self, diff: Diff, node: NodeName, ours: bool) {
+        if self.observers.any() {
+            let after = self.rooms.snapshot(&diff.room);
+            self.tell_observers_with(diff, after, node, ours);
         }
-        let slow = refused.slow.iter().map(|connection| (*connection, Cause::SlowConsumer));
-        let gone = refused.gone.iter().map(|connection| (*connection, Cause::Disconnected));
-        for (connection, cause) in slow.chain(gone) {
-            self.end_connection(connection, cause, now);
-        }
+    }
+
+    /// Tells observers of a change, with the room after it; `ours` if this node is the one to tell those
+    /// who hear of each change once in the cluster.
+    fn tell_observers_with(&mut self, diff: Diff, after: Snapshot, node: NodeName, ours: bool) {
+        let event = PresenceChanged {
+            room: diff.room.clone(),
+            epoch: after.epoch(),
+            version: diff.version,
+            snapshot: after,
+            node,
+            change: Change::Diff(Arc::new(diff)),
+        };
+        self.observers.tell(&event, ours);
     }
 
     fn leave_all(&mut self, connection: ConnectionId, cause: Cause, now: Moment) -> usize {
@@ -240,22 +256,108 @@ impl RoomRegistry {
     }
 }
 
+/// Batches: what the registry handles before its mailbox is empty, but no more than 64 joins or two
+/// milliseconds. At the end of one those who have joined are sent who is in their rooms, then their joins are
+/// answered; and whatever else is due is sent, is written, or gets a timer.
+impl RoomRegistry {
+    /// The end of every handler that changed something: begins a batch, or ends one that is full.
+    fn advance_batch(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        self.remove_refusing(now);
+        let Some(begun) = self.batch_begun else {
+            self.batch_begun = Some(now.monotonic);
+            // An actor runs what it has spawned when its mailbox is empty.
+            ctx.spawn(async {}.into_actor(self).map(|(), registry, ctx| {
+                if registry.batch_begun.is_some() {
+                    registry.end_batch(ctx);
+                }
+            }));
+            return;
+        };
+        let lasts = now.monotonic.saturating_sub(begun) > micros(MAX_BATCH_DURATION);
+        if lasts || self.delivery.newcomers() >= MAX_BATCH_JOINS {
+            self.end_batch(ctx);
+        }
+    }
+
+    /// The end of a handler that changed nothing: so many touches may come that the mailbox is never empty.
+    fn continue_batch(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        if self.batch_begun.is_some() {
+            self.advance_batch(ctx, now);
+        }
+    }
+
+    fn end_batch(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        self.end_faded(now);
+        self.run_expired_commands(ctx, now);
+        self.delivery.end_turn(&self.rooms, now.monotonic);
+        self.remove_refusing(now);
+        self.batch_begun = None;
+        self.set_timer(ctx, now);
+        self.write(ctx, now);
+        if std::mem::take(&mut self.renewal_is_due) {
+            self.renew(ctx);
+        }
+        if std::mem::take(&mut self.survey_is_due) {
+            self.survey(ctx);
+        }
+        self.stop_draining_if_empty();
+    }
+
+    /// Ends the connections that did not take their frames.
+    fn remove_refusing(&mut self, now: Moment) {
+        while let Some(Refused { slow, gone }) = self.delivery.take_refused() {
+            if !slow.is_empty() {
+                let slow = slow.len() as u64;
+                metrics::counter!("presence_slow_consumers_total").increment(slow);
+            }
+            for connection in slow {
+                self.end_connection(connection, Cause::SlowConsumer, now);
+            }
+            for connection in gone {
+                self.end_connection(connection, Cause::Disconnected, now);
+            }
+            self.delivery.send_released(now.monotonic);
+        }
+    }
+
+    /// Sets the one timer of what is due later.
+    fn set_timer(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        let next =
+            [self.delivery.next_due(), self.sessions.next_end(), self.commands.next_deadline()];
+        let Some(due) = next.into_iter().flatten().min() else { return };
+        if let Some((at, timer)) = self.timer {
+            if at <= due {
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let wait = Duration::from_micros(due.saturating_sub(now.monotonic));
+        let timer = ctx.run_later(wait, |registry, ctx| {
+            registry.timer = None;
+            let now = registry.clock.now();
+            registry.advance_batch(ctx, now);
+        });
+        self.timer = Some((due, timer));
+    }
+}
+
 impl Actor for RoomRegistry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
         self.delivery.report_to(ctx.address().downgrade().recipient());
         self.keep_mirror(ctx);
         if let Some(cluster) = &mut self.cluster {
             cluster.listen(ctx.address().recipient());
         }
         let now = self.clock.now();
-        self.settle(ctx, now);
+        self.advance_batch(ctx, now);
         ctx.run_later(UNRESUMABLE_DELAY, |registry, ctx| {
             let now = registry.clock.now();
             registry.end_unresumable();
-            registry.settle(ctx, now);
+            registry.advance_batch(ctx, now);
         });
     }
 }
@@ -266,7 +368,7 @@ impl Handler<Report> for RoomRegistry {
     fn handle(&mut self, report: Report, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         self.delivery.returned(report, now.monotonic);
-        self.settle(ctx, now);
+        self.advance_batch(ctx, now);
     }
 }
 

@@ -1,27 +1,35 @@
-//! Questions.
+//! Questions, and subscriptions.
 
 use std::collections::HashMap;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
 
-use super::{RoomRegistry, following::Reply};
-use crate::{
-    bus::Told,
-    messages::{
-        BusState, Counters, GetOccupancy, GetSnapshot, GetStatus, Kick, ListPresences, ListRooms,
-        Status, UnheardNode, WhereIs,
-    },
-    model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
-    store::{SharedStore, StoreError, Whom, reader::Desk},
+use super::{
+    RoomRegistry,
+    commands::{Command, Reply},
 };
+use crate::{
+    messages::{
+        BusState, Counters, Departed, Explain, Explained, GetOccupancy, GetSnapshot, GetStatus,
+        ListPresences, ListRooms, Scope, Status, Subscribe, SubscriptionId, UnheardNode,
+        Unsubscribe, WhereIs,
+    },
+    model::{
+        Moment, Occupancy, PresenceState, RecentLeave, RoomName, RoomSummary, SeenPresence,
+        Snapshot,
+    },
+};
+
+// --- about one room ------------------------------------------------------------------------------
 
 impl Handler<GetSnapshot> for RoomRegistry {
     type Result = Reply<Option<Snapshot>>;
 
     fn handle(&mut self, msg: GetSnapshot, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        self.when_known(&room, ctx, move |registry, _| registry.rooms.room(&msg.room).cloned())
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Snapshot(msg, reply));
+        }
+        Reply::Now(self.snapshot(&msg))
     }
 }
 
@@ -29,17 +37,116 @@ impl Handler<GetOccupancy> for RoomRegistry {
     type Result = Reply<Occupancy>;
 
     fn handle(&mut self, msg: GetOccupancy, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        self.when_known(&room, ctx, move |registry, _| registry.rooms.occupancy(&msg.room))
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Occupancy(msg, reply));
+        }
+        Reply::Now(self.rooms.occupancy(&msg.room))
     }
 }
+
+impl Handler<ListPresences> for RoomRegistry {
+    type Result = Reply<Option<Vec<SeenPresence>>>;
+
+    fn handle(&mut self, msg: ListPresences, ctx: &mut Context<Self>) -> Self::Result {
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Presences(msg, reply));
+        }
+        Reply::when_done(self.list_presences(msg))
+    }
+}
+
+impl Handler<Explain> for RoomRegistry {
+    type Result = Reply<Option<Explained>>;
+
+    fn handle(&mut self, msg: Explain, ctx: &mut Context<Self>) -> Self::Result {
+        if self.must_wait(&msg.room, ctx) {
+            return self.reply_later(ctx, |reply| Command::Explain(msg, reply));
+        }
+        Reply::when_done(self.explain(msg))
+    }
+}
+
+impl RoomRegistry {
+    pub(super) fn snapshot(&self, msg: &GetSnapshot) -> Option<Snapshot> {
+        self.rooms.room(&msg.room).cloned()
+    }
+
+    pub(super) fn list_presences(
+        &self,
+        msg: ListPresences,
+    ) -> impl Future<Output = Option<Vec<SeenPresence>>> + use<> {
+        let ListPresences { room, after, limit } = msg;
+        let now = self.clock.now();
+        let page = self.rooms.room(&room).map(|_| {
+            let page = self.rooms.presences(&room, after.as_ref(), limit);
+            page.into_iter().map(|seen| self.with_state(&room, seen, now)).collect::<Vec<_>>()
+        });
+        let last_seen = self.last_seen_elsewhere(room);
+        async {
+            let mut page = page?;
+            last_seen.correct(page.iter_mut().collect()).await;
+            Some(page)
+        }
+    }
+
+    pub(super) fn explain(&self, msg: Explain) -> impl Future<Output = Option<Explained>> + use<> {
+        let explained = self.explain_here(&msg);
+        let last_seen = self.last_seen_elsewhere(msg.room);
+        async {
+            let mut explained = explained?;
+            if explained.departed.is_none() {
+                last_seen.correct(vec![&mut explained.seen]).await;
+            }
+            Some(explained)
+        }
+    }
+
+    fn explain_here(&self, Explain { room, connection }: &Explain) -> Option<Explained> {
+        let (now, max_age) = (self.clock.now(), self.max_age);
+        let seen = self.rooms.presence(room, *connection).or_else(|| {
+            let here = self.rooms.presence_of(room, *connection);
+            let presence = here.or_else(|| self.rooms.remote_presence_of(room, *connection))?;
+            self.rooms.presence(room, presence)
+        });
+        if let Some(seen) = seen {
+            let (seen, now) = (self.with_state(room, seen, now), now.utc());
+            return Some(Explained { seen, now, max_age, departed: None });
+        }
+        let RecentLeave { left, version, node, at } =
+            self.recent_leaves.find(room, *connection, now)?;
+        let seen = SeenPresence {
+            presence: left.presence.clone(),
+            last_seen: left.last_seen,
+            activity: left.activity,
+            joined_version: left.joined_version,
+            state: PresenceState::Live,
+            node: node.clone(),
+        };
+        let departed = Some(Departed { at: at.utc(), cause: left.cause, version: *version });
+        Some(Explained { seen, now: now.utc(), max_age, departed })
+    }
+
+    /// The presence with whether its client is there.
+    fn with_state(&self, room: &RoomName, seen: SeenPresence, now: Moment) -> SeenPresence {
+        match self.sessions.fading(seen.presence.connection, room) {
+            Some(until) => {
+                let left = Moment { monotonic: until, wall: 0 }.since(now);
+                let state = PresenceState::Fading { until: now.utc() + left };
+                SeenPresence { state, ..seen }
+            }
+            None => seen,
+        }
+    }
+}
+
+// --- about all rooms -----------------------------------------------------------------------------
 
 impl Handler<WhereIs> for RoomRegistry {
     type Result = Reply<Vec<(RoomName, usize)>>;
 
     fn handle(&mut self, WhereIs { user }: WhereIs, ctx: &mut Context<Self>) -> Self::Result {
         let here = self.rooms.where_is(&user);
-        self.ask_all(ctx, here, move |store| store.where_is(&user))
+        Reply::when_done(self.ask_all(ctx, here, move |store| store.where_is(&user)))
     }
 }
 
@@ -49,148 +156,20 @@ impl Handler<ListRooms> for RoomRegistry {
     fn handle(&mut self, msg: ListRooms, ctx: &mut Context<Self>) -> Self::Result {
         let ListRooms { after, limit } = msg;
         let here = self.rooms.list(after.as_ref(), limit);
-        let versions: HashMap<_, _> = match self.desk() {
-            Some(_) => here.iter().map(|one| (one.room.clone(), one.version)).collect(),
-            None => HashMap::new(),
-        };
-        let reply = self.ask_all(ctx, here, move |store| store.list(after.as_ref(), limit));
-        if self.desk().is_none() {
-            return reply;
+        if self.reader().is_none() {
+            return Reply::Now(here);
         }
         // The database does not know this node's versions.
-        reply.then(move |mut rooms| async move {
+        let versions: HashMap<_, _> =
+            here.iter().map(|one| (one.room.clone(), one.version)).collect();
+        let rooms = self.ask_all(ctx, here, move |store| store.list(after.as_ref(), limit));
+        Reply::when_done(async move {
+            let mut rooms = rooms.await;
             for one in &mut rooms {
                 one.version = versions.get(&one.room).copied().unwrap_or(one.version);
             }
             rooms
         })
-    }
-}
-
-impl Handler<ListPresences> for RoomRegistry {
-    type Result = Reply<Option<Vec<SeenPresence>>>;
-
-    fn handle(&mut self, msg: ListPresences, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        let page = self.when_known(&room, ctx, move |registry, _| {
-            registry.rooms.room(&msg.room)?;
-            let now = registry.clock.now();
-            let page = registry.rooms.presences(&msg.room, msg.after.as_ref(), msg.limit);
-            let state = |seen| registry.with_state(&msg.room, seen, now);
-            Some(page.into_iter().map(state).collect())
-        });
-        let Some(desk) = self.desk() else { return page };
-        page.then(|page: Option<Vec<_>>| async {
-            let mut page = page?;
-            last_heard_of(desk, room, page.iter_mut().collect()).await;
-            Some(page)
-        })
-    }
-}
-
-/// Asks the database when presences of other nodes were last heard of: those nodes say so only there.
-pub(super) async fn last_heard_of(desk: Desk, room: RoomName, mut seen: Vec<&mut SeenPresence>) {
-    seen.retain(|seen| seen.node.is_some());
-    if seen.is_empty() {
-        return;
-    }
-    let connections: Vec<_> = seen.iter().map(|seen| seen.presence.connection).collect();
-    let rows = desk.ask(move |store| store.find(&room, &connections)).await;
-    // Without an answer it is what was heard when they joined.
-    let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
-    for (_, row) in rows.unwrap_or_default() {
-        let same =
-            |seen: &&mut &mut SeenPresence| seen.presence.connection == row.presence.connection;
-        if let Some(seen) = seen.iter_mut().find(same) {
-            seen.last_seen = row.last_seen;
-        }
-    }
-}
-
-impl RoomRegistry {
-    /// Where to ask the database, if other nodes share it and rooms with it.
-    pub(super) fn desk(&self) -> Option<Desk> {
-        let cluster = self.cluster.as_ref().filter(|cluster| cluster.is_shared());
-        cluster.map(|cluster| cluster.desk.clone())
-    }
-
-    /// Asks the database about all rooms, of which this node follows only some; if it does not answer,
-    /// what is known here has to do.
-    fn ask_all<T: Send + 'static>(
-        &mut self,
-        ctx: &mut Context<Self>,
-        here: T,
-        question: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
-    ) -> Reply<T> {
-        let Some(desk) = self.desk() else { return Reply::Now(here) };
-        let written = self.written(ctx);
-        Reply::Now(here).then(|here| async move {
-            written.await;
-            let answer = desk.ask(question).await;
-            let answer =
-                answer.inspect_err(|error| tracing::warn!(%error, "no answer about all rooms"));
-            answer.unwrap_or(here)
-        })
-    }
-
-    /// When what this node has answered before is in the database, or the database is in trouble: one
-    /// that takes no rows may give some.
-    fn written(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static {
-        let settled = self.mirror.settled();
-        let now = self.clock.now();
-        self.write(ctx, now);
-        async {
-            if let Some(settled) = settled {
-                let _ = settled.await;
-            }
-        }
-    }
-
-    /// Connections on other nodes that this one sees and that are to be put out.
-    pub(super) fn remotes_of(&self, whom: &Kick) -> usize {
-        match whom {
-            Kick::User(user) if self.cluster.is_some() => self.rooms.remotes_of(user),
-            _ => 0,
-        }
-    }
-
-    /// Has those put out who are on other nodes, besides the `kicked` ones who were here. How many they
-    /// are says the database, or else what is seen of them here.
-    pub(super) fn kick_elsewhere(
-        &mut self,
-        whom: Kick,
-        kicked: usize,
-        seen: usize,
-        ctx: &mut Context<Self>,
-    ) -> Reply<usize> {
-        let Some(desk) = self.desk() else { return Reply::Now(kicked) };
-        let whom = match whom {
-            Kick::Connection(connection) => Whom::Connection(connection),
-            Kick::User(user) => Whom::User(user),
-        };
-        let (reply, answer) = oneshot::channel();
-        let (asked, written) = (whom.clone(), self.written(ctx));
-        // Asked before they are put out: after that they are not there.
-        let found = async move {
-            written.await;
-            desk.ask(move |store| store.connections(&asked)).await
-        };
-        ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
-            let Some(cluster) = &mut registry.cluster else { return };
-            let single = matches!(whom, Whom::Connection(_));
-            let elsewhere = match found {
-                Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
-                Err(error) => {
-                    tracing::warn!(%error, "no answer how many are to be put out elsewhere");
-                    seen
-                }
-            };
-            let told = cluster.tell(Told::Kick(whom));
-            let all = kicked + if told { elsewhere } else { 0 };
-            // A connection may have presences on two nodes, and is one all the same.
-            let _ = reply.send(if single { all.min(1) } else { all });
-        }));
-        Reply::Later(answer)
     }
 }
 
@@ -201,7 +180,7 @@ impl Handler<GetStatus> for RoomRegistry {
         let now = self.clock.now();
         let trouble = self.mirror.trouble(now);
         metrics::counter!("presence_touches_total").absolute(self.touches);
-        Status {
+        let mut status = Status {
             epoch: self.rooms.epoch(),
             uptime: now.since(self.started),
             rooms: self.rooms.room_count(),
@@ -214,17 +193,9 @@ impl Handler<GetStatus> for RoomRegistry {
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             observer_lag: self.observers.lag(),
-            nodes: 1 + self.cluster.as_ref().map_or(0, |cluster| cluster.peers.alive()),
-            unheard: match &self.cluster {
-                Some(cluster) => cluster.unheard(now).map(UnheardNode::from).collect(),
-                None => Vec::new(),
-            },
-            bus: match &self.cluster {
-                Some(cluster) if cluster.is_shared() => {
-                    cluster.down().map_or(BusState::Up, BusState::Down)
-                }
-                _ => BusState::Local,
-            },
+            nodes: 1,
+            unheard: Vec::new(),
+            bus: BusState::Local,
             closing: self.closing,
             counters: Counters {
                 joins: self.joins.count(),
@@ -235,6 +206,36 @@ impl Handler<GetStatus> for RoomRegistry {
                 lists_sent: self.delivery.lists_sent(),
                 rows_written: self.mirror.rows_written(),
             },
+        };
+        if let Some(cluster) = &self.cluster {
+            status.nodes += cluster.peers.alive();
+            status.unheard = cluster.unheard(now).map(UnheardNode::from).collect();
+            if cluster.is_shared() {
+                status.bus = cluster.down().map_or(BusState::Up, BusState::Down);
+            }
         }
+        status
+    }
+}
+
+// --- subscriptions -------------------------------------------------------------------------------
+
+impl Handler<Subscribe> for RoomRegistry {
+    type Result = SubscriptionId;
+
+    fn handle(&mut self, msg: Subscribe, ctx: &mut Context<Self>) -> SubscriptionId {
+        let Subscribe { filter, observer, scope } = msg;
+        if scope == Scope::Cluster {
+            self.follow_for(&filter, ctx);
+        }
+        self.observers.subscribe(filter, observer, scope)
+    }
+}
+
+impl Handler<Unsubscribe> for RoomRegistry {
+    type Result = bool;
+
+    fn handle(&mut self, msg: Unsubscribe, _: &mut Context<Self>) -> bool {
+        self.observers.unsubscribe(msg.id)
     }
 }

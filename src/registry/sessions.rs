@@ -1,24 +1,27 @@
-//! Ends of connections: at once, or after a grace in which their client may come back.
+//! Ends of connections: at once, or after a grace in which their client may come back. Where the number of
+//! sessions is limited, a session keeps its place meanwhile.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use actix::prelude::*;
+use ahash::RandomState;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{RoomRegistry, following::Reply, queries::last_heard_of};
+use super::{RoomRegistry, commands::Reply};
 use crate::{
     cluster::remote,
-    messages::{Departed, Explain, Explained},
+    messages::{JoinError, PlaceBack, SessionPlace, TakePlace, close_code},
     mirror::Memory,
-    model::{
-        Activity, Cause, ConnectionId, Diff, Info, Left, Moment, NodeName, PresenceState,
-        RemoteChange, Resumed, RoomName, SeenPresence,
-    },
+    model::{Activity, Cause, ConnectionId, Moment, RemoteChange, Resumed, RoomName},
     store::Row,
 };
 
-/// How long after the start presences end that an earlier life of this node has left and nobody can
-/// resume: so that observers which the app subscribes right after the start hear of it. Who asks for a
-/// room meanwhile has them ended first, and does not see them.
+/// How long after the start the presences end that an earlier life of this node has left and nobody can
+/// resume: observers that the app subscribes right after the start are to hear of it. A question about a
+/// room ends them first.
 pub(super) const UNRESUMABLE_DELAY: Duration = Duration::from_millis(100);
 
 impl RoomRegistry {
@@ -50,6 +53,7 @@ impl RoomRegistry {
         cause: Cause,
         now: Moment,
     ) -> usize {
+        self.refuse_joins(connection, &JoinError::Withdrawn);
         // A session that was told to close because this node stops ends for that reason, however it is
         // noticed.
         let dismissed = cause == Cause::Disconnected && self.delivery.is_dismissed(connection);
@@ -58,28 +62,31 @@ impl RoomRegistry {
         let grace = self.grace_after(cause);
         let grace = grace.filter(|_| self.rooms.memberships_of(connection).any(keyed));
         let Some(grace) = grace else { return self.leave_all(connection, cause, now) };
-        let stays = self.rooms.memberships_of(connection);
-        let stays: Vec<_> = stays.map(|(room, presence)| (room.clone(), presence)).collect();
+        let memberships = self.rooms.memberships_of(connection);
+        let memberships: Vec<_> =
+            memberships.map(|(room, presence)| (room.clone(), presence)).collect();
         self.rooms.touch(connection, Activity::Disconnect, now);
         self.delivery.forget(connection);
-        let count = stays.len();
-        for (room, presence) in stays {
+        let count = memberships.len();
+        for (room, presence) in memberships {
             if grace.is_zero() || self.sessions.key_of(&room, presence).is_none() {
                 let diff = self.rooms.leave(&room, connection, cause);
                 self.announce_leave(diff, cause, now);
             } else if self.sessions.fading(presence, &room).is_none() {
-                if self.cluster.is_some() {
-                    self.mirror.mark_one(room.clone(), presence);
-                }
+                self.mark_shared(room.clone(), presence);
                 self.sessions.fade(presence, room, now, grace);
             }
         }
         count
     }
 
-    /// The connection is not in the room any more: it hears of it, and closes if that was its last one.
+    /// Tells a connection that it is out of a room, or to close if that was its last one.
     pub(super) fn is_out_of(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
         if self.rooms.last_seen(connection).is_none() {
+            if close_code(cause).is_some() {
+                // One that is told to close is not let in anywhere else meanwhile.
+                self.refuse_joins(connection, &JoinError::Withdrawn);
+            }
             self.delivery.disconnect(connection, cause);
             self.places.release(connection);
         } else {
@@ -88,7 +95,8 @@ impl RoomRegistry {
         }
     }
 
-    /// Whether the presence was left by an earlier life of this node, until somebody asks.
+    /// Whether the presence was left by an earlier life of this node, and nobody has come back for it yet; it
+    /// counts as this life's from now on.
     pub(super) fn adopted_orphan(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
         !self.orphans.is_empty() && self.orphans.remove(&(presence, room.clone()))
     }
@@ -106,8 +114,8 @@ impl RoomRegistry {
             let left = row.fading.map(|until| (until - now.utc()).to_std().unwrap_or_default());
             let grace = left.map_or(self.grace, |left| left.min(self.grace));
             // It is the same node's, so it goes on as it was.
-            let heard = RemoteChange::Present(remote(me.clone(), row));
-            self.rooms.hear(&room, [heard], &me);
+            let present = RemoteChange::Present(remote(me.clone(), row));
+            self.rooms.apply_remote(&room, [present], &me);
             if !self.rooms.adopt(&room, presence, presence, &me, now).unwrap_or(false) {
                 continue;
             }
@@ -147,7 +155,7 @@ impl RoomRegistry {
         }
     }
 
-    /// Ends the stays whose client did not come back in time.
+    /// Ends the presences whose client did not come back in time.
     pub(super) fn end_faded(&mut self, now: Moment) {
         while let Some((presence, room)) = self.sessions.take_faded(now) {
             let cause = match self.adopted_orphan(presence, &room) {
@@ -158,85 +166,122 @@ impl RoomRegistry {
             self.announce_leave(diff, cause, now);
         }
     }
+}
 
-    /// A presence has ended: remembers it, and lets its connection go if it is nowhere any more.
-    pub(super) fn end(&mut self, diff: &Diff, left: &Left, now: Moment) {
-        let presence = left.presence.connection;
-        self.sessions.forget(&diff.room, presence);
-        self.adopted_orphan(presence, &diff.room);
-        self.is_out_of(&diff.room, left.connection, left.cause);
-        self.remember(diff, left, None, now);
-    }
+// --- places --------------------------------------------------------------------------------------
 
-    /// Remembers the end of a presence that this node held, or another.
-    pub(super) fn remember(
-        &mut self,
-        diff: &Diff,
-        left: &Left,
-        node: Option<&NodeName>,
-        now: Moment,
-    ) {
-        let Left { mut presence, cause, last_seen, activity, joined_version, .. } = left.clone();
-        // It explains nothing, and is the largest of it.
-        presence.info = Info::EMPTY;
-        let texts = presence.user.as_ref().map_or(0, |user| user.as_str().len());
-        let (connection, state, node) = (presence.connection, PresenceState::Live, node.cloned());
-        let explained = Explained {
-            seen: SeenPresence { presence, last_seen, activity, joined_version, state, node },
-            now: now.utc(),
-            max_age: self.max_age,
-            departed: Some(Departed { at: now.utc(), cause, version: diff.version }),
-        };
-        self.recent_leaves.remember(diff.room.clone(), connection, explained, texts, now);
-    }
+/// How many presences of a client are searched for its older connection.
+const MAX_PRESENCES: usize = 128;
 
-    /// The presence with whether its client is there.
-    pub(super) fn with_state(
-        &self,
-        room: &RoomName,
-        seen: SeenPresence,
-        now: Moment,
-    ) -> SeenPresence {
-        match self.sessions.fading(seen.presence.connection, room) {
-            Some(until) => {
-                let left = Moment { monotonic: until, wall: 0 }.since(now);
-                let state = PresenceState::Fading { until: now.utc() + left };
-                SeenPresence { state, ..seen }
-            }
-            None => seen,
+/// How long a client may take to read that its socket is replaced, before that is shut down: a newer
+/// one waits for the place.
+const REPLACED_TIMEOUT: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+pub(super) struct Places {
+    /// Those of connections whose presences fade.
+    kept: HashMap<ConnectionId, OwnedSemaphorePermit, RandomState>,
+    /// Where those go whose socket is about to end.
+    wanted: HashMap<ConnectionId, oneshot::Sender<Option<SessionPlace>>, RandomState>,
+}
+
+impl Places {
+    /// The connection does not fade any more: its place is free.
+    pub fn release(&mut self, connection: ConnectionId) {
+        if !self.kept.is_empty() {
+            self.kept.remove(&connection);
         }
+    }
+
+    /// Hands out the place of a connection when its socket has ended.
+    fn want(&mut self, connection: ConnectionId) -> Reply<Option<SessionPlace>> {
+        let (reply, place) = oneshot::channel();
+        self.wanted.retain(|_, waiting| !waiting.is_closed());
+        self.wanted.insert(connection, reply);
+        Reply::Later(place)
     }
 }
 
-impl Handler<Explain> for RoomRegistry {
-    type Result = Reply<Option<Explained>>;
+impl Handler<PlaceBack> for RoomRegistry {
+    type Result = ();
 
-    fn handle(&mut self, msg: Explain, ctx: &mut Context<Self>) -> Self::Result {
-        let room = msg.room.clone();
-        let explained = self.when_known(&room, ctx, move |registry, _| registry.explain(&msg));
-        let Some(desk) = self.desk() else { return explained };
-        explained.then(|explained: Option<Explained>| async {
-            let mut explained = explained?;
-            if explained.departed.is_none() {
-                last_heard_of(desk, room, vec![&mut explained.seen]).await;
+    fn handle(&mut self, msg: PlaceBack, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let PlaceBack { permit, connections } = msg;
+        let waiting = connections.iter().find_map(|one| self.places.wanted.remove(one));
+        let mut fading = connections;
+        fading.retain(|one| self.rooms.has_ended(*one) && !self.places.kept.contains_key(one));
+        let newest = fading.first().copied();
+        // One place is for one session: what its client has not resumed ends.
+        for older in fading.into_iter().skip(1) {
+            self.leave_all(older, Cause::Disconnected, now);
+        }
+        match (waiting, newest) {
+            (Some(waiting), newest) => {
+                let place = SessionPlace::of(permit, newest, ctx.address().recipient());
+                // If the receiver was dropped, the place is dropped, and comes back again.
+                let _ = waiting.send(Some(place));
             }
-            Some(explained)
-        })
+            (None, Some(newest)) => drop(self.places.kept.insert(newest, permit)),
+            (None, None) => {}
+        }
+        self.advance_batch(ctx, now);
+    }
+}
+
+impl Handler<TakePlace> for RoomRegistry {
+    type Result = Reply<Option<SessionPlace>>;
+
+    fn handle(&mut self, msg: TakePlace, ctx: &mut Context<Self>) -> Self::Result {
+        let now = self.clock.now();
+        let mut older = self.older_connections(&msg);
+        older.retain(|connection| self.may_replace(*connection, &msg));
+        for connection in &older {
+            if let Some(permit) = self.places.kept.remove(connection) {
+                let place = SessionPlace::of(permit, Some(*connection), ctx.address().recipient());
+                return Reply::Now(Some(place));
+            }
+        }
+        let Some(connection) = older.into_iter().next() else { return Reply::Now(None) };
+        if !self.rooms.has_ended(connection) {
+            self.end_socket(connection, now);
+            self.advance_batch(ctx, now);
+        }
+        self.places.want(connection)
     }
 }
 
 impl RoomRegistry {
-    fn explain(&self, Explain { room, connection }: &Explain) -> Option<Explained> {
-        let now = self.clock.now();
-        let seen = self
-            .rooms
-            .presence(room, *connection)
-            .or_else(|| self.rooms.presence(room, self.rooms.presence_of(room, *connection)?));
-        if let Some(seen) = seen {
-            let seen = self.with_state(room, seen, now);
-            return Some(Explained { seen, now: now.utc(), max_age: self.max_age, departed: None });
-        }
-        let departed = self.recent_leaves.find(room, *connection, now)?;
-        Some(Explained { now: now.utc(), ..departed.clone() })
+    /// The connections of the client that are in rooms it may enter now, the newest first.
+    fn older_connections(&self, msg: &TakePlace) -> Vec<ConnectionId> {
+        let presences =
+            self.sessions.presences_of(&msg.session, msg.user.as_ref()).take(MAX_PRESENCES);
+        // What an earlier life of this node has left has no socket, and so no place to give.
+        let presences = presences.filter(|(room, presence)| {
+            (msg.enters)(room) && !self.orphans.contains(&(*presence, (*room).clone()))
+        });
+        let mut older: Vec<_> = presences
+            .filter_map(|(room, presence)| self.rooms.current_connection(room, presence))
+            .collect();
+        older.sort_unstable_by(|one, other| other.cmp(one));
+        older.dedup();
+        older
+    }
+
+    /// Whether a newer connection may take the place of this one in all its rooms.
+    fn may_replace(&self, connection: ConnectionId, msg: &TakePlace) -> bool {
+        let TakePlace { user, session, info, enters } = msg;
+        self.rooms.memberships_of(connection).all(|(room, presence)| {
+            self.sessions.presence_in(room, session, user.as_ref()) == Some(presence)
+                && enters(room)
+                && self.admit(room, user.as_ref(), info).is_ok()
+        })
+    }
+
+    /// Ends the socket of a connection whose place a newer one of its client session needs. Its
+    /// presences fade until the newer one has joined.
+    fn end_socket(&mut self, connection: ConnectionId, now: Moment) {
+        self.delivery.close_within(connection, Cause::Replaced, REPLACED_TIMEOUT);
+        self.end_connection(connection, Cause::Disconnected, now);
     }
 }

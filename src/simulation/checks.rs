@@ -118,6 +118,9 @@ fn observers_have_heard_it(world: &mut World, all: &Held) {
             let room = &diff.room;
             let before = versions.insert(room.clone(), diff.version).unwrap_or(0);
             assert!(diff.version > before, "{room} went from {before} to {}", diff.version);
+            // Empty rooms are not kept, so neither are their versions.
+            let snapshot = &changed.snapshot;
+            assert!(snapshot.is_empty() || snapshot.version() == diff.version, "{changed:?}");
             for left in &diff.leaves {
                 let place = (room.clone(), left.presence.connection);
                 let was = there.remove(&place);

@@ -48,6 +48,8 @@ pub struct World {
     /// Connections that have ended without their nodes having seen it.
     pub broken: Vec<Connected>,
     pub said: usize,
+    /// Presences of which somebody has said something untrue on the bus.
+    pub forged: BTreeSet<ConnectionId>,
     lives: usize,
 }
 
@@ -57,6 +59,7 @@ pub struct Node {
     pub registry: Addr<RoomRegistry>,
     pub bus: MemoryConnection,
     pub database: [MemoryLink; 2],
+    pub stalled: Rc<Cell<bool>>,
     /// Who was there when it came to life.
     pub inherited: Vec<Row>,
     /// What an observer of the whole cluster hears here, and what one of this node does.
@@ -103,11 +106,16 @@ impl Handler<Look> for RoomRegistry {
 struct Inline<T> {
     inner: T,
     rng: fastrand::Rng,
+    /// Whether a call takes far longer than anybody waits for it.
+    stalled: Rc<Cell<bool>>,
 }
 
 impl<T> Inline<T> {
     fn pause(&mut self) -> Duration {
-        Duration::from_millis(self.rng.u64(0..40))
+        match self.stalled.get() {
+            true => LEASE * 100,
+            false => Duration::from_millis(self.rng.u64(0..40)),
+        }
     }
 }
 
@@ -173,6 +181,7 @@ impl World {
             clients: clients.collect(),
             broken: Vec::new(),
             said: 0,
+            forged: BTreeSet::new(),
             lives: 0,
         };
         for place in 0..NODES {
@@ -204,9 +213,11 @@ impl World {
             store.start(&node, now, LEASE).unwrap();
         let rng = self.rng.fork();
         let writer = Writer::new(Box::new(store), node.clone(), LEASE);
-        let writer = Inline { inner: writer, rng: rng.clone() }.start();
+        let stalled = Rc::new(Cell::new(false));
+        let writer = Inline { inner: writer, rng: rng.clone(), stalled: stalled.clone() }.start();
         let reader: Box<dyn SharedStore> = Box::new(reader);
-        let desk = Desk::new(Inline { inner: reader, rng }.start().recipient());
+        let desk =
+            Desk::new(Inline { inner: reader, rng, stalled: stalled.clone() }.start().recipient());
         let bus: MemoryBus = self.hub.bus();
         let connection = bus.connection();
         let shared = Some(Shared { reader: desk, bus: Some(Box::new(bus)) });
@@ -233,7 +244,7 @@ impl World {
         registry.do_send(Subscribe::new(RoomFilter::Any, observer.recipient()));
         let (bus, name) = (connection, node);
         self.nodes[place] =
-            Some(Node { name, life, registry, bus, database, inherited, changes, own });
+            Some(Node { name, life, registry, bus, database, stalled, inherited, changes, own });
     }
 
     /// A node ends without a word, and its sockets with it.
@@ -342,6 +353,13 @@ impl World {
             }
         }
         if let Some(cause) = closed {
+            // Nobody else has the key of its session: its only socket is the newest.
+            let may_be_replaced = client >= CLIENTS - 2 || self.forged.contains(&connection.id);
+            assert!(
+                cause != Cause::Replaced || may_be_replaced,
+                "client {client} was told not to come back on {}, its only socket",
+                connection.id
+            );
             // As every session does.
             if let Some(node) = &self.nodes[connection.node] {
                 node.registry.do_send(LeaveAll::because(connection.id, cause));

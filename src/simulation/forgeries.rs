@@ -36,6 +36,7 @@ pub fn at_random(world: &mut World, place: usize, client: usize) {
     let room = world.room();
     let previous = [0, number.saturating_sub(1), u64::MAX - 1][world.rng.usize(0..3)];
     let changes = |room, number, changes| changes_after(room, number, previous, changes);
+    world.forged.insert(connection);
     let told = match world.rng.u8(0..6) {
         0 => {
             let Some(node) = &world.nodes[place] else { return };

@@ -2,14 +2,17 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use actix::prelude::*;
+
 use super::{
     cluster::{GRACE, LEASE, World},
     runtime, schedule,
 };
 use crate::{
-    messages::{GetSnapshot, PresenceChanged},
-    model::{Cause, ConnectionId, RoomName},
-    testing::Seen,
+    messages::{CloseRoom, Explain, GetSnapshot, Join, JoinError, Kick, LeaveAll, PresenceChanged},
+    model::{Cause, ConnectionId, RoomName, UserId},
+    registry::RoomRegistry,
+    testing::{Heard, MemoryLink, Probe, Seen},
 };
 
 pub(super) const MOMENT: Duration = Duration::from_secs(6);
@@ -198,5 +201,131 @@ fn in_a_rolling_restart_who_comes_back_has_never_left_and_who_does_not_leaves_on
         let rows: Vec<_> =
             rows.iter().map(|(n, row)| (n.as_str(), row.presence.connection)).collect();
         assert_eq!(rows, [("n1", back)]);
+    });
+}
+
+/// The database does not answer on a node, or does again.
+fn with_database(world: &World, place: usize, what: impl Fn(&MemoryLink)) {
+    world.nodes[place].as_ref().unwrap().database.iter().for_each(what);
+}
+
+/// A client moves to a node, with a new socket; the one before stays half open.
+async fn roam(world: &mut World, client: usize, node: usize) -> ConnectionId {
+    world.broken.extend(world.clients[client].connection.take());
+    let connection = enter(world, client, node, &lobby());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    world.observe(client);
+    connection
+}
+
+/// The client is where it is, whatever the nodes learn of where it was.
+async fn keeps_its_socket(mut world: World, client: usize, shown: ConnectionId) {
+    (0..3).for_each(|place| with_database(&world, place, MemoryLink::heal));
+    tokio::time::sleep(LOST).await;
+    world.observe(client);
+    let connected = world.clients[client].connection.as_ref().unwrap();
+    assert!(connected.rooms.contains(&lobby()));
+    for place in 0..3 {
+        assert_eq!(world.seen(place, &lobby()).await, [shown], "on n{place}");
+    }
+}
+
+#[test]
+fn who_goes_to_another_node_and_comes_back_while_the_database_is_away_keeps_the_newest_socket() {
+    story(|mut world| async move {
+        (0..3).for_each(|place| with_database(&world, place, MemoryLink::cut));
+        // Each node lets it in by what it knows, which is nothing: there are two presences.
+        let founded = roam(&mut world, 0, 0).await;
+        roam(&mut world, 0, 1).await;
+        roam(&mut world, 0, 0).await;
+        keeps_its_socket(world, 0, founded).await;
+    });
+}
+
+#[test]
+fn who_takes_its_presence_to_another_node_and_back_unnoticed_keeps_the_newest_socket() {
+    for visits in [[1, 0].as_slice(), &[1, 1, 0], &[1, 2, 0], &[2, 1, 2, 1]] {
+        story(move |mut world| async move {
+            let founded = roam(&mut world, 0, 0).await;
+            (0..3).for_each(|place| with_database(&world, place, MemoryLink::cut));
+            for node in visits {
+                roam(&mut world, 0, *node).await;
+            }
+            keeps_its_socket(world, 0, founded).await;
+        });
+    }
+}
+
+/// A join on the node `n0`, with its answer to come.
+fn join(world: &World, connection: ConnectionId, room: RoomName) -> Request<RoomRegistry, Join> {
+    let (probe, _) = Probe::<Heard>::new();
+    let join = Join::anonymous(room, connection, probe.recipient());
+    world.nodes[0].as_ref().unwrap().registry.send(join.user(UserId::new("ada").ok()))
+}
+
+fn cellar() -> RoomName {
+    RoomName::new("cellar").unwrap()
+}
+
+#[test]
+fn a_connection_that_ends_takes_back_the_joins_that_wait_and_none_that_comes_after() {
+    story(|world| async move {
+        let registry = world.nodes[0].as_ref().unwrap().registry.clone();
+        world.nodes[0].as_ref().unwrap().stalled.set(true);
+        let connection = ConnectionId::new();
+        let first = join(&world, connection, lobby());
+        registry.do_send(LeaveAll::new(connection));
+        let second = join(&world, connection, cellar());
+        let begun = tokio::time::Instant::now();
+        assert_eq!(first.await.unwrap().unwrap_err(), JoinError::Withdrawn);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "it need not wait to be told so");
+        assert!(second.await.unwrap().is_ok());
+        assert!(begun.elapsed() >= Duration::from_secs(2), "nothing is known of the room");
+        let seen = [world.seen(0, &lobby()).await, world.seen(0, &cellar()).await];
+        assert_eq!(seen, [vec![], vec![connection]]);
+    });
+}
+
+#[test]
+fn who_is_kicked_or_told_to_close_does_not_enter_by_a_join_that_waits() {
+    for (kick, refusal) in [
+        (Some(true), JoinError::Denied { reason: "kicked".into() }),
+        (Some(false), JoinError::Denied { reason: "kicked".into() }),
+        (None, JoinError::Withdrawn),
+    ] {
+        story(move |world| async move {
+            let registry = world.nodes[0].as_ref().unwrap().registry.clone();
+            let connection = ConnectionId::new();
+            if kick.is_none() {
+                join(&world, connection, cellar()).await.unwrap().unwrap();
+            }
+            world.nodes[0].as_ref().unwrap().stalled.set(true);
+            let waits = join(&world, connection, lobby());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            match kick {
+                Some(true) => registry.do_send(Kick::User(UserId::new("ada").unwrap())),
+                Some(false) => registry.do_send(Kick::Connection(connection)),
+                None => registry.do_send(CloseRoom { room: cellar() }),
+            }
+            assert_eq!(waits.await.unwrap().unwrap_err(), refusal);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            assert!(world.seen(0, &lobby()).await.is_empty());
+        });
+    }
+}
+
+#[test]
+fn on_another_node_a_connection_is_named_by_its_own_id_though_it_took_a_presence_over() {
+    story(|mut world| async move {
+        let founded = roam(&mut world, 0, 0).await;
+        let current = roam(&mut world, 0, 0).await;
+        tokio::time::sleep(MOMENT).await;
+        let registry = world.nodes[1].as_ref().unwrap().registry.clone();
+        let explain = Explain { room: lobby(), connection: current };
+        let explained = registry.send(explain).await.unwrap().unwrap();
+        assert_eq!(explained.seen.presence.connection, founded);
+        assert_eq!(registry.send(Kick::Connection(current)).await.unwrap(), 1);
+        tokio::time::sleep(MOMENT).await;
+        assert!(world.seen(1, &lobby()).await.is_empty());
     });
 }

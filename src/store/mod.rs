@@ -5,12 +5,12 @@
 //! `PostgresStore` that does it. A store is slow and may fail; it belongs on a thread of its own (the
 //! [`Writer`](crate::mirror::Writer)'s), or in a command.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::model::{ConnectionId, Epoch, Info, NodeName, Presence, RoomName, SessionKey};
+use crate::model::{Cause, ConnectionId, Epoch, Info, NodeName, Presence, RoomName, SessionKey};
 
 mod bulk;
 mod chunks;
@@ -41,6 +41,14 @@ pub use postgres::{LeaseClock, PostgresOptions, PostgresStore, PostgresUrl};
 pub use shared::{Burial, NodeRow, RoomRows, SharedStore, Whom};
 pub use sqlite::{SqliteOptions, SqliteStore};
 pub use url::{DatabaseUrl, InvalidDatabaseUrl, SqlitePath};
+
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// How long to wait before the database is asked again that has failed so often before.
+pub(crate) fn retry_delay(failures: u32) -> Duration {
+    FIRST_RETRY_DELAY.saturating_mul(1 << failures.min(10)).min(MAX_RETRY_DELAY)
+}
 
 /// A presence as it is to stand in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +120,17 @@ pub enum Change {
     Delete(RoomName, ConnectionId),
     /// Of [`Batch::seen`].
     Seen(ConnectionId),
+}
+
+/// A batch that is in the database.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub batch: Arc<Batch>,
+    /// Why those have left that the batch deletes, in its order; none for one that another node
+    /// holds.
+    pub causes: Vec<Option<Cause>>,
+    /// What of it the database has refused.
+    pub refused: Vec<Change>,
 }
 
 /// A node that is no more, with what it left.

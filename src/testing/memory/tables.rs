@@ -334,7 +334,10 @@ impl Tables {
 
     pub fn connections(&self, whom: &Whom) -> Vec<(ConnectionId, NodeName)> {
         let is_meant = |row: &Row| match whom {
-            Whom::Connection(connection) => row.presence.connection == *connection,
+            Whom::Connection(connection) => {
+                row.presence.connection == *connection
+                    || row.current_connection == Some(*connection)
+            }
             Whom::User(user) => row.presence.user.as_ref() == Some(user),
         };
         let mut found = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What this node hears of the rooms that it follows, and reads.
+//! What this node hears of the rooms that it follows, and reads of them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,27 +9,26 @@ use std::{
 use ahash::RandomState;
 
 use super::{
-    Cluster, Met, cause_of, remote,
+    Cluster, SenderStatus, cause_of, remote,
     view::{Verdict, View},
 };
 use crate::{
     bus::{Change, Changes, Channel},
-    mirror::pause_after,
     model::{
         Cause, ConnectionId, Epoch, Moment, NodeName, Presence, Remote, RemoteChange, RoomName,
     },
-    store::{NodeRow, RoomRows},
+    store::{NodeRow, RoomRows, retry_delay},
 };
 
-/// Rooms whose rows are read at once.
-pub(super) const READ: usize = 64;
+/// How many rooms are read at once at most.
+pub(super) const MAX_READ_ROOMS: usize = 64;
 
-/// What was heard of a room, to be taken into it.
+/// What another node has told of a room, to be taken into it.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct RemoteChanges {
     pub room: RoomName,
     pub node: NodeName,
-    pub heard: Vec<RemoteChange>,
+    pub changes: Vec<RemoteChange>,
     /// Presences that the node does not hold any more.
     pub yielded: Vec<ConnectionId>,
 }
@@ -41,12 +40,12 @@ pub(crate) struct ReadRooms {
     pub rooms: Vec<(RoomName, Vec<Remote>)>,
     /// The presences of which this node has rows there.
     pub own: HashSet<(RoomName, ConnectionId), RandomState>,
-    /// Nodes that have begun another life since a room was read before, with the reason why those left
-    /// whom the new one does not have.
-    pub reborn: Vec<(RoomName, NodeName, Cause)>,
+    /// Nodes that have started again since a room was read before, with the cause of those leaves that the
+    /// new incarnation does not know of.
+    pub restarted: Vec<(RoomName, NodeName, Cause)>,
     /// What came while they were read, and is not in the rows.
-    pub news: Vec<News>,
-    /// Whether there are nodes that the database has to know more of.
+    pub held_back: Vec<RemoteChanges>,
+    /// Whether there are nodes that a survey has to confirm.
     pub unsure: bool,
 }
 
@@ -72,7 +71,7 @@ impl Cluster {
 
     pub fn is_down(&mut self, why: &'static str) {
         (self.down, self.carries_everything) = (Some(why), false);
-        self.outbox.missed = true;
+        self.sent.missed = true;
         for room in self.followed() {
             if self.views.get(&room).is_some_and(|view| !view.is_complete()) {
                 self.read_later(&room);
@@ -135,7 +134,12 @@ impl Cluster {
     }
 
     /// Takes the changes of a room; answers those to be taken into it now.
-    pub fn heard(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
+    pub fn heard(
+        &mut self,
+        node: &NodeName,
+        epoch: Epoch,
+        changes: Changes,
+    ) -> Option<RemoteChanges> {
         if self.views.contains_key(&changes.room) {
             self.unverified.note(&changes);
             return self.take(node, epoch, changes);
@@ -147,11 +151,11 @@ impl Cluster {
         None
     }
 
-    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
+    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<RemoteChanges> {
         let room = changes.room.clone();
         let view = self.views.get_mut(&room)?;
         match view.judge(node, epoch, &changes) {
-            Verdict::Take => Some(news(node, changes)),
+            Verdict::Take => Some(remote_changes(node, changes)),
             Verdict::Known => None,
             Verdict::Later => {
                 view.hold(node.clone(), epoch, changes);
@@ -188,12 +192,12 @@ impl Cluster {
 
     /// Takes what was read.
     pub fn read(&mut self, rooms: Vec<RoomName>, found: RoomRows) -> ReadRooms {
-        (self.reading, self.failures, self.at_once) = (false, 0, READ);
+        (self.reading, self.failures, self.at_once) = (false, 0, MAX_READ_ROOMS);
         let mut read = ReadRooms::default();
-        let mut alive = |row: &NodeRow| match self.peers.meet_row(row) {
-            Met::Over => false,
+        let mut alive = |row: &NodeRow| match self.peers.row_status(row) {
+            SenderStatus::Ended => false,
             met => {
-                read.unsure |= met == Met::Unsure;
+                read.unsure |= met == SenderStatus::Unconfirmed;
                 true
             }
         };
@@ -212,7 +216,7 @@ impl Cluster {
             for NodeRow { node, incarnation, .. } in nodes.iter() {
                 if let Some(before) = view.incarnation(node).filter(|one| one != incarnation) {
                     let cause = cause_of(self.peers.has_stopped(node, before));
-                    read.reborn.push((room.clone(), node.clone(), cause));
+                    read.restarted.push((room.clone(), node.clone(), cause));
                 }
             }
             let (held, again) = view.was_read(&nodes);
@@ -221,7 +225,7 @@ impl Cluster {
                 if !self.peers.is_over(epoch) {
                     // They may have been compared while they waited, when nothing was to be seen.
                     self.unverified.note(&changes);
-                    read.news.extend(self.take(&node, epoch, changes));
+                    read.held_back.extend(self.take(&node, epoch, changes));
                 }
             }
             if again {
@@ -245,7 +249,7 @@ impl Cluster {
             }
         }
         self.at_once = (self.at_once / 2).max(1);
-        let wait = pause_after(self.failures);
+        let wait = retry_delay(self.failures);
         self.failures += 1;
         wait
     }
@@ -296,9 +300,10 @@ impl Cluster {
 }
 
 /// Changes as the model takes them.
-fn news(node: &NodeName, changes: Changes) -> News {
-    let (mut heard, mut yielded) = (Vec::new(), Vec::new());
-    for change in changes.changes {
+fn remote_changes(node: &NodeName, changes: Changes) -> RemoteChanges {
+    let Changes { room, changes: told, .. } = changes;
+    let (mut changes, mut yielded) = (Vec::new(), Vec::new());
+    for change in told {
         match change {
             Change::Here {
                 connection,
@@ -314,7 +319,7 @@ fn news(node: &NodeName, changes: Changes) -> News {
             } => {
                 let presence = Presence { connection, user, info, joined_at };
                 let node = node.clone();
-                heard.push(RemoteChange::Present(Remote {
+                changes.push(RemoteChange::Present(Remote {
                     presence,
                     node,
                     session,
@@ -327,9 +332,9 @@ fn news(node: &NodeName, changes: Changes) -> News {
             }
             Change::Yielded { connection } => yielded.push(connection),
             Change::Gone { connection, cause } => {
-                heard.push(RemoteChange::Gone { node: node.clone(), connection, cause });
+                changes.push(RemoteChange::Gone { node: node.clone(), connection, cause });
             }
         }
     }
-    News { room: changes.room, node: node.clone(), heard, yielded }
+    RemoteChanges { room, node: node.clone(), changes, yielded }
 }

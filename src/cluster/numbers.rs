@@ -1,4 +1,4 @@
-//! What this node has told the others of its batches.
+//! The numbers by which nodes notice that they have missed something, or heard it twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,32 +7,31 @@ use hashlink::LinkedHashMap;
 
 use crate::{
     bus::{Change, Changes},
-    mirror::Committed,
     model::RoomName,
-    store,
+    store::{self, Committed},
 };
 
-/// Rooms of which is remembered in which batch they were last.
-const REMEMBERED: usize = 65_536;
-/// Rooms that a beat names at most.
-const IN_A_BEAT: usize = 4096;
+/// Of how many rooms is remembered in which batch they were last.
+const MAX_ROOMS: usize = 65_536;
+/// How many rooms a beat names at most.
+const MAX_BEAT_ROOMS: usize = 4096;
 
-/// The numbers that let others see whether they have missed something.
+/// What this node numbers of what it tells, so that others see whether they have missed something.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct SentNumbers {
     /// The last batch that had changes of a room, the latest last.
     last: LinkedHashMap<RoomName, u64, RandomState>,
     /// No room that was forgotten was in a later batch.
     floor: u64,
     /// The rooms of the batches since the last beat.
     since: BTreeMap<RoomName, u64>,
-    said: u64,
+    messages: u64,
     beats: u64,
     /// Whether something could not be told.
     pub missed: bool,
 }
 
-impl Outbox {
+impl SentNumbers {
     /// The changes that a committed batch has made, room by room.
     pub fn changes(&mut self, committed: &Committed) -> Vec<Changes> {
         let Committed { batch, causes, refused } = committed;
@@ -83,12 +82,12 @@ impl Outbox {
 
     /// Notes that the room is in the batch, and answers in which it was before.
     fn note(&mut self, room: &RoomName, number: u64) -> u64 {
-        if self.since.len() < IN_A_BEAT || self.since.contains_key(room) {
+        if self.since.len() < MAX_BEAT_ROOMS || self.since.contains_key(room) {
             self.since.insert(room.clone(), number);
         }
         let previous = self.last.remove(room).unwrap_or(self.floor);
         self.last.insert(room.clone(), number);
-        if self.last.len() > REMEMBERED
+        if self.last.len() > MAX_ROOMS
             && let Some((_, forgotten)) = self.last.pop_front()
         {
             self.floor = self.floor.max(forgotten);
@@ -103,9 +102,35 @@ impl Outbox {
     }
 
     /// The number of the next thing that is published to a room.
-    pub fn next_said(&mut self) -> u64 {
-        self.said += 1;
-        self.said
+    pub fn next_message(&mut self) -> u64 {
+        self.messages += 1;
+        self.messages
+    }
+}
+
+/// How many numbers of a node's messages are remembered. An envelope that arrives twice does so at once: a
+/// node may be subscribed to a room and to all rooms.
+const MAX_RECENT: usize = 32;
+
+/// The latest numbers of a node's messages, so that one which arrives twice is taken once.
+///
+/// Not a maximum: one wrong number must not silence all that follow.
+#[derive(Debug, Default)]
+pub(super) struct RecentNumbers {
+    /// A ring; 0 is no number.
+    numbers: [u64; MAX_RECENT],
+    next: usize,
+}
+
+impl RecentNumbers {
+    /// Notes a number. Answers whether it is new.
+    pub fn note(&mut self, number: u64) -> bool {
+        if self.numbers.contains(&number) {
+            return false;
+        }
+        self.numbers[self.next] = number;
+        self.next = (self.next + 1) % MAX_RECENT;
+        true
     }
 }
 
@@ -114,25 +139,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_number_is_new_once_and_a_huge_one_silences_nothing() {
+        let mut recent = RecentNumbers::default();
+        let notes = [1, 1, 2, u64::MAX, u64::MAX, 3, 2, 3].map(|number| recent.note(number));
+        assert_eq!(notes, [true, false, true, true, false, true, false, false]);
+        assert!((4..100).all(|number| recent.note(number)));
+    }
+
+    #[test]
     fn a_room_that_was_forgotten_is_said_to_have_been_in_a_later_batch_rather_than_none() {
         let room = |number: usize| RoomName::new(format!("room {number}")).unwrap();
-        let mut outbox = Outbox::default();
-        assert_eq!(outbox.note(&room(0), 1), 0);
-        assert_eq!(outbox.note(&room(0), 2), 1);
-        for number in 1..=REMEMBERED {
-            outbox.note(&room(number), number as u64 + 2);
+        let mut sent = SentNumbers::default();
+        assert_eq!(sent.note(&room(0), 1), 0);
+        assert_eq!(sent.note(&room(0), 2), 1);
+        for number in 1..=MAX_ROOMS {
+            sent.note(&room(number), number as u64 + 2);
         }
-        assert_eq!(outbox.last.len(), REMEMBERED);
-        assert_eq!(outbox.note(&room(0), 100_000), 2, "the latest that was forgotten");
+        assert_eq!(sent.last.len(), MAX_ROOMS);
+        assert_eq!(sent.note(&room(0), 100_000), 2, "the latest that was forgotten");
     }
 
     #[test]
     fn a_beat_names_the_rooms_since_the_last_one() {
         let room = RoomName::new("lobby").unwrap();
-        let mut outbox = Outbox::default();
-        outbox.note(&room, 4);
-        outbox.note(&room, 5);
-        assert_eq!(outbox.beat(), (1, vec![(room, 5)]));
-        assert_eq!(outbox.beat(), (2, Vec::new()));
+        let mut sent = SentNumbers::default();
+        sent.note(&room, 4);
+        sent.note(&room, 5);
+        assert_eq!(sent.beat(), (1, vec![(room, 5)]));
+        assert_eq!(sent.beat(), (2, Vec::new()));
     }
 }

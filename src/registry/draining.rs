@@ -8,7 +8,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     RoomRegistry,
-    mirroring::{Answer, CLOSED, told},
+    mirroring::{CLOSED, WriterReply, flush_result},
 };
 use crate::{
     bus::Told,
@@ -30,7 +30,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What is left to do before all connections are closed.
-pub(super) struct Farewells {
+pub(super) struct Draining {
     order: Disconnect,
     /// How long clients with a session key may take to come back to another node, if there is one.
     grace: Option<Duration>,
@@ -38,17 +38,17 @@ pub(super) struct Farewells {
     /// Dropped when everybody has left or had the time to. Set once all have been told.
     waiting: Option<oneshot::Sender<()>>,
     /// Who else has asked for the end, to be answered with it.
-    also_asked: Vec<oneshot::Sender<Result<(), FlushError>>>,
+    also_asking: Vec<oneshot::Sender<Result<(), FlushError>>>,
     is_over: bool,
 }
 
 impl Handler<Shutdown> for RoomRegistry {
-    type Result = Answer<()>;
+    type Result = WriterReply<()>;
 
     fn handle(&mut self, _: Shutdown, ctx: &mut Context<Self>) -> Self::Result {
-        if let Some(farewells) = self.farewells.as_mut().filter(|farewells| !farewells.is_over) {
+        if let Some(draining) = self.draining.as_mut().filter(|draining| !draining.is_over) {
             let (asked, ended) = oneshot::channel();
-            farewells.also_asked.push(asked);
+            draining.also_asking.push(asked);
             return Box::pin(async { ended.await.unwrap_or(Err(CLOSED)) }.into_actor(self));
         }
         self.closing = true;
@@ -61,12 +61,10 @@ impl Handler<Shutdown> for RoomRegistry {
         let code = if others { RESTARTING } else { GOING_AWAY };
         let order = Disconnect { code, cause: Cause::Shutdown };
         let batches = Vec::new().into_iter();
-        let (waiting, also_asked) = (None, Vec::new());
-        self.farewells =
-            Some(Farewells { order, grace, batches, waiting, also_asked, is_over: false });
-        for room in self.waiting.keys().cloned().collect::<Vec<_>>() {
-            self.wait_no_longer(&room, ctx);
-        }
+        let (waiting, also_asking) = (None, Vec::new());
+        self.draining =
+            Some(Draining { order, grace, batches, waiting, also_asking, is_over: false });
+        self.run_all_commands(ctx);
         let committed = grace.map(|_| self.commit(ctx));
         let committed = async {
             if let Some(committed) = committed {
@@ -76,8 +74,8 @@ impl Handler<Shutdown> for RoomRegistry {
         };
         let closed = committed
             .into_actor(self)
-            .then(|(), registry, ctx| registry.say_farewell(ctx))
-            .then(move |_, registry, ctx| registry.end_rest(grace, ctx))
+            .then(|(), registry, ctx| registry.drain(ctx))
+            .then(move |_, registry, ctx| registry.end_remaining(grace, ctx))
             .then(move |flushed, registry, _| registry.close_store(flushed, grace));
         Box::pin(closed)
     }
@@ -85,40 +83,40 @@ impl Handler<Shutdown> for RoomRegistry {
 
 impl RoomRegistry {
     /// Tells everybody to close. Answers when all have left, or had the time to.
-    fn say_farewell(&mut self, ctx: &mut Context<Self>) -> impl ActorFuture<Self> + use<> {
+    fn drain(&mut self, ctx: &mut Context<Self>) -> impl ActorFuture<Self> + use<> {
         let (done, all_left) = oneshot::channel();
-        if let Some(farewells) = &mut self.farewells {
-            farewells.batches = self.delivery.batches().into_iter();
+        if let Some(draining) = &mut self.draining {
+            draining.batches = self.delivery.batches().into_iter();
         }
-        self.dismiss_next(done, ctx);
+        self.drain_next(done, ctx);
         all_left.into_actor(self)
     }
 
-    fn dismiss_next(&mut self, done: oneshot::Sender<()>, ctx: &mut Context<Self>) {
-        let Some(farewells) = &mut self.farewells else { return };
-        if let Some(batch) = farewells.batches.next() {
+    fn drain_next(&mut self, done: oneshot::Sender<()>, ctx: &mut Context<Self>) {
+        let Some(draining) = &mut self.draining else { return };
+        if let Some(batch) = draining.batches.next() {
             let now = self.clock.now().monotonic;
-            self.delivery.dismiss(batch, farewells.order, &self.rooms, now);
+            self.delivery.dismiss(batch, draining.order, &self.rooms, now);
         }
-        if farewells.batches.len() > 0 {
-            ctx.run_later(BATCH_INTERVAL, |registry, ctx| registry.dismiss_next(done, ctx));
+        if draining.batches.len() > 0 {
+            ctx.run_later(BATCH_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));
             return;
         }
-        farewells.waiting = Some(done);
-        ctx.run_later(LEAVE_TIMEOUT, |registry, _| registry.stop_waiting());
-        self.stop_waiting_if_all_left();
+        draining.waiting = Some(done);
+        ctx.run_later(LEAVE_TIMEOUT, |registry, _| registry.stop_draining());
+        self.stop_draining_if_empty();
     }
 
     /// Goes on with the end as soon as everybody who was told to close has left.
-    pub(super) fn stop_waiting_if_all_left(&mut self) {
-        if self.farewells.is_some() && self.delivery.is_empty() {
-            self.stop_waiting();
+    pub(super) fn stop_draining_if_empty(&mut self) {
+        if self.draining.is_some() && self.delivery.is_empty() {
+            self.stop_draining();
         }
     }
 
-    fn stop_waiting(&mut self) {
-        if let Some(farewells) = &mut self.farewells {
-            farewells.waiting = None;
+    fn stop_draining(&mut self) {
+        if let Some(draining) = &mut self.draining {
+            draining.waiting = None;
         }
     }
 
@@ -127,13 +125,13 @@ impl RoomRegistry {
     pub(super) fn grace_after(&self, cause: Cause) -> Option<Duration> {
         match cause {
             Cause::Disconnected => Some(self.grace),
-            Cause::Shutdown => self.farewells.as_ref()?.grace,
+            Cause::Shutdown => self.draining.as_ref()?.grace,
             _ => None,
         }
     }
 
     /// Ends the presences that are left, and has everything written.
-    fn end_rest(
+    fn end_remaining(
         &mut self,
         grace: Option<Duration>,
         ctx: &mut Context<Self>,
@@ -153,10 +151,11 @@ impl RoomRegistry {
         let goodbye = Goodbye { now: self.clock.now().utc(), grace };
         let closed = self.mirror.writer().goodbye.send(goodbye);
         closed.into_actor(self).map(move |answer, registry, _| {
-            let closed = told(answer).inspect_err(|_| registry.mirror.reopen()).and(flushed);
-            if let Some(farewells) = &mut registry.farewells {
-                farewells.is_over = true;
-                for asked in farewells.also_asked.drain(..) {
+            let closed =
+                flush_result(answer).inspect_err(|_| registry.mirror.reopen()).and(flushed);
+            if let Some(draining) = &mut registry.draining {
+                draining.is_over = true;
+                for asked in draining.also_asking.drain(..) {
                     let _ = asked.send(closed);
                 }
             }

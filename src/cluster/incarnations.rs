@@ -9,7 +9,7 @@ const REMEMBERED: usize = 1024;
 
 /// Incarnations of other nodes. The database has the last word on each of them.
 #[derive(Debug, Default)]
-pub(super) struct Lives {
+pub(super) struct Incarnations {
     /// Those that are over.
     over: VecDeque<Over>,
     /// Those that the database has to confirm: heard of before the survey under way, and since.
@@ -27,7 +27,7 @@ struct Over {
     stopped: bool,
 }
 
-impl Lives {
+impl Incarnations {
     pub fn is_over(&self, incarnation: Epoch) -> bool {
         self.over.iter().any(|over| over.incarnation == incarnation)
     }

@@ -1,0 +1,282 @@
+//! Commands about one room that wait until all is known of it.
+//!
+//! A room that other nodes share is known once its rows have been read. Until then, but for no longer than
+//! [`READ_TIMEOUT`], what is asked of it waits in a queue of its own, in order. Without other nodes nothing
+//! ever waits.
+
+use std::{collections::HashMap, time::Duration};
+
+use actix::{
+    dev::{MessageResponse, OneshotSender},
+    prelude::*,
+};
+use ahash::RandomState;
+use futures_util::FutureExt;
+use hashlink::LinkedHashMap;
+use tokio::sync::oneshot;
+
+use super::RoomRegistry;
+use crate::{
+    messages::{
+        Admit, AskedToJoin, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join,
+        JoinError, Leave, ListPresences, NotAMember, Publish, UpdateInfo,
+    },
+    model::{
+        ConnectionId, Few, Moment, Occupancy, RoomName, SeenPresence, Snapshot, UserId, micros,
+    },
+};
+
+/// How long a command waits for the rows of its room. After that it is carried out with what is known here.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A command that waits, with where its answer goes.
+pub(super) enum Command {
+    Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
+    Join(AskedToJoin),
+    Leave(Leave, oneshot::Sender<bool>),
+    UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
+    /// With how long its receivers may take to be counted.
+    Publish(Publish, Duration, oneshot::Sender<Result<usize, NotAMember>>),
+    CloseRoom(CloseRoom, oneshot::Sender<usize>),
+    Snapshot(GetSnapshot, oneshot::Sender<Option<Snapshot>>),
+    Occupancy(GetOccupancy, oneshot::Sender<Occupancy>),
+    Presences(ListPresences, oneshot::Sender<Option<Vec<SeenPresence>>>),
+    Explain(Explain, oneshot::Sender<Option<Explained>>),
+}
+
+impl Command {
+    fn room(&self) -> &RoomName {
+        match self {
+            Self::Admit(msg, _) => &msg.room,
+            Self::Join(asked) => &asked.join.room,
+            Self::Leave(msg, _) => &msg.room,
+            Self::UpdateInfo(msg, _) => &msg.room,
+            Self::Publish(msg, ..) => &msg.room,
+            Self::CloseRoom(msg, _) => &msg.room,
+            Self::Snapshot(msg, _) => &msg.room,
+            Self::Occupancy(msg, _) => &msg.room,
+            Self::Presences(msg, _) => &msg.room,
+            Self::Explain(msg, _) => &msg.room,
+        }
+    }
+
+    fn as_join(&self) -> Option<&Join> {
+        match self {
+            Self::Join(asked) => Some(&asked.join),
+            _ => None,
+        }
+    }
+
+    /// Carries it out and answers. The receiver of the answer may have been dropped.
+    fn run(self, registry: &mut RoomRegistry, ctx: &mut Context<RoomRegistry>) {
+        match self {
+            Self::Admit(msg, reply) => drop(reply.send(registry.may_join(msg))),
+            Self::Join(asked) => registry.join(asked, ctx),
+            Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
+            Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
+            Self::Publish(msg, timeout, reply) => {
+                answer_when_done(reply, registry.publish(msg, timeout, ctx));
+            }
+            Self::CloseRoom(msg, reply) => drop(reply.send(registry.close_everywhere(msg, ctx))),
+            Self::Snapshot(msg, reply) => drop(reply.send(registry.snapshot(&msg))),
+            Self::Occupancy(msg, reply) => drop(reply.send(registry.rooms.occupancy(&msg.room))),
+            Self::Presences(msg, reply) => answer_when_done(reply, registry.list_presences(msg)),
+            Self::Explain(msg, reply) => answer_when_done(reply, registry.explain(msg)),
+        }
+    }
+}
+
+/// The commands that wait, by room; the room whose commands wait longest first.
+#[derive(Default)]
+pub(super) struct CommandQueue {
+    /// With when the first command of the room has waited for long enough, in microseconds of the monotonic
+    /// clock.
+    rooms: LinkedHashMap<RoomName, (u64, Vec<Command>), RandomState>,
+    /// The rooms that connections wait to join, once for each join.
+    joins: HashMap<ConnectionId, Few<RoomName>, RandomState>,
+}
+
+impl CommandQueue {
+    pub fn has(&self, room: &RoomName) -> bool {
+        !self.rooms.is_empty() && self.rooms.contains_key(room)
+    }
+
+    /// When the commands of the next room have waited for long enough.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.rooms.front().map(|(_, (deadline, _))| *deadline)
+    }
+
+    fn push(&mut self, command: Command, now: Moment) {
+        let room = command.room().clone();
+        if let Some(join) = command.as_join() {
+            self.joins.entry(join.connection).or_default().push(room.clone());
+        }
+        match self.rooms.get_mut(&room) {
+            Some((_, commands)) => commands.push(command),
+            None => {
+                let deadline = now.monotonic + micros(READ_TIMEOUT);
+                self.rooms.insert(room, (deadline, vec![command]));
+            }
+        }
+    }
+
+    fn take(&mut self, room: &RoomName) -> Vec<Command> {
+        let Some((_, commands)) = self.rooms.remove(room) else { return Vec::new() };
+        for join in commands.iter().filter_map(Command::as_join) {
+            if let Some(rooms) = self.joins.get_mut(&join.connection) {
+                let index = rooms.iter().position(|one| one == room);
+                index.and_then(|index| rooms.remove(index));
+                if rooms.is_empty() {
+                    self.joins.remove(&join.connection);
+                }
+            }
+        }
+        commands
+    }
+
+    /// Takes the commands of all rooms that have waited until then.
+    fn take_until(&mut self, deadline: u64) -> Vec<Command> {
+        let mut taken = Vec::new();
+        while let Some((room, _)) = self.rooms.front().filter(|(_, (at, _))| *at <= deadline) {
+            let room = room.clone();
+            taken.extend(self.take(&room));
+        }
+        taken
+    }
+
+    /// Takes the joins of a connection out.
+    fn take_joins(&mut self, connection: ConnectionId) -> Vec<AskedToJoin> {
+        if self.joins.is_empty() {
+            return Vec::new();
+        }
+        let Some(rooms) = self.joins.remove(&connection) else { return Vec::new() };
+        let mut taken = Vec::new();
+        for room in rooms.iter() {
+            let Some((_, commands)) = self.rooms.get_mut(room) else { continue };
+            let is_its =
+                |one: &mut Command| one.as_join().is_some_and(|j| j.connection == connection);
+            for command in commands.extract_if(.., is_its) {
+                if let Command::Join(asked) = command {
+                    taken.push(asked);
+                }
+            }
+        }
+        taken
+    }
+
+    /// The connections that wait to join some room as this user.
+    pub fn joining_as(&self, user: &UserId) -> Vec<ConnectionId> {
+        let commands = self.rooms.values().flat_map(|(_, commands)| commands);
+        let joins = commands.filter_map(Command::as_join);
+        joins.filter(|join| join.user.as_ref() == Some(user)).map(|join| join.connection).collect()
+    }
+}
+
+impl RoomRegistry {
+    /// Whether a command about the room has to wait: then its rows are read.
+    pub(super) fn must_wait(&mut self, room: &RoomName, ctx: &mut Context<Self>) -> bool {
+        self.end_unresumable();
+        self.follow(room);
+        let waits = !self.is_known(room);
+        if waits {
+            self.read(ctx);
+        }
+        waits
+    }
+
+    /// Has a command wait until all is known of its room.
+    pub(super) fn queue(&mut self, command: Command, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        self.commands.push(command, now);
+        self.set_timer(ctx, now);
+    }
+
+    /// Has a command wait that is answered like this.
+    pub(super) fn reply_later<T>(
+        &mut self,
+        ctx: &mut Context<Self>,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Reply<T> {
+        let (reply, answer) = oneshot::channel();
+        self.queue(command(reply), ctx);
+        Reply::Later(answer)
+    }
+
+    /// Carries out what waits for a room.
+    pub(super) fn run_commands(&mut self, room: &RoomName, ctx: &mut Context<Self>) {
+        for command in self.commands.take(room) {
+            command.run(self, ctx);
+        }
+    }
+
+    /// Carries out what has waited for long enough.
+    pub(super) fn run_expired_commands(&mut self, ctx: &mut Context<Self>, now: Moment) {
+        // All are taken first: each ends with a look at what is due.
+        for command in self.commands.take_until(now.monotonic) {
+            command.run(self, ctx);
+        }
+    }
+
+    /// Carries out all that waits.
+    pub(super) fn run_all_commands(&mut self, ctx: &mut Context<Self>) {
+        for command in self.commands.take_until(u64::MAX) {
+            command.run(self, ctx);
+        }
+    }
+
+    /// Refuses the joins of a connection that still wait: it has ended, or is to end. Answers whether there
+    /// were any.
+    pub(super) fn refuse_joins(&mut self, connection: ConnectionId, error: &JoinError) -> bool {
+        let joins = self.commands.take_joins(connection);
+        let any = !joins.is_empty();
+        for AskedToJoin { reply, .. } in joins {
+            // The session may have ended.
+            let _ = reply.send(Err(error.clone()));
+        }
+        any
+    }
+}
+
+/// The answer of a handler, now or later. (Public only because handlers are: it is not exported.)
+pub enum Reply<T> {
+    /// Now.
+    Now(T),
+    /// When it comes; if it never does, the asker is told that the mailbox is closed.
+    Later(oneshot::Receiver<T>),
+}
+
+impl<T: 'static> Reply<T> {
+    /// The output of a future, which mostly has nothing to wait for.
+    pub(super) fn when_done(future: impl Future<Output = T> + 'static) -> Self {
+        let mut future = Box::pin(future);
+        if let Some(answer) = (&mut future).now_or_never() {
+            return Self::Now(answer);
+        }
+        let (reply, answer) = oneshot::channel();
+        answer_when_done(reply, future);
+        Self::Later(answer)
+    }
+}
+
+fn answer_when_done<T: 'static>(
+    reply: oneshot::Sender<T>,
+    future: impl Future<Output = T> + 'static,
+) {
+    // The receiver may have been dropped.
+    drop(actix::spawn(async { drop(reply.send(future.await)) }));
+}
+
+impl<M: Message<Result = T>, T: 'static> MessageResponse<RoomRegistry, M> for Reply<T> {
+    fn handle(self, _: &mut Context<RoomRegistry>, asker: Option<OneshotSender<T>>) {
+        let Some(asker) = asker else { return };
+        match self {
+            // The receiver may have been dropped, here as below.
+            Self::Now(answer) => drop(asker.send(answer)),
+            Self::Later(answer) => drop(actix::spawn(async {
+                if let Ok(answer) = answer.await {
+                    drop(asker.send(answer));
+                }
+            })),
+        }
+    }
+}

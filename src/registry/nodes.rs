@@ -1,0 +1,237 @@
+//! The other nodes: who lives, and the end of those that do not.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use actix::prelude::*;
+
+use super::RoomRegistry;
+use crate::{
+    bus::Told,
+    cluster::{Interest, NodeEvent, beat_interval, cause_of, listen_interval, remote},
+    log_limit::LogLimit,
+    model::{Cause, Epoch, Moment, NodeName, RemoteChange, RoomName},
+    store::{Burial, NodeRow, Row, StoreError},
+};
+
+/// How long after a failure the nodes are surveyed again.
+const SURVEY_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How long it is at least from one survey to the next, however much is heard of nodes.
+const SURVEY_PAUSE: Duration = Duration::from_millis(50);
+
+impl RoomRegistry {
+    /// Beats, and listens for the beats of the other nodes, whether the database answers or not.
+    pub(super) fn start_beating(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(beat_interval(self.lease), |registry, _| {
+            if let Some(cluster) = &mut registry.cluster {
+                cluster.beat();
+            }
+        });
+        ctx.run_interval(listen_interval(self.lease), |registry, _| {
+            let now = registry.clock.now();
+            let Some(cluster) = &mut registry.cluster else { return };
+            for (node, silence) in cluster.listen_for_beats(registry.lease, now) {
+                let seconds = silence.as_secs();
+                tracing::warn!(%node, seconds, "a node is not heard on the bus");
+            }
+        });
+    }
+
+    /// Asks the database which nodes live.
+    pub(super) fn survey(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if std::mem::replace(&mut self.surveying, true) {
+            // The one under way may not see what this one is for.
+            self.survey_is_due = true;
+            return;
+        }
+        cluster.peers.ask();
+        let now = self.clock.now().utc();
+        let nodes = cluster.reader.ask(move |store| store.nodes(now));
+        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
+            Ok(nodes) => {
+                registry.surveyed(&nodes, ctx);
+                registry.end_survey_after(SURVEY_PAUSE, ctx);
+            }
+            Err(error) => {
+                static UNREADABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(%error, suppressed, "the nodes cannot be read: nobody is judged");
+                }
+                registry.end_survey_after(SURVEY_RETRY_DELAY, ctx);
+            }
+        }));
+    }
+
+    fn end_survey_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {
+        ctx.run_later(pause, |registry, ctx| {
+            registry.surveying = false;
+            if std::mem::take(&mut registry.survey_is_due) {
+                registry.survey(ctx);
+            }
+        });
+    }
+
+    fn surveyed(&mut self, nodes: &[NodeRow], ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        let may_judge = cluster.peers.may_judge(self.lease, now);
+        for event in cluster.peers.survey(nodes) {
+            event.log();
+            match event {
+                NodeEvent::Joined { .. } | NodeEvent::Left { .. } | NodeEvent::Died { .. } => {}
+                NodeEvent::Restarted | NodeEvent::Recovered { .. } => {
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.read_all();
+                    }
+                }
+                NodeEvent::Gone { node, leaving } => {
+                    self.lose(&node, cause_of(leaving), false, now);
+                }
+                NodeEvent::Expired { node, incarnation } if may_judge => {
+                    self.reap(node, incarnation, ctx);
+                }
+                NodeEvent::Expired { .. } => {}
+            }
+        }
+        self.judge_silence(now);
+        self.verify(ctx);
+        self.read(ctx);
+        self.advance_batch(ctx, now);
+    }
+
+    /// Removes what a dead node has left, unless it lives after all, or another was faster.
+    fn reap(&mut self, node: NodeName, incarnation: Epoch, ctx: &mut Context<Self>) {
+        let Some(cluster) = &self.cluster else { return };
+        let (name, now) = (node.clone(), self.clock.now().utc());
+        let reaped = cluster.reader.ask(move |store| store.bury(&name, incarnation, now));
+        ctx.spawn(reaped.into_actor(self).map(move |reaped, registry, ctx| {
+            let now = registry.clock.now();
+            registry.was_reaped(&node, incarnation, reaped, now);
+            registry.read(ctx);
+            registry.advance_batch(ctx, now);
+        }));
+    }
+
+    fn was_reaped(
+        &mut self,
+        node: &NodeName,
+        incarnation: Epoch,
+        reaped: Result<Burial, StoreError>,
+        now: Moment,
+    ) {
+        let Some(cluster) = &mut self.cluster else { return };
+        match reaped {
+            Ok(Burial::Buried { rows, leaving }) => {
+                let presences = rows.len();
+                tracing::debug!(%node, presences, leaving, "a node's lease has run out: its presences end");
+                cluster.tell(Told::Buried { node: node.clone(), incarnation, leaving });
+                if let Some(event) = cluster.peers.end(node, incarnation) {
+                    event.log();
+                }
+                self.apply_last_rows(node, rows, now);
+                self.lose(node, cause_of(leaving), true, now);
+            }
+            // The next survey tells, unless the node that did it has.
+            Ok(Burial::Gone | Burial::Alive) => {}
+            Err(error) => {
+                static UNREMOVABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREMOVABLE.pass() {
+                    tracing::warn!(%node, %error, suppressed, "a dead node cannot be removed");
+                }
+            }
+        }
+    }
+
+    /// What the rows of a dead node say that was not heard: each of its presences has to end here, so
+    /// that observers hear of each end, and once.
+    fn apply_last_rows(&mut self, node: &NodeName, rows: Vec<Row>, now: Moment) {
+        let Some(cluster) = &self.cluster else { return };
+        let me = cluster.me().clone();
+        let mut rooms: BTreeMap<RoomName, Vec<RemoteChange>> = BTreeMap::new();
+        for row in rows {
+            let room = row.room.clone();
+            if cluster.follows(&room) || self.observers.any() {
+                let present = RemoteChange::Present(remote(node.clone(), row));
+                rooms.entry(room).or_default().push(present);
+            }
+        }
+        for (room, changes) in rooms {
+            let outcome = self.rooms.apply_remote(&room, changes, &me);
+            self.take_outcome(&room, node, outcome, now);
+        }
+    }
+
+    /// Names the nodes that live by the database and are not heard on the bus; all rooms are read
+    /// meanwhile.
+    fn judge_silence(&mut self, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let unheard = cluster.judge_silence(self.lease, now);
+        if !unheard.is_empty() {
+            let nodes: Vec<_> = unheard.iter().map(NodeName::as_str).collect();
+            let nodes = nodes.join(", ");
+            tracing::warn!(
+                nodes,
+                "nodes that live by the database are not heard on the bus: do all use the same Redis? \
+                 Rooms are read from the database once a lease"
+            );
+        }
+    }
+
+    /// The presences of a node have ended with it.
+    fn lose(&mut self, node: &NodeName, cause: Cause, ours: bool, now: Moment) {
+        if let Some(cluster) = &mut self.cluster {
+            // It may have written what it did not get to tell: that it took presences of others.
+            cluster.read_all();
+        }
+        for diff in self.rooms.lose(node, cause) {
+            if ours {
+                self.leaves.add(cause, diff.leaves.len());
+            }
+            let room = diff.room.clone();
+            self.announce_from(diff, node, ours, now);
+            self.linger_if_empty(&room, now);
+        }
+    }
+
+    /// This node was taken for dead, and its rows were removed: it goes on in a new incarnation. Others
+    /// have seen its presences end, and see them come again.
+    pub(super) fn register_again(&mut self, incarnation: Epoch, now: Moment) {
+        let seen = self.mirror.reborn(&self.rooms);
+        let Some(cluster) = &mut self.cluster else { return };
+        cluster.register_again(incarnation);
+        cluster.peers.renewed(false, self.lease, now);
+        let me = cluster.me().clone();
+        for (room, presences) in seen {
+            let mut between = self.rooms.snapshot(&room);
+            let Some([left, back]) = self.rooms.reregister(&room, &presences) else { continue };
+            between.apply(&left);
+            self.delivery.changed_in_place(&left, self.rooms.room(&room), now.monotonic);
+            self.tell_observers_with(left, between, me.clone(), false);
+            self.delivery.changed_in_place(&back, self.rooms.room(&room), now.monotonic);
+            self.tell_observers(back, me.clone(), true);
+        }
+    }
+
+    /// Lets go of rooms that nobody here needs any more.
+    pub(super) fn stop_lingering(&mut self, now: Moment) {
+        let Self { cluster: Some(cluster), rooms, observers, commands, .. } = self else { return };
+        if !observers.follow_everything() {
+            cluster.follow_everything_no_longer(now);
+        }
+        let everything = cluster.follows_everything();
+        let interest = |room: &RoomName| {
+            if rooms.holds_any(room) {
+                return Interest::Member;
+            }
+            let watched = observers.follow(room) || everything && rooms.room(room).is_some();
+            if watched || commands.has(room) { Interest::Passing } else { Interest::None }
+        };
+        let mut gone = Vec::new();
+        while let Some(room) = cluster.take_lingering(now, interest) {
+            gone.push(room);
+        }
+        for room in gone {
+            rooms.unfollow(&room);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What comes from other nodes on the bus, and what it changes here.
+
+use actix::prelude::*;
+
+use super::RoomRegistry;
+use crate::{
+    bus::{Envelope, FromBus, Said, Told},
+    cluster::{NodeEvent, RemoteChanges, SenderStatus},
+    log_limit::LogLimit,
+    messages::Kick,
+    model::{
+        Cause, Diff, Epoch, Moment, NodeName, Remote, RemoteChange, RemoteOutcome, RoomName,
+        Yielded,
+    },
+    store::Whom,
+    wire::json::Sender,
+};
+
+impl Handler<FromBus> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        let Some(cluster) = &mut self.cluster else { return };
+        match msg {
+            FromBus::Up => {
+                tracing::info!("the bus is up");
+                cluster.up(now);
+                // Nodes that start need not wait for one another's next beat.
+                cluster.beat();
+                self.survey_is_due = true;
+            }
+            FromBus::Down(why) => {
+                tracing::warn!(why, "the bus is down: other nodes are not heard");
+                cluster.is_down(why);
+            }
+            FromBus::Subscribed(channel) => cluster.subscribed(&channel),
+            FromBus::Heard(envelope) => self.receive(envelope, now),
+            FromBus::Unreadable(error) => {
+                static UNREADABLE: LogLimit = LogLimit::new();
+                metrics::counter!("presence_bus_unreadable_total").increment(1);
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(
+                        %error,
+                        suppressed,
+                        "another node said something that this one does not understand"
+                    );
+                }
+            }
+        }
+        self.read(ctx);
+        self.advance_batch(ctx, now);
+    }
+}
+
+impl RoomRegistry {
+    fn receive(&mut self, envelope: Envelope, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let Envelope { node, incarnation, told } = envelope;
+        if node == *cluster.me() {
+            return;
+        }
+        // An envelope has session keys, which nobody may read in a log.
+        tracing::trace!(me = %cluster.me(), %node, %incarnation, kind = kind_of(&told), "received");
+        match cluster.peers.status_of(&node, incarnation) {
+            SenderStatus::Ended => return,
+            SenderStatus::Unconfirmed => {
+                if let Told::Beat { .. } = told {
+                    cluster.peers.is_heard(&node, now);
+                }
+                self.survey_is_due = true;
+                return;
+            }
+            SenderStatus::New | SenderStatus::Known => {}
+        }
+        match told {
+            Told::Changes(changes) => {
+                if let Some(changes) = cluster.heard(&node, incarnation, changes) {
+                    self.apply_remote(changes, now);
+                }
+            }
+            Told::Said(said) => {
+                if cluster.peers.is_new_message(&node, said.number) {
+                    self.deliver_remote(said, now);
+                }
+            }
+            Told::Beat { number, rooms } => {
+                cluster.beats(&node, incarnation, number, &rooms, now);
+            }
+            Told::Missed => cluster.read_all(),
+            Told::Stopping => {
+                if cluster.peers.says_that_it_stops(&node) {
+                    NodeEvent::Left { node }.log();
+                }
+            }
+            Told::Close { room } => drop(self.close_room(&room, now)),
+            Told::Kick(Whom::Connection(connection)) => {
+                self.kick(&Kick::Connection(connection), now);
+            }
+            Told::Kick(Whom::User(user)) => drop(self.kick(&Kick::User(user), now)),
+            Told::Buried { node, incarnation, leaving } => {
+                self.was_reaped_elsewhere(&node, incarnation, leaving);
+            }
+        }
+    }
+
+    /// Another node says that it has removed what a dead one left: perhaps what this one left. The
+    /// database knows whether that is so.
+    fn was_reaped_elsewhere(&mut self, node: &NodeName, incarnation: Epoch, leaving: bool) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if node == cluster.me() {
+            if incarnation == cluster.incarnation() {
+                self.renewal_is_due = true;
+            }
+            return;
+        }
+        cluster.peers.is_said_to_be_reaped(node, incarnation, leaving);
+        self.survey_is_due = true;
+    }
+
+    /// Passes on to the members here what was published on another node.
+    fn deliver_remote(&mut self, said: Said, now: Moment) {
+        let Said { room, content, from, except, .. } = said;
+        let from = from.map(|(id, connection)| Sender { id, connection });
+        // It may have overtaken the join of its sender; then there is nothing to wait for.
+        let known = |from: &Sender| self.rooms.presence(&room, from.connection);
+        let joined = from.as_ref().and_then(known).map(|seen| seen.joined_version);
+        self.deliver(&room, content.into(), from, joined, except, now);
+    }
+
+    /// Takes the changes of a room by another node into this one's.
+    pub(super) fn apply_remote(&mut self, changes: RemoteChanges, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        let me = cluster.me().clone();
+        let RemoteChanges { room, node, changes, yielded } = changes;
+        let held = |one: &_| self.rooms.remote(&room, *one).is_some_and(|known| known.node == node);
+        if yielded.iter().any(held) {
+            cluster.read_later(&room);
+        }
+        let mut present = Vec::new();
+        for change in &changes {
+            match change {
+                RemoteChange::Present(remote) => present.push(remote),
+                // The other node held it, too, and has removed its row.
+                RemoteChange::Gone { connection, .. } if self.rooms.holds(&room, *connection) => {
+                    self.mirror.mark_one(room.clone(), *connection);
+                }
+                RemoteChange::Gone { .. } => {}
+            }
+        }
+        self.end_rivals(&room, present.into_iter(), now);
+        let outcome = self.rooms.apply_remote(&room, changes, &me);
+        self.take_outcome(&room, &node, outcome, now);
+    }
+
+    pub(super) fn take_outcome(
+        &mut self,
+        room: &RoomName,
+        node: &NodeName,
+        outcome: RemoteOutcome,
+        now: Moment,
+    ) {
+        for Yielded { presence, connection } in outcome.yielded {
+            // Its client has come back on another node, which holds it from now on.
+            self.mirror.mark_one(room.clone(), presence);
+            self.adopted_orphan(presence, room);
+            self.sessions.forget(room, presence);
+            self.is_out_of(room, connection, Cause::Replaced);
+        }
+        if let Some(diff) = outcome.diff {
+            self.announce_from(diff, node, false, now);
+        }
+        self.linger_if_empty(room, now);
+    }
+
+    /// A client session has one presence in a room, and one node holds it. Where two nodes took the client
+    /// in without knowing of each other, one ends: that whose client is away, or else that of the older
+    /// connection. All nodes judge by the same, the connection that is behind the presence *now*: so the
+    /// connection that the client uses is not the one that is told to close.
+    pub(super) fn end_rivals<'a>(
+        &mut self,
+        room: &RoomName,
+        remotes: impl Iterator<Item = &'a Remote>,
+        now: Moment,
+    ) {
+        for remote in remotes {
+            let Some(session) = &remote.session else { continue };
+            let user = remote.presence.user.as_ref();
+            let Some(own) = self.sessions.presence_in(room, session, user) else { continue };
+            let Some(connection) = self.rooms.current_connection(room, own) else { continue };
+            let ours = (self.sessions.fading(own, room).is_none(), connection);
+            let theirs = (remote.fading.is_none(), remote.current_connection());
+            if own == remote.presence.connection {
+                // It went there and came back here before this node heard of it.
+                let is_back = ours.0 && theirs < ours;
+                if is_back && self.rooms.outbid(room, own, remote.generation) {
+                    self.mirror.mark_one(room.clone(), own);
+                }
+            } else if ours < theirs {
+                let diff = self.rooms.leave_together(room, &[own], Cause::Replaced);
+                self.announce_leave(diff, Cause::Replaced, now);
+            }
+        }
+    }
+
+    /// Makes a change of presences known that this node does not hold; `ours` if it is the one to
+    /// tell the observers of the cluster.
+    pub(super) fn announce_from(&mut self, diff: Diff, node: &NodeName, ours: bool, now: Moment) {
+        self.delivery.changed(&diff, self.rooms.room(&diff.room), now.monotonic);
+        for left in &diff.leaves {
+            let node = Some(node.clone());
+            self.recent_leaves.remember(&diff.room, left, diff.version, node, now);
+        }
+        self.tell_observers(diff, node.clone(), ours);
+    }
+}
+
+fn kind_of(told: &Told) -> &'static str {
+    match told {
+        Told::Changes(_) => "changes",
+        Told::Said(_) => "message",
+        Told::Close { .. } => "close",
+        Told::Kick(_) => "kick",
+        Told::Beat { .. } => "beat",
+        Told::Buried { .. } => "reaped",
+        Told::Stopping => "stopping",
+        Told::Missed => "missed",
+    }
+}
