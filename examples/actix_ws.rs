@@ -80,7 +80,7 @@ async fn chat(
             Message::Text(text) => {
                 // Any text is a sign of life; the literal "heartbeat" is nothing else.
                 let Some(text) = me.text(&text) else { continue };
-                let message = Publish::json(room.clone(), to_raw_value(text)?).from(me.id());
+                let message = Publish::json(room.clone(), to_raw_value(text)?).sent_by(me.id());
                 me.registry().send(message).await??;
             }
             Message::Ping(bytes) => {

@@ -66,7 +66,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
                 let Some(text) = self.me.text(&text) else { return };
                 let name = self.user.as_ref().map_or("a guest", UserId::as_str);
                 let line = Publish::new(self.room.clone(), format!("{name}: {text}"));
-                let saying = self.me.registry().send(line.from(self.me.id())).into_actor(self);
+                let saying = self.me.registry().send(line.sent_by(self.me.id())).into_actor(self);
                 ctx.wait(saying.map(|_, _, _| ())); // the next line when this one is with the room
             }
             Ok(ws::Message::Ping(bytes)) => {
@@ -104,7 +104,7 @@ impl Handler<PresenceChanged> for Announcer {
         let online = event.online().iter().map(|user| format!("* {user} is here"));
         let offline = event.offline().iter().map(|gone| format!("* {} {}", gone.user, gone.cause));
         let mut lines: Vec<_> = online.chain(offline).collect();
-        if let Change::Resync = event.change {
+        if let Change::Resync | Change::ResyncAll = event.change {
             lines.push(roster(&event.snapshot)); // more happened than we could follow
         }
         let registry = self.0.clone();

@@ -8,10 +8,10 @@ use tokio::sync::oneshot;
 use super::{RoomRegistry, following::Reply};
 use crate::{
     bus::Told,
-    delivery::{Answer, Arrival, Outlet, Publication, Taking},
+    delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
-        Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-        NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
+        Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
+        PendingJoin, PrunePresences, PruneReport, Pruned, Publish, Say, Touch, UpdateInfo,
     },
     model::{
         Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote, RoomName, Sign,
@@ -39,7 +39,7 @@ impl Handler<Join> for RoomRegistry {
 
     fn handle(&mut self, msg: Join, ctx: &mut Context<Self>) -> Self::Result {
         let (reply, joined) = oneshot::channel();
-        self.ask_to_join(AskedToJoin { join: msg, reply }, ctx);
+        self.ask_to_join(PendingJoin { join: msg, reply }, ctx);
         Reply::Later(joined)
     }
 }
@@ -67,7 +67,7 @@ impl RoomRegistry {
 
     /// Lets a connection in as soon as all is known of the room. A refusal is answered at once, a join
     /// when who has joined has been told who is there.
-    fn ask_to_join(&mut self, AskedToJoin { join, reply }: AskedToJoin, ctx: &mut Context<Self>) {
+    fn ask_to_join(&mut self, PendingJoin { join, reply }: PendingJoin, ctx: &mut Context<Self>) {
         let (room, connection) = (join.room.clone(), join.connection);
         self.end_unresumable();
         if self.is_known(&room) {
@@ -90,7 +90,7 @@ impl RoomRegistry {
     ) {
         let now = self.clock.now();
         let Join { room, connection, user, info, fixed, session, .. } = join;
-        let Join { dialect, forward, disconnect, backlog_limit, socket, courier, .. } = join;
+        let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
         let changed = match self.let_in(entering, now) {
@@ -98,9 +98,10 @@ impl RoomRegistry {
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         let snapshot = self.rooms.snapshot(&room);
-        let answer = Answer { reply, joined: Joined { snapshot: snapshot.clone(), changed } };
-        let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
-        let arrival = Arrival { connection, outlet, courier, answer };
+        let joined = Joined { snapshot: snapshot.clone(), changed };
+        let reply = JoinReply { channel: reply, joined };
+        let recipients = Recipients { forward, disconnect, dialect, backlog_limit, socket };
+        let arrival = Arrival { connection, recipients, thread, reply };
         self.delivery.enter(&snapshot, arrival, now.monotonic);
         self.settle(ctx, now);
     }
@@ -193,10 +194,11 @@ impl Handler<Touch> for RoomRegistry {
     }
 }
 
-impl Handler<Together> for RoomRegistry {
+impl Handler<Batch> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, Together { touches, joins }: Together, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Batch { touches, joins, unread }: Batch, ctx: &mut Context<Self>) {
+        drop(unread);
         let now = self.clock.now();
         for touch in touches {
             self.touch(touch, now);
@@ -263,7 +265,7 @@ impl RoomRegistry {
         taking.then(move |taking| async move { Ok(taking?.count(patience).await) })
     }
 
-    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<Taking, NotAMember> {
+    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<DeliveryCount, NotAMember> {
         let now = self.clock.now();
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();
@@ -308,10 +310,10 @@ impl RoomRegistry {
         joined: Option<u64>,
         except: Option<ConnectionId>,
         now: Moment,
-    ) -> Taking {
+    ) -> DeliveryCount {
         let except = except.and_then(|presence| self.rooms.connection_behind(room, presence));
         let joined = from.as_ref().map(|from| from.connection).zip(joined);
-        let Some(room) = self.rooms.room(room) else { return Taking::none() };
+        let Some(room) = self.rooms.room(room) else { return DeliveryCount::none() };
         self.delivery.publish(room, Publication { content, from, joined, except }, now.monotonic)
     }
 }

@@ -34,7 +34,7 @@ use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
-    delivery::{Delivery, Observers, Refused, Report},
+    delivery::{Delivery, DeliveryReport, FailedMembers, Observers},
     messages::{Decision, Explained, JoinError},
     mirror::Mirror,
     model::{
@@ -208,7 +208,7 @@ impl RoomRegistry {
     }
 
     /// Members that do not take their frames leave.
-    fn put_out(&mut self, refused: &Refused, now: Moment) {
+    fn put_out(&mut self, refused: &FailedMembers, now: Moment) {
         if !refused.slow.is_empty() {
             let slow = refused.slow.len() as u64;
             metrics::counter!("presence_slow_consumers_total").increment(slow);
@@ -260,12 +260,12 @@ impl Actor for RoomRegistry {
     }
 }
 
-impl Handler<Report> for RoomRegistry {
+impl Handler<DeliveryReport> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, report: Report, ctx: &mut Context<Self>) {
+    fn handle(&mut self, report: DeliveryReport, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        self.delivery.returned(report, now.monotonic);
+        self.delivery.take_report(report, now.monotonic);
         self.settle(ctx, now);
     }
 }

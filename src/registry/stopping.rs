@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     bus::Told,
-    delivery::BATCH_INTERVAL,
+    delivery::DRAIN_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
     mirror::Goodbye,
     model::{Cause, ConnectionId, Moment, RoomName},
@@ -88,7 +88,7 @@ impl RoomRegistry {
     fn say_farewell(&mut self, ctx: &mut Context<Self>) -> impl ActorFuture<Self> + use<> {
         let (done, all_left) = oneshot::channel();
         if let Some(farewells) = &mut self.farewells {
-            farewells.batches = self.delivery.batches().into_iter();
+            farewells.batches = self.delivery.drain_batches().into_iter();
         }
         self.dismiss_next(done, ctx);
         all_left.into_actor(self)
@@ -98,10 +98,10 @@ impl RoomRegistry {
         let Some(farewells) = &mut self.farewells else { return };
         if let Some(batch) = farewells.batches.next() {
             let now = self.clock.now().monotonic;
-            self.delivery.dismiss(batch, farewells.order, &self.rooms, now);
+            self.delivery.drain(batch, farewells.order, &self.rooms, now);
         }
         if farewells.batches.len() > 0 {
-            ctx.run_later(BATCH_INTERVAL, |registry, ctx| registry.dismiss_next(done, ctx));
+            ctx.run_later(DRAIN_INTERVAL, |registry, ctx| registry.dismiss_next(done, ctx));
             return;
         }
         farewells.waiting = Some(done);

@@ -63,7 +63,7 @@ impl RoomRegistry {
 
     /// Members that did not take their frames leave.
     fn put_out_refused(&mut self, now: Moment) {
-        while let Some(refused) = self.delivery.take_refused() {
+        while let Some(refused) = self.delivery.take_failed() {
             self.put_out(&refused, now);
             self.delivery.send_released(now.monotonic);
         }

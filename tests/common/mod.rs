@@ -135,7 +135,7 @@ impl Harness {
 
 impl Session {
     pub fn joining(&self, name: &str, who: Option<&str>) -> Join {
-        Join::anonymous(room(name), self.id, self.addr.clone().recipient())
+        Join::new(room(name), self.id, self.addr.clone().recipient())
             .disconnect(self.addr.clone().recipient())
             .user(who.map(user))
     }

@@ -46,7 +46,7 @@ impl Guest {
     pub async fn joins(&self, name: &str, count: usize) -> Vec<Join> {
         let (name, dialect, addr) = (room(name), self.dialect, self.addr.clone());
         let Place::Thread(thread) = &self.place else {
-            let join = || Join::anonymous(name.clone(), self.id(), addr.clone().recipient());
+            let join = || Join::new(name.clone(), self.id(), addr.clone().recipient());
             return (0..count).map(|_| join().dialect(dialect)).collect();
         };
         let connection = self.connection.clone();
@@ -66,7 +66,7 @@ impl Guest {
 
     /// What it says in a room; nobody waits until it is heard.
     pub fn say(&self, t: &Harness, name: &str, text: &str) {
-        t.registry.do_send(Publish::new(room(name), text.to_owned()).from(self.id()));
+        t.registry.do_send(Publish::new(room(name), text.to_owned()).sent_by(self.id()));
     }
 
     /// What has reached it since this was asked last.

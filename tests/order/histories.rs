@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
                 let (id, except) = (self.guests[who].id(), (!to_itself).then_some(who));
                 if let Some(number) = self.log.said(Some(who), except) {
                     let except = except.map(|_| id);
-                    let say = Publish::new(name, number.to_string()).from(id);
+                    let say = Publish::new(name, number.to_string()).sent_by(id);
                     self.world.t.registry.do_send(Publish { except, ..say });
                 }
             }

@@ -214,7 +214,7 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     // Nothing of this one comes through the dispatcher of its thread.
     let (probe, listener) = on(&slow, Probe::<Heard>::new).await;
     let mut listener = (ConnectionId::new(), listener);
-    let join = Join::anonymous(room(LOBBY), listener.0, probe.clone().recipient());
+    let join = Join::new(room(LOBBY), listener.0, probe.clone().recipient());
     let join = join.dialect(Dialect::Json(Feed::Full));
     let place = Place::Thread(still.clone());
     let other = Guest::new(&lobby.t, place, Dialect::Json(Feed::Diff)).await;
@@ -319,7 +319,7 @@ async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes
         t.registry.send(join).await.unwrap().unwrap();
     }
     let last = connections[MEMBERS - 1].id();
-    t.registry.do_send(Publish::new(room(LOBBY), "marker").from(last));
+    t.registry.do_send(Publish::new(room(LOBBY), "marker").sent_by(last));
     // It comes after all lists.
     everybody_has(&t, &mut threads, &book, Forwarded::Message).await;
     book.lock().unwrap().clear();
