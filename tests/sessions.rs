@@ -350,6 +350,35 @@ async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() 
 }
 
 #[actix::test]
+async fn a_member_of_several_rooms_is_told_when_one_is_closed_in_every_dialect() {
+    let dialects = [
+        Dialect::Raw,
+        Dialect::Json(Feed::None),
+        Dialect::Json(Feed::Diff),
+        Dialect::Json(Feed::Full),
+        Dialect::Phoenix,
+    ];
+    for dialect in dialects {
+        let t = Harness::new().await;
+        let mut ada = t.session();
+        for name in ["a", "b"] {
+            let join = ada.joining(name, None).dialect(dialect);
+            t.registry.send(join).await.unwrap().unwrap();
+        }
+        ada.heard().await;
+        t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
+        let heard = ada.heard().await;
+        let [testing::Heard::Frame(closed)] = &heard[..] else {
+            panic!("one message for {dialect:?}: {heard:?}")
+        };
+        assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+        assert_eq!(closed.payload, "");
+        t.leave(&ada, "b").await;
+        assert!(ada.heard().await.is_empty(), "it has left by itself");
+    }
+}
+
+#[actix::test]
 async fn messages_reach_each_dialect_in_its_own_words() {
     let t = harness(GRACE).await;
     let mut raw = t.enter("lobby", Some("raw")).await;

@@ -9,9 +9,7 @@ use std::{sync::Arc, thread::ThreadId, time::Duration};
 use actix::{WeakRecipient, dev::OneshotSender, prelude::*};
 use smallvec::SmallVec;
 
-use super::{
-    dispatcher::Dispatcher, list::List, published::RoomMessage, receiver::Recipients,
-};
+use super::{dispatcher::Dispatcher, list::List, published::RoomMessage, receiver::Recipients};
 use crate::{
     messages::{Disconnect, JoinError, Joined, SessionThread},
     model::{ConnectionId, Few, RoomName, micros},
@@ -269,8 +267,8 @@ impl Remote {
             self.since = now;
         }
         // Time alone would find every thread stalled after a pause of the process.
-        let stalled = pending >= MAX_PENDING_ORDERS
-            && now.saturating_sub(self.since) > micros(STALL_TIMEOUT);
+        let stalled =
+            pending >= MAX_PENDING_ORDERS && now.saturating_sub(self.since) > micros(STALL_TIMEOUT);
         if stalled || !self.dispatcher.connected() {
             return true;
         }

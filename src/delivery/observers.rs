@@ -72,7 +72,11 @@ impl Observers {
 
     /// Queued events of the observer that lags most.
     pub fn lag(&self) -> usize {
-        self.observers.iter().map(|observer| observer.queue.events.borrow().len()).max().unwrap_or(0)
+        self.observers
+            .iter()
+            .map(|observer| observer.queue.events.borrow().len())
+            .max()
+            .unwrap_or(0)
     }
 
     pub fn subscribe(
@@ -236,7 +240,7 @@ mod tests {
 
     #[actix::test]
     async fn an_observer_that_lags_in_too_many_rooms_is_told_to_read_all_of_them_and_stays_subscribed()
-    {
+     {
         let (rooms, node) = (Rooms::default(), NodeName::new("node").unwrap());
         let change = |room: &str| {
             let room = RoomName::new(room).unwrap();

@@ -213,8 +213,7 @@ impl Receiver {
         now: u64,
     ) -> Result<(), SendFailure> {
         let sent = self.send_list(list, knowledge, now);
-        let (Err(SendFailure::Full), Some(frame)) =
-            (&sent, FullFrame::of(self.recipients.dialect))
+        let (Err(SendFailure::Full), Some(frame)) = (&sent, FullFrame::of(self.recipients.dialect))
         else {
             return sent;
         };

@@ -50,9 +50,13 @@ struct Baseline {
 enum FullOffer {
     None,
     /// Only listeners that did not take a list, or got a count as it was too large.
-    Retry { at: u64 },
+    Retry {
+        at: u64,
+    },
     /// Newcomers, too.
-    Newcomer { at: u64 },
+    Newcomer {
+        at: u64,
+    },
 }
 
 /// Messages that wait for lists, as their senders' joins have not been listed.
@@ -169,13 +173,7 @@ impl ListSchedule {
     }
 
     /// Holds a message until the list that has its sender; the room is this now.
-    pub fn hold(
-        &mut self,
-        message: RoomMessage,
-        sender: ConnectionId,
-        room: &Snapshot,
-        now: u64,
-    ) {
+    pub fn hold(&mut self, message: RoomMessage, sender: ConnectionId, room: &Snapshot, now: u64) {
         let new = || Box::new(Held { since: now, bytes: 0, closed: Vec::new(), open: None });
         let held = self.held.get_or_insert_with(new);
         held.bytes = held.bytes.saturating_add(message.published.bytes() + MESSAGE_OVERHEAD);

@@ -102,12 +102,20 @@ impl Handout {
 
 /// What waits in the queue of a room.
 pub(super) enum QueuedTask {
-    List { list: Arc<List>, now: u64, ack: AckGuard },
+    List {
+        list: Arc<List>,
+        now: u64,
+        ack: AckGuard,
+    },
     Message(RoomMessage, AckGuard),
     /// The initial list for a member that has joined again.
     InitialList(InitialDelivery, AckGuard),
     /// The full list for the listeners that need it.
-    FullList { list: Arc<List>, now: u64, ack: AckGuard },
+    FullList {
+        list: Arc<List>,
+        now: u64,
+        ack: AckGuard,
+    },
 }
 
 /// The lists of a room that are being handed out one after the other, and what comes after them.

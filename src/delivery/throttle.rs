@@ -124,7 +124,8 @@ mod tests {
         let mut now = 1;
         let mut joined = 0;
         while joined < size || changed {
-            let next_join = if joined < size { 1 + joined * 1_000_000 / per_second } else { u64::MAX };
+            let next_join =
+                if joined < size { 1 + joined * 1_000_000 / per_second } else { u64::MAX };
             let next_list = if changed { throttle.next(true, now) } else { u64::MAX };
             now = now.max(next_join.min(next_list));
             if next_join <= next_list {

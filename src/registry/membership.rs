@@ -10,8 +10,9 @@ use crate::{
     bus::Told,
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
-        Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
-        PendingJoin, PrunePresences, PruneReport, Pruned, Publish, Say, Touch, UpdateInfo,
+        Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+        NotAMember, PendingJoin, PrunePresences, PruneReport, Pruned, Publish, Say, Touch,
+        UpdateInfo,
     },
     model::{
         Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote, RoomName, Sign,
@@ -265,7 +266,11 @@ impl RoomRegistry {
         taking.then(move |taking| async move { Ok(taking?.count(patience).await) })
     }
 
-    fn publish(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Result<DeliveryCount, NotAMember> {
+    fn publish(
+        &mut self,
+        msg: Publish,
+        ctx: &mut Context<Self>,
+    ) -> Result<DeliveryCount, NotAMember> {
         let now = self.clock.now();
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();

@@ -93,7 +93,10 @@ impl<S> FrameGuard<S> {
     /// The next bytes that pass: up to the last frame of this turn, or all there are.
     fn pass(&mut self) -> Result<Bytes, FrameError> {
         let (mut end, mut complete) = (0, 0);
-        while end < self.unread.len() && self.passed + complete < FRAMES_PER_TURN && !self.frames.closed {
+        while end < self.unread.len()
+            && self.passed + complete < FRAMES_PER_TURN
+            && !self.frames.closed
+        {
             match self.frames.follow(&self.unread[end..], Some(self.limit)) {
                 Ok((bytes, whole)) => {
                     end += bytes;

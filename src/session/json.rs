@@ -183,7 +183,11 @@ impl Protocol for JsonMember {
     }
 }
 
-fn update(socket: &mut Socket<JsonMember>, ctx: &mut Ctx<JsonMember>, mut info: Map<String, Value>) {
+fn update(
+    socket: &mut Socket<JsonMember>,
+    ctx: &mut Ctx<JsonMember>,
+    mut info: Map<String, Value>,
+) {
     info.extend(socket.protocol.fixed.to_map());
     let info = match Info::from_map(&info) {
         Ok(info) => info,

@@ -201,26 +201,43 @@ impl fmt::Debug for Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
     use super::*;
-    use crate::{handle::PresenceConfig, messages::GetStatus, testing::Probe};
+    use crate::{
+        handle::PresenceConfig,
+        messages::{Decision, GetStatus},
+        model::{Info, UserId},
+        testing::{Heard, Probe},
+    };
 
     #[actix::test]
     async fn batches_of_touches_are_not_lost_to_a_full_mailbox_and_a_bounded_number_waits() {
-        let presence = PresenceConfig::new("sqlite::memory:").start().unwrap();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        // The registry waits there.
+        let authorize = move |room: &RoomName, _: Option<&UserId>, _: &Info| {
+            if *room == *"gate" {
+                _ = gate.lock().unwrap().recv();
+            }
+            Decision::Allow
+        };
+        let presence = PresenceConfig::new("sqlite::memory:").authorize(authorize).start().unwrap();
         let registry = presence.registry();
         let connections = [0, 1].map(|_| Connection::new(registry.clone()));
+        let (session, _heard) = Probe::<Heard>::new();
+        let join = |me: &Connection, room| me.join(RoomName::new(room).unwrap(), session.clone());
         for me in &connections {
-            let (session, _) = Probe::<crate::testing::Heard>::new();
-            let join = me.join(RoomName::new("lobby").unwrap(), session);
-            registry.send(join).await.unwrap().unwrap();
+            registry.send(join(me, "lobby")).await.unwrap().unwrap();
         }
         for batches in [4, 100] {
             let before = registry.send(GetStatus).await.unwrap().counters.touches;
-            // The registry runs on this thread, and not before it is awaited.
+            registry.do_send(join(&connections[0], "gate"));
             (0..5000).for_each(|_| registry.do_send(GetStatus));
             for touch in 0..batches * 1024 {
                 connections[touch % 2].batched_touch();
             }
+            open.send(()).unwrap();
             let touches = registry.send(GetStatus).await.unwrap().counters.touches - before;
             assert_eq!(touches, batches.min(16) as u64 * 1024);
         }

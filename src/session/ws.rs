@@ -26,9 +26,7 @@ use super::{
     outgoing::{Outgoing, Writer},
 };
 use crate::{
-    messages::{
-        Disconnect, ForwardMessage, NotAMember, Publish, Say, SessionPlace, backlog_limit,
-    },
+    messages::{Disconnect, ForwardMessage, NotAMember, Publish, Say, SessionPlace, backlog_limit},
     model::Cause,
 };
 

@@ -1,4 +1,4 @@
-//! One sentence of the order each.
+//! One rule of the order each.
 
 use std::{
     sync::{Arc, Mutex, mpsc},
@@ -211,7 +211,7 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     lobby.t.clock.advance(secs(2));
     let slow = Arbiter::new().handle();
     let still = Arbiter::new().handle();
-    // Nothing of this one comes through the dispatcher of its thread.
+    // Its join is made on this thread, which goes on while the session's own is stopped.
     let (probe, listener) = on(&slow, Probe::<Heard>::new).await;
     let mut listener = (ConnectionId::new(), listener);
     let join = Join::new(room(LOBBY), listener.0, probe.clone().recipient());
@@ -325,7 +325,7 @@ async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes
     book.lock().unwrap().clear();
 
     let let_go = stop(&thread).await;
-    let speaker = Guest::new(&t, Place::Unknown, Dialect::Raw).await;
+    let speaker = Guest::new(&t, Place::Here, Dialect::Raw).await;
     speaker.join(&t, LOBBY, "speaker").await;
     speaker.say(&t, LOBBY, "hello");
     let joined = t.registry.send(newcomer);
