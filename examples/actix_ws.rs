@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Connection, Dialect, Disconnect, Feed, ForwardMessage, PresenceConfig, Publish, RoomName,
-    RoomRegistry, UserId, limit_silence,
+    RoomRegistry, UserId, configure_tcp,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{CloseReason, Message, MessageStream, Session};
@@ -138,7 +138,7 @@ pub async fn serve(
             .route("/ws/{room}", web::get().to(enter))
     };
     let server = HttpServer::new(app)
-        .on_connect(|io, _| limit_silence(io))
+        .on_connect(|io, _| configure_tcp(io))
         .disable_signals()
         .shutdown_timeout(5)
         .listen(listener)?

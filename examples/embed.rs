@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Change, Connection, Disconnect, ForwardMessage, PresenceChanged, PresenceConfig, Publish,
-    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, limit_silence, watch_socket,
+    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, configure_tcp, watch_socket,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_actors::ws;
@@ -161,7 +161,7 @@ pub async fn serve(
     };
     let server = HttpServer::new(app)
         .on_connect(|io, extensions| {
-            limit_silence(io); // a vanished client does not keep its socket
+            configure_tcp(io); // a vanished client does not keep its socket
             watch_socket(io, extensions); // nor does one that was told to go
         })
         .disable_signals()

@@ -41,5 +41,5 @@ pub use messages::*;
 pub use model::*;
 pub use registry::{Pruner, RoomRegistry};
 pub use session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError};
-pub use sockets::{limit_silence, watch_socket};
+pub use sockets::{configure_tcp, watch_socket};
 pub use supervision::Crashed;
