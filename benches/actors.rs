@@ -88,7 +88,7 @@ impl Drop for Bench {
 fn join(room: &RoomName, to: &Recipient<ForwardMessage>) -> Join {
     let id = ConnectionId::new();
     let user = UserId::new(id.to_string()).expect("a name");
-    Join::anonymous(room.clone(), id, to.clone()).user(user)
+    Join::new(room.clone(), id, to.clone()).user(user)
 }
 
 fn lobby() -> RoomName {

@@ -148,7 +148,7 @@ async fn joins(nodes: Vec<PresenceHandle>) -> f64 {
     let (to, _heard) = Tap::start();
     let joining = |n: usize| {
         let id = ConnectionId::new();
-        let join = Join::anonymous(room(n % (JOINS / 10)), id, to.clone().recipient());
+        let join = Join::new(room(n % (JOINS / 10)), id, to.clone().recipient());
         let answer = registry.send(join.user(user(id)));
         async { answer.await.expect("a registry").expect("a place") }
     };
@@ -167,8 +167,8 @@ async fn reach(nodes: Vec<PresenceHandle>) -> (Vec<Duration>, Vec<Duration>) {
     let (member, mut heard) = Tap::start();
     for n in 0..ROOMS {
         let recipient = || member.clone().recipient();
-        enter(first, Join::anonymous(room(n), ConnectionId::new(), recipient())).await;
-        let listener = Join::anonymous(room(n), ConnectionId::new(), recipient());
+        enter(first, Join::new(room(n), ConnectionId::new(), recipient())).await;
+        let listener = Join::new(room(n), ConnectionId::new(), recipient());
         enter(last, listener.dialect(Dialect::Json(Feed::Diff))).await;
     }
     for node in &nodes {
@@ -181,7 +181,7 @@ async fn reach(nodes: Vec<PresenceHandle>) -> (Vec<Duration>, Vec<Duration>) {
     let (mut answers, mut frames) = (Vec::new(), Vec::new());
     for n in 0..ROOMS {
         let name = uuid();
-        let join = Join::anonymous(room(n), ConnectionId::new(), member.clone().recipient());
+        let join = Join::new(room(n), ConnectionId::new(), member.clone().recipient());
         let started = Instant::now();
         let answer = first.registry().send(join.user(user(&name)));
         let answered = async {
@@ -218,7 +218,7 @@ async fn messages(nodes: Vec<PresenceHandle>) -> (f64, u64) {
             ctx.set_mailbox_capacity(256);
             Counter(got)
         });
-        enter(last, Join::anonymous(room("room"), ConnectionId::new(), member.recipient())).await;
+        enter(last, Join::new(room("room"), ConnectionId::new(), member.recipient())).await;
     }
     let started = Instant::now();
     let mut lost = 0;
@@ -248,7 +248,7 @@ async fn takeovers(nodes: Vec<PresenceHandle>) -> Vec<Duration> {
         let (new, _) = Tap::start();
         let key = SessionKey::new(uuid()).expect("a key");
         let join = |to: &Addr<Tap>| {
-            Join::anonymous(room(n % 10), ConnectionId::new(), to.clone().recipient())
+            Join::new(room(n % 10), ConnectionId::new(), to.clone().recipient())
                 .user(user(n))
                 .session(key.clone())
                 .disconnect(to.clone().recipient())

@@ -55,7 +55,7 @@ async fn rest(connections: usize) {
     let ids: Vec<_> = (0..connections).map(|_| ConnectionId::new()).collect();
     for (n, id) in ids.iter().enumerate() {
         let room = RoomName::new(format!("room {}", n / 10)).expect("a name");
-        registry.do_send(Join::anonymous(room, *id, to.clone()));
+        registry.do_send(Join::new(room, *id, to.clone()));
     }
     registry.send(Flush).await.expect("a registry").expect("a database");
 

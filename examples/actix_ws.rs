@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Connection, Dialect, Disconnect, Feed, ForwardMessage, PresenceConfig, Publish, RoomName,
-    RoomRegistry, UserId, limit_silence,
+    RoomRegistry, UserId, configure_tcp,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{CloseReason, Message, MessageStream, Session};
@@ -80,7 +80,7 @@ async fn chat(
             Message::Text(text) => {
                 // Any text is a sign of life; the literal "heartbeat" is nothing else.
                 let Some(text) = me.text(&text) else { continue };
-                let message = Publish::json(room.clone(), to_raw_value(text)?).from(me.id());
+                let message = Publish::json(room.clone(), to_raw_value(text)?).sent_by(me.id());
                 me.registry().send(message).await??;
             }
             Message::Ping(bytes) => {
@@ -138,7 +138,7 @@ pub async fn serve(
             .route("/ws/{room}", web::get().to(enter))
     };
     let server = HttpServer::new(app)
-        .on_connect(|io, _| limit_silence(io))
+        .on_connect(|io, _| configure_tcp(io))
         .disable_signals()
         .shutdown_timeout(5)
         .listen(listener)?

@@ -50,7 +50,7 @@ impl Consumer {
     }
 
     fn anonymous(&self, room: &RoomName) -> Join {
-        Join::anonymous(room.clone(), self.me.id(), self.outlet.clone())
+        Join::new(room.clone(), self.me.id(), self.outlet.clone())
     }
 
     fn user(&self, room: &RoomName, user: &UserId) -> Join {

@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Change, Connection, Disconnect, ForwardMessage, PresenceChanged, PresenceConfig, Publish,
-    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, limit_silence, watch_socket,
+    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, configure_tcp, watch_socket,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_actors::ws;
@@ -66,7 +66,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
                 let Some(text) = self.me.text(&text) else { return };
                 let name = self.user.as_ref().map_or("a guest", UserId::as_str);
                 let line = Publish::new(self.room.clone(), format!("{name}: {text}"));
-                let saying = self.me.registry().send(line.from(self.me.id())).into_actor(self);
+                let saying = self.me.registry().send(line.sent_by(self.me.id())).into_actor(self);
                 ctx.wait(saying.map(|_, _, _| ())); // the next line when this one is with the room
             }
             Ok(ws::Message::Ping(bytes)) => {
@@ -104,7 +104,7 @@ impl Handler<PresenceChanged> for Announcer {
         let online = event.online().iter().map(|user| format!("* {user} is here"));
         let offline = event.offline().iter().map(|gone| format!("* {} {}", gone.user, gone.cause));
         let mut lines: Vec<_> = online.chain(offline).collect();
-        if let Change::Resync = event.change {
+        if let Change::Resync | Change::ResyncAll = event.change {
             lines.push(roster(&event.snapshot)); // more happened than we could follow
         }
         let registry = self.0.clone();
@@ -161,7 +161,7 @@ pub async fn serve(
     };
     let server = HttpServer::new(app)
         .on_connect(|io, extensions| {
-            limit_silence(io); // a vanished client does not keep its socket
+            configure_tcp(io); // a vanished client does not keep its socket
             watch_socket(io, extensions); // nor does one that was told to go
         })
         .disable_signals()

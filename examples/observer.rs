@@ -50,6 +50,12 @@ impl Handler<PresenceChanged> for Board {
                 resyncs = 1;
                 println!("{room}, up to change {}: more than I could follow", event.version);
             }
+            Change::ResyncAll => {
+                // In too many rooms at once: an app reads them again, with `ListRooms` and `GetSnapshot`.
+                resyncs = 1;
+                self.rooms.clear();
+                println!("more rooms have changed than I could follow");
+            }
         }
         println!("    now {}", line(&state));
         if state.is_empty() {

@@ -37,6 +37,6 @@ pub use handle::{PresenceConfig, PresenceHandle, StartError};
 pub use messages::*;
 pub use model::*;
 pub use registry::{Pruner, RoomRegistry};
-pub use session::{Connection, PhoenixSession, WsOptions, WsSession, WsSessionError};
-pub use sockets::{limit_silence, watch_socket};
+pub use session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError};
+pub use sockets::{configure_tcp, watch_socket};
 pub use supervision::Crashed;

@@ -181,7 +181,7 @@ async fn a_message_reaches_exactly_the_members_each_in_its_dialect() {
     t.leave(&left, "lobby").await;
 
     let payload = serde_json::value::to_raw_value(&json!({"text": "hi"})).unwrap();
-    let publish = Publish::json(room("lobby"), payload).from(json.id);
+    let publish = Publish::json(room("lobby"), payload).sent_by(json.id);
     assert_eq!(t.registry.send(publish).await.unwrap(), Ok(2));
     assert_eq!(raw.frames().await, [r#"{"text":"hi"}"#]);
     let framed: Value = serde_json::from_str(&json.frames().await[0]).unwrap();
@@ -199,7 +199,7 @@ async fn only_a_member_may_send_in_its_own_name_and_the_sender_can_be_left_out()
     let mut ada = t.enter("lobby", Some("ada")).await;
     let stranger = t.enter("elsewhere", Some("eve")).await;
     let publish = || Publish::new(room("lobby"), "hi");
-    assert_eq!(t.registry.send(publish().from(stranger.id)).await.unwrap(), Err(NotAMember));
+    assert_eq!(t.registry.send(publish().sent_by(stranger.id)).await.unwrap(), Err(NotAMember));
     assert_eq!(t.registry.send(publish().except(ada.id)).await.unwrap(), Ok(0));
     assert!(ada.heard().await.is_empty());
 }
@@ -236,7 +236,7 @@ async fn a_member_that_takes_nothing_is_put_out_with_4003_and_the_others_get_eve
     let (slow, seen, let_go) = stuck::<ForwardMessage>();
     let (closer, mut closed) = Probe::<Heard>::new();
     let id = ConnectionId::new();
-    let join = Join::anonymous(room("lobby"), id, slow.recipient()).disconnect(closer.recipient());
+    let join = Join::new(room("lobby"), id, slow.recipient()).disconnect(closer.recipient());
     t.registry.send(join).await.unwrap().unwrap();
     let mut healthy = t.enter("lobby", Some("healthy")).await;
     t.changes().await;
@@ -264,7 +264,7 @@ async fn a_member_whose_actor_has_stopped_is_found_out_and_leaves() {
         Stuck { entered, go }
     });
     let id = ConnectionId::new();
-    let join = Join::anonymous(room("lobby"), id, gone.clone().recipient());
+    let join = Join::new(room("lobby"), id, gone.clone().recipient());
     t.registry.send(join).await.unwrap().unwrap();
     t.changes().await;
     arbiter.stop();
@@ -400,7 +400,9 @@ async fn closing_a_room_is_one_change_and_closes_those_who_are_nowhere_else() {
 
     assert_eq!(t.registry.send(CloseRoom { room: room("a") }).await.unwrap(), 2);
     assert_eq!(only_here.closed().await, Disconnect { code: 4004, cause: Cause::RoomClosed });
-    assert!(elsewhere_too.heard().await.is_empty());
+    let heard = elsewhere_too.heard().await;
+    let [Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
+    assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
     let [change] = &t.changes().await[..] else { panic!("one change") };
     assert_eq!((change.leaves().len(), change.bulk_change()), (2, true));
     t.join(&only_here, "a", None).await.unwrap();

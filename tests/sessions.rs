@@ -116,7 +116,7 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
         let info = Info::new(serde_json::json!({"late": true})).unwrap();
         let late = UpdateInfo { room: room("lobby"), connection: old.id, info };
         assert!(!t.registry.send(late).await.unwrap());
-        let late = Publish::new(room("lobby"), "late").from(old.id);
+        let late = Publish::new(room("lobby"), "late").sent_by(old.id);
         assert_eq!(t.registry.send(late).await.unwrap(), Err(NotAMember));
         let superseded = JoinError::Superseded(Superseded);
         assert_eq!(enter(&t, &old, "lobby").await.unwrap_err(), superseded);
@@ -126,7 +126,7 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
 
         assert_eq!(t.say("lobby", "hello").await, 1);
         assert!(new.frames().await.last().unwrap().contains("hello"));
-        let to_others = Publish::new(room("lobby"), "to others").from(new.id).except(new.id);
+        let to_others = Publish::new(room("lobby"), "to others").sent_by(new.id).except(new.id);
         assert_eq!(t.registry.send(to_others).await.unwrap(), Ok(0));
         let but_one = Publish::new(room("lobby"), "but one").except(old.id);
         assert_eq!(t.registry.send(but_one).await.unwrap(), Ok(0), "as it is shown");
@@ -350,6 +350,35 @@ async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() 
 }
 
 #[actix::test]
+async fn a_member_of_several_rooms_is_told_when_one_is_closed_in_every_dialect() {
+    let dialects = [
+        Dialect::Raw,
+        Dialect::Json(Feed::None),
+        Dialect::Json(Feed::Diff),
+        Dialect::Json(Feed::Full),
+        Dialect::Phoenix,
+    ];
+    for dialect in dialects {
+        let t = Harness::new().await;
+        let mut ada = t.session();
+        for name in ["a", "b"] {
+            let join = ada.joining(name, None).dialect(dialect);
+            t.registry.send(join).await.unwrap().unwrap();
+        }
+        ada.heard().await;
+        t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
+        let heard = ada.heard().await;
+        let [testing::Heard::Frame(closed)] = &heard[..] else {
+            panic!("one message for {dialect:?}: {heard:?}")
+        };
+        assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+        assert_eq!(closed.payload, "");
+        t.leave(&ada, "b").await;
+        assert!(ada.heard().await.is_empty(), "it has left by itself");
+    }
+}
+
+#[actix::test]
 async fn messages_reach_each_dialect_in_its_own_words() {
     let t = harness(GRACE).await;
     let mut raw = t.enter("lobby", Some("raw")).await;
@@ -363,8 +392,8 @@ async fn messages_reach_each_dialect_in_its_own_words() {
     let from = json.id;
     for publish in [
         Publish::new(room("lobby"), "plain"),
-        Publish::json(room("lobby"), value()).from(from),
-        Publish::event(room("lobby"), "shout", value()).from(from),
+        Publish::json(room("lobby"), value()).sent_by(from),
+        Publish::event(room("lobby"), "shout", value()).sent_by(from),
     ] {
         assert_eq!(t.registry.send(publish).await.unwrap(), Ok(3));
     }

@@ -16,7 +16,7 @@ use std::{error::Error, net::TcpListener, time::Duration};
 use actix::prelude::*;
 use actix_presence::{
     Feed, ListRooms, PresenceChanged, PresenceConfig, RoomFilter, RoomName, RoomRegistry, Scope,
-    SessionKey, Subscribe, UserId, WsSession, WsSessionError, limit_silence, watch_socket,
+    SessionKey, Subscribe, UserId, WsSession, WsSessionError, configure_tcp, watch_socket,
 };
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -109,7 +109,7 @@ pub async fn serve(
         move || App::new().app_data(registry.clone()).route("/ws/{room}", web::get().to(enter));
     let server = HttpServer::new(app)
         .on_connect(|io, extensions| {
-            limit_silence(io);
+            configure_tcp(io);
             watch_socket(io, extensions);
         })
         .disable_signals()

@@ -2,14 +2,14 @@
 
 use std::num::NonZeroUsize;
 
-use actix_presence::sockets::LAST_BYTES;
+use actix_presence::sockets::MAX_LINGERING_SOCKETS;
 
 /// What the process opens besides the workers and the listeners: the standard streams, the database
 /// with its lock, connections to PostgreSQL and Redis while one replaces another, the runtimes of the
 /// main thread and the acceptor, and lookups of names. 22 are open at rest on SQLite.
 const OWN: usize = 36;
 /// What a worker opens for itself (epoll and what wakes it), and for sockets that are being closed.
-const WORKER: usize = 4 + LAST_BYTES;
+const WORKER: usize = 4 + MAX_LINGERING_SOCKETS;
 /// A worker that can serve fewer connections than this is of no use.
 const LEAST: usize = 8;
 /// No worker serves more, whatever the system allows.

@@ -8,7 +8,7 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::commands::CommandError;
-use actix_presence::limit_silence;
+use actix_presence::configure_tcp;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 2048;
@@ -111,7 +111,7 @@ fn listen(address: SocketAddr, ipv6_only: bool) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     let listener = TcpListener::from(socket);
-    limit_silence(&listener);
+    configure_tcp(&listener);
     Ok(listener)
 }
 

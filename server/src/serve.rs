@@ -82,7 +82,7 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
     let server = HttpServer::new(app).on_connect(move |io, extensions| {
         // Elsewhere they inherit it from their listener.
         #[cfg(not(target_os = "linux"))]
-        actix_presence::limit_silence(io);
+        actix_presence::configure_tcp(io);
         watch_socket(io, extensions);
         connections::opened(&limits, extensions);
     });

@@ -65,7 +65,7 @@ pub(super) async fn phoenix(
     let identity = Identity::of(&req, &query, token.as_deref(), &state);
     let identity = identity.map_err(ApiError::refuse)?;
     let place = state.place(identity.take_place(&req, |_| true)).await?;
-    let session = PhoenixSession::new(state.registry().clone()).until(state.closing());
+    let session = PhoenixSession::new(state.registry().clone()).until(state.stop_signal());
     let session = identity.own_phoenix(session.options(bounds(&state).place(place)));
     Ok(session.start(&req, body)?)
 }

@@ -11,14 +11,14 @@ use std::{
 
 use actix::{Addr, Context, Handler, Message, dev::ToEnvelope};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
 use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
 use actix_presence::{
-    PresenceConfig, PresenceHandle, RoomRegistry,
-    messages::{SessionPlace, TakePlace},
+    PresenceConfig, PresenceHandle, RoomRegistry, StopSignal,
+    messages::{SessionPlace, SessionPlaces, TakePlace},
 };
 
 /// Readers of the live numbers at one time.
@@ -102,15 +102,15 @@ struct Shared {
     node: String,
     options: ServerOptions,
     /// One for each WebSocket and each session that fades, if there is a limit.
-    places: Option<Arc<Semaphore>>,
+    places: Option<SessionPlaces>,
     /// Held by each WebSocket for as long as it is open.
     open: Arc<()>,
     /// What is left of them for readers of the live numbers.
     seats: Arc<Semaphore>,
     /// Whether the server is about to stop, and nobody new is to be sent to it.
     draining: AtomicBool,
-    /// Turns true when the server ends.
-    closing: watch::Sender<bool>,
+    /// Given when the server ends.
+    stop: StopSignal,
     ranking: Mutex<Ranking>,
 }
 
@@ -118,17 +118,16 @@ impl ServerState {
     /// What the routes of this presence system share.
     #[must_use]
     pub fn new(presence: &PresenceHandle, options: ServerOptions) -> Self {
-        let limit = options.max_connections.map(|limit| limit.min(Semaphore::MAX_PERMITS));
         Self(Arc::new(Shared {
             presence: presence.clone(),
             registry: presence.registry(),
             node: presence.node().as_str().to_owned(),
+            places: options.max_connections.map(SessionPlaces::new),
             options,
-            places: limit.map(|limit| Arc::new(Semaphore::new(limit))),
             open: Arc::new(()),
             seats: Arc::new(Semaphore::new(SEATS)),
             draining: AtomicBool::new(false),
-            closing: watch::Sender::new(false),
+            stop: StopSignal::new(),
             ranking: Mutex::default(),
         }))
     }
@@ -151,12 +150,12 @@ impl ServerState {
 
     /// Closes the WebSockets that are in no room, of which the registry does not know.
     pub fn close(&self) {
-        self.0.closing.send_replace(true);
+        self.0.stop.stop();
     }
 
-    /// Turns true when the server ends.
-    pub(super) fn closing(&self) -> watch::Receiver<bool> {
-        self.0.closing.subscribe()
+    /// Given when the server ends.
+    pub(super) fn stop_signal(&self) -> StopSignal {
+        self.0.stop.clone()
     }
 
     /// The running system.
@@ -195,7 +194,7 @@ impl ServerState {
     /// Takes a place for a WebSocket: a free one, or that of an older connection of its client session.
     pub(super) async fn place(&self, older: Option<TakePlace>) -> Result<SessionPlace, ApiError> {
         let free = match &self.0.places {
-            Some(places) => Arc::clone(places).try_acquire_owned().ok().map(SessionPlace::from),
+            Some(places) => places.take(),
             None => Some(SessionPlace::unlimited()),
         };
         let place = match (free, older) {

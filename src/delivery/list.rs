@@ -1,5 +1,5 @@
-//! Who is in a room, for those who listen to it: the whole list, or what has changed since the version
-//! that a listener has. Encoded once for all, and only when first asked for, by whichever thread that is.
+//! The member list of a room at one version: the full list, or the diff from the version that a listener
+//! has. Each frame is encoded at most once, by the first thread that needs it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,16 +21,16 @@ use crate::{
     wire::{json, phoenix},
 };
 
-/// What may be different between two versions of a room, and at which version it was touched last.
+/// What may differ between two versions of a room, with the version of its last change.
 #[derive(Default)]
-pub(super) struct Touched {
+pub(super) struct Changes {
     /// Users whose entry may have changed, with the cause of the last leave.
     users: HashMap<UserId, (Cause, u64), RandomState>,
     /// Places where presences came, went or changed, with the cause of the last leave.
     places: BTreeMap<Place, (Cause, u64)>,
 }
 
-impl Touched {
+impl Changes {
     pub fn note(&mut self, diff: &Diff) {
         let Self { users, places } = self;
         let version = diff.version;
@@ -51,7 +51,7 @@ impl Touched {
         }
     }
 
-    /// How many presences may be different.
+    /// How many presences may differ.
     pub fn places(&self) -> usize {
         self.places.len()
     }
@@ -61,63 +61,62 @@ impl Touched {
     }
 }
 
-/// What is known of the size and the cost of a room's whole list in one encoding.
+/// Size and cost of a room's full list in one frame.
 #[derive(Debug, Default)]
-pub(super) struct Size {
-    /// How many connections were in the room when it was encoded last and was over the limit; 0 if it was
-    /// not.
+pub(super) struct FrameSize {
+    /// How many connections the room had if the last encoding was over the limit; otherwise 0.
     too_large: AtomicUsize,
-    /// How long that took.
+    /// How long the last encoding took.
     micros: AtomicU64,
 }
 
-/// The encodings of a room's whole list; shared by the room's lists, as one tells of the next.
+/// The sizes of a room's full list, shared by its successive lists.
 #[derive(Debug)]
 pub(super) struct Sizes {
-    /// How many bytes a whole list may have.
-    limit: usize,
-    full: Size,
-    state: Size,
-    phoenix: Size,
+    /// How many bytes a full list may have.
+    pub limit: usize,
+    full: FrameSize,
+    state: FrameSize,
+    phoenix: FrameSize,
 }
 
 impl Sizes {
     pub fn new(limit: usize) -> Arc<Self> {
-        let [full, state, phoenix] = [const { Size::new() }; 3];
+        let [full, state, phoenix] = [const { FrameSize::new() }; 3];
         Arc::new(Self { limit, full, state, phoenix })
     }
 
-    /// Whether the whole list was too large when it was encoded last, and the room has not become much
-    /// smaller since: then it is not worth the attempt.
-    pub fn is_too_large(&self, whole: Whole, room: &Snapshot) -> bool {
-        let then = self.of(whole).too_large.load(Relaxed);
+    /// Whether the last encoding was too large and the room is not much smaller now: then another attempt
+    /// would be wasted.
+    pub fn is_too_large(&self, frame: FullFrame, room: &Snapshot) -> bool {
+        let then = self.of(frame).too_large.load(Relaxed);
         then > 0 && well_below(then) <= room.occupancy().connections
     }
 
-    /// What it costs to encode the frame `presence`.
-    pub fn full_cost(&self) -> Duration {
+    /// How long the last encoding of the frame `presence` took.
+    pub fn presence_cost(&self) -> Duration {
         Duration::from_micros(self.full.micros.load(Relaxed))
     }
 
-    fn of(&self, whole: Whole) -> &Size {
-        match whole {
-            Whole::Full => &self.full,
-            Whole::State => &self.state,
-            Whole::Phoenix => &self.phoenix,
+    fn of(&self, frame: FullFrame) -> &FrameSize {
+        match frame {
+            FullFrame::Presence => &self.full,
+            FullFrame::State => &self.state,
+            FullFrame::Phoenix => &self.phoenix,
         }
     }
 
-    /// Encodes the whole list. One that was too large has to be well below the limit, so that a room of
-    /// about that size does not change between the two with each who comes.
-    fn encode(&self, whole: Whole, room: &Snapshot) -> Option<ByteString> {
-        let Size { too_large, micros: cost } = self.of(whole);
+    /// Encodes the full list, unless it is over the limit. After one that was, the limit is lower, so that a
+    /// room of about that size does not alternate with each join.
+    fn encode(&self, frame: FullFrame, room: &Snapshot) -> Option<ByteString> {
+        let FrameSize { too_large, micros: cost } = self.of(frame);
         let was_too_large = too_large.load(Relaxed) > 0;
         let limit = if was_too_large { well_below(self.limit) } else { self.limit };
         let work = Stopwatch::start();
-        let encoded = match whole {
-            Whole::Full => json::presence_within(limit, room),
-            Whole::State => json::presence_state_within(limit, room),
-            Whole::Phoenix => phoenix::presence_state_within(limit, room),
+        let encoded = match frame {
+            FullFrame::Presence => json::presence_within(limit, room),
+            FullFrame::State => json::presence_state_within(limit, room),
+            FullFrame::Phoenix => phoenix::presence_state_within(limit, room),
         };
         cost.store(micros(work.elapsed()), Relaxed);
         let connections = room.occupancy().connections.max(1);
@@ -131,7 +130,7 @@ impl Sizes {
                     %room,
                     limit,
                     suppressed,
-                    "a member list is too large: who needs the whole list gets counts instead"
+                    "a member list is too large: counts are sent instead of it"
                 );
             }
         }
@@ -139,33 +138,33 @@ impl Sizes {
     }
 }
 
-/// Nine tenths.
-const fn well_below(limit: usize) -> usize {
+/// Nine tenths of the limit.
+pub(super) const fn well_below(limit: usize) -> usize {
     limit - limit.div_ceil(10)
 }
 
-impl Size {
+impl FrameSize {
     const fn new() -> Self {
         Self { too_large: AtomicUsize::new(0), micros: AtomicU64::new(0) }
     }
 }
 
-/// The frames that hold a whole list.
+/// The frames that hold a full list.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Whole {
+pub(super) enum FullFrame {
     /// `presence` of the JSON dialect.
-    Full,
+    Presence,
     /// `presence_state` of the JSON dialect.
     State,
     /// `presence_state` of Phoenix.
     Phoenix,
 }
 
-impl Whole {
-    /// The one of a dialect, if it has one.
+impl FullFrame {
+    /// The dialect's frame, if it has one.
     pub fn of(dialect: Dialect) -> Option<Self> {
         match dialect {
-            Dialect::Json(Feed::Full) => Some(Self::Full),
+            Dialect::Json(Feed::Full) => Some(Self::Presence),
             Dialect::Json(Feed::Diff) => Some(Self::State),
             Dialect::Phoenix => Some(Self::Phoenix),
             Dialect::Raw | Dialect::Json(Feed::Count | Feed::None) => None,
@@ -173,48 +172,48 @@ impl Whole {
     }
 }
 
-/// An encoding that is made at most once; none if it is too large.
+/// A frame that is encoded at most once; `None` if it is too large.
 type Once = OnceLock<Option<ByteString>>;
 
-/// A version that listeners have, and how it differs from that of the list.
+/// A version that listeners have, with the diffs from it.
 struct Base {
     before: Snapshot,
     json: Once,
     phoenix: Once,
 }
 
-/// A room at one version, for its listeners.
+/// The member list of a room at one version.
 pub(super) struct List {
     after: Snapshot,
-    /// The versions that listeners have, in ascending order.
+    /// In ascending order.
     bases: Vec<Base>,
-    /// What may be different since the first of them.
-    touched: Touched,
-    /// Whether another list follows soon, with which it is tried again what was too large.
+    /// Since the first of the bases.
+    changes: Changes,
+    /// Whether another list follows soon, which is the next attempt to encode what was too large.
     another_follows: bool,
     sizes: Arc<Sizes>,
-    wholes: [Once; 3],
+    full_frames: [Once; 3],
     count: OnceLock<ByteString>,
     truncated: OnceLock<ByteString>,
     phoenix_count: OnceLock<ByteString>,
 }
 
 impl List {
-    /// The whole list alone.
-    pub fn whole(after: Snapshot, sizes: &Arc<Sizes>) -> Self {
-        Self::since(Vec::new(), after, Touched::default(), sizes)
+    /// A full list without diffs.
+    pub fn full(after: Snapshot, sizes: &Arc<Sizes>) -> Self {
+        Self::since(Vec::new(), after, Changes::default(), sizes)
     }
 
-    /// The same, of which another follows soon or does not.
+    /// Sets whether another list follows soon.
     pub fn followed(self, another_follows: bool) -> Self {
         Self { another_follows, ..self }
     }
 
-    /// The list for those who have one of these versions of the room, in ascending order.
+    /// A list with the diffs from these versions, which are in ascending order.
     pub fn since(
         bases: Vec<Snapshot>,
         after: Snapshot,
-        touched: Touched,
+        changes: Changes,
         sizes: &Arc<Sizes>,
     ) -> Self {
         let base = |before| Base { before, json: Once::new(), phoenix: Once::new() };
@@ -222,10 +221,10 @@ impl List {
         Self {
             after,
             bases: bases.into_iter().map(base).collect(),
-            touched,
+            changes,
             another_follows: false,
             sizes: Arc::clone(sizes),
-            wholes: [const { Once::new() }; 3],
+            full_frames: [const { Once::new() }; 3],
             count,
             truncated,
             phoenix_count,
@@ -240,41 +239,41 @@ impl List {
         self.after.version()
     }
 
-    /// The earliest version that a listener may have.
-    pub fn told_before(&self) -> u64 {
+    /// The earliest version that it has a diff from.
+    pub fn first_base(&self) -> u64 {
         self.bases.first().map_or(self.version(), |base| base.before.version())
     }
 
-    /// Whether it is not worth the attempt to encode the whole list; see [`Sizes::is_too_large`].
-    pub fn is_probably_too_large(&self, whole: Whole) -> bool {
-        self.another_follows && self.sizes.is_too_large(whole, &self.after)
+    /// Whether an attempt to encode the full list would be wasted: see [`Sizes::is_too_large`].
+    pub fn is_probably_too_large(&self, frame: FullFrame) -> bool {
+        self.another_follows && self.sizes.is_too_large(frame, &self.after)
     }
 
-    /// The whole list, unless it is too large.
-    pub fn encode(&self, whole: Whole) -> Option<ByteString> {
-        let once = &self.wholes[whole as usize];
-        once.get_or_init(|| self.sizes.encode(whole, &self.after)).clone()
+    /// The full list, unless it is too large.
+    pub fn encode(&self, frame: FullFrame) -> Option<ByteString> {
+        let once = &self.full_frames[frame as usize];
+        once.get_or_init(|| self.sizes.encode(frame, &self.after)).clone()
     }
 
     pub fn count(&self) -> ByteString {
         self.count.get_or_init(|| json::presence_count(&self.after, false)).clone()
     }
 
-    /// The count in the place of a list that is too large.
+    /// The count that replaces a list that is too large.
     pub fn truncated(&self) -> ByteString {
         self.truncated.get_or_init(|| json::presence_count(&self.after, true)).clone()
     }
 
-    /// The count in the place of a Phoenix state that is too large.
+    /// The same for Phoenix.
     pub fn phoenix_count(&self) -> ByteString {
         self.phoenix_count.get_or_init(|| phoenix::presence_count(&self.after)).clone()
     }
 
-    /// What has changed since a version; none if that is too large, or nobody was to have that version.
+    /// The diff from a version; `None` if it is too large, or not from one of the bases.
     pub fn diff(&self, since: u64) -> Option<ByteString> {
         let Base { before, json, .. } = self.base(since)?;
         let changed = || {
-            let users = self.touched.users.iter().filter(|(_, (_, at))| *at > since);
+            let users = self.changes.users.iter().filter(|(_, (_, at))| *at > since);
             users.map(|(user, (cause, _))| (user, *cause))
         };
         let encode = || self.small(json::presence_diff(before, &self.after, changed()));
@@ -285,7 +284,7 @@ impl List {
     pub fn phoenix_diff(&self, since: u64) -> Option<ByteString> {
         let Base { before, phoenix, .. } = self.base(since)?;
         let after = &self.after;
-        let places = self.touched.places.iter().filter(|(_, (_, at))| *at > since);
+        let places = self.changes.places.iter().filter(|(_, (_, at))| *at > since);
         let changes = places.filter_map(|(place, (cause, _))| {
             let (was, is) = (before.presence(place), after.presence(place));
             let before = was.clone().map(|was| (was, *cause));
@@ -304,12 +303,8 @@ impl List {
         self.bases.get(index)
     }
 
-    /// A diff that is larger than a whole list may be is none.
+    /// A diff that is larger than a full list may be is not sent.
     fn small(&self, diff: ByteString) -> Option<ByteString> {
         (diff.len() <= self.sizes.limit).then_some(diff)
     }
 }
-
-#[cfg(test)]
-#[path = "list_tests.rs"]
-mod tests;

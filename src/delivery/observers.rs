@@ -1,7 +1,9 @@
-//! Telling observers of every change, without ever waiting for one.
+//! Tells observers of every change, without ever waiting for one.
 //!
-//! Each observer has a bounded queue and a task of its own that hands over one event at a time. When
-//! the queue is full, the further changes of a room are conflated into its latest state.
+//! Each observer has a bounded queue and a task of its own that sends one event at a time. When the queue
+//! is full, further changes of a room are conflated into its latest state ([`Change::Resync`]). When that
+//! is so for too many rooms, the queue is replaced by one event that tells the observer to read everything
+//! again ([`Change::ResyncAll`]).
 
 use std::{
     cell::RefCell,
@@ -14,11 +16,12 @@ use ahash::RandomState;
 use tokio::sync::Notify;
 
 use crate::{
+    log_limit::LogLimit,
     messages::{Change, PresenceChanged, RoomFilter, Scope, SubscriptionId},
     model::{NodeName, RoomName, Snapshot},
 };
 
-/// An observer that lags behind in more rooms than this has stopped taking anything.
+/// In how many rooms changes are conflated for an observer, before it is told to read all of them again.
 const MAX_CONFLATED_ROOMS: usize = 65_536;
 
 /// All observers.
@@ -32,15 +35,15 @@ struct Observer {
     id: SubscriptionId,
     filter: RoomFilter,
     scope: Scope,
-    /// To see whether its actor has stopped, also when there is nothing to tell it.
+    /// Tells whether its actor has stopped, also when there is nothing to send.
     recipient: Recipient<PresenceChanged>,
-    line: Rc<Line>,
+    queue: Rc<ObserverQueue>,
 }
 
 /// The queue between the registry and one observer's task.
 #[derive(Default)]
-struct Line {
-    queue: RefCell<Queue>,
+struct ObserverQueue {
+    events: RefCell<Events>,
     wake: Notify,
 }
 
@@ -49,27 +52,31 @@ impl Observers {
         Self { observers: Vec::new(), next_id: 0, capacity }
     }
 
-    /// Whether anybody wants to hear of the changes of other nodes in this very room.
+    /// Whether somebody observes this very room on all nodes.
     pub fn follow(&self, room: &RoomName) -> bool {
         let named = |filter: &RoomFilter| matches!(filter, RoomFilter::Room(only) if only == room);
         let mut observers = self.observers.iter();
         observers.any(|one| one.scope == Scope::Cluster && named(&one.filter))
     }
 
-    /// Whether anybody wants to hear of the changes of other nodes in all rooms.
+    /// Whether somebody observes all rooms on all nodes.
     pub fn follow_everything(&self) -> bool {
         let mut observers = self.observers.iter().filter(|one| one.recipient.connected());
         observers.any(|one| one.scope == Scope::Cluster && one.filter == RoomFilter::Any)
     }
 
-    /// Whether there are any.
+    /// Whether there are observers.
     pub fn any(&self) -> bool {
         !self.observers.is_empty()
     }
 
-    /// Events that wait for the observer furthest behind.
+    /// Queued events of the observer that lags most.
     pub fn lag(&self) -> usize {
-        self.observers.iter().map(|observer| observer.line.queue.borrow().len()).max().unwrap_or(0)
+        self.observers
+            .iter()
+            .map(|observer| observer.queue.events.borrow().len())
+            .max()
+            .unwrap_or(0)
     }
 
     pub fn subscribe(
@@ -80,10 +87,10 @@ impl Observers {
     ) -> SubscriptionId {
         self.next_id += 1;
         let id = SubscriptionId(self.next_id);
-        let line = Rc::new(Line::default());
-        actix::spawn(hand_over(observer.clone(), line.clone()));
+        let queue = Rc::new(ObserverQueue::default());
+        actix::spawn(send_events(observer.clone(), queue.clone()));
         self.forget_stopped();
-        self.observers.push(Observer { id, filter, scope, recipient: observer, line });
+        self.observers.push(Observer { id, filter, scope, recipient: observer, queue });
         id
     }
 
@@ -91,7 +98,7 @@ impl Observers {
         self.observers.retain(|observer| {
             let here = observer.recipient.connected();
             if !here {
-                observer.line.close();
+                observer.queue.close();
             }
             here
         });
@@ -101,54 +108,65 @@ impl Observers {
         let before = self.observers.len();
         self.observers.retain(|observer| {
             if observer.id == id {
-                observer.line.close();
+                observer.queue.close();
             }
             observer.id != id
         });
         self.observers.len() != before
     }
 
-    /// Queues the event for everybody who wants to hear of its room, and of the changes of other
-    /// nodes unless it is `ours`.
+    /// Queues the event for all observers of its room; unless it is `ours`, for those of all nodes.
     pub fn tell(&mut self, event: &PresenceChanged, ours: bool) {
         let capacity = self.capacity;
         self.observers.retain(|observer| {
+            let mut events = observer.queue.events.borrow_mut();
             let admits = ours || observer.scope == Scope::Cluster;
-            if !admits || !observer.filter.admits(&event.room) {
-                return !observer.line.queue.borrow().closed;
+            if admits && !events.is_closed && observer.filter.admits(&event.room) {
+                let overflowed = events.push(event, capacity);
+                observer.queue.wake.notify_one();
+                if overflowed {
+                    warn_overflow(observer.id);
+                }
             }
-            let open = observer.line.queue.borrow_mut().push(event, capacity);
-            observer.line.wake.notify_one();
-            if !open {
-                tracing::warn!(id = observer.id.0, "an observer is gone or takes nothing: dropped");
-            }
-            open
+            !events.is_closed
         });
+    }
+}
+
+/// An observer lags in too many rooms.
+fn warn_overflow(SubscriptionId(id): SubscriptionId) {
+    static OVERFLOW: LogLimit = LogLimit::new();
+    if let Some(suppressed) = OVERFLOW.pass() {
+        tracing::warn!(
+            id,
+            suppressed,
+            "an observer lags behind in too many rooms: it is told to read all of them again"
+        );
     }
 }
 
 impl Drop for Observers {
     fn drop(&mut self) {
         for observer in &self.observers {
-            observer.line.close();
+            observer.queue.close();
         }
     }
 }
 
-impl Line {
+impl ObserverQueue {
     fn close(&self) {
-        self.queue.borrow_mut().closed = true;
+        self.events.borrow_mut().is_closed = true;
         self.wake.notify_one();
     }
 
     async fn next(&self) -> Option<PresenceChanged> {
         loop {
             let event = {
-                let mut queue = self.queue.borrow_mut();
-                if queue.closed {
+                let mut events = self.events.borrow_mut();
+                if events.is_closed {
                     return None;
                 }
-                queue.pop()
+                events.pop()
             };
             match event {
                 Some(event) => return Some(event),
@@ -158,47 +176,49 @@ impl Line {
     }
 }
 
-async fn hand_over(observer: Recipient<PresenceChanged>, line: Rc<Line>) {
-    while let Some(event) = line.next().await {
+async fn send_events(observer: Recipient<PresenceChanged>, queue: Rc<ObserverQueue>) {
+    while let Some(event) = queue.next().await {
         if observer.send(event).await.is_err() {
-            line.close();
+            queue.close();
         }
     }
 }
 
 #[derive(Default)]
-struct Queue {
-    events: VecDeque<PresenceChanged>,
-    /// The rooms whose single changes had no place, in the order in which that began.
+struct Events {
+    single: VecDeque<PresenceChanged>,
+    /// Rooms whose further changes are conflated, in the order in which that began.
     conflated: VecDeque<RoomName>,
     latest: HashMap<RoomName, (Snapshot, NodeName), RandomState>,
-    closed: bool,
+    is_closed: bool,
 }
 
-impl Queue {
-    /// Takes an event, or what the room is now; `false` if the line is closed.
+impl Events {
+    /// Queues an event, or the room's latest state. Says whether everything queued was dropped.
     fn push(&mut self, event: &PresenceChanged, capacity: usize) -> bool {
-        if let Some(latest) = self.latest.get_mut(&event.room) {
-            *latest = (event.snapshot.clone(), event.node.clone());
-        } else if self.events.len() < capacity {
-            self.events.push_back(event.clone());
+        let latest = || (event.snapshot.clone(), event.node.clone());
+        if let Some(known) = self.latest.get_mut(&event.room) {
+            *known = latest();
+        } else if self.single.len() < capacity {
+            self.single.push_back(event.clone());
         } else if self.conflated.len() < MAX_CONFLATED_ROOMS {
             metrics::counter!("presence_observer_conflations_total").increment(1);
             self.conflated.push_back(event.room.clone());
-            let latest = (event.snapshot.clone(), event.node.clone());
-            self.latest.insert(event.room.clone(), latest);
+            self.latest.insert(event.room.clone(), latest());
         } else {
-            self.closed = true;
+            let resync = PresenceChanged { change: Change::ResyncAll, ..event.clone() };
+            *self = Self { single: VecDeque::from([resync]), ..Self::default() };
+            return true;
         }
-        !self.closed
+        false
     }
 
     fn len(&self) -> usize {
-        self.events.len() + self.conflated.len()
+        self.single.len() + self.conflated.len()
     }
 
     fn pop(&mut self) -> Option<PresenceChanged> {
-        if let Some(event) = self.events.pop_front() {
+        if let Some(event) = self.single.pop_front() {
             return Some(event);
         }
         let (state, node) = self.latest.remove(&self.conflated.pop_front()?)?;
@@ -210,5 +230,37 @@ impl Queue {
             node,
             change: Change::Resync,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{model::Rooms, testing::Probe};
+
+    #[actix::test]
+    async fn an_observer_that_lags_in_too_many_rooms_is_told_to_read_all_of_them_and_stays_subscribed()
+     {
+        let (rooms, node) = (Rooms::default(), NodeName::new("node").unwrap());
+        let change = |room: &str| {
+            let room = RoomName::new(room).unwrap();
+            let snapshot = rooms.snapshot(&room);
+            let (epoch, version, node) = (snapshot.epoch(), snapshot.version(), node.clone());
+            PresenceChanged { room, epoch, version, snapshot, node, change: Change::Resync }
+        };
+        let mut observers = Observers::new(1);
+        let (observer, mut seen) = Probe::<PresenceChanged>::new();
+        observers.subscribe(RoomFilter::Any, observer.recipient(), Scope::Node);
+        // The observer's task does not run before all are queued.
+        for number in 0..MAX_CONFLATED_ROOMS + 1 {
+            observers.tell(&change(&number.to_string()), true);
+        }
+        observers.tell(&change("too many"), true);
+        observers.tell(&change("after"), true);
+        let resync = seen.next().await.unwrap();
+        assert!(matches!(resync.change, Change::ResyncAll), "{resync:?}");
+        assert_eq!(seen.next().await.unwrap().room, "after");
+        observers.tell(&change("later"), true);
+        assert_eq!(seen.next().await.unwrap().room, "later");
     }
 }

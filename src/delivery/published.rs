@@ -1,5 +1,5 @@
-//! What was published to a room: encoded once per dialect and only when first asked for, by whichever
-//! thread that is.
+//! Messages for the members of a room: each is encoded at most once per dialect, by the first thread that
+//! needs it.
 
 use std::{
     sync::{
@@ -15,11 +15,34 @@ use tokio::sync::oneshot;
 use crate::{
     counters::Counter,
     messages::{Content, Dialect},
-    model::RoomName,
+    model::{ConnectionId, RoomName},
     wire::{json, phoenix},
 };
 
-/// One thing that was published.
+/// What is published to a room.
+pub(crate) struct Publication {
+    pub content: Content,
+    pub from: Option<json::Sender>,
+    /// The sender's presence and the version of its join, where both are known.
+    pub joined: Option<(ConnectionId, u64)>,
+    /// A connection that does not get it.
+    pub except: Option<ConnectionId>,
+}
+
+/// A message on its way to the members of a room.
+#[derive(Clone)]
+pub(super) struct RoomMessage {
+    pub published: Arc<Published>,
+    /// The sender's presence, if it has one.
+    pub sender: Option<ConnectionId>,
+    pub except: Option<ConnectionId>,
+    /// It is for the members whose entry has at most this number.
+    pub last_entry: u64,
+    /// The version that a listener has to be sent before.
+    pub min_version: u64,
+}
+
+/// The content of a message, with its frames.
 pub(super) struct Published {
     room: RoomName,
     content: Content,
@@ -29,14 +52,14 @@ pub(super) struct Published {
     phoenix: OnceLock<ByteString>,
     taken: Arc<AtomicUsize>,
     deliveries: Counter,
-    /// Dropped with this, and so when it has been handed to everybody.
-    _served: oneshot::Sender<()>,
+    /// Closed when all threads have dropped the message, and so delivered it.
+    _delivered: oneshot::Sender<()>,
 }
 
-/// How many take what was published.
-pub(crate) struct Taking {
+/// How many members took a message.
+pub(crate) struct DeliveryCount {
     taken: Arc<AtomicUsize>,
-    served: oneshot::Receiver<()>,
+    delivered: oneshot::Receiver<()>,
 }
 
 impl Published {
@@ -45,19 +68,19 @@ impl Published {
         content: Content,
         from: Option<json::Sender>,
         deliveries: Counter,
-    ) -> (Self, Taking) {
-        let (_served, served) = oneshot::channel();
+    ) -> (Self, DeliveryCount) {
+        let (_delivered, delivered) = oneshot::channel();
         let taken = Arc::new(AtomicUsize::new(0));
-        let taking = Taking { taken: Arc::clone(&taken), served };
+        let count = DeliveryCount { taken: Arc::clone(&taken), delivered };
         let [raw, json, phoenix] = [const { OnceLock::new() }; 3];
-        (Self { room, content, from, raw, json, phoenix, taken, deliveries, _served }, taking)
+        (Self { room, content, from, raw, json, phoenix, taken, deliveries, _delivered }, count)
     }
 
     pub fn room(&self) -> &RoomName {
         &self.room
     }
 
-    /// The size of what is published, without what a dialect puts around it.
+    /// The size of the content, without the frame of a dialect.
     pub fn bytes(&self) -> usize {
         match &self.content {
             Content::Text(text) => text.len(),
@@ -65,15 +88,15 @@ impl Published {
         }
     }
 
-    /// So many more have taken it.
-    pub fn taken_by(&self, more: usize) {
+    /// Counts members that took it.
+    pub fn count_taken(&self, more: usize) {
         self.taken.fetch_add(more, Relaxed);
         self.deliveries.add(more);
     }
 
     pub fn frame(&self, dialect: Dialect) -> ByteString {
         let (room, content, from) = (&self.room, &self.content, self.from.as_ref());
-        let once = match dialect {
+        let frame = match dialect {
             Dialect::Raw => &self.raw,
             Dialect::Json(_) => &self.json,
             Dialect::Phoenix => &self.phoenix,
@@ -92,25 +115,25 @@ impl Published {
                 phoenix::broadcast(room, event, payload)
             }
         };
-        once.get_or_init(encode).clone()
+        frame.get_or_init(encode).clone()
     }
 }
 
-impl Taking {
-    /// Nobody.
+impl DeliveryCount {
+    /// Nobody took it.
     pub fn none() -> Self {
-        Self { taken: Arc::default(), served: oneshot::channel().1 }
+        Self { taken: Arc::default(), delivered: oneshot::channel().1 }
     }
 
-    /// So many more take it elsewhere.
+    /// Counts members on other nodes.
     pub fn add(&self, more: usize) {
         self.taken.fetch_add(more, Relaxed);
     }
 
-    /// How many have taken it when everybody was served, or as many as have when the time is up.
-    pub async fn count(self, patience: Duration) -> usize {
-        // A thread that stands still must not hold up who publishes.
-        let _ = tokio::time::timeout(patience, self.served).await;
+    /// How many took it: when all threads have delivered it, or at the timeout those until then.
+    pub async fn count(self, timeout: Duration) -> usize {
+        // A stalled thread must not block the publisher.
+        let _ = tokio::time::timeout(timeout, self.delivered).await;
         self.taken.load(Relaxed)
     }
 }

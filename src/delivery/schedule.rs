@@ -1,214 +1,336 @@
-//! When a room's listeners are told of changes: at once while there is time, and otherwise as often as a
-//! tenth of a thread allows.
-//!
-//! The first change goes out at once, later ones wait for a window of 50 ms, or until ten times the
-//! thread time that the lists have cost is over, whichever is later. When a crowd has come and the room
-//! falls quiet, one list may go out before that; its cost is added to what is to be waited for.
+//! The list schedule of one room: what its listeners were sent, what has changed since, and what waits
+//! for the next list.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::couriers::Desk;
-use crate::model::micros;
+use super::{
+    dispatchers::DispatcherId,
+    list::{Changes, FullFrame, List, Sizes},
+    published::RoomMessage,
+    throttle::Throttle,
+};
+use crate::model::{ConnectionId, Diff, Snapshot, micros};
 
-/// Two lists for everybody are at least this far apart, unless a message waits for one.
-const LIST_INTERVAL: Duration = Duration::from_millis(50);
-/// The lists of a room take at most one part in this many of a thread's time.
-const SHARE: u32 = 10;
-/// How long earlier lists delay one at most.
-const MAX_DEBT: Duration = Duration::from_secs(1);
-/// A room is quiet when nothing has changed for this part of the time between two lists.
-const QUIET_SHARE: u64 = 8;
-/// A list waits for the one before to be handed out everywhere, but no longer than this.
-const HAND_OUT_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a list counts for at most: so nobody waits for longer than three seconds, also after the lists of a
-/// crowd of many thousands, or where the measurement errs.
-const MAX_COST: Duration = Duration::from_millis(300);
-/// For how long a message waits at most until its sender's coming has been told.
-const MESSAGE_WAIT: Duration = Duration::from_secs(1);
+/// How many versions of newcomers are kept to diff from. A newcomer at another one gets the full list again.
+pub(super) const MAX_NEWCOMER_VERSIONS: usize = 1024;
+/// A crowd has come when the pending changes are more than one part in this many of the listeners.
+const CROWD_SHARE: usize = 8;
+/// How many bytes of messages may wait for a list.
+pub(super) const MAX_HELD_BYTES: usize = 1024 * 1024;
+/// What each of them takes besides its content.
+pub(super) const MESSAGE_OVERHEAD: usize = 256;
+/// Full lists for newcomers with [`Feed::Full`](crate::messages::Feed::Full) are at least this many times
+/// their encoding time apart,
+const ENCODING_SHARE: u32 = 10;
+/// but no newcomer waits longer than this.
+const MAX_NEWCOMER_WAIT: Duration = Duration::from_millis(50);
+/// When a listener that did not take the full list is offered it again.
+const OFFER_INTERVAL: Duration = Duration::from_millis(50);
 
-/// All times are in microseconds of the monotonic clock.
-#[derive(Debug, Default)]
-pub(super) struct Schedule {
-    /// When the last list went out.
-    sent: u64,
-    /// How many threads have not handed it out yet.
-    away: usize,
-    /// The time that it has taken so far, by thread.
-    costs: SmallVec<[(Desk, u64); 2]>,
-    /// Until when the share of the lists before is used up.
-    used_before: u64,
-    /// Whether the last list went out before its time.
-    hurried: bool,
-    /// When the room changed last, or could again.
-    changed: u64,
+/// What goes to everybody in the room, in this order.
+pub(super) enum Broadcast {
+    List(Arc<List>),
+    /// A message that has waited for the list before.
+    Message(RoomMessage),
 }
 
-impl Schedule {
-    /// Something has changed.
-    pub fn note(&mut self, now: u64) {
-        self.changed = now;
+/// The version that the next list starts from, and what has changed since.
+struct Baseline {
+    /// The room as it was listed last.
+    listed: Snapshot,
+    changes: Changes,
+    /// Later versions that newcomers got, in ascending order.
+    newcomers: Vec<Snapshot>,
+}
+
+/// Whether some listeners need the full list before the next list for everybody, and when they are to be
+/// offered it.
+enum FullOffer {
+    None,
+    /// Only listeners that did not take a list, or got a count as it was too large.
+    Retry {
+        at: u64,
+    },
+    /// Newcomers, too.
+    Newcomer {
+        at: u64,
+    },
+}
+
+/// Messages that wait for lists, as their senders' joins have not been listed.
+struct Held {
+    /// Since when.
+    since: u64,
+    bytes: usize,
+    /// Lists up to the leave of a sender, each with the messages that wait for it.
+    closed: Vec<(List, Vec<RoomMessage>)>,
+    /// Messages that wait for the next list.
+    open: Option<OpenHold>,
+}
+
+struct OpenHold {
+    /// The latest version that has all senders in it.
+    room: Snapshot,
+    senders: SmallVec<[ConnectionId; 2]>,
+    messages: Vec<RoomMessage>,
+}
+
+/// The list schedule of one room. All times are in microseconds of the monotonic clock.
+pub(super) struct ListSchedule {
+    pub listeners: usize,
+    baseline: Baseline,
+    sizes: Arc<Sizes>,
+    throttle: Throttle,
+    /// The version of the last list that went out.
+    listed_version: u64,
+    full_offer: FullOffer,
+    /// When newcomers with [`Feed::Full`](crate::messages::Feed::Full) got their list last.
+    full_sent: u64,
+    held: Option<Box<Held>>,
+    /// When something is due, if that was noted.
+    pub due: Option<u64>,
+}
+
+impl ListSchedule {
+    pub fn new(room: Snapshot, max_list_size: usize) -> Self {
+        Self {
+            listeners: 0,
+            listed_version: room.version(),
+            baseline: Baseline::new(room),
+            sizes: Sizes::new(max_list_size),
+            throttle: Throttle::default(),
+            full_offer: FullOffer::None,
+            full_sent: 0,
+            held: None,
+            due: None,
+        }
     }
 
-    /// The time that the last list has taken on the busiest thread so far; several lists that went out
-    /// together count together.
-    fn cost(&self) -> u64 {
-        self.costs.iter().map(|(_, cost)| *cost).max().unwrap_or(0)
+    /// Notes a change, after which the room is this.
+    pub fn note(&mut self, diff: &Diff, room: Option<&Snapshot>, now: u64) {
+        if let Some(held) = &mut self.held
+            && let Some(open) = &mut held.open
+        {
+            let leaves = |sender: &ConnectionId| {
+                diff.leaves.iter().any(|left| left.presence.connection == *sender)
+            };
+            match room {
+                Some(room) if !open.senders.iter().any(leaves) => open.room = room.clone(),
+                // The next list would not have the sender any more.
+                _ => held.close(&mut self.baseline, &self.sizes),
+            }
+        }
+        self.baseline.changes.note(diff);
+        self.throttle.note_change(now);
     }
 
-    /// Until when the room's share of a thread is used up. What earlier lists have used delays the next one
-    /// by no more than a second, so that who comes after a crowd need not wait for the crowd's lists.
-    fn used_up(&self) -> u64 {
-        let cost = self.cost() * u64::from(SHARE);
-        let all = self.used_before + cost;
-        all.min(self.sent + cost.max(micros(MAX_DEBT)))
-    }
-
-    /// Until when a list waits for the one before to be handed out.
-    fn handed_out(&self) -> u64 {
-        if self.away > 0 { self.sent + micros(HAND_OUT_TIMEOUT) } else { 0 }
-    }
-
-    /// When the next list may go out, as things are at `now`: after a `crowd` has come earlier than after a
-    /// few changes.
-    pub fn next(&self, crowd: bool, now: u64) -> u64 {
-        let earliest = if self.sent == 0 { 0 } else { self.sent + micros(LIST_INTERVAL) };
-        let latest = earliest.max(self.used_up());
-        let next = if now >= latest || self.hurried || !crowd {
-            latest
+    /// The initial list for newcomers, of whom so many listen. Their next list starts from it.
+    pub fn initial_list(&mut self, room: &Snapshot, newcomers: usize) -> Arc<List> {
+        if newcomers == self.listeners && self.held.is_none() {
+            // Nobody has an earlier version.
+            self.baseline = Baseline::new(room.clone());
+            self.listed_version = room.version();
         } else {
-            let quiet = (latest - self.sent) / QUIET_SHARE;
-            earliest.max(self.changed + quiet).min(latest)
+            self.baseline.keep(room);
+        }
+        let list = List::full(room.clone(), &self.sizes);
+        Arc::new(list.followed(self.has_changed()))
+    }
+
+    /// Whether a newcomer with [`Feed::Full`](crate::messages::Feed::Full) may have its list now. If not, it
+    /// is offered it soon.
+    pub fn may_send_full(&mut self, room: &Snapshot, now: u64) -> bool {
+        if self.sizes.is_too_large(FullFrame::Presence, room) {
+            // It gets a count, which costs no encoding.
+            return true;
+        }
+        let cost = self.sizes.presence_cost().saturating_mul(ENCODING_SHARE);
+        let ready = self.full_sent + micros(cost.min(MAX_NEWCOMER_WAIT));
+        // The newcomers of one turn share one encoding.
+        if now == self.full_sent || now >= ready {
+            self.full_sent = now;
+            return true;
+        }
+        let at = self.full_offer.at().map_or(ready, |at| at.min(ready));
+        self.full_offer = FullOffer::Newcomer { at };
+        false
+    }
+
+    /// Has the full list offered again to listeners that did not take it, or got a count instead.
+    pub fn offer_full_later(&mut self, now: u64) {
+        let later = now + micros(OFFER_INTERVAL);
+        match &mut self.full_offer {
+            FullOffer::Retry { at } | FullOffer::Newcomer { at } => *at = later.min(*at),
+            FullOffer::None => self.full_offer = FullOffer::Retry { at: later },
+        }
+    }
+
+    /// Whether the listeners were sent this version.
+    pub fn has_listed(&self, version: u64) -> bool {
+        version <= self.listed_version
+    }
+
+    /// Holds a message until the list that has its sender; the room is this now.
+    pub fn hold(&mut self, message: RoomMessage, sender: ConnectionId, room: &Snapshot, now: u64) {
+        let new = || Box::new(Held { since: now, bytes: 0, closed: Vec::new(), open: None });
+        let held = self.held.get_or_insert_with(new);
+        held.bytes = held.bytes.saturating_add(message.published.bytes() + MESSAGE_OVERHEAD);
+        let new = || {
+            let (senders, messages) = (SmallVec::new(), Vec::new());
+            OpenHold { room: room.clone(), senders, messages }
         };
-        next.max(self.handed_out()).max(now)
+        let open = held.open.get_or_insert_with(new);
+        if !open.senders.contains(&sender) {
+            open.senders.push(sender);
+        }
+        open.messages.push(message);
     }
 
-    /// When the list has to go out that a message has waited for since `since`.
-    pub fn next_for_message(&self, since: u64, now: u64) -> u64 {
-        let affordable = self.sent + self.cost() * u64::from(SHARE);
-        affordable.max(self.handed_out()).min(since + micros(MESSAGE_WAIT)).max(now)
+    /// Makes held messages due at once. Says whether there are any.
+    pub fn expedite(&mut self) -> bool {
+        self.held.as_mut().map(|held| held.bytes = usize::MAX).is_some()
     }
 
-    /// A list goes out to so many threads.
-    pub fn sent(&mut self, threads: usize, now: u64) {
-        let used_up = self.used_up();
-        self.hurried = now < used_up;
-        self.used_before = used_up.max(now);
-        (self.sent, self.away) = (now.max(1), threads);
-        self.costs.clear();
+    /// The same, if a sender of held messages has left.
+    pub fn expedite_closed(&mut self) -> bool {
+        self.held.as_ref().is_some_and(|held| !held.closed.is_empty()) && self.expedite()
     }
 
-    /// A thread has handed out the last list, and may have taken no newcomers meanwhile.
-    pub fn returned(&mut self, desk: Desk, busy: Duration, now: u64) {
-        self.away = self.away.saturating_sub(1);
-        self.changed = self.changed.max(now);
-        let cost = micros(busy.min(MAX_COST));
-        match self.costs.iter_mut().find(|(known, _)| *known == desk) {
-            Some((_, before)) => *before += cost,
-            None => self.costs.push((desk, cost)),
+    fn has_changed(&self) -> bool {
+        !self.baseline.changes.is_empty() || self.held.is_some()
+    }
+
+    /// When something is due, as things are now, if anything is to be sent.
+    pub fn next(&self, now: u64) -> Option<u64> {
+        let list = self.has_changed().then(|| self.next_list(now));
+        let full = self.full_offer.at().map(|at| at.max(now));
+        list.into_iter().chain(full).min()
+    }
+
+    /// When the pending changes are due, whether or not a message waits for them.
+    fn next_changes(&self, now: u64) -> u64 {
+        let crowd = self.baseline.changes.places() > self.listeners / CROWD_SHARE;
+        self.throttle.next(crowd, now)
+    }
+
+    fn next_list(&self, now: u64) -> u64 {
+        let next = self.next_changes(now);
+        match &self.held {
+            None => next,
+            Some(held) if held.bytes > MAX_HELD_BYTES => now,
+            Some(held) => next.min(self.throttle.next_for_message(held.since, now)),
+        }
+    }
+
+    /// Takes what is due for everybody: lists, and the messages that waited for them.
+    pub fn take(&mut self, room: &Snapshot, threads: usize, now: u64) -> Vec<Broadcast> {
+        if !self.has_changed() || self.next_list(now) > now {
+            return Vec::new();
+        }
+        let are_changes_due = self.next_changes(now) <= now;
+        let (mut lists, open) = match self.held.take() {
+            Some(held) => (held.closed, held.open),
+            None => (Vec::new(), None),
+        };
+        // A closed list alone does not make later changes due.
+        if open.is_some() || are_changes_due {
+            let list = self.baseline.list(room.clone(), &self.sizes);
+            lists.push((list, open.map(|open| open.messages).unwrap_or_default()));
+            (self.full_offer, self.full_sent) = (FullOffer::None, now);
+        }
+        self.throttle.sent(threads * lists.len(), now);
+        let mut broadcasts = Vec::new();
+        for (list, messages) in lists {
+            self.listed_version = list.version();
+            broadcasts.push(Broadcast::List(Arc::new(list)));
+            broadcasts.extend(messages.into_iter().map(Broadcast::Message));
+        }
+        broadcasts
+    }
+
+    /// Takes the full list for the listeners that need it, if it is due; says whether only for the
+    /// newcomers among them. Others get the held messages, which are of versions before this list.
+    pub fn take_full(&mut self, room: &Snapshot, now: u64) -> Option<(List, bool)> {
+        let (only_newcomers, later) = (self.held.is_some(), now + micros(OFFER_INTERVAL));
+        match &mut self.full_offer {
+            FullOffer::None => return None,
+            FullOffer::Retry { at } if only_newcomers => {
+                *at = later.max(*at);
+                return None;
+            }
+            FullOffer::Retry { at } | FullOffer::Newcomer { at } if *at > now => return None,
+            offer if only_newcomers => *offer = FullOffer::Retry { at: later },
+            offer => *offer = FullOffer::None,
+        }
+        self.full_sent = now;
+        self.baseline.keep(room);
+        Some((List::full(room.clone(), &self.sizes), only_newcomers))
+    }
+
+    /// Takes the full list for newcomers that wait for it, if there are any.
+    pub fn take_initial(&mut self, room: &Snapshot, now: u64) -> Option<(List, bool)> {
+        let FullOffer::Newcomer { at } = &mut self.full_offer else { return None };
+        *at = now;
+        self.take_full(room, now)
+    }
+
+    /// Takes the held messages, as nobody listens any more.
+    pub fn take_held(&mut self) -> impl Iterator<Item = RoomMessage> + use<> {
+        let held = self.held.take().into_iter();
+        held.flat_map(|held| {
+            let closed = held.closed.into_iter().flat_map(|(_, messages)| messages);
+            closed.chain(held.open.into_iter().flat_map(|open| open.messages))
+        })
+    }
+
+    /// A thread has handed out a list.
+    pub fn handed_out(&mut self, dispatcher: DispatcherId, busy: Duration, now: u64) {
+        self.throttle.handed_out(dispatcher, busy, now);
+    }
+}
+
+impl FullOffer {
+    fn at(&self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Retry { at } | Self::Newcomer { at } => Some(*at),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Held {
+    /// Makes a list of the room as the open messages need it: later changes are in a later list.
+    fn close(&mut self, baseline: &mut Baseline, sizes: &Arc<Sizes>) {
+        let Some(OpenHold { room, messages, .. }) = self.open.take() else { return };
+        self.closed.push((baseline.list(room, sizes), messages));
+    }
+}
 
-    /// So many join, evenly, and handing out a list takes so long for each who is there: how many lists that
-    /// takes, how long after the last join the last one goes out, and how long all took together.
-    fn crowd(size: u64, per_second: u64, each: Duration) -> (usize, Duration, Duration) {
-        let (mut schedule, mut lists, mut changed) = (Schedule::default(), 0, false);
-        let (mut last, mut busy) = (0, Duration::ZERO);
-        let end = (size - 1) * 1_000_000 / per_second;
-        let mut now = 1;
-        let mut come = 0;
-        while come < size || changed {
-            let next_join = if come < size { 1 + come * 1_000_000 / per_second } else { u64::MAX };
-            let next_list = if changed { schedule.next(true, now) } else { u64::MAX };
-            now = now.max(next_join.min(next_list));
-            if next_join <= next_list {
-                come += 1;
-                changed = true;
-                schedule.note(now);
-                continue;
-            }
-            schedule.sent(1, now);
-            let cost = each * u32::try_from(come).unwrap();
-            (last, changed) = (now, false);
-            lists += 1;
-            busy += cost;
-            now += micros(cost);
-            schedule.returned(Desk::default(), cost, now);
-        }
-        (lists, Duration::from_micros(last.saturating_sub(end)), busy)
+impl Baseline {
+    fn new(listed: Snapshot) -> Self {
+        Self { listed, changes: Changes::default(), newcomers: Vec::new() }
     }
 
-    const FRAME: Duration = Duration::from_micros(10);
-
-    #[test]
-    fn of_a_crowd_that_comes_at_once_the_first_hears_in_few_lists() {
-        for (size, per_second) in [(300, 500), (1000, 1000), (1000, 5000), (1000, 10_000)] {
-            let (lists, ..) = crowd(size, per_second, FRAME);
-            assert!(lists <= 20, "{lists} lists at {per_second} joins a second");
+    /// Keeps a version that newcomers got.
+    fn keep(&mut self, room: &Snapshot) {
+        let newest = self.newcomers.last().unwrap_or(&self.listed).version();
+        if newest < room.version() && self.newcomers.len() < MAX_NEWCOMER_VERSIONS {
+            self.newcomers.push(room.clone());
         }
     }
 
-    #[test]
-    fn when_a_crowd_has_come_everybody_hears_of_everybody_soon() {
-        for (size, per_second) in [(1000, 5000), (1000, 10_000), (300, 1000)] {
-            let (_, after, _) = crowd(size, per_second, FRAME);
-            assert!(after <= Duration::from_millis(60), "{after:?} at {per_second} joins a second");
-        }
-    }
-
-    #[test]
-    fn a_trickle_costs_a_tenth_of_a_thread_however_large_the_room() {
-        for each in [5, 50, 250].map(Duration::from_micros) {
-            let seconds = 60;
-            let mut schedule = Schedule::default();
-            let (mut busy, mut now, cost) = (Duration::ZERO, 1, each * 1000);
-            for change in 0..seconds * 50 {
-                let at = 1 + change * 20_000;
-                now = now.max(at);
-                schedule.note(at);
-                if schedule.next(false, now) <= now {
-                    schedule.sent(1, now);
-                    busy += cost;
-                    now += micros(cost);
-                    schedule.returned(Desk::default(), cost, now);
-                }
-            }
-            let share = busy.as_secs_f64() / seconds as f64;
-            assert!(share <= 0.1 + 2.0 * cost.as_secs_f64() / seconds as f64, "{each:?}: {share}");
-        }
-    }
-
-    #[test]
-    fn a_small_room_hears_the_first_change_at_once_and_later_ones_by_the_window() {
-        let mut schedule = Schedule::default();
-        assert_eq!(schedule.next(false, 7), 7);
-        schedule.sent(1, 7);
-        schedule.returned(Desk::default(), Duration::from_micros(100), 10);
-        schedule.note(11);
-        assert_eq!(schedule.next(false, 11), 7 + micros(LIST_INTERVAL));
-    }
-
-    #[test]
-    fn a_message_waits_for_what_the_last_list_has_cost_and_for_no_window() {
-        let mut schedule = Schedule::default();
-        schedule.sent(2, 1000);
-        let [one, other] = [1, 2].map(Desk::numbered);
-        schedule.returned(one, Duration::from_micros(300), 1300);
-        assert_eq!(
-            schedule.next_for_message(1300, 1300),
-            1000 + micros(HAND_OUT_TIMEOUT),
-            "one is away"
-        );
-        schedule.returned(other, Duration::from_micros(500), 1500);
-        assert_eq!(schedule.next_for_message(1300, 1500), 1000 + 5000);
-        assert_eq!(schedule.next_for_message(1300, 9000), 9000);
-        schedule.returned(Desk::default(), Duration::from_secs(1), 9000);
-        assert_eq!(schedule.next_for_message(5000, 9000), 5000 + micros(MESSAGE_WAIT));
+    /// The list of what has changed up to a version, from which the next one starts.
+    fn list(&mut self, room: Snapshot, sizes: &Arc<Sizes>) -> List {
+        let coalesced = room.version().saturating_sub(self.listed.version() + 1);
+        metrics::counter!("presence_changes_coalesced_total").increment(coalesced);
+        let listed = std::mem::replace(&mut self.listed, room.clone());
+        debug_assert!(listed.version() <= room.version());
+        let mut bases = vec![listed];
+        let later = self.newcomers.iter().position(|base| base.version() >= room.version());
+        bases.extend(self.newcomers.drain(..later.unwrap_or(self.newcomers.len())));
+        bases.dedup_by_key(|base| base.version());
+        List::since(bases, room, std::mem::take(&mut self.changes), sizes)
     }
 }

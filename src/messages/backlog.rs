@@ -1,16 +1,14 @@
-//! How much waits for one connection: frames that were accepted for it, and that its socket has not
-//! taken yet.
+//! The backlog of a connection: frames that its socket has not taken yet.
 //!
-//! A mailbox is bounded in frames, which may be large. So each frame that is delivered carries a
-//! [`Reservation`] of its bytes, which ends when the frame is dropped, wherever it waited.
+//! A mailbox is bounded in frames, which may be large. So each delivered frame carries a [`Reservation`] of
+//! its bytes, which ends when the frame is dropped, wherever it waited.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-/// The bytes that may wait for a connection, unless its session asks for more: see
-/// [`backlog_limit`].
+/// How many bytes may wait for a connection by default.
 pub(crate) const DEFAULT_BACKLOG_LIMIT: usize = 1024 * 1024;
 
 /// How many bytes may wait for a connection whose own frames have at most this size.
@@ -18,25 +16,25 @@ pub(crate) fn backlog_limit(max_frame_size: usize) -> usize {
     max_frame_size.saturating_mul(2).max(DEFAULT_BACKLOG_LIMIT)
 }
 
-/// What waits for one connection; shared by its dispatcher, which adds, and the frames, which subtract.
+/// What waits for one connection. Its dispatcher adds, its frames subtract.
 #[derive(Debug)]
 pub(crate) struct Backlog {
     limit: usize,
     /// Bytes of messages, diffs and counts.
     bytes: AtomicUsize,
-    /// Whether a whole state waits, of which there is one at most.
+    /// Whether a full list waits, of which there is at most one.
     state: AtomicBool,
 }
 
-/// A frame's part of a [`Backlog`], given back when this is dropped.
+/// A frame's part of a [`Backlog`], released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     backlog: Arc<Backlog>,
-    part: Part,
+    part: ReservedPart,
 }
 
 #[derive(Debug)]
-enum Part {
+enum ReservedPart {
     Bytes(usize),
     State,
 }
@@ -46,29 +44,29 @@ impl Backlog {
         Arc::new(Self { limit, bytes: AtomicUsize::new(0), state: AtomicBool::new(false) })
     }
 
-    /// Room for a frame of so many bytes; a frame larger than the limit has the backlog for itself.
-    // Only the dispatcher of the connection reserves, so nothing is added between look and take.
+    /// Reserves the bytes of a frame; one larger than the limit is accepted when nothing else waits.
+    // Only the connection's dispatcher reserves, so nothing is added between check and update.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let waiting = self.bytes.load(Relaxed);
         if waiting > 0 && waiting.saturating_add(bytes) > self.limit {
             return None;
         }
         self.bytes.fetch_add(bytes, Relaxed);
-        Some(Reservation { backlog: Arc::clone(self), part: Part::Bytes(bytes) })
+        Some(Reservation { backlog: Arc::clone(self), part: ReservedPart::Bytes(bytes) })
     }
 
-    /// The place of a whole state, if none waits already.
+    /// Reserves the place of a full list, if none waits.
     pub fn reserve_state(self: &Arc<Self>) -> Option<Reservation> {
         let taken = self.state.swap(true, Relaxed);
-        (!taken).then(|| Reservation { backlog: Arc::clone(self), part: Part::State })
+        (!taken).then(|| Reservation { backlog: Arc::clone(self), part: ReservedPart::State })
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         match self.part {
-            Part::Bytes(bytes) => drop(self.backlog.bytes.fetch_sub(bytes, Relaxed)),
-            Part::State => self.backlog.state.store(false, Relaxed),
+            ReservedPart::Bytes(bytes) => drop(self.backlog.bytes.fetch_sub(bytes, Relaxed)),
+            ReservedPart::State => self.backlog.state.store(false, Relaxed),
         }
     }
 }
@@ -78,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_find_room_up_to_the_limit_and_again_when_others_are_gone() {
+    fn frames_are_accepted_up_to_the_limit_and_again_when_others_are_dropped() {
         let backlog = Backlog::new(100);
         let first = backlog.reserve(60).unwrap();
         let second = backlog.reserve(40).unwrap();
@@ -90,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_over_the_limit_is_taken_when_nothing_else_waits() {
+    fn a_frame_over_the_limit_is_accepted_when_nothing_else_waits() {
         let backlog = Backlog::new(100);
         let large = backlog.reserve(1000).unwrap();
         assert!(backlog.reserve(1).is_none());
@@ -100,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn one_state_waits_at_most_whatever_else_does() {
+    fn at_most_one_full_list_waits_whatever_else_does() {
         let backlog = Backlog::new(100);
         let (_frame, state) = (backlog.reserve(100).unwrap(), backlog.reserve_state().unwrap());
         assert!(backlog.reserve_state().is_none());

@@ -8,8 +8,7 @@ use super::Reservation;
 use crate::model::{Cause, ConnectionId, RoomName};
 
 /// Sends something to every member of a room: to exactly those who are in it when the registry reads
-/// this. Answers how many took it; a thread that has not handed it to its sessions within a second is
-/// not counted.
+/// this. Answers how many took it; a thread that has not delivered it within a second is not counted.
 ///
 /// A member whose mailbox is full loses its place ([`Cause::SlowConsumer`]); the others never wait.
 #[derive(Debug, Message)]
@@ -45,9 +44,9 @@ impl Publish {
         Self { room, content, from: None, except: None }
     }
 
-    /// Names the sender.
+    /// Names the sender: a connection that has to be in the room.
     #[must_use]
-    pub fn from(self, connection: ConnectionId) -> Self {
+    pub fn sent_by(self, connection: ConnectionId) -> Self {
         Self { from: Some(connection), ..self }
     }
 
@@ -58,8 +57,8 @@ impl Publish {
     }
 }
 
-/// A [`Publish`] of a session that hears nothing until it is answered: that is soon, even if some thread
-/// has not handed the message out yet.
+/// A [`Publish`] of a session that waits for the answer before it handles anything else: answered soon, even
+/// if a thread has not delivered the message yet.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, NotAMember>")]
 pub(crate) struct Say(pub Publish);
@@ -100,7 +99,7 @@ pub struct ForwardMessage {
     pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
-    /// None for one that no dispatcher has sent.
+    /// `None` for a message that no dispatcher has sent.
     pub(crate) reservation: Option<Reservation>,
 }
 
@@ -129,15 +128,17 @@ pub enum Forwarded {
     State,
     /// What changed in the room.
     Diff,
-    /// The room was closed, and the connection is in others still.
+    /// The connection was removed from this room, and is in others still: the room was closed, or a newer
+    /// connection of its client session has taken its place. The payload is empty, and not to be sent to
+    /// the client as it is.
     Closed,
 }
 
-/// The order to close: the connection gets nothing more. It is out of its last room; or, where the
-/// registry [ends](crate::Shutdown), it is a member until its session has left, which it should do at
-/// once.
+/// Tells a session to close; it gets nothing more. The connection has left its last room or, where the
+/// registry is [shutting down](crate::Shutdown), stays a member until its session has left, which it should
+/// do at once.
 ///
-/// Sent at most once per stay, and never refused by a full mailbox.
+/// Sent at most once, also to a full mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {

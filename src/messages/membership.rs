@@ -1,12 +1,16 @@
 //! Coming, staying and going.
 
-use std::{borrow::Cow, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    thread::{self, ThreadId},
+    time::Duration,
+};
 
 use actix::{dev::OneshotSender, prelude::*};
 
 use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
-    delivery::Courier,
     model::{
         Activity, Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey,
         Snapshot, Superseded, UserId,
@@ -48,10 +52,10 @@ pub enum Feed {
 /// and info changes nothing, with others it changes its presence in one step. Every join is a sign of
 /// life of the connection in all its rooms.
 ///
-/// What the room hears is sent to `forward` without waiting, from the session's own thread if
-/// [`Connection::join`](crate::Connection::join) made this: a session needs a mailbox with room for a
-/// burst (`ctx.set_mailbox_capacity(256)`), and one that is still full then loses its place
-/// with [`Cause::SlowConsumer`].
+/// Make it on the session's own thread: what the room gets is sent to `forward` from there, without
+/// waiting. A session needs a mailbox with room for a burst (`ctx.set_mailbox_capacity(256)`); one whose
+/// mailbox is full loses its place with [`Cause::SlowConsumer`]. A join that is made where no actix arbiter
+/// runs is served by the registry's own thread.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Joined, JoinError>")]
 pub struct Join {
@@ -75,8 +79,8 @@ pub struct Join {
     pub forward: Recipient<ForwardMessage>,
     /// Takes the order to close, once, when the registry puts the connection out of its last room.
     pub disconnect: Option<Recipient<Disconnect>>,
-    /// Delivers on the session's thread, if that is known.
-    pub(crate) courier: Option<Addr<Courier>>,
+    /// Where it was made, if an arbiter runs there.
+    pub(crate) thread: Option<SessionThread>,
     /// How many bytes of frames may wait for it.
     pub(crate) backlog_limit: usize,
     /// The socket of its session, on the session's thread, if it is watched.
@@ -84,9 +88,9 @@ pub struct Join {
 }
 
 impl Join {
-    /// A join without a user; [`user`](Self::user) adds one.
+    /// An anonymous join; [`user`](Self::user) says whose connection it is.
     #[must_use]
-    pub fn anonymous(
+    pub fn new(
         room: RoomName,
         connection: ConnectionId,
         forward: Recipient<ForwardMessage>,
@@ -101,7 +105,7 @@ impl Join {
             dialect: Dialect::Raw,
             forward,
             disconnect: None,
-            courier: None,
+            thread: SessionThread::current(),
             backlog_limit: DEFAULT_BACKLOG_LIMIT,
             socket: None,
         }
@@ -143,6 +147,20 @@ impl Join {
     #[must_use]
     pub fn disconnect(self, disconnect: Recipient<Disconnect>) -> Self {
         Self { disconnect: Some(disconnect), ..self }
+    }
+}
+
+/// The thread of a session, whose dispatcher delivers to it.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionThread {
+    pub id: ThreadId,
+    pub arbiter: ArbiterHandle,
+}
+
+impl SessionThread {
+    /// This thread, if an arbiter runs here.
+    fn current() -> Option<Self> {
+        Some(Self { id: thread::current().id(), arbiter: Arbiter::try_current()? })
     }
 }
 
@@ -196,20 +214,21 @@ pub enum JoinError {
     ShuttingDown,
 }
 
-/// "Could this user join now?" For who wants to know without joining, as a session does that can join
-/// only after its handshake is answered, when a refusal has no HTTP status any more. The [`Join`]
-/// itself may yet be refused when others are quicker.
+/// "Could this user join now?" The [`Join`] itself may still be refused when others are quicker.
+///
+/// A browser does not tell a page why a WebSocket failed: only a request that cannot become a session, such
+/// as a plain GET of the same address, can show the reason, and limits and the `authorize` hook are the
+/// registry's.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), JoinError>")]
 pub struct Admit {
     /// The room to enter.
     pub room: RoomName,
-    /// Who asks; `None` is anonymous.
+    /// Whose connection it would be; `None` is anonymous.
     pub user: Option<UserId>,
-    /// What would be attached.
+    /// What would be attached to the presence.
     pub info: Info,
-    /// The client session it is a connection of, if the client has one: who comes back needs no
-    /// place of its own.
+    /// The client session, if there is one: resuming it needs no place in the room.
     pub session: Option<SessionKey>,
 }
 
@@ -263,9 +282,9 @@ impl LeaveAll {
 /// "I am still here." Sent by a session on any traffic; at least every third of `max_age`.
 ///
 /// Moves `last_seen` of every presence of the connection, in memory; the rows follow in bulk.
-/// Unknown connections are ignored: a late touch never brings anybody back. A touch may be lost, the
-/// next one repairs it.
-#[derive(Clone, Copy, Debug, Message)]
+/// Unknown connections are ignored: a late touch never brings anybody back. A touch may be lost; the
+/// next one makes up for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Touch {
     /// Who is alive.
@@ -288,17 +307,19 @@ impl Touch {
     }
 }
 
-/// What several sessions have to say: signs of life in their order, then joins.
+/// Touches in their order, then joins, of several sessions of a thread.
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Together {
+pub(crate) struct Batch {
     pub touches: Vec<Touch>,
-    pub joins: Vec<AskedToJoin>,
+    pub joins: Vec<PendingJoin>,
+    /// Dropped when the registry has read the batch, which tells the thread how many are unread.
+    pub unread: Option<Arc<()>>,
 }
 
-/// A join whose answer goes its own way.
+/// A join with the channel for its answer.
 #[derive(Debug)]
-pub(crate) struct AskedToJoin {
+pub(crate) struct PendingJoin {
     pub join: Join,
     pub reply: OneshotSender<Result<Joined, JoinError>>,
 }

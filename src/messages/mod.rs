@@ -21,12 +21,12 @@ pub use membership::{
     Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
-pub(crate) use membership::{AskedToJoin, Together};
+pub(crate) use membership::{Batch, PendingJoin, SessionThread};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };
 pub(crate) use places::PlaceBack;
-pub use places::{SessionPlace, TakePlace};
+pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, Shutdown, Status, UnheardNode, WhereIs,

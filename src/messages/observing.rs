@@ -87,7 +87,8 @@ pub struct SubscriptionId(pub(crate) u64);
 ///
 /// `version` is one above that of the event before for the same room, as long as the room has
 /// somebody in it. An observer too slow to follow loses the single changes of a room and gets its
-/// state instead: [`Change::Resync`]. It never slows a room or another observer down.
+/// state instead ([`Change::Resync`]); in more than 65,536 rooms at once, it is told to read all of them
+/// again ([`Change::ResyncAll`]). It never slows a room or another observer down.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct PresenceChanged {
@@ -110,8 +111,11 @@ pub struct PresenceChanged {
 pub enum Change {
     /// Exactly this.
     Diff(Arc<Diff>),
-    /// More than the observer could follow; the snapshot tells what came of it.
+    /// More changes of the room than the observer could follow; the snapshot is the room after them.
     Resync,
+    /// Changes in more rooms than are kept for an observer that lags. The snapshot is that of one room;
+    /// read the others again, as after [`Subscribe`]. The subscription goes on: later changes follow.
+    ResyncAll,
 }
 
 impl PresenceChanged {
@@ -120,7 +124,7 @@ impl PresenceChanged {
     pub fn diff(&self) -> Option<&Diff> {
         match &self.change {
             Change::Diff(diff) => Some(diff),
-            Change::Resync => None,
+            Change::Resync | Change::ResyncAll => None,
         }
     }
 

@@ -4,9 +4,37 @@ use std::{fmt, sync::Arc};
 
 use actix::prelude::*;
 use smallvec::SmallVec;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::{ConnectionId, Info, RoomName, SessionKey, UserId};
+
+/// A limited number of places for sessions. A clone shares them.
+///
+/// ```
+/// use actix_presence::SessionPlaces;
+///
+/// let places = SessionPlaces::new(1);
+/// let place = places.take();
+/// assert!(place.is_some() && places.take().is_none());
+/// drop(place);
+/// assert!(places.take().is_some());
+/// ```
+#[derive(Clone, Debug)]
+pub struct SessionPlaces(Arc<Semaphore>);
+
+impl SessionPlaces {
+    /// So many places.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// A free place, if there is one.
+    #[must_use]
+    pub fn take(&self) -> Option<SessionPlace> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(SessionPlace::new)
+    }
+}
 
 /// A place among a limited number of sessions, for [`WsOptions::place`](crate::WsOptions::place).
 ///
@@ -27,13 +55,11 @@ struct Home {
     connections: SmallVec<[ConnectionId; 2]>,
 }
 
-impl From<OwnedSemaphorePermit> for SessionPlace {
-    fn from(permit: OwnedSemaphorePermit) -> Self {
+impl SessionPlace {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
         Self { permit: Some(permit), open: None, home: None }
     }
-}
 
-impl SessionPlace {
     /// A place where there is no limit.
     #[must_use]
     pub fn unlimited() -> Self {
@@ -54,8 +80,8 @@ impl SessionPlace {
         registry: Recipient<PlaceBack>,
     ) -> Self {
         match fading {
-            Some(connection) => Self::from(permit).kept_for(connection, registry),
-            None => permit.into(),
+            Some(connection) => Self::new(permit).kept_for(connection, registry),
+            None => Self::new(permit),
         }
     }
 

@@ -134,7 +134,7 @@ mod tests {
             let room = RoomName::new("lobby").unwrap();
             for _ in 0..8 {
                 let (id, to) = (ConnectionId::new(), session.clone().recipient());
-                registry.send(Join::anonymous(room.clone(), id, to)).await.unwrap().unwrap();
+                registry.send(Join::new(room.clone(), id, to)).await.unwrap().unwrap();
                 sleep(REST * 3 / 10).await;
             }
             registry.send(Flush).await.unwrap().unwrap();

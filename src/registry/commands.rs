@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 use super::RoomRegistry;
 use crate::{
     messages::{
-        Admit, AskedToJoin, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join,
-        JoinError, Leave, ListPresences, NotAMember, Publish, UpdateInfo,
+        Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, Leave,
+        ListPresences, NotAMember, PendingJoin, Publish, UpdateInfo,
     },
     model::{
         ConnectionId, Few, Moment, Occupancy, RoomName, SeenPresence, Snapshot, UserId, micros,
@@ -32,7 +32,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// A command that waits, with where its answer goes.
 pub(super) enum Command {
     Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
-    Join(AskedToJoin),
+    Join(PendingJoin),
     Leave(Leave, oneshot::Sender<bool>),
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
     /// With how long its receivers may take to be counted.
@@ -145,7 +145,7 @@ impl CommandQueue {
     }
 
     /// Takes the joins of a connection out.
-    fn take_joins(&mut self, connection: ConnectionId) -> Vec<AskedToJoin> {
+    fn take_joins(&mut self, connection: ConnectionId) -> Vec<PendingJoin> {
         if self.joins.is_empty() {
             return Vec::new();
         }
@@ -229,7 +229,7 @@ impl RoomRegistry {
     pub(super) fn refuse_joins(&mut self, connection: ConnectionId, error: &JoinError) -> bool {
         let joins = self.commands.take_joins(connection);
         let any = !joins.is_empty();
-        for AskedToJoin { reply, .. } in joins {
+        for PendingJoin { reply, .. } in joins {
             // The session may have ended.
             let _ = reply.send(Err(error.clone()));
         }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     bus::Told,
-    delivery::BATCH_INTERVAL,
+    delivery::DRAIN_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
     mirror::Goodbye,
     model::{Cause, ConnectionId, Moment, RoomName},
@@ -86,7 +86,7 @@ impl RoomRegistry {
     fn drain(&mut self, ctx: &mut Context<Self>) -> impl ActorFuture<Self> + use<> {
         let (done, all_left) = oneshot::channel();
         if let Some(draining) = &mut self.draining {
-            draining.batches = self.delivery.batches().into_iter();
+            draining.batches = self.delivery.drain_batches().into_iter();
         }
         self.drain_next(done, ctx);
         all_left.into_actor(self)
@@ -96,10 +96,10 @@ impl RoomRegistry {
         let Some(draining) = &mut self.draining else { return };
         if let Some(batch) = draining.batches.next() {
             let now = self.clock.now().monotonic;
-            self.delivery.dismiss(batch, draining.order, &self.rooms, now);
+            self.delivery.drain(batch, draining.order, &self.rooms, now);
         }
         if draining.batches.len() > 0 {
-            ctx.run_later(BATCH_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));
+            ctx.run_later(DRAIN_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));
             return;
         }
         draining.waiting = Some(done);

@@ -10,10 +10,11 @@ use super::{
     commands::{Command, Reply},
 };
 use crate::{
-    delivery::{Answer, Arrival, Outlet, Publication, Taking},
+    delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
-        Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-        NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
+        Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+        NotAMember, PendingJoin, PrunePresences, PruneReport, Pruned, Publish, Say, Touch,
+        UpdateInfo,
     },
     model::{Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, RoomName},
     wire::json::Sender,
@@ -43,15 +44,16 @@ impl Handler<Join> for RoomRegistry {
 
     fn handle(&mut self, join: Join, ctx: &mut Context<Self>) -> Self::Result {
         let (reply, joined) = oneshot::channel();
-        self.ask_to_join(AskedToJoin { join, reply }, ctx);
+        self.ask_to_join(PendingJoin { join, reply }, ctx);
         Reply::Later(joined)
     }
 }
 
-impl Handler<Together> for RoomRegistry {
+impl Handler<Batch> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, Together { touches, joins }: Together, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Batch { touches, joins, unread }: Batch, ctx: &mut Context<Self>) {
+        drop(unread);
         let now = self.clock.now();
         for touch in touches {
             self.touch(touch, now);
@@ -85,7 +87,7 @@ impl RoomRegistry {
         Ok(self.rooms.has_place(&room)?)
     }
 
-    fn ask_to_join(&mut self, asked: AskedToJoin, ctx: &mut Context<Self>) {
+    fn ask_to_join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         if self.must_wait(&asked.join.room, ctx) {
             return self.queue(Command::Join(asked), ctx);
         }
@@ -94,11 +96,11 @@ impl RoomRegistry {
 
     /// Lets a connection in. A refusal is answered at once; a join at the end of the batch, when the
     /// connection has been sent who is in the room.
-    pub(super) fn join(&mut self, asked: AskedToJoin, ctx: &mut Context<Self>) {
+    pub(super) fn join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        let AskedToJoin { join, reply } = asked;
+        let PendingJoin { join, reply } = asked;
         let Join { room, connection, user, info, fixed, session, .. } = join;
-        let Join { dialect, forward, disconnect, backlog_limit, socket, courier, .. } = join;
+        let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
         let changed = match self.let_in(entering, now) {
@@ -107,9 +109,10 @@ impl RoomRegistry {
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         let snapshot = self.rooms.snapshot(&room);
-        let answer = Answer { reply, joined: Joined { snapshot: snapshot.clone(), changed } };
-        let outlet = Outlet { forward, disconnect, dialect, backlog_limit, socket };
-        let arrival = Arrival { connection, outlet, courier, answer };
+        let joined = Joined { snapshot: snapshot.clone(), changed };
+        let reply = JoinReply { channel: reply, joined };
+        let recipients = Recipients { forward, disconnect, dialect, backlog_limit, socket };
+        let arrival = Arrival { connection, recipients, thread, reply };
         self.delivery.enter(&snapshot, arrival, now.monotonic);
         self.advance_batch(ctx, now);
     }
@@ -273,7 +276,7 @@ impl RoomRegistry {
         async move { Ok(taking?.count(timeout).await) }
     }
 
-    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<Taking, NotAMember> {
+    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<DeliveryCount, NotAMember> {
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();
         let (mut sender, mut joined) = (None, None);
@@ -303,10 +306,10 @@ impl RoomRegistry {
         joined: Option<u64>,
         except: Option<ConnectionId>,
         now: Moment,
-    ) -> Taking {
+    ) -> DeliveryCount {
         let except = except.and_then(|presence| self.rooms.current_connection(room, presence));
         let joined = from.as_ref().map(|from| from.connection).zip(joined);
-        let Some(room) = self.rooms.room(room) else { return Taking::none() };
+        let Some(room) = self.rooms.room(room) else { return DeliveryCount::none() };
         self.delivery.publish(room, Publication { content, from, joined, except }, now.monotonic)
     }
 }

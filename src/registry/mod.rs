@@ -34,7 +34,7 @@ use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
-    delivery::{Delivery, Observers, Refused, Report},
+    delivery::{Delivery, DeliveryReport, FailedMembers, Observers},
     messages::{Change, Decision, JoinError, PresenceChanged},
     mirror::Mirror,
     model::{
@@ -306,7 +306,7 @@ impl RoomRegistry {
 
     /// Ends the connections that did not take their frames.
     fn remove_refusing(&mut self, now: Moment) {
-        while let Some(Refused { slow, gone }) = self.delivery.take_refused() {
+        while let Some(FailedMembers { slow, gone }) = self.delivery.take_failed() {
             if !slow.is_empty() {
                 let slow = slow.len() as u64;
                 metrics::counter!("presence_slow_consumers_total").increment(slow);
@@ -362,12 +362,12 @@ impl Actor for RoomRegistry {
     }
 }
 
-impl Handler<Report> for RoomRegistry {
+impl Handler<DeliveryReport> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, report: Report, ctx: &mut Context<Self>) {
+    fn handle(&mut self, report: DeliveryReport, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        self.delivery.returned(report, now.monotonic);
+        self.delivery.take_report(report, now.monotonic);
         self.advance_batch(ctx, now);
     }
 }

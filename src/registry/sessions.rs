@@ -56,7 +56,7 @@ impl RoomRegistry {
         self.refuse_joins(connection, &JoinError::Withdrawn);
         // A session that was told to close because this node stops ends for that reason, however it is
         // noticed.
-        let dismissed = cause == Cause::Disconnected && self.delivery.is_dismissed(connection);
+        let dismissed = cause == Cause::Disconnected && self.delivery.is_draining(connection);
         let cause = if dismissed { Cause::Shutdown } else { cause };
         let keyed = |(room, presence): (_, _)| self.sessions.key_of(room, presence).is_some();
         let grace = self.grace_after(cause);

@@ -1,4 +1,4 @@
-//! Why the server closes a socket, as its peer, the log and the metrics are told.
+//! Why the server closes a socket, for the close frame, the log and the metrics.
 
 use actix_http::ws::CloseReason;
 
@@ -11,23 +11,23 @@ use crate::{
 /// Why the server closes a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Closing {
-    /// The registry has put the connection out of its last room.
+    /// The registry has told the session to close.
     Ordered(Disconnect),
-    /// A message has more bytes than are allowed.
+    /// A message is too large.
     MessageTooBig,
-    /// The client sends more frames than are allowed.
+    /// The client has exceeded the rate limit.
     TooManyMessages,
-    /// Only text is taken.
+    /// Only text frames are accepted.
     BinaryFrame,
     /// A text is not UTF-8.
     InvalidUtf8,
-    /// What came is no frame of a WebSocket.
+    /// A frame is malformed.
     MalformedFrame,
-    /// A text is no message of the Phoenix protocol.
+    /// A text is no Phoenix message.
     MalformedMessage,
-    /// Nothing came from a socket that is in no room.
+    /// A client in no room was silent for too long.
     Silent,
-    /// The server ends, and the socket is in no room.
+    /// The server stops, and the client is in no room.
     ServerStops,
     /// The registry does not answer any more.
     RegistryStopped,
@@ -64,7 +64,7 @@ impl Closing {
         }
     }
 
-    /// Why the connection leaves its rooms with it.
+    /// The cause with which the connection leaves its rooms.
     pub fn cause(self) -> Cause {
         match self {
             Self::Ordered(order) => order.cause,
@@ -75,13 +75,13 @@ impl Closing {
         }
     }
 
-    /// The frame that says so.
+    /// The close frame.
     pub fn frame(self) -> CloseReason {
         CloseReason { code: self.code().into(), description: Some(self.text().to_owned()) }
     }
 
-    /// Counts it, and warns of a limit that a client has met.
-    pub fn note(self, connection: ConnectionId) {
+    /// Counts it, and warns if a client has met a limit.
+    pub fn record(self, connection: ConnectionId) {
         metrics::counter!("presence_sockets_closed_total", "reason" => self.text()).increment(1);
         let (limit, option) = match self {
             Self::MessageTooBig => (&MESSAGE_TOO_BIG, "--max-frame-size"),

@@ -1,10 +1,9 @@
-//! Lets a session read no faster than it handles frames, and refuses a malformed frame, or a message that
-//! is too big, on the header of the frame.
+//! Backpressure for the input of a session, and limits that are checked on frame headers.
 //!
-//! actix-web-actors copies all bytes that are there before it decodes one frame; the codec buffers a
-//! whole frame before it looks at its size, and knows no size of a fragmented message. So the bytes
-//! pass through here first, and only frame headers (RFC 6455, section 5.2) are looked at: a few frames
-//! pass at a time, and no more until the session has handled them.
+//! actix-web-actors copies all available bytes before it decodes one frame; the codec buffers a whole frame
+//! before it looks at its size, and does not limit a fragmented message. So the bytes pass through here
+//! first, and the frame headers (RFC 6455, section 5.2) are read: a few frames pass at a time, and no more
+//! until the session has handled them. Malformed and too big frames do not pass.
 
 use std::{
     cell::Cell,
@@ -17,73 +16,73 @@ use actix_web::{error::PayloadError, web::Bytes};
 use futures_util::{Stream, StreamExt};
 
 /// How many frames a session handles before other connections of its thread have a turn.
-const TURN: u32 = 16;
-/// While more bytes of answers than this wait for the socket, no frame is handled that could cause more.
-const UNSENT_ANSWERS: usize = 64 * 1024;
+const FRAMES_PER_TURN: u32 = 16;
+/// While more bytes of replies than this wait for the socket, no frame passes that could cause more.
+const MAX_UNSENT_REPLIES: usize = 64 * 1024;
 
-/// How far a session has come with its input. A clone is the same.
+/// How far a session has come with its input. A clone shares it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Input(Rc<State>);
+pub(super) struct Input(Rc<InputState>);
 
 #[derive(Debug, Default)]
-struct State {
-    /// Frames that were passed on and not handled yet.
+struct InputState {
+    /// Frames that have passed and are not handled yet.
     unhandled: Cell<u32>,
-    /// Bytes of frames that wait for the socket and are answers to what was read.
-    unsent_answers: Cell<usize>,
+    /// Bytes of replies to the client that wait for the socket.
+    unsent_replies: Cell<usize>,
     turn_is_over: Cell<bool>,
-    refused: Cell<Option<Refused>>,
-    /// Whether the session closes, and waits for the close frame of its peer only.
+    error: Cell<Option<FrameError>>,
+    /// Whether the session is closing, and waits only for the close frame of its peer.
     skips: Cell<bool>,
 }
 
 impl Input {
-    /// A frame, or what is none, has been handled.
+    /// Notes that the session has handled a frame.
     pub fn handled(&self) {
         self.0.unhandled.set(self.0.unhandled.get().saturating_sub(1));
     }
 
-    /// An answer of so many bytes waits for the socket.
-    pub fn answers(&self, bytes: usize) {
-        self.0.unsent_answers.set(self.0.unsent_answers.get() + bytes);
+    /// Notes a reply that waits for the socket.
+    pub fn reply_queued(&self, bytes: usize) {
+        self.0.unsent_replies.set(self.0.unsent_replies.get() + bytes);
     }
 
-    /// An answer of so many bytes waits no longer.
-    pub fn answered(&self, bytes: usize) {
-        self.0.unsent_answers.set(self.0.unsent_answers.get().saturating_sub(bytes));
+    /// Notes that a reply was written or dropped.
+    pub fn reply_done(&self, bytes: usize) {
+        self.0.unsent_replies.set(self.0.unsent_replies.get().saturating_sub(bytes));
     }
 
-    /// What was refused on its header, if anything was.
-    pub fn refused(&self) -> Option<Refused> {
-        self.0.refused.get()
+    /// The error in a frame header, if there was one.
+    pub fn error(&self) -> Option<FrameError> {
+        self.0.error.get()
     }
 
-    /// Has everything skipped up to the peer's close frame, with which the input ends.
+    /// Skips everything up to the peer's close frame, after which the input ends.
     pub fn skip_to_close(&self) {
         self.0.skips.set(true);
     }
 
-    /// Ends a turn that is over, so that another may begin. Says whether one was.
+    /// Begins another turn if one is over; says whether that was so.
     pub fn end_turn(&self) -> bool {
         self.0.turn_is_over.take()
     }
 }
 
-/// A stream of a socket's bytes that passes on a few frames at a time. It fails at a malformed frame and
-/// at a message of more than `limit` bytes; then it skips what comes up to the peer's close frame, and
-/// ends. After a close frame nothing is passed on.
-pub(super) struct Guard<S> {
+/// A stream of a socket's bytes that passes a few frames at a time. It fails at a malformed frame, and at a
+/// message of more than `limit` bytes; then it skips everything up to the peer's close frame, and ends.
+/// Nothing passes after a close frame.
+pub(super) struct FrameGuard<S> {
     stream: S,
     limit: u64,
     frames: Frames,
-    /// What has been read and not been passed on.
+    /// Read, but not passed yet.
     unread: Bytes,
-    /// Frames passed on in this turn.
+    /// Frames that have passed in this turn.
     passed: u32,
     input: Input,
 }
 
-impl<S> Guard<S> {
+impl<S> FrameGuard<S> {
     pub fn new(stream: S, limit: usize) -> (Self, Input) {
         let input = Input::default();
         let limit = u64::try_from(limit).unwrap_or(u64::MAX);
@@ -91,18 +90,21 @@ impl<S> Guard<S> {
         (Self { stream, limit, frames, unread, passed: 0, input: input.clone() }, input)
     }
 
-    /// The next bytes to pass on: up to the last frame of this turn, or all there are.
-    fn pass(&mut self) -> Result<Bytes, Refused> {
+    /// The next bytes that pass: up to the last frame of this turn, or all there are.
+    fn pass(&mut self) -> Result<Bytes, FrameError> {
         let (mut end, mut complete) = (0, 0);
-        while end < self.unread.len() && self.passed + complete < TURN && !self.frames.closed {
+        while end < self.unread.len()
+            && self.passed + complete < FRAMES_PER_TURN
+            && !self.frames.closed
+        {
             match self.frames.follow(&self.unread[end..], Some(self.limit)) {
                 Ok((bytes, whole)) => {
                     end += bytes;
                     complete += u32::from(whole);
                 }
-                // What comes before it is handled first.
+                // The frames before it are handled first.
                 Err(_) if complete > 0 => break,
-                Err(refused) => return Err(refused),
+                Err(error) => return Err(error),
             }
         }
         self.passed += complete;
@@ -110,17 +112,17 @@ impl<S> Guard<S> {
         Ok(self.unread.split_to(end))
     }
 
-    /// Skips frames up to the end of a close frame, or all there are.
+    /// Skips frames up to the end of a close frame, or all bytes there are.
     fn skip(&mut self) {
         while !self.unread.is_empty() && !self.frames.closed {
-            // Without a limit nothing is refused.
+            // There are no errors without a limit.
             let Ok((bytes, _)) = self.frames.follow(&self.unread, None) else { return };
             drop(self.unread.split_to(bytes));
         }
     }
 }
 
-impl<S> Stream for Guard<S>
+impl<S> Stream for FrameGuard<S>
 where
     S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
 {
@@ -128,17 +130,17 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        // The decoder asks again after each frame that it takes from what it has; and the writer has the
-        // session go on after each time that it has handed over some of the answers.
-        let unsent_answers = this.input.0.unsent_answers.get();
-        if this.input.0.unhandled.get() > 0 || unsent_answers > UNSENT_ANSWERS {
+        // No waker is needed: the decoder polls again after each frame, and the writer after it has written
+        // replies.
+        let unsent_replies = this.input.0.unsent_replies.get();
+        if this.input.0.unhandled.get() > 0 || unsent_replies > MAX_UNSENT_REPLIES {
             return Poll::Pending;
         }
         loop {
             if this.input.0.skips.get() && this.frames.closed {
                 return Poll::Ready(None);
             }
-            if this.passed >= TURN {
+            if this.passed >= FRAMES_PER_TURN {
                 this.passed = 0;
                 this.input.0.turn_is_over.set(true);
                 cx.waker().wake_by_ref();
@@ -147,7 +149,7 @@ where
             if this.unread.is_empty() {
                 match this.stream.poll_next_unpin(cx) {
                     Poll::Ready(Some(Ok(chunk))) => this.unread = chunk,
-                    // However the connection ends, it is no broken frame.
+                    // However the connection ends, that is no malformed frame.
                     Poll::Ready(_) => return Poll::Ready(None),
                     Poll::Pending => {
                         this.passed = 0;
@@ -163,8 +165,8 @@ where
                 this.unread.clear();
                 continue;
             }
-            return Poll::Ready(Some(this.pass().map_err(|refused| {
-                this.input.0.refused.set(Some(refused));
+            return Poll::Ready(Some(this.pass().map_err(|error| {
+                this.input.0.error.set(Some(error));
                 this.input.skip_to_close();
                 PayloadError::Overflow
             })));
@@ -172,19 +174,19 @@ where
     }
 }
 
-/// Why a frame is not passed on.
+/// Why a frame does not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// It makes a message of more bytes than are allowed.
+pub(super) enum FrameError {
+    /// It makes a message larger than allowed.
     TooBig,
-    /// It has reserved bits, an unknown opcode, or no mask. The codec would not get past such a frame.
+    /// It has reserved bits, an unknown opcode, or no mask: the codec would not get past it.
     Malformed,
 }
 
-/// Where in the frames the bytes are.
+/// The position in the frames.
 #[derive(Debug, Default)]
 struct Frames {
-    /// The header read so far: at most 2 bytes, 8 of length and 4 of mask.
+    /// The header so far: at most 2 bytes, 8 of length and 4 of mask.
     header: [u8; 14],
     read: usize,
     /// Payload bytes of the frame yet to come.
@@ -196,28 +198,28 @@ struct Frames {
 }
 
 impl Frames {
-    /// Follows the bytes to the end of a frame, or to their own: how many they were, and whether a frame
-    /// has ended. With a limit it fails at a header that is malformed or makes a message bigger than
-    /// that, and can be asked again.
-    fn follow(&mut self, bytes: &[u8], limit: Option<u64>) -> Result<(usize, bool), Refused> {
+    /// Advances to the end of a frame, or of the bytes. Returns how many bytes that took, and whether a frame
+    /// has ended. With a limit, it fails at the header of a malformed or too big frame, and does not
+    /// advance.
+    fn follow(&mut self, bytes: &[u8], limit: Option<u64>) -> Result<(usize, bool), FrameError> {
         let (mut at, read) = (0, self.read);
         while self.payload == 0 {
             let Some(byte) = bytes.get(at) else { return Ok((at, false)) };
             self.header[self.read] = *byte;
             self.read += 1;
             at += 1;
-            // As soon as the codec could find it.
+            // As early as the codec would fail.
             if self.read == 2 && limit.is_some() && self.is_malformed() {
                 self.read = read;
-                return Err(Refused::Malformed);
+                return Err(FrameError::Malformed);
             }
             if self.read < self.header_len() {
                 continue;
             }
             self.read = 0;
-            if let Err(refused) = self.begin(limit) {
+            if let Err(error) = self.begin(limit) {
                 self.read = read;
-                return Err(refused);
+                return Err(error);
             }
             if self.payload == 0 {
                 return Ok((at, self.end()));
@@ -248,8 +250,8 @@ impl Frames {
         first & RESERVED != 0 || second & MASKED == 0 || !OPCODES.contains(&(first & OPCODE))
     }
 
-    /// Takes the frame whose header has been read.
-    fn begin(&mut self, limit: Option<u64>) -> Result<(), Refused> {
+    /// Begins the frame whose header is complete.
+    fn begin(&mut self, limit: Option<u64>) -> Result<(), FrameError> {
         let [first, second, rest @ ..] = self.header;
         let payload = match second & 0x7f {
             126 => u64::from(u16::from_be_bytes([rest[0], rest[1]])),
@@ -261,16 +263,16 @@ impl Frames {
         };
         let control = first & 0x08 != 0;
         if control {
-            // At most 125 bytes by the RFC, which the codec enforces; no part of a message.
+            // At most 125 bytes by the RFC, which the codec checks; not part of a message.
             if limit.is_some_and(|limit| payload > limit.max(125)) {
-                return Err(Refused::TooBig);
+                return Err(FrameError::TooBig);
             }
         } else {
             let continues = first & OPCODE == 0;
             let before = if continues { self.message } else { 0 };
             let message = before.saturating_add(payload);
             if limit.is_some_and(|limit| message > limit) {
-                return Err(Refused::TooBig);
+                return Err(FrameError::TooBig);
             }
             self.message = message;
         }
@@ -278,7 +280,7 @@ impl Frames {
         Ok(())
     }
 
-    /// The frame has ended.
+    /// Ends the frame.
     fn end(&mut self) -> bool {
         self.closed |= self.header[0] & OPCODE == CLOSE;
         true
@@ -294,4 +296,5 @@ const OPCODES: [u8; 6] = [0x0, 0x1, 0x2, CLOSE, 0x9, 0xa];
 const CLOSE: u8 = 0x8;
 
 #[cfg(test)]
+#[path = "guard_tests.rs"]
 mod tests;

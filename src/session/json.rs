@@ -1,4 +1,4 @@
-//! [`WsSession`]: the ready-made session in one room, with the JSON frames of the server.
+//! [`WsSession`]: the ready-made session in one room that speaks JSON.
 
 use actix::prelude::*;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -9,17 +9,18 @@ use tokio::sync::oneshot;
 use super::{
     Connection,
     closing::Closing,
-    together,
-    ws::{Ctx, Protocol, Socket, WsOptions, WsSessionError, handshake, run_until},
+    options::{WsOptions, WsSessionError},
+    ws::{Ctx, Protocol, Socket, handshake, run_until},
 };
 use crate::{
+    delivery::batch,
     messages::{Dialect, Disconnect, Feed, ForwardMessage, Publish, UpdateInfo},
     model::{Info, InvalidInfo, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
     wire::json::{self, ClientFrame},
 };
 
-/// A WebSocket session in one room that speaks the JSON frames of the server.
+/// A WebSocket session in one room that speaks JSON.
 ///
 /// ```
 /// use actix_presence::{Feed, RoomName, RoomRegistry, WsSession, WsSessionError};
@@ -37,21 +38,21 @@ use crate::{
 #[derive(Debug)]
 pub struct WsSession {
     me: Connection,
-    member: Member,
+    member: JsonMember,
     options: WsOptions,
 }
 
-/// Who takes part, in which room, and how.
+/// The member that the session joins as.
 #[derive(Debug)]
-struct Member {
+struct JsonMember {
     room: RoomName,
     user: Option<UserId>,
     info: Info,
-    /// What of the info an update does not touch.
+    /// The part of the info that updates do not replace.
     fixed: Info,
     session: Option<SessionKey>,
     feed: Feed,
-    /// Waits to hear whether the room takes it.
+    /// Where the answer to the join goes.
     handshake: Option<oneshot::Sender<Result<(), WsSessionError>>>,
 }
 
@@ -60,7 +61,7 @@ impl WsSession {
     #[must_use]
     pub fn new(registry: Addr<RoomRegistry>, room: RoomName) -> Self {
         let (user, info, fixed, session, feed) = (None, Info::EMPTY, Info::EMPTY, None, Feed::Full);
-        let member = Member { room, user, info, fixed, session, feed, handshake: None };
+        let member = JsonMember { room, user, info, fixed, session, feed, handshake: None };
         Self { me: Connection::new(registry), member, options: WsOptions::default() }
     }
 
@@ -71,15 +72,15 @@ impl WsSession {
         self
     }
 
-    /// What to attach to the presence. The client may replace it. It does not count where a client
-    /// session is resumed: that keeps what it has.
+    /// What to attach to the presence. The client may replace it. A resumed client session keeps the info
+    /// that it has.
     #[must_use]
     pub fn info(mut self, info: Info) -> Self {
         self.member.info = info;
         self
     }
 
-    /// What to attach to the presence, of which the client cannot replace any key.
+    /// What to attach to the presence; the client cannot replace any of its keys.
     #[must_use]
     pub fn fixed_info(mut self, info: Info) -> Self {
         self.member.fixed = info.clone();
@@ -94,20 +95,20 @@ impl WsSession {
         self
     }
 
-    /// How much the client hears about who is in the room.
+    /// How much the client is sent about who is in the room.
     #[must_use]
     pub fn feed(mut self, feed: Feed) -> Self {
         self.member.feed = feed;
         self
     }
 
-    /// Bounds and habits.
+    /// Limits.
     #[must_use]
     pub fn options(self, options: WsOptions) -> Self {
         Self { options, ..self }
     }
 
-    /// Starts the session, which joins, and answers the handshake once it is in the room.
+    /// Starts the session and joins, then answers the handshake.
     ///
     /// # Errors
     ///
@@ -121,7 +122,7 @@ impl WsSession {
         let (handshake, joined) = oneshot::channel();
         self.member.handshake = Some(handshake);
         let options = match self.member.session {
-            Some(_) => self.options.fading_with(&self.me),
+            Some(_) => self.options.place_kept_for(&self.me),
             None => self.options,
         };
         let mut session = Socket::start(req, payload, self.me, self.member, options);
@@ -131,7 +132,7 @@ impl WsSession {
     }
 }
 
-impl Protocol for Member {
+impl Protocol for JsonMember {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
         let Self { room, user, info, fixed, session, feed, handshake } = &mut socket.protocol;
         let handshake = handshake.take();
@@ -139,15 +140,15 @@ impl Protocol for Member {
         let join =
             join.info(std::mem::take(info)).fixed_info(fixed.clone()).session(session.take());
         let join = join.dialect(Dialect::Json(*feed));
-        // No frame is read before the registry knows us.
-        let joining = together::join(socket.me.registry().clone(), join).into_actor(socket);
+        // No frame is read before the join is answered.
+        let joining = batch::join(socket.me.registry().clone(), join).into_actor(socket);
         ctx.wait(joining.map(move |answer, _, _| {
             let joined = match answer {
                 Some(joined) => joined.map(drop).map_err(WsSessionError::from),
                 None => Err(WsSessionError::Stopped),
             };
             if let Some(handshake) = handshake {
-                // If nobody waits for it any more, the session is about to be dropped.
+                // The receiver may have been dropped, and the session with it.
                 let _ = handshake.send(joined);
             }
         }));
@@ -156,20 +157,20 @@ impl Protocol for Member {
     fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
         let frame = json::read(text);
         if !matches!(frame, Ok(ClientFrame::Heartbeat)) {
-            socket.me.touch_soon();
+            socket.me.batched_touch();
         }
         match frame {
-            Ok(ClientFrame::Heartbeat) => socket.me.heartbeat_soon(),
+            Ok(ClientFrame::Heartbeat) => socket.me.batched_heartbeat(),
             Ok(ClientFrame::Message(payload)) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
-                socket.say(ctx, publish, |socket, answer| {
+                socket.publish(ctx, publish, |socket, answer| {
                     if let Err(error) = answer {
                         socket.outgoing.text(json::error("not_a_member", &error.to_string()));
                     }
                 });
             }
             Ok(ClientFrame::Update(info)) => update(socket, ctx, info),
-            Err(bad) => socket.outgoing.text(json::error(bad.code(), &bad.to_string())),
+            Err(error) => socket.outgoing.text(json::error(error.code(), &error.to_string())),
         }
     }
 
@@ -182,7 +183,11 @@ impl Protocol for Member {
     }
 }
 
-fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<String, Value>) {
+fn update(
+    socket: &mut Socket<JsonMember>,
+    ctx: &mut Ctx<JsonMember>,
+    mut info: Map<String, Value>,
+) {
     info.extend(socket.protocol.fixed.to_map());
     let info = match Info::from_map(&info) {
         Ok(info) => info,
@@ -198,7 +203,7 @@ fn update(socket: &mut Socket<Member>, ctx: &mut Ctx<Member>, mut info: Map<Stri
     let update = socket.me.registry().send(UpdateInfo { room, connection, info });
     ctx.wait(update.into_actor(socket).map(|answer, socket, ctx| {
         if answer.is_err() {
-            socket.lost(ctx);
+            socket.registry_stopped(ctx);
         }
     }));
 }

@@ -1,17 +1,15 @@
-//! The session's side: what connects one client to its rooms.
+//! Sessions: what connects a client to its rooms.
 //!
-//! [`Connection`] is the helper that any session actor can own, whatever carries its frames.
-//! [`WsSession`] and [`PhoenixSession`] are ready-made sessions built from it, on actix-web-actors:
-//! one dialect each over the same socket.
+//! [`Connection`] is what any session actor owns, whatever carries its frames. [`WsSession`] and
+//! [`PhoenixSession`] are ready-made sessions on actix-web-actors, one for each dialect.
 
+mod channels;
 mod closing;
 mod guard;
 mod json;
+mod options;
 mod outgoing;
 mod phoenix;
-mod rate;
-mod thread;
-mod together;
 mod ws;
 
 use std::fmt;
@@ -21,10 +19,11 @@ use actix_web::HttpRequest;
 
 pub use self::{
     json::WsSession,
+    options::{StopSignal, WsOptions, WsSessionError},
     phoenix::PhoenixSession,
-    ws::{WsOptions, WsSessionError},
 };
 use crate::{
+    delivery::batch,
     messages::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, LeaveAll, Touch},
     model::{Cause, ConnectionId, RoomName},
     registry::RoomRegistry,
@@ -32,8 +31,7 @@ use crate::{
     wire::json::HEARTBEAT,
 };
 
-/// One connection's stay: its id, its signs of life, and its leaving, which no end of a session
-/// misses.
+/// One connection: its id, its touches, and its leave, which no end of a session misses.
 ///
 /// Dropping it leaves every room, once. A session actor that owns one therefore leaves when it
 /// stops, when its response is dropped, and when it panics.
@@ -78,9 +76,9 @@ pub struct Connection {
     id: ConnectionId,
     /// How many bytes of frames may wait for it.
     backlog_limit: usize,
-    /// The socket that carries it, if that is watched.
+    /// Its socket, if that is watched.
     socket: Option<SocketKey>,
-    /// Why it leaves when it is dropped.
+    /// Why it leaves if it is dropped now.
     cause: Cause,
 }
 
@@ -93,23 +91,23 @@ impl Connection {
         Self { registry, id, backlog_limit, socket, cause }
     }
 
-    /// The same with the socket of a request, if the app [watches](crate::watch_socket) it: when the
-    /// registry has the connection close, the socket is gone ten seconds later, whatever its client
-    /// does. The ready-made sessions do this by themselves.
+    /// Adds the socket of a request, if the app [watches](crate::watch_socket) it: ten seconds after the
+    /// registry has told the connection to close, the socket is shut down, whatever its client does. The
+    /// ready-made sessions do this by themselves.
     #[must_use]
     pub fn watched(mut self, req: &HttpRequest) -> Self {
         self.socket = sockets::key_of(req);
         self
     }
 
-    /// Ends its socket in a while, if that is watched and does not end by itself.
+    /// Shuts its socket down after a timeout, if that is watched and has not closed by then.
     fn end_socket(&self) {
         if let Some(socket) = self.socket {
             sockets::end_within(socket, CLOSE_TIMEOUT);
         }
     }
 
-    /// The same with another bound for the bytes of frames that may wait for its session.
+    /// Sets how many bytes of frames may wait for it.
     fn with_backlog_limit(mut self, bytes: usize) -> Self {
         self.backlog_limit = bytes;
         self
@@ -121,7 +119,7 @@ impl Connection {
         self.id
     }
 
-    /// The registry that it is known to.
+    /// Its registry.
     #[must_use]
     pub fn registry(&self) -> &Addr<RoomRegistry> {
         &self.registry
@@ -130,42 +128,41 @@ impl Connection {
     /// The message with which the session enters a room; add user, info and dialect, and send it to
     /// the [registry](Self::registry).
     ///
-    /// To be called on the session's own thread: what its rooms hear is delivered from there.
+    /// To be called on the session's own thread: see [`Join`].
     #[must_use]
     pub fn join<A>(&self, room: RoomName, session: Addr<A>) -> Join
     where
         A: Actor + Handler<ForwardMessage> + Handler<Disconnect>,
         A::Context: ToEnvelope<A, ForwardMessage> + ToEnvelope<A, Disconnect>,
     {
-        let join = Join::anonymous(room, self.id, session.clone().recipient());
-        let (courier, backlog_limit) = (thread::courier(&self.registry), self.backlog_limit);
-        let socket = self.socket;
-        Join { courier, backlog_limit, socket, ..join }.disconnect(session.recipient())
+        let join = Join::new(room, self.id, session.clone().recipient());
+        let (backlog_limit, socket) = (self.backlog_limit, self.socket);
+        Join { backlog_limit, socket, ..join }.disconnect(session.recipient())
     }
 
-    /// A sign of life: to be called for every frame, also for pings and pongs.
+    /// Sends a [`Touch`]: to be called for every frame, also for pings and pongs.
     pub fn touch(&self) {
-        // One that meets a full mailbox is lost; the next one repairs it.
+        // A touch that meets a full mailbox is dropped; the next one makes up for it.
         let _ = self.registry.try_send(Touch::new(self.id));
     }
 
-    /// A heartbeat, which is a sign of life and nothing else.
+    /// Sends a touch for a heartbeat.
     pub fn heartbeat(&self) {
         let _ = self.registry.try_send(Touch::heartbeat(self.id));
     }
 
-    /// A sign of life that may be on its way for a moment, with those of other sessions of this thread.
-    fn touch_soon(&self) {
-        together::touch(&self.registry, Touch::new(self.id));
+    /// Sends a touch in the next batch of this thread.
+    fn batched_touch(&self) {
+        batch::touch(&self.registry, Touch::new(self.id));
     }
 
-    /// A heartbeat that may be.
-    fn heartbeat_soon(&self) {
-        together::touch(&self.registry, Touch::heartbeat(self.id));
+    /// Sends a heartbeat in the next batch of this thread.
+    fn batched_heartbeat(&self) {
+        batch::touch(&self.registry, Touch::heartbeat(self.id));
     }
 
-    /// The hook for text frames: a sign of life, and all of it if the text is the literal
-    /// `"heartbeat"` (JSON, with its quotes). Any other text is given back to be handled.
+    /// The hook for text frames: sends a touch, and returns the text to be handled, unless it is the literal
+    /// `"heartbeat"` (JSON, with its quotes).
     #[must_use]
     pub fn text<'a>(&self, text: &'a str) -> Option<&'a str> {
         if text == HEARTBEAT {
@@ -176,16 +173,16 @@ impl Connection {
         Some(text)
     }
 
-    /// The client has said goodbye: what drops now has [left](Cause::Left), and is not just
-    /// disconnected.
+    /// Notes that the client has closed its socket in order: a drop is a leave with [`Cause::Left`] from now
+    /// on, not with [`Cause::Disconnected`].
     pub fn goodbye(&mut self) {
         self.cause = Cause::Left;
     }
 
-    /// Leaves every room now, for a cause of its own.
+    /// Leaves every room now, with this cause.
     pub fn leave(&self, cause: Cause) {
-        together::go();
-        // Sent unbounded, because it must not be lost; at most twice per connection.
+        batch::flush();
+        // Must not be lost; bounded, as it is sent at most twice.
         self.registry.do_send(LeaveAll::because(self.id, cause));
     }
 }
@@ -199,5 +196,50 @@ impl Drop for Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.id).field("cause", &self.cause).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use super::*;
+    use crate::{
+        handle::PresenceConfig,
+        messages::{Decision, GetStatus},
+        model::{Info, UserId},
+        testing::{Heard, Probe},
+    };
+
+    #[actix::test]
+    async fn batches_of_touches_are_not_lost_to_a_full_mailbox_and_a_bounded_number_waits() {
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        // The registry waits there.
+        let authorize = move |room: &RoomName, _: Option<&UserId>, _: &Info| {
+            if *room == *"gate" {
+                _ = gate.lock().unwrap().recv();
+            }
+            Decision::Allow
+        };
+        let presence = PresenceConfig::new("sqlite::memory:").authorize(authorize).start().unwrap();
+        let registry = presence.registry();
+        let connections = [0, 1].map(|_| Connection::new(registry.clone()));
+        let (session, _heard) = Probe::<Heard>::new();
+        let join = |me: &Connection, room| me.join(RoomName::new(room).unwrap(), session.clone());
+        for me in &connections {
+            registry.send(join(me, "lobby")).await.unwrap().unwrap();
+        }
+        for batches in [4, 100] {
+            let before = registry.send(GetStatus).await.unwrap().counters.touches;
+            registry.do_send(join(&connections[0], "gate"));
+            (0..5000).for_each(|_| registry.do_send(GetStatus));
+            for touch in 0..batches * 1024 {
+                connections[touch % 2].batched_touch();
+            }
+            open.send(()).unwrap();
+            let touches = registry.send(GetStatus).await.unwrap().counters.touches - before;
+            assert_eq!(touches, batches.min(16) as u64 * 1024);
+        }
     }
 }

@@ -1,9 +1,8 @@
-//! What a session writes: frames that wait until its socket takes them.
+//! The write queue of a session.
 //!
-//! A `WebsocketContext` encodes everything that it is given at once. So frames wait here instead, and at
-//! most [`HANDED_OVER`] bytes of them, or one larger frame, are encoded at a time. Each frame keeps its
-//! reservation of the connection's backlog until the HTTP dispatcher asks for more, which it does when
-//! it has written what it had but for a part of its own buffer.
+//! A `WebsocketContext` encodes everything at once. So frames wait here, and at most [`CHUNK_BYTES`] of
+//! them, or one larger frame, are encoded at a time. Each frame keeps its reservation of the backlog until
+//! the HTTP dispatcher polls for more, which it does when it has written most of its own buffer.
 
 use std::{
     cell::RefCell,
@@ -26,26 +25,26 @@ use tokio_util::codec::Encoder;
 use super::guard::Input;
 use crate::{messages::Reservation, sockets::SocketKey};
 
-/// How many bytes of frames are encoded at a time, unless one alone has more.
-const HANDED_OVER: usize = 64 * 1024;
-/// A queue that had more frames than this gives its memory back when it is empty.
-const KEPT: usize = 8;
+/// How many bytes of frames are encoded at a time, unless one frame has more.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// An empty queue with a larger capacity gives its memory back.
+const KEPT_CAPACITY: usize = 8;
 
 #[derive(Debug)]
-struct Frame {
+struct QueuedFrame {
     message: Message,
     reservation: Option<Reservation>,
 }
 
-/// The frames that wait for a socket. A clone is the same queue.
+/// The write queue of a session. A clone is the same queue.
 #[derive(Clone, Debug)]
 pub(super) struct Outgoing {
-    frames: Rc<RefCell<VecDeque<Frame>>>,
+    frames: Rc<RefCell<VecDeque<QueuedFrame>>>,
     input: Input,
 }
 
 impl Outgoing {
-    /// A queue of the answers to this input, and of what else is sent.
+    /// An empty queue, whose replies hold back this input.
     pub fn new(input: Input) -> Self {
         Self { frames: Rc::default(), input }
     }
@@ -59,7 +58,7 @@ impl Outgoing {
         self.push(Message::Text(text.into()), None);
     }
 
-    /// Queues the text of something that was delivered, with its part of the backlog.
+    /// Queues a delivered text, with its part of the backlog.
     pub fn forward(&self, text: impl Into<ByteString>, reservation: Option<Reservation>) {
         self.push(Message::Text(text.into()), reservation);
     }
@@ -76,41 +75,41 @@ impl Outgoing {
         self.push(Message::Close(reason), None);
     }
 
-    /// Drops what waits.
+    /// Drops the queued frames.
     pub fn clear(&self) {
         for frame in self.frames.take() {
-            self.taken(&frame);
+            self.release(&frame);
         }
     }
 
     fn push(&self, message: Message, reservation: Option<Reservation>) {
         if reservation.is_none() {
-            self.input.answers(size(&message));
+            self.input.reply_queued(size(&message));
         }
-        self.frames.borrow_mut().push_back(Frame { message, reservation });
+        self.frames.borrow_mut().push_back(QueuedFrame { message, reservation });
     }
 
-    fn taken(&self, frame: &Frame) {
+    fn release(&self, frame: &QueuedFrame) {
         if frame.reservation.is_none() {
-            self.input.answered(size(&frame.message));
+            self.input.reply_done(size(&frame.message));
         }
     }
 
-    /// Encodes the next frames. Gives their bytes, and their reservations.
+    /// Encodes the next frames, and returns their bytes and reservations.
     fn encode(&self, codec: &mut Codec) -> Result<(BytesMut, Reservations), Error> {
         let mut queue = self.frames.borrow_mut();
         let (mut bytes, mut reservations) = (BytesMut::new(), Reservations::new());
-        while let Some(Frame { message, .. }) = queue.front() {
-            if !bytes.is_empty() && bytes.len() + size(message) > HANDED_OVER {
+        while let Some(QueuedFrame { message, .. }) = queue.front() {
+            if !bytes.is_empty() && bytes.len() + size(message) > CHUNK_BYTES {
                 break;
             }
             let Some(frame) = queue.pop_front() else { break };
-            self.taken(&frame);
-            let Frame { message, reservation } = frame;
+            self.release(&frame);
+            let QueuedFrame { message, reservation } = frame;
             codec.encode(message, &mut bytes)?;
             reservations.extend(reservation);
         }
-        if queue.is_empty() && queue.capacity() > KEPT {
+        if queue.is_empty() && queue.capacity() > KEPT_CAPACITY {
             *queue = VecDeque::new();
         }
         Ok((bytes, reservations))
@@ -119,7 +118,7 @@ impl Outgoing {
 
 type Reservations = SmallVec<[Reservation; 2]>;
 
-/// The bytes of a message without its header.
+/// The payload size of a message.
 fn size(message: &Message) -> usize {
     match message {
         Message::Text(text) => text.len(),
@@ -128,25 +127,25 @@ fn size(message: &Message) -> usize {
     }
 }
 
-/// The body of a session's response: runs the session, and gives what it has queued.
+/// The body of a session's response: runs the session, and writes its queue.
 pub(super) struct Writer<S> {
     session: S,
     outgoing: Outgoing,
     codec: Codec,
-    /// Those of the frames that were given last.
-    given: Reservations,
+    /// Of the frames that were returned last.
+    writing: Reservations,
     ended: bool,
-    /// Where it is written to, if that is watched.
+    /// Its socket, if that is watched.
     socket: Option<SocketKey>,
 }
 
 impl<S> Writer<S> {
     pub fn new(session: S, outgoing: Outgoing, socket: Option<SocketKey>) -> Self {
-        let (codec, given, ended) = (Codec::new(), Reservations::new(), false);
-        Self { session, outgoing, codec, given, ended, socket }
+        let (codec, writing, ended) = (Codec::new(), Reservations::new(), false);
+        Self { session, outgoing, codec, writing, ended, socket }
     }
 
-    /// Everything has been given: the connection ends when it has been written.
+    /// Everything was returned: the connection ends when it has been written.
     fn end(&mut self) {
         if let Some(socket) = self.socket.take() {
             socket.end_reading();
@@ -162,9 +161,9 @@ where
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        this.given.clear();
+        this.writing.clear();
         if this.outgoing.input.end_turn() {
-            // The dispatcher goes on asking while it has room, without a turn for other connections.
+            // Otherwise the HTTP dispatcher polls while its buffer has room, and other connections starve.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -177,11 +176,11 @@ where
             }
         }
         let (bytes, reservations) = this.outgoing.encode(&mut this.codec)?;
-        this.given = reservations;
+        this.writing = reservations;
         if !bytes.is_empty() {
             return Poll::Ready(Some(Ok(bytes.freeze())));
         }
-        // The task yields by itself now.
+        // The task yields anyway.
         this.outgoing.input.end_turn();
         if !this.ended {
             return Poll::Pending;

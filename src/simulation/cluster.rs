@@ -313,7 +313,7 @@ impl World {
         }
         let Some(node) = &self.nodes[connection.node] else { return };
         let probe = connection.probe.clone();
-        let join = Join::anonymous(room.clone(), connection.id, probe.clone().recipient())
+        let join = Join::new(room.clone(), connection.id, probe.clone().recipient())
             .disconnect(probe.recipient())
             .dialect(Dialect::Phoenix)
             .user(user.clone())

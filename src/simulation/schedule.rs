@@ -319,7 +319,7 @@ fn say(world: &mut World, client: usize) {
     };
     world.said += 1;
     let payload = RawValue::from_string(world.said.to_string()).unwrap();
-    node.registry.do_send(Publish::json(room.clone(), payload).from(connected.id));
+    node.registry.do_send(Publish::json(room.clone(), payload).sent_by(connected.id));
 }
 
 async fn kick(world: &mut World, node: usize, client: usize, user: bool) {

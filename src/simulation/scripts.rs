@@ -259,7 +259,7 @@ fn who_takes_its_presence_to_another_node_and_back_unnoticed_keeps_the_newest_so
 /// A join on the node `n0`, with its answer to come.
 fn join(world: &World, connection: ConnectionId, room: RoomName) -> Request<RoomRegistry, Join> {
     let (probe, _) = Probe::<Heard>::new();
-    let join = Join::anonymous(room, connection, probe.recipient());
+    let join = Join::new(room, connection, probe.recipient());
     world.nodes[0].as_ref().unwrap().registry.send(join.user(UserId::new("ada").ok()))
 }
 

@@ -1,4 +1,5 @@
-//! Which socket: a descriptor together with the identity of the socket behind it.
+//! A socket as a plain value: a descriptor together with the identity of the socket behind it; and what the
+//! kernel knows of its bytes.
 
 #[cfg(unix)]
 use std::os::fd::{AsRawFd, BorrowedFd as Borrowed, RawFd as Raw};
@@ -14,15 +15,15 @@ use std::{
 use actix_web::rt::net::TcpStream;
 use socket2::{SockRef, Socket};
 
-/// The kernel's number of a socket, which is never given twice.
+/// The kernel's cookie of a socket, which is never reused.
 #[cfg(target_os = "linux")]
 type Identity = u64;
-/// Its own address and its peer's, which no other open socket has.
+/// The two addresses of a connection, which no other open socket has.
 #[cfg(not(target_os = "linux"))]
 type Identity = (std::net::SocketAddr, std::net::SocketAddr);
 
-/// A TCP socket of this thread, as a plain value. It does not keep the socket open, and once the
-/// socket is closed it means nothing, even if its descriptor is taken by another one.
+/// A TCP socket of this thread, as a plain value. It does not keep the socket open, and refers to nothing
+/// once that is closed, even if its descriptor is reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketKey {
     pub(super) descriptor: Raw,
@@ -40,18 +41,18 @@ impl SocketKey {
         Some(Self { descriptor, identity, thread: thread::current().id() })
     }
 
-    /// Shuts the socket down at once, without waiting for the peer; what is unsent is dropped when the
-    /// socket is closed, which its owner does when it notices. `false` if it is closed already.
+    /// Shuts the socket down at once, without waiting for the peer. Unsent bytes are dropped when its owner
+    /// notices and closes it. `false` if it is closed already.
     pub fn end(self) -> bool {
         let shut = |socket: &Socket| {
-            // Otherwise the kernel would go on sending after the descriptor is closed.
+            // Otherwise the kernel would send the rest after the descriptor is closed.
             socket.set_linger(Some(Duration::ZERO))?;
             socket.shutdown(Shutdown::Both)
         };
         match self.with(shut) {
             None => false,
             Some(Ok(())) => true,
-            // The peer has gone meanwhile.
+            // The peer has disconnected meanwhile.
             Some(Err(error)) if error.kind() == io::ErrorKind::NotConnected => true,
             Some(Err(error)) => {
                 tracing::debug!(%error, "a socket cannot be shut down");
@@ -60,9 +61,9 @@ impl SocketKey {
         }
     }
 
-    /// Has nothing more read from the socket; what is to be written is written still. For actix-web this
-    /// is the end of its connection: after a response to a request whose body has not ended, such as a
-    /// WebSocket's, it otherwise waits a second for the peer to close first, and only then closes.
+    /// Shuts the socket down for reading; it can still be written. For actix-web this ends the connection:
+    /// after a response to a request whose body has not ended, such as a WebSocket's, it otherwise waits a
+    /// second for the peer to close first.
     pub fn end_reading(self) {
         self.with(|socket| {
             if let Err(error) = socket.shutdown(Shutdown::Read)
@@ -73,18 +74,23 @@ impl SocketKey {
         });
     }
 
-    /// Does something with the socket, if it is open still.
+    /// What the kernel knows of its bytes; `None` if it is closed, or the system does not tell.
+    #[must_use]
+    pub fn progress(self) -> Option<Progress> {
+        self.with(Progress::of).flatten()
+    }
+
+    /// Calls a function with the socket, if it is still open.
     ///
     /// Only on the thread that the socket belongs to: elsewhere it could be closed, and its descriptor
-    /// be taken by another one, between the look at its identity and what follows.
+    /// reused, after its identity was checked.
     pub(super) fn with<T>(self, act: impl FnOnce(&Socket) -> T) -> Option<T> {
         if thread::current().id() != self.thread {
             return None;
         }
-        // SAFETY: The connections of this thread are closed by this thread alone, so while this function
-        // runs the descriptor keeps its meaning. If the connection was closed before, the number may
-        // stand for nothing or for something else of this process; it is then only asked for its
-        // identity, which fails or differs, and dropped.
+        // SAFETY: Only this thread closes its connections, so the descriptor stays valid while this function
+        // runs. If the connection was closed before, the number may be unused or reused; then only its
+        // identity is read, which fails or differs.
         let borrowed = unsafe { Borrowed::borrow_raw(self.descriptor) };
         let socket = SockRef::from(&borrowed);
         identity(&socket).is_ok_and(|identity| identity == self.identity).then(|| act(&socket))
@@ -100,4 +106,62 @@ fn identity(socket: &Socket) -> io::Result<Identity> {
 fn identity(socket: &Socket) -> io::Result<Identity> {
     let address = |address: socket2::SockAddr| address.as_socket().ok_or(io::ErrorKind::Other);
     Ok((address(socket.local_addr()?)?, address(socket.peer_addr()?)?))
+}
+
+/// States of a socket that has sent its FIN, or is about to (`include/net/tcp_states.h` of Linux).
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const FIN_WAIT1: u8 = 4;
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const LAST_ACK: u8 = 9;
+#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+const CLOSING: u8 = 11;
+
+/// What the kernel knows of a connection's bytes, in both directions.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Bytes received from the peer since the connection began.
+    pub received: u64,
+    /// How long ago the peer has sent something.
+    pub silence: Duration,
+    /// Bytes that the peer has acknowledged since the connection began.
+    pub acknowledged: u64,
+    /// Whether bytes wait to be sent or acknowledged.
+    pub unsent: bool,
+}
+
+impl Progress {
+    #[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
+    pub(super) fn of(socket: &Socket) -> Option<Self> {
+        use std::os::fd::AsRawFd;
+
+        // SAFETY: All zeros are a valid value of these integers.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::tcp_info>();
+        let mut len = libc::socklen_t::try_from(size).ok()?;
+        let into = (&raw mut info).cast();
+        // SAFETY: `into` points to `len` writable bytes, and the kernel writes no more. What an older kernel
+        // does not write stays zero.
+        let failed = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                into,
+                &raw mut len,
+            )
+        };
+        // A pending FIN counts as unacknowledged, too.
+        let fin = u32::from(matches!(info.tcpi_state, FIN_WAIT1 | LAST_ACK | CLOSING));
+        (failed == 0).then(|| Self {
+            received: info.tcpi_bytes_received,
+            silence: Duration::from_millis(info.tcpi_last_data_recv.into()),
+            acknowledged: info.tcpi_bytes_acked,
+            unsent: info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > fin,
+        })
+    }
+
+    #[cfg(not(all(target_os = "linux", any(target_env = "gnu", target_env = "musl"))))]
+    pub(super) fn of(_: &Socket) -> Option<Self> {
+        None
+    }
 }

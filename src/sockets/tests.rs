@@ -1,4 +1,4 @@
-//! The watcher on real sockets: an actix server on this thread, and peers on threads of their own.
+//! Sockets of an actix server on this thread, with peers on threads of their own.
 
 use std::{
     fs,
@@ -10,18 +10,21 @@ use std::{
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, rt, web};
 use futures_util::stream;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{SocketKey, end_within, key_of, watch_socket};
+use super::{
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIME, SocketKey, USER_TIMEOUT, configure_tcp, end_within, key_of,
+    watch_socket,
+};
 
-/// Until when the sockets of the tests have to be gone.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// When the sockets of the tests are shut down.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long everything else may take.
-const ALLOWANCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Writes for ever, to a socket that has to be gone in time.
+/// Writes for ever.
 async fn endless(req: HttpRequest) -> HttpResponse {
-    end_within(key_of(&req).unwrap(), PATIENCE);
+    end_within(key_of(&req).unwrap(), END_TIMEOUT);
     let chunks =
         stream::repeat_with(|| Ok::<_, actix_web::Error>(web::Bytes::from_static(&[b'x'; 65_536])));
     HttpResponse::Ok().streaming(chunks)
@@ -29,7 +32,7 @@ async fn endless(req: HttpRequest) -> HttpResponse {
 
 /// Writes 200 KB, which the kernel takes at once, and closes.
 async fn long(req: HttpRequest) -> HttpResponse {
-    end_within(key_of(&req).unwrap(), PATIENCE);
+    end_within(key_of(&req).unwrap(), END_TIMEOUT);
     HttpResponse::Ok().force_close().body(vec![b'x'; 200_000])
 }
 
@@ -49,7 +52,7 @@ fn ask(address: SocketAddr, path: &str) -> TcpStream {
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&address.into()).unwrap();
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(ALLOWANCE)).unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     stream.read_exact(&mut [0]).unwrap();
     stream
@@ -66,13 +69,12 @@ fn is_there(addresses: [SocketAddr; 2]) -> bool {
     })
 }
 
-/// Does something again and again until the server's end of the connection is gone, and answers after
-/// how long it was.
+/// Repeats something until the server's end of the connection is gone, and returns how long that took.
 fn until_gone(client: &TcpStream, mut again: impl FnMut()) -> Duration {
     let addresses = [client.peer_addr().unwrap(), client.local_addr().unwrap()];
     let start = Instant::now();
     while is_there(addresses) {
-        assert!(start.elapsed() < ALLOWANCE, "the socket stays");
+        assert!(start.elapsed() < TEST_TIMEOUT, "the socket stays");
         again();
         thread::sleep(Duration::from_millis(20));
     }
@@ -85,17 +87,17 @@ async fn peer<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T 
 }
 
 #[actix_web::test]
-async fn a_socket_whose_peer_reads_nothing_is_gone_in_time() {
+async fn a_socket_whose_peer_reads_nothing_is_closed_in_time() {
     let address = serve().await;
     let after = peer(move || {
         let client = ask(address, "/endless");
         until_gone(&client, || ())
     });
-    assert!(after.await >= PATIENCE / 2, "before its time");
+    assert!(after.await >= END_TIMEOUT / 2, "before its time");
 }
 
 #[actix_web::test]
-async fn a_socket_whose_peer_reads_a_byte_at_a_time_is_gone_in_time() {
+async fn a_socket_whose_peer_reads_a_byte_at_a_time_is_closed_in_time() {
     let address = serve().await;
     peer(move || {
         let client = ask(address, "/endless");
@@ -107,7 +109,7 @@ async fn a_socket_whose_peer_reads_a_byte_at_a_time_is_gone_in_time() {
 }
 
 #[actix_web::test]
-async fn what_the_kernel_has_yet_to_send_does_not_keep_a_closed_socket_for_longer() {
+async fn unsent_bytes_do_not_keep_a_closed_socket_for_longer() {
     let address = serve().await;
     let after = peer(move || {
         let client = ask(address, "/long");
@@ -115,7 +117,7 @@ async fn what_the_kernel_has_yet_to_send_does_not_keep_a_closed_socket_for_longe
             let _ = (&client).read(&mut [0]);
         })
     });
-    assert!(after.await >= PATIENCE / 2, "the last bytes had no time");
+    assert!(after.await >= END_TIMEOUT / 2, "the last bytes had no time");
 }
 
 #[actix_web::test]
@@ -129,13 +131,13 @@ async fn a_peer_that_reads_gets_everything_and_the_end_at_once() {
         assert!(all.len() > 200_000);
         assert!(all.ends_with(b"xxx"));
         // The FIN comes with the last byte, not with the deadline.
-        assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+        assert!(start.elapsed() < END_TIMEOUT, "{:?}", start.elapsed());
     })
     .await;
 }
 
 #[actix_web::test]
-async fn a_key_outlives_its_socket_and_does_no_harm_to_the_next_one_of_its_descriptor() {
+async fn a_key_does_not_refer_to_the_next_socket_with_its_descriptor() {
     use actix_web::rt::net::TcpStream;
 
     let listener = actix_web::rt::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -174,4 +176,18 @@ async fn a_socket_of_another_thread_is_left_alone() {
     assert!(key.end(), "on its own thread it is ended");
     stream.readable().await.unwrap();
     assert_eq!(stream.try_read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_connection_inherits_the_configuration_of_its_listener() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    configure_tcp(&listener);
+    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let socket = SockRef::from(&accepted);
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_TIME);
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+    assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
 }

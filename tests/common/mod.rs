@@ -42,6 +42,13 @@ pub async fn on<T: Send + 'static>(
     answer.await.unwrap()
 }
 
+/// Waits until the dispatcher of this thread has carried out the orders that were sent to it before.
+pub async fn dispatched() {
+    for _ in 0..10 {
+        on(&Arbiter::current(), || ()).await;
+    }
+}
+
 pub const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
@@ -135,13 +142,14 @@ impl Harness {
 
 impl Session {
     pub fn joining(&self, name: &str, who: Option<&str>) -> Join {
-        Join::anonymous(room(name), self.id, self.addr.clone().recipient())
+        Join::new(room(name), self.id, self.addr.clone().recipient())
             .disconnect(self.addr.clone().recipient())
             .user(who.map(user))
     }
 
     /// Everything sent to it up to now.
     pub async fn heard(&mut self) -> Vec<Heard> {
+        dispatched().await;
         let payload = ByteString::from_static("marker");
         // The mailbox is a queue: what was sent before is handled before.
         self.addr

@@ -9,14 +9,16 @@ use actix_presence::{
 };
 use bytestring::ByteString;
 
-use crate::common::{Harness, on, room, secs};
+use crate::common::{Harness, dispatched, on, room, secs};
 
-/// Where a session runs, and whether the registry knows its thread.
+/// Where a session runs.
 #[derive(Clone)]
 pub enum Place {
     Thread(ArbiterHandle),
-    /// Its joins are made by hand, on the registry's thread.
-    Unknown,
+    /// On the test's thread, where its joins are made by hand.
+    Here,
+    /// The same, but its joins are made where no arbiter runs, so the registry's thread delivers.
+    NoArbiter,
 }
 
 /// A session.
@@ -32,7 +34,7 @@ impl Guest {
     pub async fn new(t: &Harness, place: Place, dialect: Dialect) -> Self {
         let (addr, heard) = match &place {
             Place::Thread(thread) => on(thread, Probe::new).await,
-            Place::Unknown => Probe::new(),
+            Place::Here | Place::NoArbiter => Probe::new(),
         };
         let connection = Arc::new(Connection::new(t.registry.clone()));
         Self { place, dialect, connection, addr, heard }
@@ -45,13 +47,22 @@ impl Guest {
     /// So many joins, made where its session runs.
     pub async fn joins(&self, name: &str, count: usize) -> Vec<Join> {
         let (name, dialect, addr) = (room(name), self.dialect, self.addr.clone());
-        let Place::Thread(thread) = &self.place else {
-            let join = || Join::anonymous(name.clone(), self.id(), addr.clone().recipient());
-            return (0..count).map(|_| join().dialect(dialect)).collect();
+        let (connection, id) = (self.connection.clone(), self.id());
+        let by_hand = {
+            let (name, addr) = (name.clone(), addr.clone());
+            move || Join::new(name.clone(), id, addr.clone().recipient()).dialect(dialect)
         };
-        let connection = self.connection.clone();
-        let join = move || connection.join(name.clone(), addr.clone()).dialect(dialect);
-        on(thread, move || (0..count).map(|_| join()).collect()).await
+        match &self.place {
+            Place::Thread(thread) => {
+                let join = move || connection.join(name.clone(), addr.clone()).dialect(dialect);
+                on(thread, move || (0..count).map(|_| join()).collect()).await
+            }
+            Place::Here => (0..count).map(|_| by_hand()).collect(),
+            Place::NoArbiter => {
+                let joins = move || (0..count).map(|_| by_hand()).collect();
+                std::thread::spawn(joins).join().unwrap()
+            }
+        }
     }
 
     /// Joins as the user of this name.
@@ -64,13 +75,14 @@ impl Guest {
         assert!(t.registry.send(Leave::new(room(name), self.id())).await.unwrap());
     }
 
-    /// What it says in a room; nobody waits until it is heard.
+    /// Publishes to a room, without waiting for the answer.
     pub fn say(&self, t: &Harness, name: &str, text: &str) {
-        t.registry.do_send(Publish::new(room(name), text.to_owned()).from(self.id()));
+        t.registry.do_send(Publish::new(room(name), text.to_owned()).sent_by(self.id()));
     }
 
-    /// What has reached it since this was asked last.
+    /// The frames since the last call.
     pub async fn frames(&mut self) -> Vec<ForwardMessage> {
+        dispatched().await;
         let payload = ByteString::from_static("marker");
         let marker = ForwardMessage::new(room("-"), Forwarded::Message, payload);
         // The mailbox is a queue: what was sent before is handled before.
@@ -92,7 +104,7 @@ impl Guest {
     }
 }
 
-/// Threads, each with a session in a room apart, by which one sees that the orders before have been taken.
+/// Threads, each with a session in a room of its own, which shows that earlier orders were carried out.
 pub struct Threads {
     pub handles: Vec<ArbiterHandle>,
     pilots: Vec<Guest>,
@@ -116,7 +128,7 @@ impl Threads {
         Self { handles, pilots }
     }
 
-    /// Waits until the registry has ended its turn, and each thread has taken what it was sent by then.
+    /// Waits until the registry has ended its turn, and each thread has carried out its orders.
     pub async fn sync(&mut self, t: &Harness) {
         let again = self.pilots[0].joins(APART, 1).await.remove(0).user(pilot());
         t.registry.send(again).await.unwrap().unwrap();
@@ -126,7 +138,7 @@ impl Threads {
         }
     }
 
-    /// Lets time pass until everything is told that waits.
+    /// Lets time pass until everything that waits is sent.
     pub async fn settle(&mut self, t: &Harness) {
         for _ in 0..3 {
             t.clock.advance(secs(2));

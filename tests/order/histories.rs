@@ -40,8 +40,8 @@ enum Step {
     Check,
 }
 
-/// Whether its thread is unknown, or which it is; and its dialect.
-type Kind = (Option<usize>, usize);
+/// Where it runs: an index of `World::place`; and its dialect.
+type Kind = (usize, usize);
 
 const DIALECTS: [Dialect; 6] = [
     Dialect::Raw,
@@ -53,8 +53,8 @@ const DIALECTS: [Dialect; 6] = [
 ];
 
 fn kind() -> impl Strategy<Value = Kind> {
-    let thread = prop_oneof![1 => Just(None), 3 => (0..2_usize).prop_map(Some)];
-    (thread, 0..DIALECTS.len())
+    let place = prop_oneof![3 => 0..2_usize, 1 => 2..4_usize];
+    (place, 0..DIALECTS.len())
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -85,8 +85,18 @@ struct World {
     histories: usize,
 }
 
-/// Answers that are awaited at the end of a turn.
-type Answers = Vec<Pin<Box<dyn Future<Output = ()>>>>;
+impl World {
+    fn place(&self, index: usize) -> Place {
+        match self.threads.handles.get(index) {
+            Some(thread) => Place::Thread(thread.clone()),
+            None if index == 2 => Place::Here,
+            None => Place::NoArbiter,
+        }
+    }
+}
+
+/// Awaited at the end of a turn.
+type PendingReplies = Vec<Pin<Box<dyn Future<Output = ()>>>>;
 
 struct Run<'a> {
     world: &'a mut World,
@@ -95,7 +105,7 @@ struct Run<'a> {
     joins: Vec<Vec<Join>>,
     views: Vec<View>,
     log: Log,
-    answers: Answers,
+    answers: PendingReplies,
     /// Messages that nobody has looked for yet.
     said: Range<MessageNo>,
     infos: u64,
@@ -105,11 +115,9 @@ impl<'a> Run<'a> {
     async fn new(world: &'a mut World, kinds: &[Kind], steps: &[Step]) -> Self {
         world.histories += 1;
         let name = format!("room {}", world.histories);
-        let guests = kinds.iter().map(|(thread, dialect)| {
-            let thread = thread.map(|thread| world.threads.handles[thread].clone());
-            let place = thread.map_or(Place::Unknown, Place::Thread);
-            Guest::new(&world.t, place, DIALECTS[*dialect])
-        });
+        let guests = kinds
+            .iter()
+            .map(|(place, dialect)| Guest::new(&world.t, world.place(*place), DIALECTS[*dialect]));
         let guests = join_all(guests).await;
         let joins = guests.iter().enumerate().map(|(who, guest)| {
             let is_it = |step: &&Step| matches!(step, Step::Join(one, _) if *one == who);
@@ -172,7 +180,7 @@ impl<'a> Run<'a> {
                 let (id, except) = (self.guests[who].id(), (!to_itself).then_some(who));
                 if let Some(number) = self.log.said(Some(who), except) {
                     let except = except.map(|_| id);
-                    let say = Publish::new(name, number.to_string()).from(id);
+                    let say = Publish::new(name, number.to_string()).sent_by(id);
                     self.world.t.registry.do_send(Publish { except, ..say });
                 }
             }

@@ -1,4 +1,4 @@
-//! One sentence of the order each.
+//! One rule of the order each.
 
 use std::{
     sync::{Arc, Mutex, mpsc},
@@ -211,10 +211,10 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     lobby.t.clock.advance(secs(2));
     let slow = Arbiter::new().handle();
     let still = Arbiter::new().handle();
-    // Nothing of this one comes through the dispatcher of its thread.
+    // Its join is made on this thread, which goes on while the session's own is stopped.
     let (probe, listener) = on(&slow, Probe::<Heard>::new).await;
     let mut listener = (ConnectionId::new(), listener);
-    let join = Join::anonymous(room(LOBBY), listener.0, probe.clone().recipient());
+    let join = Join::new(room(LOBBY), listener.0, probe.clone().recipient());
     let join = join.dialect(Dialect::Json(Feed::Full));
     let place = Place::Thread(still.clone());
     let other = Guest::new(&lobby.t, place, Dialect::Json(Feed::Diff)).await;
@@ -319,13 +319,13 @@ async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes
         t.registry.send(join).await.unwrap().unwrap();
     }
     let last = connections[MEMBERS - 1].id();
-    t.registry.do_send(Publish::new(room(LOBBY), "marker").from(last));
+    t.registry.do_send(Publish::new(room(LOBBY), "marker").sent_by(last));
     // It comes after all lists.
     everybody_has(&t, &mut threads, &book, Forwarded::Message).await;
     book.lock().unwrap().clear();
 
     let let_go = stop(&thread).await;
-    let speaker = Guest::new(&t, Place::Unknown, Dialect::Raw).await;
+    let speaker = Guest::new(&t, Place::Here, Dialect::Raw).await;
     speaker.join(&t, LOBBY, "speaker").await;
     speaker.say(&t, LOBBY, "hello");
     let joined = t.registry.send(newcomer);

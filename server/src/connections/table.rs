@@ -17,7 +17,7 @@ use super::connection::{Connection, Phase, Reason};
 use crate::descriptors::Limits;
 use actix_presence::{
     log_limit::LogLimit,
-    sockets::{self, EverySecond},
+    sockets::{self, PeriodicTask},
 };
 
 /// How many connections the process has.
@@ -32,7 +32,7 @@ thread_local! {
 
 pub(super) struct Table {
     limits: Limits,
-    task: EverySecond,
+    task: PeriodicTask,
     /// Seconds.
     clock: u32,
     next: u64,
@@ -93,7 +93,7 @@ impl Table {
     fn new(limits: Limits) -> Self {
         Self {
             limits,
-            task: EverySecond::new(),
+            task: PeriodicTask::new(),
             clock: 0,
             next: 0,
             open: 0,

@@ -36,7 +36,7 @@ async fn a_registry_that_stands_still_is_not_ready_at_once_and_dead_after_ten_se
     assert_eq!(send(&app, get("/healthz")).await.status, 200);
     let (probe, _) = Probe::<Heard>::new();
     let room = RoomName::new("lobby").unwrap();
-    presence.registry().do_send(Join::anonymous(room, ConnectionId::new(), probe.recipient()));
+    presence.registry().do_send(Join::new(room, ConnectionId::new(), probe.recipient()));
 
     let begun = Instant::now();
     let answer = send(&app, get("/readyz")).await;

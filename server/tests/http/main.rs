@@ -106,7 +106,7 @@ async fn join_with(
     let (probe, seen) = Probe::<Heard>::new();
     let id = ConnectionId::new();
     let room = RoomName::new(room).unwrap();
-    let mut join = Join::anonymous(room, id, probe.clone().recipient())
+    let mut join = Join::new(room, id, probe.clone().recipient())
         .disconnect(probe.clone().recipient())
         .info(Info::new(info).unwrap());
     join.user = user.map(|user| UserId::new(user).unwrap());

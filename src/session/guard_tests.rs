@@ -1,4 +1,4 @@
-//! What the guard passes on, refuses and skips.
+//! What passes the guard, and what does not.
 
 use futures_util::{stream, task::noop_waker};
 
@@ -39,18 +39,18 @@ fn passes(limit: u64, chunk: usize, bytes: &[u8]) -> bool {
 type Chunks = stream::Iter<std::vec::IntoIter<Result<Bytes, PayloadError>>>;
 
 /// A guard of these bytes in chunks.
-fn guard(limit: usize, chunk: usize, bytes: &[u8]) -> (Guard<Chunks>, Input) {
+fn guard(limit: usize, chunk: usize, bytes: &[u8]) -> (FrameGuard<Chunks>, Input) {
     let chunks = bytes.chunks(chunk).map(|chunk| Ok(Bytes::copy_from_slice(chunk)));
-    Guard::new(stream::iter(chunks.collect::<Vec<_>>()), limit)
+    FrameGuard::new(stream::iter(chunks.collect::<Vec<_>>()), limit)
 }
 
-fn poll(guard: &mut Guard<Chunks>) -> Poll<Option<Result<Bytes, PayloadError>>> {
+fn poll(guard: &mut FrameGuard<Chunks>) -> Poll<Option<Result<Bytes, PayloadError>>> {
     let waker = noop_waker();
     guard.poll_next_unpin(&mut Context::from_waker(&waker))
 }
 
 /// How many frames are passed on until the next pause, when each is handled at once, and their bytes.
-fn turn(guard: &mut Guard<Chunks>, input: &Input) -> (u32, Vec<u8>) {
+fn turn(guard: &mut FrameGuard<Chunks>, input: &Input) -> (u32, Vec<u8>) {
     let (mut frames, mut passed) = (0, Vec::new());
     while let Poll::Ready(Some(Ok(bytes))) = poll(guard) {
         passed.extend(bytes);
@@ -64,67 +64,67 @@ fn turn(guard: &mut Guard<Chunks>, input: &Input) -> (u32, Vec<u8>) {
 }
 
 #[test]
-fn no_more_frames_pass_in_one_turn_than_leave_time_for_others() {
+fn a_turn_has_a_bounded_number_of_frames() {
     for chunk in [3, 100, 100_000] {
         let flood: Vec<u8> = (0..100).flat_map(|n| frame(0x81, n)).collect();
         let (mut guard, input) = guard(65_536, chunk, &flood);
         let (mut turns, mut passed) = (0, Vec::new());
         while passed.len() < flood.len() {
             let (frames, bytes) = turn(&mut guard, &input);
-            assert!((1..=TURN).contains(&frames));
+            assert!((1..=FRAMES_PER_TURN).contains(&frames));
             assert_eq!(input.end_turn(), passed.len() + bytes.len() < flood.len());
             turns += 1;
             passed.extend(bytes);
         }
-        assert_eq!((turns, passed == flood), (100_u32.div_ceil(TURN), true));
+        assert_eq!((turns, passed == flood), (100_u32.div_ceil(FRAMES_PER_TURN), true));
     }
 }
 
 #[test]
-fn nothing_passes_while_many_answers_wait_for_the_socket() {
+fn nothing_passes_while_many_replies_wait_for_the_socket() {
     let (mut guard, input) = guard(65_536, 100_000, &frame(0x81, 3).repeat(20));
-    input.answers(UNSENT_ANSWERS + 1);
+    input.reply_queued(MAX_UNSENT_REPLIES + 1);
     assert!(poll(&mut guard).is_pending());
-    input.answered(1);
-    assert_eq!(turn(&mut guard, &input).0, TURN);
+    input.reply_done(1);
+    assert_eq!(turn(&mut guard, &input).0, FRAMES_PER_TURN);
 }
 
 #[test]
-fn what_comes_before_a_message_that_is_too_big_is_passed_on() {
+fn frames_before_a_message_that_is_too_big_pass() {
     let bytes = [frame(0x81, 10), frame(0x81, 20), frame(0x81, 101), frame(0x81, 1)].concat();
     for chunk in [1, 5, 36, 37, 1000] {
         let (mut guard, input) = guard(100, chunk, &bytes);
         let (frames, passed) = turn(&mut guard, &input);
         assert_eq!(frames, 2);
         assert!(passed.starts_with(&bytes[..16 + 26]) && passed.len() < 16 + 26 + 8);
-        assert_eq!(input.refused(), Some(Refused::TooBig));
+        assert_eq!(input.error(), Some(FrameError::TooBig));
         assert!(matches!(poll(&mut guard), Poll::Ready(None)), "the rest is swallowed");
     }
 }
 
 #[test]
-fn after_a_frame_that_is_refused_the_input_ends_with_the_close_frame_of_the_peer() {
+fn after_a_frame_error_the_input_ends_with_the_close_frame_of_the_peer() {
     let unmasked = vec![0x81, 3, b'a', b'b', b'c'];
     let (reserved, unknown) = (frame(0xc1, 3), frame(0x83, 3));
     let long_unmasked = [vec![0x81, 126, 0, 200], vec![0; 200]].concat();
     let all = [
-        (frame(0x81, 70_000), Refused::TooBig),
-        (unmasked, Refused::Malformed),
-        (long_unmasked, Refused::Malformed),
-        (reserved, Refused::Malformed),
-        (unknown, Refused::Malformed),
+        (frame(0x81, 70_000), FrameError::TooBig),
+        (unmasked, FrameError::Malformed),
+        (long_unmasked, FrameError::Malformed),
+        (reserved, FrameError::Malformed),
+        (unknown, FrameError::Malformed),
     ];
-    for (refused, why) in all {
+    for (malformed, why) in all {
         let rest = [frame(0x81, 3), frame(0x88, 2), frame(0x81, 3)].concat();
         for chunk in [1, 2, 3, 100, 100_000] {
-            let bytes = [frame(0x81, 5), refused.clone(), rest.clone()].concat();
+            let bytes = [frame(0x81, 5), malformed.clone(), rest.clone()].concat();
             let (mut guard, input) = guard(100, chunk, &bytes);
             let (frames, passed) = turn(&mut guard, &input);
-            assert_eq!((frames, input.refused()), (1, Some(why)));
+            assert_eq!((frames, input.error()), (1, Some(why)));
             assert!(bytes.starts_with(&passed));
             // The codec has no whole header of it, and nothing that it could refuse.
             let rest = &passed[frame(0x81, 5).len()..];
-            assert!(rest.len() < 2 || why == Refused::TooBig && rest.len() < 14, "{rest:?}");
+            assert!(rest.len() < 2 || why == FrameError::TooBig && rest.len() < 14, "{rest:?}");
             assert!(matches!(poll(&mut guard), Poll::Ready(None)));
             let left = guard.unread.len() + guard.stream.size_hint().0 * chunk;
             assert!(left > 0, "nothing is read after the close frame");
@@ -133,7 +133,7 @@ fn after_a_frame_that_is_refused_the_input_ends_with_the_close_frame_of_the_peer
 }
 
 #[test]
-fn after_a_close_frame_nothing_is_passed_on() {
+fn nothing_passes_after_a_close_frame() {
     let close = frame(0x88, 2);
     let bytes = [close.clone(), frame(0x81, 3), frame(0x81, 3)].concat();
     for chunk in [1, 7, 1000] {
@@ -164,7 +164,7 @@ fn fragments_count_together_and_control_frames_between_them_do_not() {
 }
 
 #[test]
-fn a_length_that_lies_about_the_future_is_refused_at_its_header() {
+fn a_huge_length_fails_at_its_header() {
     let header = [0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
     assert!(!passes(65_536, 14, &header));
 }

@@ -1,0 +1,358 @@
+//! The Phoenix dialect: what a socket with channels does with each frame.
+//!
+//! After phoenixframework/phoenix, `lib/phoenix/socket.ex`.
+
+use std::{borrow::Cow, fmt, future::pending, time::Duration};
+
+use actix::prelude::*;
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
+
+use super::{
+    closing::Closing,
+    options::StopSignal,
+    outgoing::Outgoing,
+    ws::{Ctx, Protocol, Socket},
+};
+use crate::{
+    delivery::batch,
+    messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
+    model::{
+        Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
+    },
+    wire::phoenix::{self, Frame, TooLong},
+};
+
+/// A client in no room from which nothing comes for this long is disconnected; clients send a heartbeat
+/// every 30 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The member that the session joins as, and its channels.
+pub(super) struct Channels {
+    pub user: Option<UserId>,
+    pub info: Info,
+    /// The part of the info that joins do not replace.
+    pub fixed: Info,
+    pub session: Option<SessionKey>,
+    pub allowed: Box<dyn Fn(&RoomName) -> bool>,
+    pub stop: Option<StopSignal>,
+    /// By room; nearly always one.
+    joined: SmallVec<[JoinedChannel; 1]>,
+    /// Waits for the idle timeout and the stop signal while there is no channel.
+    idle_watch: SpawnHandle,
+}
+
+/// A room that the client has joined.
+#[derive(Debug)]
+struct JoinedChannel {
+    room: RoomName,
+    /// The reference of the join.
+    join_ref: Box<str>,
+    /// Whether the client has got the room's state since: diffs from before do not apply to it.
+    has_state: bool,
+}
+
+impl Default for Channels {
+    /// Anonymous, with access to every room.
+    fn default() -> Self {
+        Self {
+            user: None,
+            info: Info::EMPTY,
+            fixed: Info::EMPTY,
+            session: None,
+            allowed: Box::new(|_| true),
+            stop: None,
+            joined: SmallVec::new(),
+            idle_watch: SpawnHandle::default(),
+        }
+    }
+}
+
+impl Protocol for Channels {
+    fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
+        watch_idle(socket, ctx);
+    }
+
+    fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str) {
+        let frame = match phoenix::read(text) {
+            Ok(frame) => frame,
+            Err(error) => {
+                let (connection, column) = (socket.me.id(), error.column());
+                tracing::debug!(%connection, kind = ?error.classify(), column, "no Phoenix frame");
+                socket.me.batched_touch();
+                return socket.close(ctx, Closing::MalformedMessage);
+            }
+        };
+        let is_heartbeat = (&*frame.topic, &*frame.event) == ("phoenix", "heartbeat");
+        if is_heartbeat && frame.check().is_ok() {
+            socket.me.batched_heartbeat();
+            let answer = phoenix::ok(None, frame.r#ref.as_deref(), &frame.topic);
+            return socket.outgoing.text(answer);
+        }
+        socket.me.batched_touch();
+        if let Err(too_long) = frame.check() {
+            // A name that is too long is not sent back.
+            let topic = if too_long == TooLong::Topic { "phoenix" } else { &*frame.topic };
+            let refusal = phoenix::refused(None, None, topic, &too_long.to_string());
+            return socket.outgoing.text(refusal);
+        }
+        match &*frame.event {
+            phoenix::ACCESS_TOKEN => access_token(socket, &frame),
+            "phx_join" => join(socket, ctx, &frame),
+            "phx_leave" => leave(socket, ctx, &frame),
+            _ => push(socket, ctx, frame),
+        }
+    }
+
+    fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
+        let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
+        let outgoing = &socket.outgoing;
+        match msg.kind {
+            Forwarded::State => {
+                channel.has_state = true;
+                let state = phoenix::addressed(&msg.payload, &channel.join_ref);
+                outgoing.forward(state, msg.reservation);
+            }
+            Forwarded::Diff if !channel.has_state => {}
+            Forwarded::Message | Forwarded::Diff => outgoing.forward(msg.payload, msg.reservation),
+            Forwarded::Closed => {
+                outgoing.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
+                left(socket, ctx, msg.room.as_str());
+                // It may have joined again before it read this.
+                socket.me.registry().do_send(Leave::new(msg.room, socket.me.id()));
+            }
+        }
+    }
+
+    /// A client reconnects by itself unless the code is 1000, and then joins the channels again that were
+    /// not closed.
+    fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect) {
+        if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
+            return socket.close(ctx, Closing::Ordered(msg));
+        }
+        for channel in socket.protocol.joined.drain(..) {
+            socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
+        }
+        socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
+    }
+}
+
+/// Watches a client in no room, which the registry does not know: closes it when the server stops, or when
+/// it is silent for too long.
+fn watch_idle(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
+    let stop = socket.protocol.stop.clone();
+    let stopped = async {
+        match stop {
+            Some(stop) => stop.stopped().await,
+            None => pending().await,
+        }
+    };
+    let timeout = IDLE_TIMEOUT.saturating_sub(socket.last_frame.elapsed());
+    let stopped = actix::clock::timeout(timeout, stopped).into_actor(socket);
+    socket.protocol.idle_watch = ctx.spawn(stopped.map(|stopped, socket, ctx| match stopped {
+        Ok(()) => socket.close(ctx, Closing::ServerStops),
+        Err(_) if socket.last_frame.elapsed() >= IDLE_TIMEOUT => socket.close(ctx, Closing::Silent),
+        Err(_) => watch_idle(socket, ctx),
+    }));
+}
+
+/// Adds a channel. Returns the reference of its join before, if there was one.
+fn joined(
+    socket: &mut Socket<Channels>,
+    ctx: &mut Ctx<Channels>,
+    room: RoomName,
+    join_ref: Box<str>,
+) -> Option<Box<str>> {
+    let channels = &mut socket.protocol;
+    if channels.joined.is_empty() {
+        ctx.cancel_future(channels.idle_watch);
+    }
+    match channels.position(room.as_str()) {
+        Ok(place) => {
+            let channel = &mut channels.joined[place];
+            channel.has_state = false;
+            Some(std::mem::replace(&mut channel.join_ref, join_ref))
+        }
+        Err(place) => {
+            channels.joined.insert(place, JoinedChannel { room, join_ref, has_state: false });
+            None
+        }
+    }
+}
+
+/// Removes a channel. Returns the reference of its join, if it was joined.
+fn left(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, room: &str) -> Option<Box<str>> {
+    let place = socket.protocol.position(room).ok()?;
+    let channel = socket.protocol.joined.remove(place);
+    if socket.protocol.joined.is_empty() {
+        watch_idle(socket, ctx);
+    }
+    Some(channel.join_ref)
+}
+
+impl Channels {
+    /// The index of the room's channel, or where it would be.
+    fn position(&self, room: &str) -> Result<usize, usize> {
+        self.joined.binary_search_by(|channel| channel.room.as_str().cmp(room))
+    }
+
+    fn channel(&mut self, room: &str) -> Option<&mut JoinedChannel> {
+        let place = self.position(room).ok()?;
+        self.joined.get_mut(place)
+    }
+
+    /// The info in the params of a join.
+    fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
+        let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
+        let Some(info) = params.get("info") else { return Ok(self.info.clone()) };
+        if !is_shallow(info.get()) {
+            return Err(InvalidInfo::TooDeep.to_string().into());
+        }
+        let info: Result<Map<String, Value>, _> = serde_json::from_str(info.get());
+        let mut info = info.map_err(|_| "info is no object")?;
+        info.extend(self.fixed.to_map());
+        Info::from_map(&info).map_err(|_| "info is too large".into())
+    }
+}
+
+fn refuse(outgoing: &Outgoing, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
+    outgoing.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
+}
+
+fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
+    let channels = &socket.protocol;
+    let room = match RoomName::new(&*frame.topic) {
+        Ok(room) if room != "phoenix" => room,
+        _ => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
+    };
+    let join_ref = frame.join_ref.as_deref().or(frame.r#ref.as_deref()).unwrap_or_default();
+    if !(channels.allowed)(&room) {
+        return refuse(&socket.outgoing, Some(join_ref), frame, "unauthorized");
+    }
+    let info = match channels.info_of(frame) {
+        Ok(info) => info,
+        Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, &reason),
+    };
+    let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
+    let join = join.fixed_info(channels.fixed.clone()).session(channels.session.clone());
+    let join = join.dialect(Dialect::Phoenix);
+    let joining = batch::join(socket.me.registry().clone(), join).into_actor(socket);
+    let (join_ref, reference) = (Box::<str>::from(join_ref), owned(frame.r#ref.as_deref()));
+    // What the room sends waits in the mailbox meanwhile, so the answer comes first.
+    ctx.wait(joining.map(move |answer, socket, ctx| match answer {
+        Some(Ok(_)) => {
+            let topic = room.as_str();
+            let answer = phoenix::ok(Some(&join_ref), reference.as_deref(), topic);
+            socket.outgoing.text(answer);
+            if let Some(before) = joined(socket, ctx, room.clone(), join_ref) {
+                socket.outgoing.text(phoenix::close(&before, topic));
+            }
+        }
+        Some(Err(error)) => {
+            let reason = match &error {
+                JoinError::Limit(LimitReached::TooManyRooms { .. }) => "too many channels joined",
+                JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
+                JoinError::Denied { reason } => reason,
+                JoinError::Superseded(_) => "replaced",
+                JoinError::Withdrawn => "withdrawn",
+                JoinError::ShuttingDown => "shutting down",
+            };
+            let (join_ref, reference) = (Some(&*join_ref), reference.as_deref());
+            let refusal = phoenix::refused(join_ref, reference, room.as_str(), reason);
+            socket.outgoing.text(refusal);
+        }
+        None => socket.registry_stopped(ctx),
+    }));
+}
+
+fn owned(text: Option<&str>) -> Option<Box<str>> {
+    text.map(Box::from)
+}
+
+fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
+    let (reference, topic) = (frame.r#ref.as_deref(), &*frame.topic);
+    let Some(channel) = socket.protocol.channel(topic) else {
+        let answer = phoenix::ok(frame.join_ref.as_deref(), reference, topic);
+        return socket.outgoing.text(answer);
+    };
+    if !channel.is_current(frame) {
+        return;
+    }
+    let room = channel.room.clone();
+    let Some(join_ref) = left(socket, ctx, topic) else { return };
+    let answer = phoenix::ok(Some(&join_ref), reference, topic);
+    let leave = Leave::new(room.clone(), socket.me.id());
+    let leaving = socket.me.registry().send(leave).into_actor(socket);
+    ctx.wait(leaving.map(move |left, socket, ctx| match left {
+        Ok(_) => {
+            socket.outgoing.text(answer);
+            socket.outgoing.text(phoenix::close(&join_ref, room.as_str()));
+        }
+        Err(_) => socket.registry_stopped(ctx),
+    }));
+}
+
+fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>) {
+    let Some(channel) = socket.protocol.channel(&frame.topic) else {
+        return refuse(&socket.outgoing, None, &frame, "unmatched topic");
+    };
+    if !channel.is_current(&frame) {
+        return;
+    }
+    if !phoenix::may_push(&frame.event) {
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, "reserved event");
+    }
+    if !is_shallow(frame.payload.get()) {
+        let reason = format!("the payload may be nested at most {MAX_DEPTH} deep");
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, &reason);
+    }
+    if phoenix::object(frame.payload).is_none() {
+        return refuse(
+            &socket.outgoing,
+            Some(&channel.join_ref),
+            &frame,
+            "the payload is no object",
+        );
+    }
+    let (room, join_ref) = (channel.room.clone(), channel.join_ref.clone());
+    let reference = owned(frame.r#ref.as_deref());
+    let publish = Publish::event(room.clone(), frame.event.into_owned(), frame.payload.to_owned());
+    socket.publish(ctx, publish, move |socket, answer| {
+        let (reference, topic) = (reference.as_deref(), room.as_str());
+        socket.outgoing.text(match answer {
+            Ok(_) if reference.is_none() => return,
+            Ok(_) => phoenix::ok(Some(&join_ref), reference, topic),
+            Err(_) => phoenix::refused(None, reference, topic, "unmatched topic"),
+        });
+    });
+}
+
+/// Answers an access token like a push, and drops it.
+fn access_token(socket: &mut Socket<Channels>, frame: &Frame<'_>) {
+    let join_ref = match socket.protocol.channel(&frame.topic) {
+        Some(channel) if channel.is_current(frame) => Some(&*channel.join_ref),
+        Some(_) => return,
+        None if frame.topic == "phoenix" => None,
+        None => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
+    };
+    if let Some(reference) = frame.r#ref.as_deref() {
+        let answer = phoenix::ok(join_ref, Some(reference), &frame.topic);
+        socket.outgoing.text(answer);
+    }
+}
+
+impl JoinedChannel {
+    /// Whether the frame belongs to the latest join.
+    fn is_current(&self, frame: &Frame<'_>) -> bool {
+        frame.join_ref.as_ref().is_none_or(|one| **one == *self.join_ref)
+    }
+}
+
+impl fmt::Debug for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channels")
+            .field("user", &self.user)
+            .field("joined", &self.joined)
+            .finish_non_exhaustive()
+    }
+}
