@@ -6,14 +6,14 @@ use ahash::RandomState;
 
 use super::{
     Delivery, Newcomer, Route,
-    dispatchers::{DeliveryOrder, DeliveryReport, DispatcherId},
+    dispatchers::{DeliveryOrder, DeliveryReport, DispatcherId, SendOutcome},
     list::List,
     published::{DeliveryCount, Publication, Published, RoomMessage},
     schedule::{Broadcast, ListSchedule},
 };
 use crate::{
     messages::{Dialect, Feed},
-    model::{Diff, RoomName, Rooms, Snapshot},
+    model::{ConnectionId, Diff, RoomName, Rooms, Snapshot},
 };
 
 /// The initial list for the newcomers of a turn.
@@ -143,8 +143,7 @@ impl Delivery {
                 entry.recipients.listens() && (one.for_full_feeds || !is_full_feed(dialect))
             };
             entry.list = list.filter(is_for_it).map(|one| Arc::clone(&one.list));
-            let report =
-                DeliveryReport { room: Some(entry.room.clone()), ..DeliveryReport::default() };
+            let report = DeliveryReport::of(&entry.room);
             self.request(dispatcher, DeliveryOrder::Enter(entry), report, now);
         }
     }
@@ -215,8 +214,8 @@ impl Delivery {
                 Broadcast::List(list) => {
                     self.lists_sent.add(1);
                     let order = |dispatcher| {
-                        let (room, listed) = (Some(name.clone()), Some(dispatcher));
-                        let report = DeliveryReport { room, listed, ..DeliveryReport::default() };
+                        let listed = Some(dispatcher);
+                        let report = DeliveryReport { listed, ..DeliveryReport::of(name) };
                         (DeliveryOrder::List { list: Arc::clone(&list), now }, report)
                     };
                     self.request_all(name, order, now);
@@ -233,8 +232,8 @@ impl Delivery {
     fn offer_full(&mut self, (list, only_newcomers): (List, bool), now: u64) {
         let (room, list) = (list.room().clone(), Arc::new(list));
         let order = |_| {
-            let report = DeliveryReport { room: Some(room.clone()), ..DeliveryReport::default() };
-            (DeliveryOrder::FullList { list: Arc::clone(&list), only_newcomers, now }, report)
+            let order = DeliveryOrder::FullList { list: Arc::clone(&list), only_newcomers, now };
+            (order, DeliveryReport::of(&room))
         };
         self.request_all(&room, order, now);
     }
@@ -247,6 +246,47 @@ impl Delivery {
         for room in waiting.cloned().collect::<Vec<_>>() {
             self.flush(&rooms.snapshot(&room), now);
         }
+    }
+
+    /// Gives an order that is acknowledged with a report.
+    fn request(
+        &mut self,
+        dispatcher: DispatcherId,
+        order: DeliveryOrder,
+        report: DeliveryReport,
+        now: u64,
+    ) {
+        match self.dispatchers.request(dispatcher, order, report, now) {
+            SendOutcome::Done(report) => self.take_report(report, now),
+            SendOutcome::Pending => {}
+            SendOutcome::Unreachable => {
+                let served = self.memberships.iter().filter(|(_, it)| it.dispatcher == dispatcher);
+                self.failed.slow.extend(served.map(|(connection, _)| *connection));
+            }
+        }
+    }
+
+    /// Takes the outcome of an order.
+    pub fn take_report(&mut self, report: DeliveryReport, now: u64) {
+        let DeliveryReport { room, listed, needs_full_list, busy, slow, gone } = report;
+        if let Some(room) = &room
+            && let Some(schedule) = self.schedule_of(room)
+        {
+            if let Some(dispatcher) = listed {
+                schedule.handed_out(dispatcher, busy, now);
+            }
+            if needs_full_list {
+                schedule.offer_full_later(now);
+            }
+            self.set_due(room, now);
+        }
+        // Another connection may have come under the same id meanwhile.
+        let is_same = |(id, serial): &(ConnectionId, u32)| {
+            self.memberships.get(id).is_some_and(|known| known.serial == *serial)
+        };
+        let current = |known: Vec<_>| known.into_iter().filter(is_same).map(|(id, _)| id);
+        self.failed.slow.extend(current(slow));
+        self.failed.gone.extend(current(gone));
     }
 
     pub(super) fn schedule_of(&mut self, room: &RoomName) -> Option<&mut ListSchedule> {

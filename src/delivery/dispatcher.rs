@@ -107,7 +107,10 @@ impl Dispatcher {
                 }
             }
             DeliveryOrder::Drain { connections, disconnect } => {
-                let queues = self.slices.queues(&self.rooms);
+                let queue = |(name, room): (&RoomName, &LocalRoom)| {
+                    Some((name.clone(), room.queue.as_ref()?.number))
+                };
+                let queues = self.rooms.iter().filter_map(queue).collect();
                 self.drains.push(PendingDrain { connections, disconnect, queues });
                 self.finish_drains();
             }
@@ -210,7 +213,7 @@ impl Dispatcher {
         match room.and_then(|room| room.queue.as_mut()) {
             Some(queue) => {
                 send_replies(std::mem::take(&mut initial.replies));
-                queue.push(QueuedTask::InitialList(initial, ack));
+                queue.push(QueuedTask::InitialList(initial), ack);
             }
             None => self.send_initial_list(initial, &mut ack.report),
         }
@@ -223,9 +226,8 @@ impl Dispatcher {
         let Some(queue) = queue else {
             return self.offer_full(&list, false, now, &mut ack.report);
         };
-        let report = DeliveryReport { room: ack.report.room.clone(), ..DeliveryReport::default() };
-        let later = AckGuard { reports: Arc::clone(&ack.reports), report };
-        queue.push(QueuedTask::FullList { list: Arc::clone(&list), now, ack: later });
+        let (reports, report) = (Arc::clone(&ack.reports), DeliveryReport::of(list.room()));
+        queue.push(QueuedTask::FullList(Arc::clone(&list), now), AckGuard { reports, report });
         self.offer_full(&list, true, now, &mut ack.report);
     }
 

@@ -109,6 +109,10 @@ pub(crate) struct DeliveryReport {
 }
 
 impl DeliveryReport {
+    pub(super) fn of(room: &RoomName) -> Self {
+        Self { room: Some(room.clone()), ..Self::default() }
+    }
+
     fn is_empty(&self) -> bool {
         self.listed.is_none()
             && !self.needs_full_list

@@ -30,7 +30,7 @@ use ahash::RandomState;
 use smallvec::SmallVec;
 
 use self::{
-    dispatchers::{DeliveryOrder, DispatcherId, Dispatchers, JoinReplies, RoomEntry, SendOutcome},
+    dispatchers::{DeliveryOrder, DispatcherId, Dispatchers, JoinReplies, RoomEntry},
     published::RoomMessage,
     schedule::ListSchedule,
 };
@@ -94,6 +94,13 @@ struct Newcomer {
     entry: RoomEntry,
     /// Whether it was a member before, and got the room's earlier messages.
     rejoins: bool,
+}
+
+impl Newcomer {
+    /// Whether it is an entry of this connection, into this room or any.
+    fn is(&self, connection: ConnectionId, room: Option<&RoomName>) -> bool {
+        self.entry.connection == connection && room.is_none_or(|room| self.entry.room == *room)
+    }
 }
 
 /// A connection that joins a room.
@@ -189,26 +196,20 @@ impl Delivery {
         let before = index.and_then(|index| known.rooms.remove(index));
         known.rooms.push((name.clone(), listens));
         self.last_entry += 1;
-        let (mut number, mut rejoins) = (self.last_entry, before.is_some());
-        let mut replies = JoinReplies::default();
-        let is_same =
-            |one: &Newcomer| one.entry.connection == connection && one.entry.room == *name;
-        if let Some(index) = self.newcomers.iter().position(is_same) {
-            let earlier = self.newcomers.remove(index);
-            (number, rejoins, replies) =
-                (earlier.entry.number, earlier.rejoins, earlier.entry.replies);
-        }
+        let earlier = self.newcomers.iter().position(|one| one.is(connection, Some(name)));
+        let (number, rejoins, mut replies) = match earlier.map(|at| self.newcomers.remove(at)) {
+            Some(Newcomer { entry, rejoins, .. }) => (entry.number, rejoins, entry.replies),
+            None => (self.last_entry, before.is_some(), JoinReplies::default()),
+        };
         replies.push(reply);
-        let (version, list) = (room.version(), None);
-        let room_name = name.clone();
         let entry = RoomEntry {
             connection,
-            room: room_name,
+            room: name.clone(),
             recipients,
             serial,
             number,
-            version,
-            list,
+            version: room.version(),
+            list: None,
             replies,
             now,
         };
@@ -238,10 +239,7 @@ impl Delivery {
     /// Sends the entries of a connection into a room, or into all its rooms, that wait for the end of the
     /// turn: before anything that must not overtake them.
     fn send_entries(&mut self, connection: ConnectionId, room: Option<&RoomName>) {
-        let is_it = |one: &mut Newcomer| {
-            one.entry.connection == connection && room.is_none_or(|room| one.entry.room == *room)
-        };
-        for newcomer in self.newcomers.extract_if(.., is_it) {
+        for newcomer in self.newcomers.extract_if(.., |one| one.is(connection, room)) {
             let enter = DeliveryOrder::Enter(newcomer.entry);
             self.dispatchers.notify(newcomer.dispatcher, enter);
         }
@@ -345,47 +343,6 @@ impl Delivery {
     /// Whether the connection was told to close because this node stops.
     pub fn is_draining(&self, connection: ConnectionId) -> bool {
         self.memberships.get(&connection).is_some_and(|known| known.is_draining)
-    }
-
-    /// Gives an order that is acknowledged with a report.
-    fn request(
-        &mut self,
-        dispatcher: DispatcherId,
-        order: DeliveryOrder,
-        report: DeliveryReport,
-        now: u64,
-    ) {
-        match self.dispatchers.request(dispatcher, order, report, now) {
-            SendOutcome::Done(report) => self.take_report(report, now),
-            SendOutcome::Pending => {}
-            SendOutcome::Unreachable => {
-                let served = self.memberships.iter().filter(|(_, it)| it.dispatcher == dispatcher);
-                self.failed.slow.extend(served.map(|(connection, _)| *connection));
-            }
-        }
-    }
-
-    /// Takes the outcome of an order.
-    pub fn take_report(&mut self, report: DeliveryReport, now: u64) {
-        let DeliveryReport { room, listed, needs_full_list, busy, slow, gone } = report;
-        if let Some(room) = &room
-            && let Some(schedule) = self.schedule_of(room)
-        {
-            if let Some(dispatcher) = listed {
-                schedule.handed_out(dispatcher, busy, now);
-            }
-            if needs_full_list {
-                schedule.offer_full_later(now);
-            }
-            self.set_due(room, now);
-        }
-        // Another connection may have come under the same id meanwhile.
-        let is_same = |(id, serial): &(ConnectionId, u32)| {
-            self.memberships.get(id).is_some_and(|known| known.serial == *serial)
-        };
-        let current = |known: Vec<_>| known.into_iter().filter(is_same).map(|(id, _)| id);
-        self.failed.slow.extend(current(slow));
-        self.failed.gone.extend(current(gone));
     }
 }
 

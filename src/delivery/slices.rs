@@ -9,7 +9,7 @@
 //! ready at once is the barrier that tells when they have written what they were sent.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -102,20 +102,12 @@ impl Handout {
 
 /// What waits in the queue of a room.
 pub(super) enum QueuedTask {
-    List {
-        list: Arc<List>,
-        now: u64,
-        ack: AckGuard,
-    },
-    Message(RoomMessage, AckGuard),
+    List(Arc<List>, u64),
+    Message(RoomMessage),
     /// The initial list for a member that has joined again.
-    InitialList(InitialDelivery, AckGuard),
+    InitialList(InitialDelivery),
     /// The full list for the listeners that need it.
-    FullList {
-        list: Arc<List>,
-        now: u64,
-        ack: AckGuard,
-    },
+    FullList(Arc<List>, u64),
 }
 
 /// The lists of a room that are being handed out one after the other, and what comes after them.
@@ -123,7 +115,7 @@ pub(super) struct RoomQueue {
     /// Tells it from an earlier queue of the room.
     pub number: u64,
     handout: Option<(Handout, AckGuard)>,
-    tasks: VecDeque<QueuedTask>,
+    tasks: VecDeque<(QueuedTask, AckGuard)>,
     /// Whose messages wait: their later ones come after them.
     senders: HashSet<ConnectionId, RandomState>,
     /// The version of the last list that was handed out.
@@ -131,11 +123,11 @@ pub(super) struct RoomQueue {
 }
 
 impl RoomQueue {
-    pub fn push(&mut self, task: QueuedTask) {
-        if let QueuedTask::Message(RoomMessage { sender: Some(sender), .. }, _) = &task {
+    pub fn push(&mut self, task: QueuedTask, ack: AckGuard) {
+        if let QueuedTask::Message(RoomMessage { sender: Some(sender), .. }) = &task {
             self.senders.insert(*sender);
         }
-        self.tasks.push_back(task);
+        self.tasks.push_back((task, ack));
     }
 
     /// Whether a message has to wait in the queue.
@@ -155,8 +147,7 @@ struct Slice {
     /// How many listeners it had.
     listeners: usize,
     lists: Vec<ListSlice>,
-    messages: Vec<(RoomMessage, AckGuard)>,
-    acks: Vec<AckGuard>,
+    acks: Vec<(Option<RoomMessage>, AckGuard)>,
 }
 
 /// The part of one list in a slice.
@@ -192,15 +183,6 @@ impl Slices {
 
     pub fn end_other_work(&mut self, begun: Option<ThreadTime>) {
         self.other_work += begun.map_or(Duration::ZERO, ThreadTime::elapsed);
-    }
-
-    /// The rooms that have a queue, with its number.
-    pub fn queues(
-        &self,
-        rooms: &HashMap<RoomName, LocalRoom, RandomState>,
-    ) -> Vec<(RoomName, u64)> {
-        let queue = |name: &RoomName| Some((name.clone(), rooms.get(name)?.queue.as_ref()?.number));
-        self.rooms.iter().filter_map(queue).collect()
     }
 }
 
@@ -253,11 +235,11 @@ impl Dispatcher {
         // Newcomers without a list do not wait: they get messages meanwhile.
         self.offer_full(&list, true, now, &mut ack.report);
         let Some(room) = self.rooms.get_mut(&name) else { return };
-        let task = QueuedTask::List { list, now, ack };
+        let task = QueuedTask::List(list, now);
         if let Some(queue) = &mut room.queue {
-            return queue.push(task);
+            return queue.push(task, ack);
         }
-        let (number, tasks) = (self.slices.queue_count, VecDeque::from([task]));
+        let (number, tasks) = (self.slices.queue_count, VecDeque::from([(task, ack)]));
         let senders = HashSet::default();
         let queue = RoomQueue { number, handout: None, tasks, senders, listed_version };
         room.queue = Some(Box::new(queue));
@@ -278,7 +260,7 @@ impl Dispatcher {
             && let Some(queue) = &mut room.queue
             && queue.holds_back(&message)
         {
-            return queue.push(QueuedTask::Message(message, ack));
+            return queue.push(QueuedTask::Message(message), ack);
         }
         self.send_message(&message, &mut ack.report);
         let bytes = message.published.bytes();
@@ -366,31 +348,30 @@ impl Dispatcher {
             if slice.listeners >= max_listeners {
                 return false;
             }
-            match queue.tasks.pop_front() {
-                None => return false,
-                Some(QueuedTask::List { list, now, ack }) => {
+            let Some((task, mut ack)) = queue.tasks.pop_front() else { return false };
+            let mut ends_turn = false;
+            match task {
+                QueuedTask::List(list, now) => {
                     let Some(room) = self.rooms.get(name) else { return false };
                     queue.handout = Some((Handout::new(list, now, room), ack));
-                    if self.ends_turn(0) {
-                        return true;
-                    }
+                    ends_turn = self.ends_turn(0);
                 }
-                Some(QueuedTask::InitialList(initial, mut ack)) => {
+                QueuedTask::InitialList(initial) => {
                     self.send_initial_list(initial, &mut ack.report);
-                    slice.acks.push(ack);
+                    slice.acks.push((None, ack));
                 }
-                Some(QueuedTask::FullList { list, now, mut ack }) => {
+                QueuedTask::FullList(list, now) => {
                     self.offer_full(&list, false, now, &mut ack.report);
-                    slice.acks.push(ack);
+                    slice.acks.push((None, ack));
                 }
-                Some(QueuedTask::Message(message, mut ack)) => {
+                QueuedTask::Message(message) => {
                     self.send_message(&message, &mut ack.report);
-                    let bytes = message.published.bytes();
-                    slice.messages.push((message, ack));
-                    if self.ends_turn(bytes) {
-                        return true;
-                    }
+                    ends_turn = self.ends_turn(message.published.bytes());
+                    slice.acks.push((Some(message), ack));
                 }
+            }
+            if ends_turn {
+                return true;
             }
         }
     }
