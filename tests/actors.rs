@@ -225,9 +225,15 @@ impl<M: Message<Result = ()> + Send + Unpin + 'static> Handler<M> for Stuck<M> {
 /// Starts one on a thread of its own; dropping the sender lets it go for good.
 fn stuck<M: Message<Result = ()> + Send + Unpin + 'static>()
 -> (Addr<Stuck<M>>, Receiver<M>, Sender<()>) {
+    stuck_on(&Arbiter::new())
+}
+
+fn stuck_on<M: Message<Result = ()> + Send + Unpin + 'static>(
+    arbiter: &Arbiter,
+) -> (Addr<Stuck<M>>, Receiver<M>, Sender<()>) {
     let ((entered, seen), (let_go, go)) = (channel(), channel());
     let start = move |_: &mut Context<Stuck<M>>| Stuck { entered, go };
-    (Stuck::start_in_arbiter(&Arbiter::new().handle(), start), seen, let_go)
+    (Stuck::start_in_arbiter(&arbiter.handle(), start), seen, let_go)
 }
 
 #[actix::test]
@@ -259,10 +265,7 @@ async fn a_member_that_takes_nothing_is_put_out_with_4003_and_the_others_get_eve
 async fn a_member_whose_actor_has_stopped_is_found_out_and_leaves() {
     let mut t = Harness::new().await;
     let arbiter = Arbiter::new();
-    let gone = Stuck::<ForwardMessage>::start_in_arbiter(&arbiter.handle(), |_| {
-        let ((entered, _), (_, go)) = (channel(), channel());
-        Stuck { entered, go }
-    });
+    let (gone, _, _) = stuck_on::<ForwardMessage>(&arbiter);
     let id = ConnectionId::new();
     let join = Join::new(room("lobby"), id, gone.clone().recipient());
     t.registry.send(join).await.unwrap().unwrap();
@@ -446,6 +449,28 @@ async fn a_shutdown_says_goodbye_to_everybody_and_lets_nobody_in_any_more() {
     assert_eq!((change.leaves().len(), change.cause()), (2, Some(Cause::Shutdown)));
     assert_eq!(t.join(&bob, "lobby", None).await.unwrap_err(), JoinError::ShuttingDown);
     assert!(t.registry.send(GetStatus).await.unwrap().closing);
+}
+
+#[actix::test]
+async fn a_member_whose_actor_has_ended_leaves_as_the_others_do_once_a_stop_has_told_it_to_close() {
+    let mut t = Harness::new().await;
+    let arbiter = Arbiter::new();
+    let (gone, _, _) = stuck_on::<ForwardMessage>(&arbiter);
+    let id = ConnectionId::new();
+    t.registry.send(Join::new(room("lobby"), id, gone.recipient())).await.unwrap().unwrap();
+    let mut ada = t.enter("lobby", Some("ada")).await;
+    t.changes().await;
+    arbiter.stop();
+    arbiter.join().unwrap();
+
+    let stopping = t.registry.send(Shutdown);
+    assert_eq!(ada.closed().await.cause, Cause::Shutdown);
+    // All have been told. Ada stays a little, so this finds out who does not take it.
+    t.say("lobby", "hello?").await;
+    let change = t.change().await;
+    assert_eq!(change.leaves()[0].presence.connection, id);
+    assert_eq!(change.cause(), Some(Cause::Shutdown));
+    stopping.await.unwrap().unwrap();
 }
 
 // --- the session helper --------------------------------------------------------------------------

@@ -136,7 +136,16 @@ impl RecentNumbers {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use chrono::DateTime;
+
     use super::*;
+    use crate::{
+        bus::{Envelope, Told},
+        model::{ConnectionId, Epoch, Info, NodeName, Presence, SessionKey},
+        store::{Batch, Row},
+    };
 
     #[test]
     fn a_number_is_new_once_and_a_huge_one_silences_nothing() {
@@ -167,5 +176,33 @@ mod tests {
         sent.note(&room, 5);
         assert_eq!(sent.beat(), (1, vec![(room, 5)]));
         assert_eq!(sent.beat(), (2, Vec::new()));
+    }
+
+    #[test]
+    fn what_is_told_of_a_row_names_its_session_but_no_debug_output_does() {
+        let now = DateTime::UNIX_EPOCH;
+        let presence = Presence {
+            connection: ConnectionId::new(),
+            user: None,
+            info: Info::EMPTY,
+            joined_at: now,
+        };
+        let row = Row {
+            room: RoomName::new("lobby").unwrap(),
+            presence,
+            last_seen: now,
+            session: SessionKey::new("secret of a tab").ok(),
+            fixed: Info::EMPTY,
+            fading: None,
+            generation: 0,
+            current_connection: None,
+        };
+        let batch = Arc::new(Batch { upserts: vec![row], ..Batch::default() });
+        let committed = Committed { batch, causes: Vec::new(), refused: Vec::new() };
+        let changes = SentNumbers::default().changes(&committed).remove(0);
+        let (node, incarnation) = (NodeName::new("n").unwrap(), Epoch::new());
+        let envelope = Envelope { node, incarnation, told: Told::Changes(changes) };
+        assert!(String::from_utf8(envelope.encode()).unwrap().contains("secret of a tab"));
+        assert!(!format!("{committed:?} {envelope:#?}").contains("secret"));
     }
 }

@@ -86,9 +86,11 @@ pub struct SubscriptionId(pub(crate) u64);
 /// One change of one room, told to observers in order, each once.
 ///
 /// `version` is one above that of the event before for the same room, as long as the room has
-/// somebody in it. An observer too slow to follow loses the single changes of a room and gets its
-/// state instead ([`Change::Resync`]); in more than 65,536 rooms at once, it is told to read all of them
-/// again ([`Change::ResyncAll`]). It never slows a room or another observer down.
+/// somebody in it: for every observer of a node alone, and with [`Scope::Cluster`]. With [`Scope::Node`]
+/// it is only above it, since changes by other nodes raise it and are told to their observers.
+/// An observer too slow to follow loses the single changes of a room and gets its state instead
+/// ([`Change::Resync`]); in more than 65,536 rooms at once, it is told to read all of them again
+/// ([`Change::ResyncAll`]). It never slows a room or another observer down.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct PresenceChanged {
@@ -98,7 +100,7 @@ pub struct PresenceChanged {
     pub epoch: Epoch,
     /// The room's version after the change.
     pub version: u64,
-    /// The room after the change.
+    /// The room right after the change; its version is higher than this one's if the room is empty then.
     pub snapshot: Snapshot,
     /// The node whose presences changed.
     pub node: NodeName,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     time::Duration,
 };
 
@@ -19,9 +20,9 @@ use super::{
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///
-/// Made by the client, one per browser tab, and known to nobody else: who knows it can take the
-/// session's place.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Made by the client, one per browser tab, and known to nobody else: whoever knows it can take the
+/// session over. So its `Debug` output does not show it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionKey(RoomName);
 
@@ -39,6 +40,12 @@ impl SessionKey {
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.as_str()
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionKey(..)")
     }
 }
 
@@ -268,6 +275,15 @@ mod tests {
         assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)));
         sessions.forget(&room, id(1));
         assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn no_debug_output_shows_a_key() {
+        let mut sessions = Sessions::default();
+        let ([room, _], key) = (names(), SessionKey::new("secret of a tab").unwrap());
+        sessions.bind(&room, id(1), key.clone(), None, Info::EMPTY);
+        assert_eq!(format!("{key:?}"), "SessionKey(..)");
+        assert!(!format!("{sessions:#?}").contains("secret"));
     }
 
     #[test]

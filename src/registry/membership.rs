@@ -1,4 +1,4 @@
-//! Joins, leaves, touches, messages, kicks and prunes: one short handler for each.
+//! Joins, leaves, touches, messages and kicks: one short handler for each.
 
 use std::time::Duration;
 
@@ -13,10 +13,9 @@ use crate::{
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
         Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-        NotAMember, PendingJoin, PrunePresences, PruneReport, Pruned, Publish, Say, Touch,
-        UpdateInfo,
+        NotAMember, PendingJoin, Publish, Say, Touch, UpdateInfo,
     },
-    model::{Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, RoomName},
+    model::{Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, RoomName},
     wire::json::Sender,
 };
 
@@ -381,28 +380,5 @@ impl RoomRegistry {
         let closed = diff.leaves.len();
         self.announce_leave(Some(diff), Cause::RoomClosed, now);
         closed
-    }
-}
-
-impl Handler<PrunePresences> for RoomRegistry {
-    type Result = PruneReport;
-
-    fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
-        let now = self.clock.now();
-        let _span = tracing::debug_span!("prune").entered();
-        let mut diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
-        diffs.sort_unstable_by(|one, other| one.room.cmp(&other.room));
-        let pruned = |diff: &Diff| Pruned {
-            room: diff.room.clone(),
-            presences: diff.leaves.iter().map(|left| left.presence.clone()).collect(),
-        };
-        let report = PruneReport { rooms: diffs.iter().map(pruned).collect() };
-        for diff in diffs {
-            tracing::info!(room = %diff.room, removed = diff.leaves.len(), "pruned silent presences");
-            self.announce_leave(Some(diff), Cause::Expired, now);
-        }
-        self.shrink(now);
-        self.advance_batch(ctx, now);
-        report
     }
 }

@@ -1,13 +1,15 @@
-//! [`Pruner`]: sends the registry to prune, by the clock.
+//! Prunes of presences that were silent for too long, and the [`Pruner`], which has the registry prune by the
+//! clock.
 
 use std::{fmt, time::Duration};
 
 use actix::prelude::*;
 
+use super::RoomRegistry;
 use crate::{
     clock::Clock,
-    messages::{PrunePresences, PruneRooms},
-    registry::RoomRegistry,
+    messages::{PrunePresences, PruneReport, PruneRooms, Pruned},
+    model::{Cause, Diff},
     supervision::Guard,
 };
 
@@ -102,6 +104,29 @@ impl Stalls {
             self.until = now + max_age;
         }
         self.forgiven
+    }
+}
+
+impl Handler<PrunePresences> for RoomRegistry {
+    type Result = PruneReport;
+
+    fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
+        let now = self.clock.now();
+        let _span = tracing::debug_span!("prune").entered();
+        let mut diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
+        diffs.sort_unstable_by(|one, other| one.room.cmp(&other.room));
+        let pruned = |diff: &Diff| Pruned {
+            room: diff.room.clone(),
+            presences: diff.leaves.iter().map(|left| left.presence.clone()).collect(),
+        };
+        let report = PruneReport { rooms: diffs.iter().map(pruned).collect() };
+        for diff in diffs {
+            tracing::info!(room = %diff.room, removed = diff.leaves.len(), "pruned silent presences");
+            self.announce_leave(Some(diff), Cause::Expired, now);
+        }
+        self.shrink(now);
+        self.advance_batch(ctx, now);
+        report
     }
 }
 

@@ -111,63 +111,13 @@ pub enum Step {
 }
 
 impl Step {
-    pub const NAMES: [&str; 25] = [
-        "connect",
-        "join",
-        "leave",
-        "disconnect",
-        "roam",
-        "update",
-        "say",
-        "kick",
-        "close",
-        "wait",
-        "cut bus",
-        "heal bus",
-        "hold bus",
-        "release bus",
-        "delay",
-        "duplicate",
-        "lose",
-        "cut database",
-        "mute database",
-        "heal database",
-        "isolate",
-        "kill",
-        "restart",
-        "shutdown",
-        "forge",
-    ];
+    /// How many kinds of steps there are.
+    pub const KINDS: usize = 25;
 
-    pub fn name(&self) -> &'static str {
-        let index = match self {
-            Self::Connect { .. } => 0,
-            Self::Join { .. } => 1,
-            Self::Leave { .. } => 2,
-            Self::Disconnect { .. } => 3,
-            Self::Roam { .. } => 4,
-            Self::Update { .. } => 5,
-            Self::Say { .. } => 6,
-            Self::Kick { .. } => 7,
-            Self::Close { .. } => 8,
-            Self::Wait(_) => 9,
-            Self::CutBus { .. } => 10,
-            Self::HealBus { .. } => 11,
-            Self::HoldBus { .. } => 12,
-            Self::ReleaseBus { .. } => 13,
-            Self::Delay { .. } => 14,
-            Self::Duplicate { .. } => 15,
-            Self::Lose { .. } => 16,
-            Self::CutDatabase { .. } => 17,
-            Self::MuteDatabase { .. } => 18,
-            Self::HealDatabase { .. } => 19,
-            Self::Isolate { .. } => 20,
-            Self::Kill { .. } => 21,
-            Self::Restart { .. } => 22,
-            Self::Shutdown { .. } => 23,
-            Self::Forge { .. } => 24,
-        };
-        Self::NAMES[index]
+    /// The name of its kind.
+    pub fn kind(&self) -> String {
+        let all = format!("{self:?}");
+        all.split(['(', ' ']).next().unwrap_or_default().to_owned()
     }
 
     /// Draws what happens next.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     messages::{CloseRoom, Explain, GetSnapshot, Join, JoinError, Kick, LeaveAll, PresenceChanged},
-    model::{Cause, ConnectionId, RoomName, UserId},
+    model::{Cause, ConnectionId, RoomName, Snapshot, UserId},
     registry::RoomRegistry,
     testing::{Heard, MemoryLink, Probe, Seen},
 };
@@ -108,6 +108,12 @@ fn a_node_that_was_taken_for_dead_lives_on_and_its_members_never_notice() {
         schedule::Step::Isolate { node: 0 }.take(&mut world).await;
         tokio::time::sleep(MOMENT).await;
         assert_eq!(heard_once(&mut world), [(here, None), (here, Some(Cause::NodeLost))]);
+        let mut folded: Option<Snapshot> = None;
+        while let Some(change) = world.nodes[0].as_mut().unwrap().changes.now() {
+            let mut before = folded.replace(change.snapshot.clone());
+            before.iter_mut().for_each(|before| before.apply(change.diff().unwrap()));
+            assert!(before.is_none_or(|now| now == change.snapshot), "as it is after the change");
+        }
         assert_eq!(world.database.rows().len(), 2);
         world.observe(0);
         // A new version, and nothing that is different.

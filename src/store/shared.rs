@@ -51,7 +51,7 @@ pub enum Burial {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Whom {
-    /// This one.
+    /// This one, by its own id or by that of a presence that it is behind.
     Connection(ConnectionId),
     /// Those that are in some room as this user.
     User(UserId),

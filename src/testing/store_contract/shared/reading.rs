@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::{Info, Occupancy, RoomSummary, UserId},
-    store::{RoomRows, SharedStore, Store, Whom},
+    store::{RoomRows, Row, SharedStore, Store, Whom},
 };
 
 /// Who reads a head of 7 has the rows of batch 7, and none of batch 8.
@@ -163,7 +163,8 @@ pub fn connections_are_each_named_once_with_their_node<B: SharedBench>(mut bench
     let _ = started(store, "n");
     let ada = Some("ada");
     write(store, &upserts([row("a", 1, ada), row("b", 1, ada), row("b", 2, Some("bob"))]));
-    write_as("m", &mut other, &upserts([row("b", 3, ada)]));
+    let taken_over = Row { current_connection: Some(id(9)), ..row("b", 3, ada) };
+    write_as("m", &mut other, &upserts([taken_over]));
     write_as("none", &mut other, &upserts([row("c", 4, ada)]));
     let mut connections = |whom| {
         let mut found = store.connections(&whom).unwrap();
@@ -174,5 +175,6 @@ pub fn connections_are_each_named_once_with_their_node<B: SharedBench>(mut bench
     assert_eq!(connections(user("ada")), [(id(1), node("n")), (id(3), node("m"))]);
     assert_eq!(connections(user("eve")), []);
     assert_eq!(connections(Whom::Connection(id(1))), [(id(1), node("n"))]);
+    assert_eq!(connections(Whom::Connection(id(9))), [(id(3), node("m"))], "the one behind it");
     assert_eq!(connections(Whom::Connection(id(4))), []);
 }
