@@ -1,66 +1,59 @@
-//! What follows the requests of a connection.
+//! The middleware that follows requests, their bodies and their responses on tracked connections.
 
 use std::{
     future::{Future, Ready, ready},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use actix_web::{
     Error, HttpMessage, ResponseError,
     body::{BodySize, BoxBody, EitherBody, MessageBody},
     dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform},
+    error::PayloadError,
     http::{ConnectionType, Method, StatusCode, header},
+    web::Bytes,
 };
-use futures_util::{StreamExt, future::LocalBoxFuture};
+use futures_util::{Stream, StreamExt, future::LocalBoxFuture};
 use pin_project_lite::pin_project;
 
-use super::{
-    body::{RequestBody, ResponseBody},
-    connection::Connection,
-    table::{connection, with_table},
-};
-use crate::error::ApiError;
+use super::{connection, connection::Connection, with_table};
+use crate::response::ApiError;
 use actix_presence::log_limit::LogLimit;
 
-/// How long actix-web keeps an idle connection open.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
 /// The longest body of a request that should have none.
-const NEEDLESS_BODY: usize = 65_536;
+const MAX_UNWANTED_BODY: usize = 65_536;
 
-/// Middleware that tells the table of the thread what happens on a connection. Connections that are
-/// not in the table pass through.
-pub(crate) struct Connections;
+/// Middleware that tells the table of the thread what happens on tracked connections.
+pub(crate) struct TrackRequests;
 
-impl<S, B> Transform<S, ServiceRequest> for Connections
+impl<S, B> Transform<S, ServiceRequest> for TrackRequests
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
     B: MessageBody + 'static,
 {
-    type Response = ServiceResponse<Body<B>>;
+    type Response = ServiceResponse<TrackedBody<B>>;
     type Error = Error;
     type InitError = ();
-    type Transform = Following<S>;
+    type Transform = TrackingService<S>;
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, service: S) -> Self::Future {
-        ready(Ok(Following(Rc::new(service))))
+        ready(Ok(TrackingService(Rc::new(service))))
     }
 }
 
-pub(crate) struct Following<S>(Rc<S>);
+pub(crate) struct TrackingService<S>(Rc<S>);
 
-impl<S, B> Service<ServiceRequest> for Following<S>
+impl<S, B> Service<ServiceRequest> for TrackingService<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
     B: MessageBody + 'static,
 {
-    type Response = ServiceResponse<Body<B>>;
+    type Response = ServiceResponse<TrackedBody<B>>;
     type Error = Error;
-    type Future = Answer<S::Future, B>;
+    type Future = TrackedResponse<S::Future, B>;
 
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.0.poll_ready(cx)
@@ -68,7 +61,7 @@ where
 
     fn call(&self, mut req: ServiceRequest) -> Self::Future {
         let Some(connection) = connection(&req) else {
-            return Answer::Called { answer: self.0.call(req), connection: None };
+            return TrackedResponse::Called { answer: self.0.call(req), connection: None };
         };
         if is_websocket(&req) {
             return self.upgrade(req, connection);
@@ -77,40 +70,53 @@ where
         let body = !matches!(payload, Payload::None);
         with_table(|table| table.begin(&connection, body));
         if !body {
-            return Answer::Called { answer: self.0.call(req), connection: Some(connection) };
+            return TrackedResponse::Called {
+                answer: self.0.call(req),
+                connection: Some(connection),
+            };
         }
         let body = RequestBody::new(payload, connection.clone());
         if req.method() == Method::POST {
             req.set_payload(Payload::Stream { payload: Box::pin(body) });
-            return Answer::Called { answer: self.0.call(req), connection: Some(connection) };
+            return TrackedResponse::Called {
+                answer: self.0.call(req),
+                connection: Some(connection),
+            };
         }
-        let answer = Box::pin(pass_over(self.0.clone(), req, body));
-        Answer::PassedOver { answer, connection: Some(connection) }
+        let answer = Box::pin(skip_body(self.0.clone(), req, body));
+        TrackedResponse::BodySkipped { answer, connection: Some(connection) }
     }
 }
 
-impl<S, B> Following<S>
+impl<S, B> TrackingService<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
 {
-    fn upgrade(&self, req: ServiceRequest, connection: Rc<Connection>) -> Answer<S::Future, B> {
-        let mut place = false;
-        with_table(|table| place = table.begin_websocket(&connection));
-        // As far as can be seen: what comes after the head are the frames.
+    fn upgrade(
+        &self,
+        req: ServiceRequest,
+        connection: Rc<Connection>,
+    ) -> TrackedResponse<S::Future, B> {
+        let mut has_place = false;
+        with_table(|table| has_place = table.begin_websocket(&connection));
+        // What follows the head are the frames, which have no end that can be seen here.
         connection.body_open.set(true);
-        if place {
-            return Answer::Called { answer: self.0.call(req), connection: Some(connection) };
+        if has_place {
+            return TrackedResponse::Called {
+                answer: self.0.call(req),
+                connection: Some(connection),
+            };
         }
         static REFUSED: LogLimit = LogLimit::new();
         if let Some(suppressed) = REFUSED.pass() {
             tracing::warn!(
                 suppressed,
-                "WebSockets are refused: too few file descriptors (`ulimit -n`)"
+                "refused a WebSocket: too few file descriptors (`ulimit -n`)"
             );
         }
         let message = "the server has no file descriptor left for a WebSocket";
         let refusal = ApiError::unavailable("too_many_connections", message);
-        Answer::Refused {
+        TrackedResponse::Refused {
             refusal: Some(req.into_response(refusal.error_response())),
             connection: Some(connection),
         }
@@ -122,9 +128,9 @@ fn is_websocket(req: &ServiceRequest) -> bool {
     upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Reads the body of a request that needs none before anybody answers it. Otherwise there would be no
-/// telling, after the answer, the rest of this body from the next request.
-async fn pass_over<S, B>(
+/// Reads the body of a request that should have none before it is handled: after the response, the rest of
+/// the body could not be told from the next request.
+async fn skip_body<S, B>(
     service: Rc<S>,
     req: ServiceRequest,
     mut body: RequestBody,
@@ -135,28 +141,28 @@ where
     let mut len = 0;
     while let Some(chunk) = body.next().await {
         len += chunk?.len();
-        if len > NEEDLESS_BODY {
-            let message = format!("a body here has at most {NEEDLESS_BODY} bytes");
-            let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message);
+        if len > MAX_UNWANTED_BODY {
+            let message = format!("the body may have at most {MAX_UNWANTED_BODY} bytes");
+            let error = ApiError::too_large(message);
             return Ok(Err(req.into_response(error.error_response())));
         }
     }
     service.call(req).await.map(Ok)
 }
 
-/// What the app answers, or a refusal before it was asked.
+/// The response of the app, or a refusal before it was called.
 type Answered<B> = Result<ServiceResponse<B>, ServiceResponse>;
-type Body<B> = EitherBody<ResponseBody<B>, ResponseBody<BoxBody>>;
+type TrackedBody<B> = EitherBody<ResponseBody<B>, ResponseBody<BoxBody>>;
 
 pin_project! {
-    #[project = AnswerProj]
-    pub(crate) enum Answer<F, B> {
+    #[project = TrackedResponseProj]
+    pub(crate) enum TrackedResponse<F, B> {
         Called {
             #[pin]
             answer: F,
             connection: Option<Rc<Connection>>,
         },
-        PassedOver {
+        BodySkipped {
             answer: LocalBoxFuture<'static, Result<Answered<B>, Error>>,
             connection: Option<Rc<Connection>>,
         },
@@ -167,36 +173,36 @@ pin_project! {
     }
 }
 
-impl<F, B> Future for Answer<F, B>
+impl<F, B> Future for TrackedResponse<F, B>
 where
     F: Future<Output = Result<ServiceResponse<B>, Error>>,
     B: MessageBody,
 {
-    type Output = Result<ServiceResponse<Body<B>>, Error>;
+    type Output = Result<ServiceResponse<TrackedBody<B>>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (answered, connection) = match self.project() {
-            AnswerProj::Called { answer, connection } => {
+            TrackedResponseProj::Called { answer, connection } => {
                 (ready!(answer.poll(cx)).map(Ok), connection)
             }
-            AnswerProj::PassedOver { answer, connection } => {
+            TrackedResponseProj::BodySkipped { answer, connection } => {
                 (ready!(answer.as_mut().poll(cx)), connection)
             }
-            AnswerProj::Refused { refusal, connection } => {
-                // Ready once, as every future.
+            TrackedResponseProj::Refused { refusal, connection } => {
+                // A future is not polled again when it is ready.
                 let Some(refusal) = refusal.take() else { return Poll::Pending };
                 (Ok(Err(refusal)), connection)
             }
         };
-        Poll::Ready(follow(answered, connection.take()))
+        Poll::Ready(track(answered, connection.take()))
     }
 }
 
-/// Follows the response to its end.
-fn follow<B: MessageBody>(
+/// Tracks the response until it has been sent.
+fn track<B: MessageBody>(
     answered: Result<Answered<B>, Error>,
     connection: Option<Rc<Connection>>,
-) -> Result<ServiceResponse<Body<B>>, Error> {
+) -> Result<ServiceResponse<TrackedBody<B>>, Error> {
     match answered {
         Ok(Ok(mut response)) => {
             let connection = connection.and_then(|one| respond(&mut response, one));
@@ -220,7 +226,7 @@ fn follow<B: MessageBody>(
     }
 }
 
-/// A response begins: on which connection to follow it.
+/// A response begins; returns the connection on which to track its body.
 fn respond<B: MessageBody>(
     response: &mut ServiceResponse<B>,
     connection: Rc<Connection>,
@@ -230,10 +236,82 @@ fn respond<B: MessageBody>(
         return None;
     }
     if connection.body_open.get() {
-        // There is no seeing the end of a body that nobody reads.
+        // Nobody reads the body, so its end will not be seen.
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let streams = response.response().body().size() == BodySize::Stream;
     with_table(|table| table.responds(&connection, streams));
     Some(connection)
+}
+
+/// The body of a request, whose end is noted.
+struct RequestBody {
+    payload: Payload,
+    connection: Rc<Connection>,
+}
+
+impl RequestBody {
+    fn new(payload: Payload, connection: Rc<Connection>) -> Self {
+        Self { payload, connection }
+    }
+}
+
+impl Stream for RequestBody {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = Pin::new(&mut self.payload).poll_next(cx);
+        with_table(|table| match &polled {
+            Poll::Pending => table.waits_for_body(&self.connection),
+            Poll::Ready(Some(Ok(_))) => table.body_received(&self.connection),
+            Poll::Ready(None) => {
+                table.body_received(&self.connection);
+                self.connection.read_to_end();
+            }
+            // Later bytes cannot be told from the rest of the body.
+            Poll::Ready(Some(Err(_))) => table.body_received(&self.connection),
+        });
+        polled
+    }
+}
+
+pin_project! {
+    /// The body of a response, whose end is noted.
+    pub(crate) struct ResponseBody<B> {
+        #[pin]
+        body: B,
+        end: ResponseEnd,
+    }
+}
+
+/// Dropped when the whole response has been passed to actix-web, or its connection ends.
+struct ResponseEnd(Option<Rc<Connection>>);
+
+impl Drop for ResponseEnd {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            with_table(|table| table.responded(connection));
+        }
+    }
+}
+
+impl<B> ResponseBody<B> {
+    fn new(body: B, connection: Option<Rc<Connection>>) -> Self {
+        Self { body, end: ResponseEnd(connection) }
+    }
+}
+
+impl<B: MessageBody> MessageBody for ResponseBody<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        self.project().body.poll_next(cx)
+    }
 }
