@@ -8,7 +8,7 @@
 //! keys of tokens and of the API, the allowed origins and the limits.
 //!
 //! ```no_run
-//! use actix_presence::{PresenceConfig, limit_silence, messages::Decision, watch_socket};
+//! use actix_presence::{Decision, PresenceConfig, limit_silence, watch_socket};
 //! use actix_web::{App, HttpServer, web};
 //! use presence_server::{Secret, ServerOptions, ServerState, configure};
 //!

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
 use tokio::{
     sync::oneshot,
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    connections::{self, connection::KEEP_ALIVE, middleware::TrackRequests},
+    connections::{self, connection::KEEP_ALIVE, middleware::track_request},
     descriptors::{self, DescriptorLimits},
     error::CommandError,
     flags::ServeFlags,
@@ -83,7 +83,7 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     connections::init_gauges(&limits);
 
     let shared = state.clone();
-    let app = move || App::new().wrap(TrackRequests).configure(configure(shared.clone()));
+    let app = move || App::new().wrap(from_fn(track_request)).configure(configure(shared.clone()));
     let server = HttpServer::new(app).on_connect(move |io, extensions| {
         // On Linux they inherit it from their listener.
         #[cfg(not(target_os = "linux"))]

@@ -2,7 +2,7 @@
 //! descriptors that WebSockets and health checks need.
 //!
 //! [`track`] enters each connection into the table of its worker, and the middleware
-//! [`TrackRequests`](middleware::TrackRequests) keeps its phase up to date. Once a second the table ends
+//! [`track_request`](middleware::track_request) keeps its phase up to date. Once a second the table ends
 //! connections that have waited too long, by `shutdown(2)`: actix-web does not poll a connection whose
 //! client does not read, and has no timeout for a second head, a body or a response.
 
