@@ -1,5 +1,5 @@
-//! Who may use the server: which pages, and for `/api` who has the key, or without one whoever is on
-//! this machine.
+//! Who may use the server: pages of which origins; and `/api` who has its key, or without a key clients
+//! on this machine.
 
 use actix_web::{
     HttpRequest,
@@ -7,24 +7,28 @@ use actix_web::{
 };
 use url::Host;
 
-use super::{AllowedOrigin, ServerOptions, error::ApiError, origin::Origin, state::ServerState};
+use crate::{
+    origin::{AllowedOrigin, PageOrigin},
+    response::ApiError,
+    state::{ServerOptions, ServerState},
+};
 
-/// Headers by which a proxy says that the peer is not who sent the request.
+/// Headers by which a proxy says that the request comes from another machine than its peer.
 const FORWARDED: [&str; 6] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
 
-/// The credentials of `Authorization: Bearer`, if there are any.
-pub(super) fn bearer(req: &HttpRequest) -> Option<&str> {
+/// The credentials of `Authorization: Bearer`.
+pub(crate) fn bearer(req: &HttpRequest) -> Option<&str> {
     let value = req.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, credentials) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| credentials.trim())
 }
 
-/// Whether the request was made on this machine, for this machine.
+/// Whether the request comes from this machine and is addressed to it.
 ///
-/// A proxy's peer is always this machine, and a page whose name was made to lead to `127.0.0.1` asks
-/// for that name; neither counts.
-pub(super) fn is_local(req: &HttpRequest) -> bool {
+/// A request through a proxy on this machine does not count, nor one of a page whose host name was made
+/// to resolve to `127.0.0.1` (DNS rebinding).
+pub(crate) fn is_local(req: &HttpRequest) -> bool {
     is_from_here(req) && is_for_loopback(req.headers())
 }
 
@@ -33,10 +37,10 @@ fn is_from_here(req: &HttpRequest) -> bool {
     peer && !FORWARDED.iter().any(|name| req.headers().contains_key(*name))
 }
 
-/// Refuses a WebSocket to a page that is neither of the server's own host nor allowed.
-pub(super) fn check_socket_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+/// Refuses a WebSocket to a page that is neither the server's own nor allowed.
+pub(crate) fn check_socket_origin(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
     let options = state.options();
-    match Page::of(req.headers(), &options.allowed_origins) {
+    match OriginMatch::of(req.headers(), &options.allowed_origins) {
         None => Ok(()),
         Some(page) if page.named || page.any || is_own(page, req, options) => Ok(()),
         Some(_) => Err(foreign_origin()),
@@ -44,9 +48,9 @@ pub(super) fn check_socket_page(req: &HttpRequest, state: &ServerState) -> Resul
 }
 
 /// Refuses `/api` to a page of another origin, unless it is allowed and there is a key to ask it for.
-pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+pub(crate) fn check_api_origin(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
     let options = state.options();
-    match Page::of(req.headers(), &options.allowed_origins) {
+    match OriginMatch::of(req.headers(), &options.allowed_origins) {
         None => Ok(()),
         Some(page) if is_own(page, req, options) => Ok(()),
         Some(page) if (page.named || page.any) && options.api_key.is_some() => Ok(()),
@@ -55,12 +59,25 @@ pub(super) fn check_api_page(req: &HttpRequest, state: &ServerState) -> Result<(
     }
 }
 
+/// Refuses `/api` to clients without its key; where there is none, to clients on other machines.
+pub(crate) fn check_credentials(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
+    match &state.options().api_key {
+        Some(key) if bearer(req).is_some_and(|given| key.matches(given)) => Ok(()),
+        Some(_) => Err(ApiError::unauthorized(
+            "unauthorized",
+            "the API requires its key: `Authorization: Bearer KEY`",
+        )),
+        None if is_local(req) => Ok(()),
+        None => Err(loopback_only()),
+    }
+}
+
 /// Whether a page is the server's own.
 ///
-/// To a server that listens on loopback alone and asks nobody who they are, a page whose name was made
-/// to lead to this machine (DNS rebinding) would look like that; so it must have been loaded from a
-/// loopback address, unless a proxy says that it passed the request on.
-fn is_own(page: Page, req: &HttpRequest, options: &ServerOptions) -> bool {
+/// On a server that is bound to loopback and has no secret, DNS rebinding would make any page look like
+/// one; so the page must have been loaded from a loopback address, unless a proxy says that it forwarded
+/// the request.
+fn is_own(page: OriginMatch, req: &HttpRequest, options: &ServerOptions) -> bool {
     let open = options.believe_query && options.secrets.is_empty();
     page.same_host && (!open || !is_from_here(req) || is_for_loopback(req.headers()))
 }
@@ -72,37 +89,24 @@ fn foreign_origin() -> ApiError {
 fn loopback_only() -> ApiError {
     ApiError::forbidden(
         "loopback_only",
-        "without an API key only requests from and for this machine are answered, and no pages of \
+        "without an API key only requests from and to this machine are answered, and none of pages of \
          other origins",
     )
 }
 
-/// Lets a request to the API through, or says why not.
-pub(super) fn check(req: &HttpRequest, state: &ServerState) -> Result<(), ApiError> {
-    match &state.options().api_key {
-        Some(key) if bearer(req).is_some_and(|given| key.is(given)) => Ok(()),
-        Some(_) => Err(ApiError::unauthorized(
-            "unauthorized",
-            "the API needs its key: `Authorization: Bearer KEY`",
-        )),
-        None if is_local(req) => Ok(()),
-        None => Err(loopback_only()),
-    }
-}
-
-/// What is known of the page that sent a request.
+/// How the origin of a page relates to this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Page {
-    /// Its origin is that of the host the request is for.
+struct OriginMatch {
+    /// It is that of the host which the request is addressed to.
     same_host: bool,
-    /// Its origin is among the allowed ones, other than by `*`.
+    /// It is allowed, other than by `*`.
     named: bool,
-    /// `*` is among the allowed ones.
+    /// `*` is allowed.
     any: bool,
 }
 
-impl Page {
-    /// The page that sent a request; `None` if no page did.
+impl OriginMatch {
+    /// `None` if the request does not come from a page.
     fn of(headers: &HeaderMap, allowed: &[AllowedOrigin]) -> Option<Self> {
         let mut origins = headers.get_all(header::ORIGIN);
         let origin = origins.next()?;
@@ -110,7 +114,8 @@ impl Page {
             return Some(Self { same_host: false, named: false, any: false });
         }
         let any = allowed.iter().any(AllowedOrigin::is_any);
-        let Some(origin) = origin.to_str().ok().and_then(|text| Origin::parse(text).ok()) else {
+        let Some(origin) = origin.to_str().ok().and_then(|text| PageOrigin::parse(text).ok())
+        else {
             return Some(Self { same_host: false, named: false, any });
         };
         Some(Self {
@@ -121,9 +126,9 @@ impl Page {
     }
 }
 
-fn is_same_host(origin: &Origin, headers: &HeaderMap) -> bool {
-    let Origin::Network(url::Origin::Tuple(scheme, ..)) = origin else { return false };
-    let own = host_header(headers).map(|host| Origin::parse(&format!("{scheme}://{host}")));
+fn is_same_host(origin: &PageOrigin, headers: &HeaderMap) -> bool {
+    let PageOrigin::Network(url::Origin::Tuple(scheme, ..)) = origin else { return false };
+    let own = host_header(headers).map(|host| PageOrigin::parse(&format!("{scheme}://{host}")));
     origin.is_http() && own.is_some_and(|own| own.as_ref() == Ok(origin))
 }
 
@@ -134,15 +139,15 @@ fn host_header(headers: &HeaderMap) -> Option<&str> {
     host.to_str().ok()
 }
 
-/// Whether a request is for this machine by name or address, as opposed to a name that somebody else
-/// can make lead here.
+/// Whether a request is addressed to this machine by a loopback address, or by a name that only this
+/// machine can resolve.
 fn is_for_loopback(headers: &HeaderMap) -> bool {
-    let host = host_header(headers).map(|host| Origin::parse(&format!("http://{host}")));
-    let Some(Ok(Origin::Network(url::Origin::Tuple(_, host, _)))) = host else { return false };
+    let host = host_header(headers).map(|host| PageOrigin::parse(&format!("http://{host}")));
+    let Some(Ok(PageOrigin::Network(url::Origin::Tuple(_, host, _)))) = host else { return false };
     match host {
         Host::Ipv4(address) => address.is_loopback(),
         Host::Ipv6(address) => address.to_canonical().is_loopback(),
-        // Names under `localhost` lead to the loopback addresses, and nobody can register one
+        // Names under `localhost` resolve to loopback addresses, and nobody can register one
         // (RFC 6761, section 6.3).
         Host::Domain(name) => {
             let name = name.strip_suffix('.').unwrap_or(&name);
@@ -168,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn local_is_a_peer_on_this_machine_that_asks_for_this_machine() {
+    fn a_request_from_this_machine_to_this_machine_is_local() {
         for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"] {
             assert!(local("127.0.0.1:5000", &[("host", host)]), "{host}");
         }
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_and_a_name_that_was_made_to_lead_here_are_not_local() {
+    fn a_proxied_request_and_a_rebound_host_are_not_local() {
         for name in FORWARDED {
             assert!(!local("127.0.0.1:5000", &[("host", "localhost"), (name, "127.0.0.1")]));
         }
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn bearer_credentials_are_told_from_others() {
+    fn bearer_credentials_are_recognized() {
         let of = |value: &'static str| {
             let req = TestRequest::get().insert_header(("authorization", value)).to_http_request();
             bearer(&req).map(str::to_owned)
@@ -210,9 +215,9 @@ mod tests {
         headers
     }
 
-    fn of(pairs: &[(HeaderName, &str)], allowed: &[&str]) -> Option<Page> {
+    fn of(pairs: &[(HeaderName, &str)], allowed: &[&str]) -> Option<OriginMatch> {
         let allowed: Vec<AllowedOrigin> = allowed.iter().map(|o| o.parse().unwrap()).collect();
-        Page::of(&headers(pairs), &allowed)
+        OriginMatch::of(&headers(pairs), &allowed)
     }
 
     fn same_host(origin: &str, host: &str) -> bool {
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_an_origin_is_from_no_page() {
+    fn a_request_without_an_origin_is_not_from_a_page() {
         assert_eq!(of(&[(header::HOST, "a.example")], &["*"]), None);
     }
 
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_host_is_not_of_the_same() {
+    fn a_page_of_another_host_is_foreign() {
         for origin in [
             "null",
             "",
@@ -265,7 +270,7 @@ mod tests {
         let host = (header::HOST, "a.example");
         let origin = (header::ORIGIN, "http://a.example");
         let evil = (header::ORIGIN, "http://evil.example");
-        let nothing = Some(Page { same_host: false, named: false, any: false });
+        let nothing = Some(OriginMatch { same_host: false, named: false, any: false });
         assert_eq!(of(&[host.clone(), origin.clone(), evil.clone()], &["*"]), nothing);
         assert_eq!(of(&[host, (header::HOST, "evil.example"), evil], &[]), nothing);
         assert_eq!(of(&[origin], &[]), nothing);
@@ -275,12 +280,12 @@ mod tests {
     fn a_star_admits_every_page_and_names_none() {
         for origin in ["null", "http://evil.example", "https://", ""] {
             let page = of(&[(header::ORIGIN, origin)], &["*"]).unwrap();
-            assert_eq!(page, Page { same_host: false, named: false, any: true }, "{origin}");
+            assert_eq!(page, OriginMatch { same_host: false, named: false, any: true }, "{origin}");
         }
     }
 
     #[test]
-    fn loopback_is_told_from_names_that_others_can_make_lead_here() {
+    fn loopback_is_distinguished_from_names_that_others_can_rebind() {
         let of = |host: &str| is_for_loopback(&headers(&[(header::HOST, host)]));
         for host in [
             "localhost",

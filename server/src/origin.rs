@@ -1,21 +1,23 @@
-//! Which web pages may use the server.
+//! Origins of web pages that may use the server.
 //!
-//! A browser names the origin of the page that sends a request in `Origin`, and lets any page open
-//! WebSockets and post to `127.0.0.1`. So a page of another origin is refused unless it is named.
+//! A browser sends the origin of the requesting page as `Origin`, and lets any page open WebSockets and
+//! post to `127.0.0.1`; so pages of other origins are refused unless they are allowed. [`url`] parses and
+//! compares origins; what is here refuses texts that it would repair, and compares origins that it calls
+//! opaque, and thus never equal.
 
 use std::{fmt, str::FromStr};
 
 use url::{Host, ParseError, Url};
 
-/// An origin whose pages may use the server besides those of the server's own host.
+/// An origin whose pages may use the server, besides pages of the server's own host.
 ///
 /// - `https://chat.example`, `http://localhost:5173`: scheme, host and port.
-/// - `https://*.chat.example`: its subdomains of any depth, on that port; not `chat.example` itself.
-/// - `null`, `file://`, `capacitor://localhost`, `app://x`: local files, sandboxed frames and pages of
-///   an app's own scheme, as browsers name them.
-/// - `*`: every page. It opens WebSockets only, never `/api`.
+/// - `https://*.chat.example`: subdomains of any depth, on that port; not `chat.example` itself.
+/// - `null`, `file://`, `capacitor://localhost`, `app://x`: local files, sandboxed frames and pages with
+///   an app's own scheme, as browsers write them.
+/// - `*`: every page.
 ///
-/// Pages of other origins get `/api` only with the API key.
+/// Pages of other origins may use `/api` only with the API key.
 ///
 /// ```
 /// use presence_server::AllowedOrigin;
@@ -33,37 +35,38 @@ pub struct AllowedOrigin(Pattern);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
     Any,
-    Exact(Origin),
+    Exact(PageOrigin),
     /// The subdomains of this origin's host.
     Subdomains(url::Origin),
 }
 
-/// Why a text is no [`AllowedOrigin`].
+/// Why a text is not an [`AllowedOrigin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidOrigin {
     /// There is no scheme before the host.
-    #[error("an origin begins with its scheme, as in `https://chat.example` (or is `null` or `*`)")]
+    #[error("an origin starts with its scheme, as in `https://chat.example` (or is `null` or `*`)")]
     Scheme,
-    /// The scheme is that of the sockets a page opens.
-    #[error("a page's origin begins with `http://` or `https://`, also if it opens WebSockets")]
-    SocketScheme,
-    /// Something stands beside scheme, host and port.
+    /// The scheme is that of WebSockets, not of pages.
     #[error(
-        "an origin is scheme, host and port and nothing else, not even a `/` at the end: \
+        "the origin of a page starts with `http://` or `https://`, even if it opens WebSockets"
+    )]
+    SocketScheme,
+    /// There is more than scheme, host and port.
+    #[error(
+        "an origin has a scheme, a host and a port and nothing else, not even a `/` at the end: \
          `https://chat.example`, `http://localhost:5173`"
     )]
     Excess,
-    /// The host is missing, or is no host.
+    /// The host is missing or invalid.
     #[error("an origin has a host after its scheme: `https://chat.example`")]
     Host,
     /// The port is not a number from 0 to 65535.
     #[error("the port of an origin is a number, or is left out: `http://localhost:5173`")]
     Port,
-    /// A `*` stands where it means nothing.
+    /// A `*` is in a place where it has no meaning.
     #[error(
-        "a `*` stands alone, or for the first labels of the name of a host: \
-         `https://*.chat.example`"
+        "a `*` stands alone, or in place of the first labels of a host name: `https://*.chat.example`"
     )]
     Wildcard,
 }
@@ -76,14 +79,14 @@ impl FromStr for AllowedOrigin {
             return Ok(Self(Pattern::Any));
         }
         if !text.contains('*') {
-            return Origin::parse(text).map(|origin| Self(Pattern::Exact(origin)));
+            return PageOrigin::parse(text).map(|origin| Self(Pattern::Exact(origin)));
         }
         let (scheme, domain) = text.split_once("://*.").ok_or(InvalidOrigin::Wildcard)?;
         if domain.contains('*') {
             return Err(InvalidOrigin::Wildcard);
         }
-        match Origin::parse(&format!("{scheme}://{domain}"))? {
-            Origin::Network(parent @ url::Origin::Tuple(_, Host::Domain(_), _)) => {
+        match PageOrigin::parse(&format!("{scheme}://{domain}"))? {
+            PageOrigin::Network(parent @ url::Origin::Tuple(_, Host::Domain(_), _)) => {
                 Ok(Self(Pattern::Subdomains(parent)))
             }
             _ => Err(InvalidOrigin::Wildcard),
@@ -95,8 +98,10 @@ impl fmt::Display for AllowedOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Pattern::Any => f.write_str("*"),
-            Pattern::Exact(Origin::Opaque(text)) => f.write_str(text),
-            Pattern::Exact(Origin::Network(origin)) => f.write_str(&origin.ascii_serialization()),
+            Pattern::Exact(PageOrigin::Opaque(text)) => f.write_str(text),
+            Pattern::Exact(PageOrigin::Network(origin)) => {
+                f.write_str(&origin.ascii_serialization())
+            }
             Pattern::Subdomains(parent) => {
                 f.write_str(&parent.ascii_serialization().replacen("://", "://*.", 1))
             }
@@ -105,22 +110,23 @@ impl fmt::Display for AllowedOrigin {
 }
 
 impl AllowedOrigin {
-    /// Whether this is `*`.
-    pub(super) fn is_any(&self) -> bool {
+    pub(crate) fn is_any(&self) -> bool {
         self.0 == Pattern::Any
     }
 
-    /// Whether the origin is this one, or one of these; `*` names none.
-    pub(super) fn names(&self, origin: &Origin) -> bool {
+    /// Whether the origin is this one, or matches its wildcard; `*` names none.
+    pub(crate) fn names(&self, origin: &PageOrigin) -> bool {
         match (&self.0, origin) {
             (Pattern::Exact(exact), _) => exact == origin,
-            (Pattern::Subdomains(parent), Origin::Network(origin)) => is_subdomain(origin, parent),
+            (Pattern::Subdomains(parent), PageOrigin::Network(origin)) => {
+                is_subdomain(origin, parent)
+            }
             (Pattern::Any | Pattern::Subdomains(_), _) => false,
         }
     }
 }
 
-/// Whether one origin is the other with one or more labels before its host.
+/// Whether an origin is `parent` with one or more labels before its host.
 fn is_subdomain(origin: &url::Origin, parent: &url::Origin) -> bool {
     use url::Origin::Tuple;
     let (
@@ -138,17 +144,15 @@ fn is_subdomain(origin: &url::Origin, parent: &url::Origin) -> bool {
 
 /// The origin of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// Scheme, host and port, the port also where it is the scheme's own.
+pub(crate) enum PageOrigin {
+    /// Scheme, host and port.
     Network(url::Origin),
-    /// What the URL standard calls opaque, which `url` never finds equal: `null`, `file://` and pages
-    /// of an app's own scheme. Compared as text, in lower case.
+    /// `null`, `file://`, or an origin with an app's own scheme; in lower case.
     Opaque(String),
 }
 
-impl Origin {
-    /// Reads an origin as browsers write it. (`url` alone would also take a path, credentials and
-    /// white space.)
+impl PageOrigin {
+    /// Parses an origin as browsers write it.
     pub fn parse(text: &str) -> Result<Self, InvalidOrigin> {
         let text = text.to_ascii_lowercase();
         if text == "null" {
@@ -173,14 +177,14 @@ impl Origin {
         }
     }
 
-    /// Whether a server of this kind can have served the page.
+    /// Whether an HTTP server can have served the page.
     pub fn is_http(&self) -> bool {
         let Self::Network(url::Origin::Tuple(scheme, ..)) = self else { return false };
         scheme == "http" || scheme == "https"
     }
 }
 
-/// Refuses what `url` would take for a path or credentials, decode, or leave out.
+/// Refuses what [`Url::parse`] would accept as path or credentials, decode, or drop.
 fn check_rest(rest: &str) -> Result<(), InvalidOrigin> {
     if rest.contains(['/', '?', '#', '\\', '@']) {
         return Err(InvalidOrigin::Excess);
@@ -199,7 +203,7 @@ mod tests {
     use super::*;
 
     fn named(origin: &str, allowed: &[&str]) -> bool {
-        let Ok(origin) = Origin::parse(origin) else { return false };
+        let Ok(origin) = PageOrigin::parse(origin) else { return false };
         allowed.iter().any(|allowed| allowed.parse::<AllowedOrigin>().unwrap().names(&origin))
     }
 
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_without_a_host_on_the_network_can_be_named() {
+    fn opaque_origins_can_be_named() {
         let allowed = ["null", "file://", "capacitor://localhost", "app://x:1"];
         for origin in allowed {
             assert!(named(origin, &[origin]), "{origin}");
@@ -264,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused_and_told_why() {
+    fn a_malformed_origin_is_refused_with_the_reason() {
         use InvalidOrigin::{Excess, Host, Port, Scheme, SocketScheme, Wildcard};
         for (bad, why) in [
             ("", Scheme),

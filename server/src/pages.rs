@@ -1,18 +1,20 @@
-//! `GET /`, a page to try the server with, and `GET /dashboard`. They work where the routes are mounted
-//! at the root.
+//! The pages `GET /`, to try the server with, and `GET /dashboard`, and their assets. They work only where
+//! the routes are mounted at the root.
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::{self, ETag, EntityTag, Header, IfNoneMatch},
+    http::header::{self, ETag, EntityTag},
     web,
 };
 
-/// No script, style or address but our own; the pages talk to their own host only.
+use crate::response::{ApiError, is_cached};
+
+/// Scripts and styles of the server only, none inline; the pages connect to their own host only.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; \
     img-src 'self' data:; style-src 'self'; worker-src 'self'; base-uri 'none'; \
     frame-ancestors 'none'";
 
-/// An asset: its name, its type and its bytes.
+/// Name, content type and content.
 type Asset = (&'static str, &'static str, &'static str);
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -36,50 +38,41 @@ const ASSETS: [Asset; 14] = [
     ("detail.js", SCRIPT, include_str!("pages/detail.js")),
 ];
 
-pub(super) async fn index(req: HttpRequest) -> HttpResponse {
-    answer(&req, HTML, include_str!("pages/index.html"))
+pub(crate) async fn index(req: HttpRequest) -> HttpResponse {
+    file(&req, HTML, include_str!("pages/index.html"))
 }
 
-pub(super) async fn dashboard(req: HttpRequest) -> HttpResponse {
-    answer(&req, HTML, include_str!("pages/dashboard.html"))
+pub(crate) async fn dashboard(req: HttpRequest) -> HttpResponse {
+    file(&req, HTML, include_str!("pages/dashboard.html"))
 }
 
-pub(super) async fn asset(req: HttpRequest, name: web::Path<String>) -> HttpResponse {
+pub(crate) async fn asset(
+    req: HttpRequest,
+    name: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
     match ASSETS.iter().find(|(known, ..)| *known == name.as_str()) {
-        Some((_, content_type, body)) => answer(&req, content_type, body),
-        None => super::not_found(req).await,
+        Some((_, content_type, body)) => Ok(file(&req, content_type, body)),
+        None => Err(ApiError::unknown_route()),
     }
 }
 
-fn answer(req: &HttpRequest, content_type: &'static str, body: &'static str) -> HttpResponse {
+fn file(req: &HttpRequest, content_type: &'static str, body: &'static str) -> HttpResponse {
     let tag = EntityTag::new_strong(format!("{:016x}", fingerprint(body.as_bytes())));
-    let known = is_known(req, &tag);
-    let mut response = if known { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    let cached = is_cached(req, &tag);
+    let mut response = if cached { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     response
         .insert_header(ETag(tag))
         .insert_header((header::CACHE_CONTROL, "no-cache"))
         .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .insert_header((header::REFERRER_POLICY, "no-referrer"));
-    if known {
+    if cached {
         return response.finish();
     }
     response.content_type(content_type).body(body)
 }
 
-/// Whether the client has this version already.
-pub(super) fn is_known(req: &HttpRequest, tag: &EntityTag) -> bool {
-    if !req.headers().contains_key(header::IF_NONE_MATCH) {
-        return false;
-    }
-    match IfNoneMatch::parse(req) {
-        Ok(IfNoneMatch::Any) => true,
-        Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|known| known.weak_eq(tag)),
-        Err(_) => false,
-    }
-}
-
-/// FNV-1a: the same for the same bytes on every node.
+/// FNV-1a, so that every node computes the same tag.
 fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -1,4 +1,4 @@
-//! Refused requests leave a trace: a counter by reason, and a warning that names the flag to look at.
+//! Refused requests are counted by reason, and logged with the flag to look at.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -14,74 +14,77 @@ use actix_web::{
 };
 use metrics::counter;
 
-use super::error::ApiError;
+use crate::response::ApiError;
 use actix_presence::log_limit::LogLimit;
 
-pub(super) const REFUSALS_TOTAL: &str = "presence_refusals_total";
+pub(crate) const REFUSALS_TOTAL: &str = "presence_refusals_total";
 
-/// A reason to refuse a request, with what the operator can do about it.
-struct Reason {
-    /// The `code` of the error that the client is answered.
+/// A reason to refuse requests, and what the operator can do about it.
+struct Refusal {
+    /// The code of the [`ApiError`].
     code: &'static str,
     advice: &'static str,
     log: LogLimit,
 }
 
-const fn reason(code: &'static str, advice: &'static str) -> Reason {
-    Reason { code, advice, log: LogLimit::new() }
+const fn refusal(code: &'static str, advice: &'static str) -> Refusal {
+    Refusal { code, advice, log: LogLimit::new() }
 }
 
 const MALFORMED: &str = "it is malformed";
 
-static REASONS: [Reason; 24] = [
-    reason(
+static REFUSALS: [Refusal; 24] = [
+    refusal(
         "foreign_origin",
-        "name the page's origin with --allow-origin; `*` opens WebSockets only, /api needs it in full",
+        "allow the page's origin with --allow-origin; `*` opens WebSockets only, /api needs the origin",
     ),
-    reason(
+    refusal(
         "loopback_only",
         "without --api-key only this machine is answered, and no pages of other origins",
     ),
-    reason("unauthorized", "it did not bring the --api-key"),
-    reason("token_needed", "it has no token, which --secret asks for unless --allow-anonymous"),
-    reason("bad_token", "its token was not signed with --secret, or is not good now"),
-    reason("no_secret", "it has a token, and the server was started without --secret"),
-    reason("room_not_allowed", "the `rooms` of its token (presence token --room) are others"),
-    reason("bad_version", "a Phoenix client has to ask for vsn=2.0.0"),
-    reason("too_many_connections", "all places of --max-connections are taken"),
-    reason("too_many_readers", "too many read the dashboard's live numbers"),
-    reason("room_full", "all places of --max-room-size are taken"),
-    reason("too_many_rooms", "the limit of rooms is reached"),
-    reason("not_allowed", "the app's authorize hook said no"),
-    reason("replaced", "a newer connection of its client session has taken its place"),
-    reason("withdrawn", "it left before it could join"),
-    reason("shutting_down", "the server stops"),
-    reason("busy", "the registry does not answer"),
-    reason("handshake", "it did not ask for a WebSocket; a proxy has to pass `Upgrade` on"),
-    reason("bad_room_name", MALFORMED),
-    reason("bad_user_id", MALFORMED),
-    reason("bad_info", MALFORMED),
-    reason("bad_session", MALFORMED),
-    reason("bad_query", MALFORMED),
-    reason("bad_presence", MALFORMED),
+    refusal("unauthorized", "it does not have the --api-key"),
+    refusal(
+        "token_needed",
+        "it has no token, which --secret requires unless --allow-anonymous is given",
+    ),
+    refusal("bad_token", "its token is not signed with --secret, or not valid now"),
+    refusal("no_secret", "it has a token, but the server was started without --secret"),
+    refusal("room_not_allowed", "its token is for other rooms (presence token --room)"),
+    refusal("bad_version", "a Phoenix client must ask for vsn=2.0.0"),
+    refusal("too_many_connections", "all places of --max-connections are taken"),
+    refusal("too_many_readers", "too many clients read the dashboard's live numbers"),
+    refusal("room_full", "all places of --max-room-size are taken"),
+    refusal("too_many_rooms", "the connection has reached its limit of rooms"),
+    refusal("not_allowed", "the app's authorize hook denied it"),
+    refusal("replaced", "a newer connection of its client session has replaced it"),
+    refusal("withdrawn", "it left before it had joined"),
+    refusal("shutting_down", "the server is stopping"),
+    refusal("busy", "the room registry does not answer"),
+    refusal("handshake", "it did not ask for a WebSocket; a proxy has to forward `Upgrade`"),
+    refusal("bad_room_name", MALFORMED),
+    refusal("bad_user_id", MALFORMED),
+    refusal("bad_info", MALFORMED),
+    refusal("bad_session", MALFORMED),
+    refusal("bad_query", MALFORMED),
+    refusal("bad_presence", MALFORMED),
 ];
 
-/// For codes that are not among [`REASONS`].
-static OTHER: Reason = reason("other", "its detail says why");
+/// For codes that are not among [`REFUSALS`].
+static OTHER: Refusal = refusal("other", "its detail says why");
 
-/// An origin that somebody tries all the time must not hide the one that is to be allowed.
+/// By origin, so that one that is refused all the time does not hide one that should be allowed.
 static ORIGINS: KeyedLogLimit = KeyedLogLimit::new();
 
-/// Expired tokens, which are ordinary, must not hide those of a wrong secret.
+/// By error, so that expired tokens, which are ordinary, do not hide those of a wrong secret.
 static TOKENS: KeyedLogLimit = KeyedLogLimit::new();
 
-/// The known values of the counter's label.
-pub(super) fn codes() -> impl Iterator<Item = &'static str> {
-    REASONS.iter().map(|reason| reason.code)
+/// The values of the counter's label that are known in advance.
+pub(crate) fn codes() -> impl Iterator<Item = &'static str> {
+    REFUSALS.iter().map(|refusal| refusal.code)
 }
 
-/// Middleware that reports each error a resource answers with.
-pub(super) async fn report_errors<B: MessageBody>(
+/// Middleware that reports every error that a resource answers with.
+pub(crate) async fn report_errors<B: MessageBody>(
     req: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, actix_web::Error> {
@@ -92,40 +95,40 @@ pub(super) async fn report_errors<B: MessageBody>(
     Ok(response)
 }
 
-/// Counts a refusal, and writes a line about it unless there was one lately.
+/// Counts a refusal, and logs it unless the same was logged in the last minute.
 ///
-/// The line has nothing of the address, nor what an app's hook answered: there may be tokens and names
+/// The line contains neither the address nor the answer of an app's hook: there may be tokens and names
 /// of users in them.
-pub(super) fn report(req: &HttpRequest, error: &ApiError) {
+pub(crate) fn report(req: &HttpRequest, error: &ApiError) {
     let code = error.code();
     counter!(REFUSALS_TOTAL, "reason" => code).increment(1);
-    let reason = REASONS.iter().find(|reason| reason.code == code).unwrap_or(&OTHER);
-    let origin = shown(req, header::ORIGIN);
+    let refusal = REFUSALS.iter().find(|refusal| refusal.code == code).unwrap_or(&OTHER);
+    let origin = loggable(req, header::ORIGIN);
     let detail = if code == "not_allowed" { String::new() } else { error.to_string() };
     let passed = match code {
         "foreign_origin" => ORIGINS.pass(&origin),
         "bad_token" => TOKENS.pass(&detail),
-        _ => reason.log.pass(),
+        _ => refusal.log.pass(),
     };
     let Some(suppressed) = passed else { return };
-    let host = shown(req, header::HOST);
-    let advice = reason.advice;
+    let host = loggable(req, header::HOST);
+    let advice = refusal.advice;
     tracing::warn!(reason = code, origin, host, detail, suppressed, "refused a request: {advice}");
 }
 
-/// A header for the log, where it is quoted.
-fn shown(req: &HttpRequest, name: HeaderName) -> String {
-    // As many as the longest name of a host has.
+/// A header, for a field of the log, where it is quoted.
+fn loggable(req: &HttpRequest, name: HeaderName) -> String {
+    // The length of the longest host name.
     const MAX_CHARS: usize = 253;
     let value = req.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     value.map_or_else(|| "none".to_owned(), |value| value.chars().take(MAX_CHARS).collect())
 }
 
-/// As [`LogLimit`], but lines about different things do not suppress each other: of each minute it lets
-/// the first line of each key pass, for [`MAX_KEYS`](Self::MAX_KEYS) keys.
+/// A [`LogLimit`] by key: in each minute it passes the first line of each key, for at most
+/// [`MAX_KEYS`](Self::MAX_KEYS) keys.
 struct KeyedLogLimit(Mutex<Minute>);
 
-/// The keys let through since the minute began.
+/// The keys that have passed since the minute began.
 struct Minute {
     began: Option<Instant>,
     keys: Vec<String>,
@@ -140,7 +143,7 @@ impl KeyedLogLimit {
         Self(Mutex::new(Minute { began: None, keys: Vec::new(), suppressed: 0 }))
     }
 
-    /// Whether a line about this key may be written now: how many were suppressed since the last one.
+    /// If a line about this key may be written now: how many were suppressed since the last one.
     fn pass(&self, key: &str) -> Option<u64> {
         self.pass_at(key, Instant::now())
     }
@@ -165,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_different_keys_pass_up_to_a_bound_and_each_key_once_a_minute() {
+    fn each_key_passes_once_a_minute_up_to_a_number_of_keys() {
         let limit = KeyedLogLimit::new();
         let start = Instant::now();
         let at = |secs, key: &str| limit.pass_at(key, start + Duration::from_secs(secs));

@@ -1,4 +1,7 @@
-//! The WebSockets: `GET /ws/{room}` for JSON, `GET /socket/websocket` for Phoenix.
+//! The WebSockets, `GET /ws/{room}` for JSON and `GET /socket/websocket` for Phoenix, and who may open
+//! them.
+
+use std::sync::Arc;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -6,39 +9,44 @@ use actix_web::{
     web,
 };
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use chrono::Utc;
+use serde::Deserialize;
+use serde_json::Value;
 
-use super::{
-    address::{self, Query},
-    error::ApiError,
-    guard,
-    identity::Identity,
+use crate::{
+    guard::{self, bearer, is_local},
+    request,
+    response::{ApiError, error_chain},
     state::ServerState,
+    token::{self, Claims},
 };
 use actix_presence::{
     PhoenixSession, WsOptions, WsSession, WsSessionError,
-    messages::{Admit, Feed},
+    messages::{Admit, Feed, TakePlace},
+    model::{Info, InvalidInfo, RoomName, SessionKey, UserId, is_shallow},
 };
 
-/// Everything that can be refused is refused before the handshake is looked at: a browser does not
-/// tell a page why a WebSocket failed, but the same address without the upgrade says so.
-pub(super) async fn enter(
+/// `GET /ws/{room}`.
+///
+/// Every reason to refuse is checked before the handshake: a browser does not tell a page why a
+/// WebSocket failed, but a plain GET of the same address does.
+pub(crate) async fn json(
     req: HttpRequest,
     body: web::Payload,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    guard::check_socket_page(&req, &state)?;
-    let room = address::room(&req, 0)?;
-    let query = Query::of(&req)?;
-    let identity = Identity::of(&req, &query, None, &state)?;
-    identity.check(&room)?;
-    let feed = feed(&query)?;
-    let this = room.clone();
-    let place = state.place(identity.take_place(&req, move |room| *room == this)).await?;
+    guard::check_socket_origin(&req, &state)?;
+    let room = request::room(&req, 0)?;
+    let identity = Identity::of(&req, None, &state)?;
+    identity.check_room(&room)?;
+    let feed = feed(&req)?;
+    let only = room.clone();
+    let place = state.place(identity.take_place(&req, move |room| *room == only)).await?;
 
     let admit = identity.admit(room.clone());
     let session = WsSession::new(state.registry().clone(), room).feed(feed);
-    let session = session.options(bounds(&state).place(place));
-    match identity.own(session).start(&req, body).await {
+    let session = identity.apply(session.options(options(&state).place(place)));
+    match session.start(&req, body).await {
         Ok(response) => Ok(response),
         Err(error @ WsSessionError::Handshake(_)) => {
             state.ask::<Admit>(admit).await??;
@@ -48,40 +56,42 @@ pub(super) async fn enter(
     }
 }
 
-/// Everything that can be refused here is refused with 403, as Phoenix does; which rooms somebody
-/// may enter is asked when they are joined.
-pub(super) async fn phoenix(
+/// `GET /socket/websocket`.
+///
+/// Refuses with 403, as Phoenix does. Which rooms a client may enter is checked when it joins them.
+pub(crate) async fn phoenix(
     req: HttpRequest,
     body: web::Payload,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    guard::check_socket_page(&req, &state)?;
-    let query = Query::of(&req)?;
-    if query.get("vsn")? != Some("2.0.0") {
-        let message = "`vsn=2.0.0` is what is spoken here";
-        return Err(ApiError::forbidden("bad_version", message));
+    #[derive(Deserialize)]
+    struct VersionQuery {
+        vsn: Option<String>,
     }
-    let token = auth_token(req.headers());
-    let identity = Identity::of(&req, &query, token.as_deref(), &state);
-    let identity = identity.map_err(ApiError::refuse)?;
+    guard::check_socket_origin(&req, &state)?;
+    let query: VersionQuery = request::query(&req)?;
+    if query.vsn.as_deref() != Some("2.0.0") {
+        return Err(ApiError::forbidden("bad_version", "`vsn` must be `2.0.0`"));
+    }
+    let token = phoenix_token(req.headers());
+    let identity = Identity::of(&req, token, &state).map_err(ApiError::into_forbidden)?;
     let place = state.place(identity.take_place(&req, |_| true)).await?;
     let session = PhoenixSession::new(state.registry().clone()).until(state.stop_signal());
-    let session = identity.own_phoenix(session.options(bounds(&state).place(place)));
+    let session = identity.apply_phoenix(session.options(options(&state).place(place)));
     Ok(session.start(&req, body)?)
 }
 
-/// The token among the subprotocols that a client of Phoenix offers: the unpadded base64 of it.
-fn auth_token(headers: &HeaderMap) -> Option<String> {
+/// The token that a Phoenix client offers as a subprotocol: unpadded base64.
+fn phoenix_token(headers: &HeaderMap) -> Option<String> {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
     let mut offered = offered.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
     let token = offered.find_map(|one| one.trim().strip_prefix("base64url.bearer.phx."))?;
-    // It says base64url, and is not: take both alphabets.
+    // Despite its name the `phoenix` package uses the standard alphabet: accept both.
     let token = token.replace('-', "+").replace('_', "/");
     String::from_utf8(BASE64_STANDARD_NO_PAD.decode(token).ok()?).ok()
 }
 
-/// The bounds of every session.
-fn bounds(state: &ServerState) -> WsOptions {
+fn options(state: &ServerState) -> WsOptions {
     let options = state.options();
     WsOptions::default()
         .max_frame_size(options.max_frame_size)
@@ -89,15 +99,152 @@ fn bounds(state: &ServerState) -> WsOptions {
         .ping_interval(options.ping_interval)
 }
 
-fn feed(query: &Query) -> Result<Feed, ApiError> {
-    match query.get("presence")? {
+/// What the client wants to hear of the room's presences.
+fn feed(req: &HttpRequest) -> Result<Feed, ApiError> {
+    #[derive(Deserialize)]
+    struct FeedQuery {
+        presence: Option<String>,
+    }
+    match request::query::<FeedQuery>(req)?.presence.as_deref() {
         None | Some("full") => Ok(Feed::Full),
         Some("diff") => Ok(Feed::Diff),
         Some("count") => Ok(Feed::Count),
         Some("none") => Ok(Feed::None),
         Some(_) => Err(ApiError::bad_request(
             "bad_presence",
-            "`presence` is `full`, `diff`, `count` or `none`",
+            "`presence` must be `full`, `diff`, `count` or `none`",
         )),
     }
+}
+
+/// Who opens a WebSocket.
+#[derive(Debug, Default)]
+struct Identity {
+    user: Option<UserId>,
+    info: Info,
+    session: Option<SessionKey>,
+    /// The claims of the token, if there is one: its info cannot be changed by the client, and it may
+    /// be valid in some rooms only.
+    claims: Option<Arc<Claims>>,
+}
+
+impl Identity {
+    /// The identity of a request; a token in the query comes before `offered`, and that before the
+    /// `Authorization` header.
+    fn of(
+        req: &HttpRequest,
+        offered: Option<String>,
+        state: &ServerState,
+    ) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct TokenQuery {
+            session: Option<String>,
+            token: Option<String>,
+        }
+        let options = state.options();
+        let query: TokenQuery = request::query(req)?;
+        let session = query.session.map(SessionKey::new).transpose().map_err(|error| {
+            let message = format!("invalid `session`: {}", error_chain(&error));
+            ApiError::bad_request("bad_session", message)
+        })?;
+        let token = query.token.or(offered);
+        let identity = match token.as_deref().or_else(|| bearer(req)) {
+            Some(_) if options.secrets.is_empty() => {
+                return Err(ApiError::unauthorized(
+                    "no_secret",
+                    "tokens cannot be verified: the server was started without a secret",
+                ));
+            }
+            Some(token) => Self::from_token(token, state)?,
+            None if options.secrets.is_empty() && options.believe_query && is_local(req) => {
+                Self::from_query(req)?
+            }
+            None if options.secrets.is_empty() || options.allow_anonymous => Self::default(),
+            None => return Err(ApiError::unauthorized("token_needed", "a token is required")),
+        };
+        Ok(Self { session: identity.session.or(session), ..identity })
+    }
+
+    fn from_token(token: &str, state: &ServerState) -> Result<Self, ApiError> {
+        let bad = |message: String| ApiError::unauthorized("bad_token", message);
+        let now = Utc::now().timestamp();
+        let claims = token::verify(token, &state.options().secrets, now);
+        let claims = claims.map_err(|error| bad(error.to_string()))?;
+        let user = claims.sub.as_deref().map(UserId::new).transpose();
+        let user = user.map_err(|e| bad(format!("invalid `sub` in token: {}", error_chain(&e))))?;
+        let info = claims.info();
+        let info =
+            info.map_err(|e| bad(format!("invalid `info` in token: {}", error_chain(&e))))?;
+        let session = claims.sid.as_deref().map(SessionKey::new).transpose();
+        let session =
+            session.map_err(|e| bad(format!("invalid `sid` in token: {}", error_chain(&e))))?;
+        Ok(Self { user, info, session, claims: Some(Arc::new(claims)) })
+    }
+
+    fn from_query(req: &HttpRequest) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct UserQuery {
+            user: Option<String>,
+            info: Option<String>,
+        }
+        let query: UserQuery = request::query(req)?;
+        let user = query.user.map(UserId::new).transpose();
+        let user = user.map_err(|error| ApiError::bad_user(&error))?;
+        let info = query.info.as_deref().map_or(Ok(Info::EMPTY), parse_info)?;
+        Ok(Self { user, info, ..Self::default() })
+    }
+
+    /// Refuses a room in which the token is not valid.
+    fn check_room(&self, room: &RoomName) -> Result<(), ApiError> {
+        if self.claims.as_ref().is_some_and(|claims| !claims.admit(room)) {
+            let message = "the token is not valid in this room";
+            return Err(ApiError::forbidden("room_not_allowed", message));
+        }
+        Ok(())
+    }
+
+    /// Asks whether the room would accept this identity.
+    fn admit(&self, room: RoomName) -> Admit {
+        let Self { user, info, session, .. } = self;
+        Admit { room, user: user.clone(), info: info.clone(), session: session.clone() }
+    }
+
+    /// Asks for the place of an older connection of the client session, if this request is to become a
+    /// WebSocket that enters the rooms for which `enters` is true.
+    fn take_place(
+        &self,
+        req: &HttpRequest,
+        enters: impl Fn(&RoomName) -> bool + Send + 'static,
+    ) -> Option<TakePlace> {
+        let session = self.session.clone().filter(|_| req.headers().contains_key(header::UPGRADE));
+        let (user, info, claims) = (self.user.clone(), self.info.clone(), self.claims.clone());
+        let admits = move |room: &RoomName| claims.as_ref().is_none_or(|claims| claims.admit(room));
+        let enters = Box::new(move |room: &RoomName| enters(room) && admits(room));
+        Some(TakePlace { user, session: session?, info, enters })
+    }
+
+    fn apply(self, session: WsSession) -> WsSession {
+        let session = session.user(self.user).session(self.session);
+        if self.claims.is_some() { session.fixed_info(self.info) } else { session.info(self.info) }
+    }
+
+    fn apply_phoenix(self, session: PhoenixSession) -> PhoenixSession {
+        let session = session.user(self.user).session(self.session);
+        match self.claims {
+            Some(claims) => session.fixed_info(self.info).rooms(move |room| claims.admit(room)),
+            None => session.info(self.info),
+        }
+    }
+}
+
+/// Reads `info` of the query.
+fn parse_info(text: &str) -> Result<Info, ApiError> {
+    let bad = |message: String| ApiError::bad_request("bad_info", message);
+    // Checked on the text, because the parser refuses what is deeper than its own limit as malformed.
+    if !is_shallow(text) {
+        return Err(bad(InvalidInfo::TooDeep.to_string()));
+    }
+    let value: Value =
+        serde_json::from_str(text).map_err(|error| bad(format!("`info` is not JSON: {error}")))?;
+    Info::new(value).map_err(|error| bad(error_chain(&error)))
 }

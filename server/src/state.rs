@@ -1,4 +1,4 @@
-//! What the routes share.
+//! The options of the routes, and the state that they share.
 
 use std::{
     fmt,
@@ -15,17 +15,19 @@ use tokio::{
     time::timeout,
 };
 
-use super::{AllowedOrigin, Metrics, Secret, error::ApiError, ranking::Ranking};
+use crate::{
+    metrics::Metrics, origin::AllowedOrigin, ranking::TopRooms, response::ApiError, token::Secret,
+};
 use actix_presence::{
     PresenceConfig, PresenceHandle, RoomRegistry, StopSignal,
     messages::{SessionPlace, SessionPlaces, TakePlace},
 };
 
-/// Readers of the live numbers at one time.
-const SEATS: usize = 64;
+/// Clients that may read the live numbers at the same time.
+const MAX_LIVE_READERS: usize = 64;
 
 /// How long a request waits for the registry, which answers at once unless something is very wrong.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a handshake waits for the socket of its session's older connection to end.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -44,30 +46,32 @@ const PLACE_TIMEOUT: Duration = Duration::from_secs(3);
 /// ```
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
-    /// Keys of tokens, any of which is good. Default none: everybody is anonymous.
+    /// Keys that tokens may be signed with. Default none: everybody is anonymous.
     pub secrets: Vec<Secret>,
-    /// Whether one may come without a token although there is a key. Default no.
+    /// Whether clients without a token are let in although there are [`secrets`](Self::secrets). Default
+    /// no.
     pub allow_anonymous: bool,
-    /// Whether the query's `user` and `info` are believed of requests from and for this machine, as
-    /// long as there is no key of tokens. Default no; only for servers bound to loopback.
+    /// Whether `user` and `info` of the query are trusted in requests from and to this machine, as long
+    /// as there are no [`secrets`](Self::secrets). Default no; only for servers bound to loopback.
     pub believe_query: bool,
-    /// The key of `/api`. Default none: only requests from and for this machine are answered.
+    /// The key of `/api`. Default none: only requests from and to this machine are answered.
     pub api_key: Option<Secret>,
-    /// Pages that may use the server besides those of its own host, `/api` only with the key. Default
-    /// none.
+    /// Origins whose pages may use the server, besides pages of its own host; `/api` only with the key.
+    /// Default none.
     pub allowed_origins: Vec<AllowedOrigin>,
-    /// The largest message of a client, and body of a request, in bytes. Default 64 KiB.
+    /// The largest message from a client, and the largest request body, in bytes. Default 64 KiB.
     pub max_frame_size: usize,
-    /// The largest member list in an answer of `/api`, in bytes. Default 1 MiB; that of the sockets is
+    /// The largest member list in an answer of `/api`, in bytes. Default 1 MiB; for WebSockets it is
     /// [`PresenceConfig::max_list_size`](actix_presence::PresenceConfig::max_list_size).
     pub max_list_size: usize,
-    /// How many WebSockets may be open and sessions fade at once. Default no limit.
+    /// How many WebSockets may be open, and disconnected sessions may wait for their client, at the same
+    /// time. Default no limit.
     pub max_connections: Option<usize>,
-    /// How many frames per second, and in one burst, a WebSocket may send. Default no limit.
+    /// How many frames a WebSocket may send per second, and in one burst. Default no limit.
     pub max_rate: Option<u32>,
     /// How often WebSockets are pinged. Default never.
     pub ping_interval: Option<Duration>,
-    /// What `/metrics` tells. Default nothing: then there is no such route.
+    /// What `/metrics` answers. Default none: then it answers 404.
     pub metrics: Option<Metrics>,
 }
 
@@ -89,110 +93,107 @@ impl Default for ServerOptions {
     }
 }
 
-/// What the routes share: where the registry is, and the options. A clone is the same.
+/// What the routes share: the registry, the options, and the count of open WebSockets. Clones share one
+/// state.
 ///
-/// Make one for the whole server, outside of the closure that makes an app for each worker: the
-/// connections of all workers are counted together.
+/// Make one for the whole server, outside of the closure that makes an app for each worker, so that the
+/// limits hold for the connections of all workers together.
 #[derive(Clone)]
-pub struct ServerState(Arc<Shared>);
+pub struct ServerState(Arc<StateInner>);
 
-struct Shared {
+struct StateInner {
     presence: PresenceHandle,
     registry: Addr<RoomRegistry>,
     node: String,
     options: ServerOptions,
-    /// One for each WebSocket and each session that fades, if there is a limit.
+    /// A permit for each WebSocket and each session that waits for its client, if there is a limit.
     places: Option<SessionPlaces>,
-    /// Held by each WebSocket for as long as it is open.
+    /// Each open WebSocket holds a clone.
     open: Arc<()>,
-    /// What is left of them for readers of the live numbers.
-    seats: Arc<Semaphore>,
-    /// Whether the server is about to stop, and nobody new is to be sent to it.
+    live_readers: Arc<Semaphore>,
+    /// Whether the server is about to stop, and should not get new clients.
     draining: AtomicBool,
-    /// Given when the server ends.
+    /// Given when the server stops.
     stop: StopSignal,
-    ranking: Mutex<Ranking>,
+    top_rooms: Mutex<TopRooms>,
 }
 
 impl ServerState {
-    /// What the routes of this presence system share.
+    /// Makes the state of routes to this presence system.
     #[must_use]
     pub fn new(presence: &PresenceHandle, options: ServerOptions) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(StateInner {
             presence: presence.clone(),
             registry: presence.registry(),
             node: presence.node().as_str().to_owned(),
             places: options.max_connections.map(SessionPlaces::new),
             options,
             open: Arc::new(()),
-            seats: Arc::new(Semaphore::new(SEATS)),
+            live_readers: Arc::new(Semaphore::new(MAX_LIVE_READERS)),
             draining: AtomicBool::new(false),
             stop: StopSignal::new(),
-            ranking: Mutex::default(),
+            top_rooms: Mutex::default(),
         }))
     }
 
-    /// How many WebSockets are open.
+    /// The number of open WebSockets.
     #[must_use]
     pub fn open_sockets(&self) -> usize {
         Arc::strong_count(&self.0.open) - 1
     }
 
-    /// Has `/readyz` say 503 from now on, so that nobody new is sent here. Nothing else changes: call
-    /// it some time before the [shutdown](actix_presence::PresenceHandle::shutdown).
+    /// Makes `/readyz` answer 503 from now on, so that load balancers send no new clients. Nothing else
+    /// changes: call it some time before the [shutdown](actix_presence::PresenceHandle::shutdown).
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
     }
 
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.load(Relaxed)
     }
 
-    /// Closes the WebSockets that are in no room, of which the registry does not know.
+    /// Closes the WebSockets that are in no room, which a
+    /// [shutdown](actix_presence::PresenceHandle::shutdown) does not reach.
     pub fn close(&self) {
         self.0.stop.stop();
     }
 
-    /// Given when the server ends.
-    pub(super) fn stop_signal(&self) -> StopSignal {
+    pub(crate) fn stop_signal(&self) -> StopSignal {
         self.0.stop.clone()
     }
 
-    /// The running system.
-    pub(super) fn presence(&self) -> &PresenceHandle {
+    pub(crate) fn presence(&self) -> &PresenceHandle {
         &self.0.presence
     }
 
-    pub(super) fn registry(&self) -> &Addr<RoomRegistry> {
+    pub(crate) fn registry(&self) -> &Addr<RoomRegistry> {
         &self.0.registry
     }
 
-    pub(super) fn options(&self) -> &ServerOptions {
+    pub(crate) fn options(&self) -> &ServerOptions {
         &self.0.options
     }
 
     /// The name of this node.
-    pub(super) fn node(&self) -> &str {
+    pub(crate) fn node(&self) -> &str {
         &self.0.node
     }
 
-    /// The largest rooms. Held only between two questions, never during one.
-    pub(super) fn ranking(&self) -> MutexGuard<'_, Ranking> {
-        self.0.ranking.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The largest rooms. Do not hold the guard across an `await`.
+    pub(crate) fn top_rooms(&self) -> MutexGuard<'_, TopRooms> {
+        self.0.top_rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a seat for a reader of the live numbers.
-    pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.0.seats.clone().try_acquire_owned().map_err(|_| {
-            ApiError::unavailable(
-                "too_many_readers",
-                format!("{SEATS} read the live numbers already"),
-            )
+    /// A permit to read the live numbers.
+    pub(crate) fn live_reader(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.live_readers.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{MAX_LIVE_READERS} clients already read the live numbers");
+            ApiError::unavailable("too_many_readers", message)
         })
     }
 
     /// Takes a place for a WebSocket: a free one, or that of an older connection of its client session.
-    pub(super) async fn place(&self, older: Option<TakePlace>) -> Result<SessionPlace, ApiError> {
+    pub(crate) async fn place(&self, older: Option<TakePlace>) -> Result<SessionPlace, ApiError> {
         let free = match &self.0.places {
             Some(places) => places.take(),
             None => Some(SessionPlace::unlimited()),
@@ -214,17 +215,19 @@ impl ServerState {
     }
 
     /// Asks the registry.
-    pub(super) async fn ask<M>(&self, question: M) -> Result<M::Result, ApiError>
+    pub(crate) async fn ask<M>(&self, question: M) -> Result<M::Result, ApiError>
     where
         M: Message + Send + 'static,
         M::Result: Send,
         RoomRegistry: Handler<M>,
         Context<RoomRegistry>: ToEnvelope<RoomRegistry, M>,
     {
-        match timeout(PATIENCE, self.0.registry.send(question)).await {
+        match timeout(REGISTRY_TIMEOUT, self.0.registry.send(question)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(ApiError::unavailable("shutting_down", "the registry has stopped")),
-            Err(_) => Err(ApiError::unavailable("busy", "the registry does not answer")),
+            Ok(Err(_)) => {
+                Err(ApiError::unavailable("shutting_down", "the room registry has stopped"))
+            }
+            Err(_) => Err(ApiError::unavailable("busy", "the room registry does not answer")),
         }
     }
 }

@@ -1,25 +1,21 @@
-//! Tokens: signed by the app's backend or by `presence token`, checked by the server.
+//! Tokens: JWTs that the app's backend or `presence token` signs and the server verifies.
 
 use std::fmt;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jwt_compact::{
-    AlgorithmExt, UntrustedToken, ValidationError,
+    Algorithm, AlgorithmSignature, UntrustedToken,
     alg::{Hs256, Hs256Key},
 };
 #[cfg(any(test, feature = "cli"))]
-use jwt_compact::{CreationError, Header};
+use jwt_compact::{AlgorithmExt, CreationError, Header};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 use subtle::ConstantTimeEq;
-#[cfg(any(test, feature = "cli"))]
-use {
-    chrono::{DateTime, TimeDelta, Utc},
-    std::time::Duration,
-};
 
-use actix_presence::model::{Info, RoomName};
+use actix_presence::model::{Info, InvalidInfo, RoomName};
 
-/// A text that is never shown: the key of tokens, or of the API.
+/// A text that is never shown: a key of tokens, or the key of the API.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -29,7 +25,7 @@ pub struct Secret(String);
 pub struct EmptySecret;
 
 impl Secret {
-    /// Takes a secret.
+    /// Makes a secret of a text that is not empty.
     ///
     /// # Errors
     ///
@@ -41,18 +37,24 @@ impl Secret {
         }
     }
 
-    /// Whether the secret is this one, in a time that does not tell how much of it is right.
-    pub(super) fn is(&self, given: &str) -> bool {
+    /// Compares in constant time.
+    pub(crate) fn matches(&self, given: &str) -> bool {
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
+    }
+
+    /// Whether it can be sent in a header.
+    #[cfg(feature = "cli")]
+    pub(crate) fn is_visible_ascii(&self) -> bool {
+        self.0.bytes().all(|b| b.is_ascii_graphic())
     }
 
     fn hs256(&self) -> Hs256Key {
         Hs256Key::new(self.0.as_bytes())
     }
 
-    /// Whether it can stand in a header.
-    pub(super) fn is_visible_ascii(&self) -> bool {
-        self.0.bytes().all(|b| b.is_ascii_graphic())
+    /// Whether this is the key of a signature; compares in constant time.
+    fn has_signed(&self, text: &str, signature: &[u8]) -> bool {
+        Hs256.sign(&self.hs256(), text.as_bytes()).as_bytes().ct_eq(signature).into()
     }
 }
 
@@ -62,29 +64,37 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What a token says; what else it says is let be.
+/// The claims of a token; others are ignored, `aud` among them.
+///
+/// Times are numbers as the token has them: jwt-compact's own claims would refuse those after the year
+/// 262142, and an `iat` that nobody needs.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Claims {
-    /// The user; absent is anonymous.
+pub(crate) struct Claims {
+    /// When the token expires, in seconds since 1970.
+    pub exp: Number,
+    /// Before when it is not valid; absent means valid at once.
+    #[serde(default, deserialize_with = "non_null", skip_serializing_if = "Option::is_none")]
+    pub nbf: Option<Number>,
+    /// The user; absent means anonymous.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info: Option<Value>,
-    /// Names, or prefixes with a `*` at the end; absent is all.
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    /// Names, or prefixes that end with `*`; absent means all.
+    #[serde(default, deserialize_with = "non_null", skip_serializing_if = "Option::is_none")]
     pub rooms: Option<Vec<String>>,
-    /// The client session that survives reconnects.
+    /// The key of the client session, which survives reconnects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sid: Option<String>,
 }
 
-/// `null` is not absent: a mistake must not open all rooms.
-fn given<'de, D: Deserializer<'de>>(rooms: D) -> Result<Option<Vec<String>>, D::Error> {
-    Vec::deserialize(rooms).map(Some)
+/// Does not take `null` for absent: a mistake must not open all rooms.
+fn non_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(de: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(de).map(Some)
 }
 
 impl Claims {
-    /// Whether the token is good for the room.
+    /// Whether the token is valid in the room.
     pub fn admit(&self, room: &RoomName) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(prefix) => room.as_str().starts_with(prefix),
@@ -93,73 +103,66 @@ impl Claims {
         self.rooms.as_ref().is_none_or(|patterns| patterns.iter().any(matches))
     }
 
-    pub fn info(&self) -> Result<Info, actix_presence::InvalidInfo> {
+    pub fn info(&self) -> Result<Info, InvalidInfo> {
         self.info.clone().map_or(Ok(Info::EMPTY), Info::new)
     }
 }
 
-/// Why a token is not taken.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadToken {
+pub(crate) enum BadToken {
     #[error("the token has expired")]
     Expired,
     #[error("the token is not valid yet")]
     TooEarly,
-    #[error("the token's signature is not that of this server's secret")]
+    #[error("the token is not signed with this server's secret")]
     Signature,
-    #[error("the token is none: a JWT signed with HS256, with `exp`, is needed")]
+    #[error("malformed token: a JWT signed with HS256 that has `exp` is required")]
     Malformed,
 }
 
-/// Signs a token that is valid for so long from now on.
-///
-/// # Errors
-///
-/// If the claims have no JSON form, which they always have.
+/// Signs a token.
 #[cfg(any(test, feature = "cli"))]
-pub(super) fn sign(
-    claims: Claims,
-    lifetime: Duration,
-    key: &Secret,
-) -> Result<String, CreationError> {
-    let mut claims = jwt_compact::Claims::new(claims);
-    // A lifetime beyond the calendar ends with it.
-    let lifetime = TimeDelta::from_std(lifetime).unwrap_or(TimeDelta::MAX);
-    let end = Utc::now().checked_add_signed(lifetime);
-    claims.expiration = Some(end.unwrap_or(DateTime::<Utc>::MAX_UTC));
-    Hs256.token(&Header::empty().with_token_type("JWT"), &claims, &key.hs256())
+pub(crate) fn sign(claims: &impl Serialize, key: &Secret) -> Result<String, CreationError> {
+    let header = Header::empty().with_token_type("JWT");
+    Hs256.token(&header, &jwt_compact::Claims::new(claims), &key.hs256())
 }
 
-/// Checks a token: it has to be signed with one of the keys, and to be valid at this time, in seconds
-/// since 1970.
-pub(super) fn verify(token: &str, keys: &[Secret], now: i64) -> Result<Claims, BadToken> {
-    let token = UntrustedToken::new(token).map_err(|_| BadToken::Malformed)?;
-    for key in keys {
-        match Hs256.validator::<Claims>(&key.hs256()).validate(&token) {
-            Ok(token) => return in_time(token.into_parts().1, now),
-            Err(ValidationError::InvalidSignature | ValidationError::MalformedSignature(_)) => {}
-            Err(_) => return Err(BadToken::Malformed),
-        }
+/// Verifies that a token is signed with one of the keys and valid at `now`, in seconds since 1970.
+///
+/// The claims are read only after the signature has been verified.
+pub(crate) fn verify(token: &str, keys: &[Secret], now: i64) -> Result<Claims, BadToken> {
+    let parsed = UntrustedToken::new(token).map_err(|_| BadToken::Malformed)?;
+    let (signed, _) = token.rsplit_once('.').ok_or(BadToken::Malformed)?;
+    // The algorithm is the server's choice, whatever the header says.
+    if parsed.algorithm() != Hs256.name() {
+        return Err(BadToken::Malformed);
     }
-    Err(BadToken::Signature)
-}
-
-/// The claims, if they are valid at this time. `aud` is not checked.
-fn in_time(claims: jwt_compact::Claims<Claims>, now: i64) -> Result<Claims, BadToken> {
-    let expires = claims.expiration.ok_or(BadToken::Malformed)?;
-    let begins = claims.not_before.map(|begins| begins.timestamp());
-    if expires.timestamp() <= now {
+    if !keys.iter().any(|key| key.has_signed(signed, parsed.signature_bytes())) {
+        return Err(BadToken::Signature);
+    }
+    let claims = decode_claims(signed).ok_or(BadToken::Malformed)?;
+    let seconds = |time: &Number| time.as_f64().ok_or(BadToken::Malformed);
+    #[expect(clippy::cast_precision_loss, reason = "the seconds of a century have 32 bits")]
+    let now = now as f64;
+    if now >= seconds(&claims.exp)? {
         return Err(BadToken::Expired);
     }
-    match begins.is_some_and(|begins| begins > now) {
-        true => Err(BadToken::TooEarly),
-        false => Ok(claims.custom),
+    if claims.nbf.as_ref().map(seconds).transpose()?.is_some_and(|begins| now < begins) {
+        return Err(BadToken::TooEarly);
     }
+    Ok(claims)
+}
+
+/// The claims between the header and the signature.
+fn decode_claims(signed: &str) -> Option<Claims> {
+    let (_, claims) = signed.split_once('.')?;
+    serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use jwt_compact::alg::{Hs512, Hs512Key};
+    use jsonwebtoken::{Algorithm as Alg, EncodingKey};
     use serde_json::json;
 
     use super::*;
@@ -170,60 +173,128 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000;
 
-    fn signed(claims: &Value, secret: &str) -> String {
-        let claims = jwt_compact::Claims::new(claims);
-        Hs256.token(&Header::empty(), &claims, &key(secret).hs256()).unwrap()
+    /// A token that another implementation has signed.
+    fn signed_with(claims: &Value, secret: &str, algorithm: Alg) -> String {
+        let header = jsonwebtoken::Header::new(algorithm);
+        jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
     }
 
-    fn verify(token: &str, keys: &[Secret]) -> Result<Claims, BadToken> {
-        super::verify(token, keys, NOW)
+    fn signed(claims: &Value, secret: &str) -> String {
+        signed_with(claims, secret, Alg::HS256)
+    }
+
+    fn refused(token: &str) -> BadToken {
+        verify(token, &[key("s")], NOW).unwrap_err()
     }
 
     #[test]
-    fn a_token_of_any_of_the_keys_is_good_until_its_end() {
+    fn a_token_of_any_of_the_keys_is_valid_until_it_expires() {
         let keys = [key("new"), key("old")];
+        let verify = |token: &str| verify(token, &keys, NOW);
         let claims = json!({"sub": "ada", "exp": NOW + 60, "aud": "elsewhere", "x": 1});
         for secret in ["new", "old"] {
-            let claims = verify(&signed(&claims, secret), &keys).unwrap();
+            let claims = verify(&signed(&claims, secret)).unwrap();
             assert_eq!(claims.sub.as_deref(), Some("ada"));
         }
-        let refused = |token: &str| verify(token, &keys).unwrap_err();
+        let refused = |token: &str| verify(token).unwrap_err();
         assert_eq!(refused(&signed(&claims, "other")), BadToken::Signature);
         let expired = json!({"exp": NOW});
         assert_eq!(refused(&signed(&expired, "old")), BadToken::Expired);
         let early = json!({"exp": NOW + 60, "nbf": NOW + 30});
         assert_eq!(refused(&signed(&early, "new")), BadToken::TooEarly);
+        assert_eq!(
+            super::verify(&signed(&claims, "new"), &[], NOW).unwrap_err(),
+            BadToken::Signature
+        );
     }
 
     #[test]
-    fn a_token_without_an_end_or_of_another_algorithm_or_form_is_none() {
-        let keys = [key("s")];
-        let refused = |token: &str| verify(token, &keys).unwrap_err();
+    fn times_may_be_fractional_or_huge_and_claims_that_are_not_needed_anything() {
+        for claims in [
+            json!({"exp": NOW as f64 + 0.5}),
+            json!({"exp": NOW + 1, "nbf": NOW as f64}),
+            json!({"exp": NOW + 1, "nbf": -1}),
+            json!({"exp": 9_007_199_254_740_991_u64}),
+            json!({"exp": u64::MAX}),
+            json!({"exp": 1e300}),
+            json!({"exp": NOW + 1, "iat": "yesterday", "iss": 7, "jti": null}),
+        ] {
+            assert!(verify(&signed(&claims, "s"), &[key("s")], NOW).is_ok(), "{claims}");
+        }
+        for expired in [json!(NOW as f64 - 0.5), json!(0), json!(-1), json!(-1e300)] {
+            assert_eq!(refused(&signed(&json!({"exp": expired}), "s")), BadToken::Expired);
+        }
+        for nbf in [json!(NOW as f64 + 0.5), json!(u64::MAX)] {
+            let early = json!({"exp": u64::MAX, "nbf": nbf});
+            assert_eq!(refused(&signed(&early, "s")), BadToken::TooEarly);
+        }
+    }
+
+    #[test]
+    fn a_token_without_exp_or_of_another_algorithm_or_form_is_malformed() {
         for claims in [
             json!({}),
+            json!([]),
             json!({"exp": "soon"}),
+            json!({"exp": null}),
+            json!({"exp": NOW + 60, "nbf": "soon"}),
+            json!({"exp": NOW + 60, "nbf": null}),
             json!({"exp": NOW + 60, "rooms": null}),
             json!({"exp": NOW + 60, "rooms": "lobby"}),
             json!({"exp": NOW + 60, "sub": 7}),
         ] {
             assert_eq!(refused(&signed(&claims, "s")), BadToken::Malformed, "{claims}");
         }
-        let claims = jwt_compact::Claims::new(json!({"exp": NOW + 60}));
-        let other = Hs512.token(&Header::empty(), &claims, &Hs512Key::new(b"s")).unwrap();
-        assert_eq!(refused(&other), BadToken::Malformed);
+        let claims = json!({"exp": NOW + 60});
+        for other in [Alg::HS384, Alg::HS512] {
+            assert_eq!(refused(&signed_with(&claims, "s", other)), BadToken::Malformed);
+        }
         // {"alg":"none"}.{"exp":4102444800}.
         assert_eq!(refused("eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9."), BadToken::Malformed);
-        for text in ["", "x", "a.b.c", "a.b.c.d"] {
+        for text in ["", "x", "a.b.c", "a.b.c.d", "..", "…"] {
             assert_eq!(refused(text), BadToken::Malformed, "{text}");
         }
+        let good = signed(&claims, "s");
+        for bad in [format!("{good}="), format!("{good}.x"), good.replacen('.', "=.", 1)] {
+            assert_eq!(refused(&bad), BadToken::Malformed, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_changed_or_shortened_signature_is_refused_whatever_the_claims_are() {
+        let good = signed(&json!({"exp": NOW + 60}), "s");
+        let (text, signature) = good.rsplit_once('.').unwrap();
+        let other = signed(&json!({"exp": NOW + 61}), "s");
+        let (_, others) = other.rsplit_once('.').unwrap();
+        for bad in ["", "AAAA", &signature[..40], others, &signature.repeat(4)] {
+            assert_eq!(refused(&format!("{text}.{bad}")), BadToken::Signature, "{bad}");
+        }
+        // {"alg":"HS256"} without claims, signed by nobody.
+        assert_eq!(refused("eyJhbGciOiJIUzI1NiJ9.AAAA.AAAA"), BadToken::Signature);
+    }
+
+    #[test]
+    fn another_implementation_accepts_what_this_one_signs() {
+        let exp = jsonwebtoken::get_current_timestamp() + 60;
+        let claims = Claims { exp: exp.into(), sub: Some("ada".to_owned()), ..anywhere() };
+        let token = sign(&claims, &key("s")).unwrap();
+        let decoded = jsonwebtoken::decode::<Value>(
+            &token,
+            &jsonwebtoken::DecodingKey::from_secret(b"s"),
+            &jsonwebtoken::Validation::new(Alg::HS256),
+        );
+        assert_eq!(decoded.unwrap().claims, json!({"sub": "ada", "exp": exp}));
+    }
+
+    fn anywhere() -> Claims {
+        Claims { exp: NOW.into(), nbf: None, sub: None, info: None, rooms: None, sid: None }
     }
 
     #[test]
     fn a_pattern_is_a_name_or_a_prefix() {
         let admits = |patterns: &[&str], room: &str| {
             let rooms = Some(patterns.iter().map(|p| (*p).to_owned()).collect());
-            let claims = Claims { sub: None, info: None, rooms, sid: None };
-            claims.admit(&RoomName::new(room).unwrap())
+            Claims { rooms, ..anywhere() }.admit(&RoomName::new(room).unwrap())
         };
         assert!(admits(&["lobby", "team:*"], "lobby"));
         assert!(admits(&["lobby", "team:*"], "team:red"));
@@ -233,14 +304,13 @@ mod tests {
         assert!(!admits(&["team:*"], "Team:red"));
         assert!(!admits(&["te*m"], "team"));
         assert!(!admits(&[], "lobby"));
-        let all = Claims { sub: None, info: None, rooms: None, sid: None };
-        assert!(all.admit(&RoomName::new("lobby").unwrap()));
+        assert!(anywhere().admit(&RoomName::new("lobby").unwrap()));
     }
 
     #[test]
     fn a_secret_is_not_shown() {
         assert_eq!(format!("{:?}", key("hunter2")), "Secret(…)");
-        assert!(key("a").is("a") && !key("a").is("b") && !key("a").is(""));
+        assert!(key("a").matches("a") && !key("a").matches("b") && !key("a").matches(""));
         assert_eq!(Secret::new(""), Err(EmptySecret));
     }
 }

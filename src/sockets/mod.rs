@@ -16,7 +16,7 @@ use socket2::{SockRef, TcpKeepalive};
 pub(crate) use self::watcher::end_within;
 pub use self::{
     key::{Progress, SocketKey},
-    watcher::{MAX_LINGERING_SOCKETS, PeriodicTask},
+    watcher::MAX_LINGERING_SOCKETS,
 };
 
 /// How long a socket may stay open after its close frame was due.

@@ -79,18 +79,15 @@ fn with_watcher(act: impl FnOnce(&mut Watcher)) {
 }
 
 /// A task of a thread that runs once a second.
-#[derive(Debug, Default)]
-pub struct PeriodicTask(Option<JoinHandle<()>>);
+struct PeriodicTask(Option<JoinHandle<()>>);
 
 impl PeriodicTask {
-    /// A task that does not run yet.
-    #[must_use]
-    pub const fn new() -> Self {
+    const fn new() -> Self {
         Self(None)
     }
 
     /// Starts the task unless it runs. To be called on a thread that has an actix runtime.
-    pub fn run(&mut self, sweep: fn()) {
+    fn run(&mut self, sweep: fn()) {
         if self.0.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }

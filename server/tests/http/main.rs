@@ -121,5 +121,6 @@ fn token(claims: &Value, secret: &str) -> String {
 
 mod access;
 mod health;
+mod mount;
 mod pages;
 mod rest;

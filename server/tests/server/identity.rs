@@ -41,7 +41,7 @@ async fn a_server_that_others_can_reach_believes_no_query() {
     let mut command = presence(&["serve", "--bind", "0.0.0.0:0"]);
     command.current_dir(directory.path());
     let server = Server::spawn(directory, command);
-    server.logs("everybody is anonymous");
+    server.logs("all clients are anonymous");
     let host = format!("127.0.0.1:{}", server.address().port());
     let mut ada = server.ws_with("/ws/lobby?user=ada&info=%7B%7D", &[("Host", &host)]).await;
     ada.sees(&[], 1).await;

@@ -1,11 +1,14 @@
-//! `GET /api/rooms/{room}/presences/{channel_name}/explain`: why a presence is here, or no longer.
+//! `GET /api/rooms/{room}/presences/{channel_name}/explain`: why a presence is in a room, or why not.
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::reply;
-use crate::{address, error::ApiError, state::ServerState};
+use crate::{
+    request,
+    response::{self, ApiError, rfc3339},
+    state::ServerState,
+};
 use actix_presence::{
     messages::{Departed, Explain, Explained},
     model::{Activity, Cause, ConnectionId, NodeName, PresenceState, RoomName, UserId},
@@ -24,48 +27,48 @@ struct Explanation<'a> {
     node: &'a str,
     last_seen: String,
     last_sign: Activity,
-    /// When it will be removed and why, unless what; none if it is gone.
-    removal: Option<Removal>,
-    /// When it left and why; none if it is here.
-    left: Option<Leave>,
+    /// When and why it will be removed, and what would prevent it; null if it is gone.
+    removal: Option<FutureRemoval>,
+    /// When and why it left; null if it is in the room.
+    left: Option<PastLeave>,
 }
 
 #[derive(Serialize)]
-struct Removal {
+struct FutureRemoval {
     at: String,
     cause: Cause,
     unless: &'static str,
 }
 
 #[derive(Serialize)]
-struct Leave {
+struct PastLeave {
     at: String,
     cause: Cause,
     version: u64,
 }
 
-pub(super) async fn explain(
+pub(crate) async fn explain(
     req: HttpRequest,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
-    let room = address::room(&req, 3)?;
-    let connection = address::connection(&req, 1)?;
+    let room = request::room(&req, 3)?;
+    let connection = request::connection(&req, 1)?;
     let explained = state.ask(Explain { room: room.clone(), connection }).await?;
     let explained = explained.ok_or_else(|| {
         let message =
-            "nothing is known of this presence: it never was, or left over ten minutes ago";
+            "this presence is unknown: it never joined, or left more than ten minutes ago";
         ApiError::not_found("unknown_presence", message)
     })?;
     let node = explained.seen.node.as_ref().map_or(state.node(), NodeName::as_str);
-    Ok(reply(StatusCode::OK, &explanation(&room, &explained, node)))
+    Ok(response::json(StatusCode::OK, &explanation(&room, &explained, node)))
 }
 
 fn explanation<'a>(room: &'a RoomName, explained: &'a Explained, node: &'a str) -> Explanation<'a> {
     let seen = &explained.seen;
     let presence = &seen.presence;
     let removal = removal(explained);
-    let left = explained.departed.map(|Departed { at, cause, version }| Leave {
-        at: time(at),
+    let left = explained.departed.map(|Departed { at, cause, version }| PastLeave {
+        at: rfc3339(at),
         cause,
         version,
     });
@@ -76,12 +79,16 @@ fn explanation<'a>(room: &'a RoomName, explained: &'a Explained, node: &'a str) 
         channel_name: presence.connection,
         user: presence.user.as_ref(),
         state,
-        joined_at: time(presence.joined_at),
+        joined_at: rfc3339(presence.joined_at),
         joined_version: seen.joined_version,
         node,
-        last_seen: time(seen.last_seen),
+        last_seen: rfc3339(seen.last_seen),
         last_sign: seen.activity,
-        removal: removal.map(|(at, cause, unless)| Removal { at: time(at), cause, unless }),
+        removal: removal.map(|(at, cause, unless)| FutureRemoval {
+            at: rfc3339(at),
+            cause,
+            unless,
+        }),
         left,
     }
 }
@@ -93,10 +100,10 @@ fn removal(explained: &Explained) -> Option<(DateTime<Utc>, Cause, &'static str)
     match explained.seen.state {
         PresenceState::Live => {
             let at = explained.seen.last_seen + explained.max_age;
-            Some((at, Cause::Expired, "it gives a sign of life before"))
+            Some((at, Cause::Expired, "it is heard before"))
         }
         PresenceState::Fading { until } => {
-            let unless = "its client comes back before";
+            let unless = "its client reconnects before";
             match explained.seen.last_seen + explained.max_age {
                 expires if expires < until => Some((expires, Cause::Expired, unless)),
                 _ => Some((until, Cause::Disconnected, unless)),
@@ -105,7 +112,7 @@ fn removal(explained: &Explained) -> Option<(DateTime<Utc>, Cause, &'static str)
     }
 }
 
-/// The same in a paragraph for people.
+/// The explanation in prose.
 fn text(room: &RoomName, explained: &Explained, node: &str) -> String {
     let Explained { seen, now, max_age, departed } = explained;
     let presence = &seen.presence;
@@ -115,56 +122,52 @@ fn text(room: &RoomName, explained: &Explained, node: &str) -> String {
     };
     let joined = format!(
         "{who} joined {room} at {} (version {}) on node {node}",
-        time(presence.joined_at),
+        rfc3339(presence.joined_at),
         seen.joined_version,
     );
     let activity = match seen.activity {
         Activity::Join => "its join",
         Activity::Heartbeat => "a heartbeat",
         Activity::Message => "a message",
-        Activity::Frame => "a frame that was neither heartbeat nor message",
+        Activity::Frame => "another frame",
         Activity::Disconnect => "the end of its connection",
-        _ => "a sign of life that its own node noted",
+        _ => "activity that its own node saw",
     };
     let ago = |at: DateTime<Utc>| {
         format!("{:.1} s", (*now - at).num_milliseconds().max(0) as f64 / 1000.0)
     };
-    let last = format!("the last that was heard of it was {activity}, {} ago", ago(seen.last_seen));
+    let last = format!("it was last heard {} ago, by {activity}", ago(seen.last_seen));
     match (departed, seen.state) {
         (Some(Departed { at, cause, version }), _) => format!(
-            "{joined}. It left {} ago, at {} (version {version}): {}. Before that, {last}.",
+            "{joined}. It left {} ago, at {} (version {version}): {}. Before that {last}.",
             ago(*at),
-            time(*at),
+            rfc3339(*at),
             because(*cause),
         ),
         (None, PresenceState::Live) => format!(
             "{joined}, and is live: {last}. It expires after {max_age:?} of silence, so the first \
-             prune after {} removes it, unless it gives a sign of life before.",
-            time(seen.last_seen + *max_age),
+             prune after {} removes it, unless it is heard before.",
+            rfc3339(seen.last_seen + *max_age),
         ),
         (None, PresenceState::Fading { until }) => format!(
-            "{joined}. Its connection ended without a goodbye, so it is fading: {last}. It leaves \
-             at {}, unless its client comes back before with the same session key.",
-            time(until.min(seen.last_seen + *max_age)),
+            "{joined}. Its connection broke, so it is fading: {last}. It leaves at {}, unless its client \
+             reconnects before with the same session key.",
+            rfc3339(until.min(seen.last_seen + *max_age)),
         ),
     }
 }
 
 fn because(cause: Cause) -> &'static str {
     match cause {
-        Cause::Left => "it said goodbye",
-        Cause::Disconnected => "its connection ended without a goodbye",
+        Cause::Left => "it left",
+        Cause::Disconnected => "its connection broke",
         Cause::Expired => "it was silent for longer than max-age",
-        Cause::Replaced => "another connection of its session took its place",
-        Cause::Kicked => "it was put out",
-        Cause::SlowConsumer => "it did not take what it was sent",
+        Cause::Replaced => "another connection of its session replaced it",
+        Cause::Kicked => "it was kicked",
+        Cause::SlowConsumer => "it did not read what it was sent",
         Cause::RoomClosed => "the room was closed",
         Cause::NodeLost => "its node was lost",
         Cause::Shutdown => "the server stopped",
         other => other.as_str(),
     }
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }

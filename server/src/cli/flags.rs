@@ -1,7 +1,7 @@
 //! The flags of the `presence` binary.
 //!
-//! Each can also be given as an environment variable `PRESENCE_<FLAG>`. Values that may be secret are
-//! taken as they are and looked at later, because clap repeats what it refuses.
+//! Each can also be given as an environment variable `PRESENCE_<FLAG>`. Values that may contain secrets
+//! are accepted as they are and checked later, because clap prints what it refuses.
 
 use std::{
     ffi::OsString,
@@ -15,8 +15,12 @@ use clap::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::{AllowedOrigin, InvalidOrigin, Secret, duration, listen::Addresses};
-use actix_presence::model::RoomName;
+use super::listen::BindAddresses;
+use crate::{
+    origin::{AllowedOrigin, InvalidOrigin},
+    token::{EmptySecret, Secret},
+};
+use actix_presence::model::{InvalidName, RoomName};
 
 /// Who is where, right now: rooms, presences, heartbeats and messages over WebSockets.
 #[derive(Debug, Parser)]
@@ -25,8 +29,9 @@ use actix_presence::model::RoomName;
     version,
     // The same help whichever features of clap other packages ask for.
     term_width = 0,
-    after_help = "Without a command `serve` runs, and takes its flags: presence --bind 127.0.0.1:9000\n\
-        Every flag can be given as an environment variable, too: PRESENCE_BIND=127.0.0.1:9000"
+    after_help = "Without a command, `serve` runs with its flags: presence --bind 127.0.0.1:9000\n\
+        Every flag can also be given as an environment variable: PRESENCE_BIND=127.0.0.1:9000\n\
+        A duration D is 500ms, 60s, 2m, or a number of seconds."
 )]
 pub(super) struct Cli {
     #[command(subcommand)]
@@ -36,23 +41,23 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Runs the server.
-    Serve(Box<Serve>),
+    Serve(Box<ServeFlags>),
     /// Removes stale presences that no live node owns from a database, and prints how many.
-    PrunePresences(PrunePresences),
+    PrunePresences(PruneFlags),
     /// Removes empty rooms from a database, and prints how many.
-    PruneRooms(Report),
-    /// Prints the rooms of a database, with how many are in them.
-    Rooms(Report),
-    /// Prints a signed token that says who somebody is.
-    Token(Token),
-    /// Brings a database up to this version; `serve` does so by itself.
-    Migrate(Database),
+    PruneRooms(ListingFlags),
+    /// Prints the rooms of a database, with the number of connections and users in each.
+    Rooms(ListingFlags),
+    /// Prints a signed token for a user.
+    Token(TokenFlags),
+    /// Migrates a database to this version; `serve` does it at its start.
+    Migrate(DatabaseFlags),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Database {
-    /// The database: sqlite://PATH, sqlite::memory:, or postgres://USER:PASSWORD@HOST:PORT/NAME where
-    /// PostgreSQL is in the build
+pub(super) struct DatabaseFlags {
+    /// The database: sqlite://PATH, sqlite::memory:, or postgres://USER:PASSWORD@HOST:PORT/NAME if the
+    /// build has PostgreSQL.
     #[arg(
         long = "database",
         value_name = "URL",
@@ -64,96 +69,96 @@ pub(super) struct Database {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Report {
+pub(super) struct ListingFlags {
     #[command(flatten)]
-    pub database: Database,
+    pub database: DatabaseFlags,
     /// Print JSON.
     #[arg(long, env = "PRESENCE_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct PrunePresences {
+pub(super) struct PruneFlags {
     #[command(flatten)]
-    pub report: Report,
-    /// Silence after which a presence is stale.
-    #[arg(long, value_name = "D", env = "PRESENCE_MAX_AGE", default_value = "60s", value_parser = duration::parse)]
+    pub listing: ListingFlags,
+    /// How long a connection may be silent before its presence is stale.
+    #[arg(long, value_name = "D", env = "PRESENCE_MAX_AGE", default_value = "60s", value_parser = duration)]
     pub max_age: Duration,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Token {
-    /// Whose token it is.
+pub(super) struct TokenFlags {
+    /// The user's id.
     #[arg(long, value_name = "ID", env = "PRESENCE_USER")]
     pub user: String,
-    /// A room it is good for, or a prefix such as team:*; repeatable; all rooms unless given.
+    /// A room in which the token is valid, or a prefix such as team:*; repeatable [default: all rooms].
     #[arg(long = "room", value_name = "PATTERN", env = "PRESENCE_ROOM", value_parser = pattern)]
     pub rooms: Vec<String>,
     /// A JSON object to attach to the user's presences.
     #[arg(long, value_name = "JSON", env = "PRESENCE_INFO")]
     pub info: Option<String>,
-    /// The client session that survives reconnects; one token a browser tab then.
+    /// The key of a client session, which survives reconnects; then each browser tab needs its own token.
     #[arg(long, value_name = "KEY", env = "PRESENCE_SESSION")]
     pub session: Option<String>,
-    /// For how long it is good.
-    #[arg(long, value_name = "D", env = "PRESENCE_EXPIRES_IN", default_value = "1h", value_parser = duration::parse)]
+    /// How long the token is valid.
+    #[arg(long, value_name = "D", env = "PRESENCE_EXPIRES_IN", default_value = "1h", value_parser = duration)]
     pub expires_in: Duration,
-    /// The server's secret; of several the first one signs.
+    /// The server's secret; the first of several signs.
     #[arg(long = "secret", value_name = "S", env = "PRESENCE_SECRET", hide_env_values = true, required = true, value_delimiter = '\n', value_parser = secret)]
     pub secrets: Vec<Secret>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Serve {
-    /// Where to listen; repeatable (in the environment: by commas). With port 0 later addresses take
-    /// the first one's port; of the default, the second may be unavailable.
+pub(super) struct ServeFlags {
+    /// Where to listen; repeatable (in the environment: separated by commas). With port 0, later addresses
+    /// get the port of the first. The second default address may be unavailable.
     #[arg(long, value_name = "ADDR", env = "PRESENCE_BIND", default_value = DEFAULT_BIND, value_delimiter = ',', value_parser = bind)]
-    pub bind: Vec<Bind>,
-    /// Whether nobody said where to listen.
+    pub bind: Vec<BindFlag>,
+    /// Whether `bind` has its default value.
     #[arg(skip)]
     pub default_bind: bool,
     #[command(flatten)]
-    pub database: Database,
-    /// The Redis through which several nodes on one PostgreSQL share their rooms: redis://HOST[:PORT][/N].
+    pub database: DatabaseFlags,
+    /// The Redis that connects several nodes on one PostgreSQL database: redis://HOST[:PORT][/N].
     #[arg(long, value_name = "URL", env = "PRESENCE_REDIS", hide_env_values = true)]
     pub redis: Option<String>,
-    /// The name of this node in the database; made up unless given.
+    /// The name of this node in the database [default: generated].
     #[arg(long, value_name = "NAME", env = "PRESENCE_NODE")]
     pub node: Option<String>,
-    /// How long the database believes a silent node.
-    #[arg(long, value_name = "D", env = "PRESENCE_LEASE", default_value = "15s", value_parser = duration::parse)]
+    /// How long a node counts as alive after it last renewed its lease in the database.
+    #[arg(long, value_name = "D", env = "PRESENCE_LEASE", default_value = "15s", value_parser = duration)]
     pub lease: Duration,
-    /// Silence after which a presence is stale.
-    #[arg(long, value_name = "D", env = "PRESENCE_MAX_AGE", default_value = "60s", value_parser = duration::parse)]
+    /// How long a connection may be silent before its presence is stale.
+    #[arg(long, value_name = "D", env = "PRESENCE_MAX_AGE", default_value = "60s", value_parser = duration)]
     pub max_age: Duration,
-    /// How long a connection with a session key that broke may take to come back; 0 for not at all.
-    #[arg(long, value_name = "D", env = "PRESENCE_GRACE", default_value = "10s", value_parser = duration::parse_or_zero)]
+    /// How long a presence with a session key waits for its client to reconnect; 0 for not at all.
+    #[arg(long, value_name = "D", env = "PRESENCE_GRACE", default_value = "10s", value_parser = duration_or_zero)]
     pub grace: Duration,
-    /// After SIGTERM or SIGINT: how long /readyz says 503 while everything goes on and connections are
-    /// still taken, before the stop begins.
-    #[arg(long, value_name = "D", env = "PRESENCE_DRAIN", default_value = "0s", value_parser = duration::parse_or_zero)]
+    /// After SIGTERM or SIGINT: how long /readyz answers 503, while everything else goes on, before the
+    /// server stops.
+    #[arg(long, value_name = "D", env = "PRESENCE_DRAIN", default_value = "0s", value_parser = duration_or_zero)]
     pub drain: Duration,
     /// How often stale presences are removed [default: a quarter of max-age, at most 15s].
-    #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_INTERVAL", value_parser = duration::parse)]
+    #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_INTERVAL", value_parser = duration)]
     pub prune_interval: Option<Duration>,
     /// How often the rows of empty rooms are removed.
-    #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_ROOMS_INTERVAL", default_value = "600s", value_parser = duration::parse)]
+    #[arg(long, value_name = "D", env = "PRESENCE_PRUNE_ROOMS_INTERVAL", default_value = "600s", value_parser = duration)]
     pub prune_rooms_interval: Duration,
-    /// How often WebSockets are pinged, which keeps silent clients present; never unless given.
-    #[arg(long, value_name = "D", env = "PRESENCE_PING_INTERVAL", value_parser = duration::parse)]
+    /// How often WebSockets are pinged, which keeps silent clients present [default: never].
+    #[arg(long, value_name = "D", env = "PRESENCE_PING_INTERVAL", value_parser = duration)]
     pub ping_interval: Option<Duration>,
-    /// The key of tokens; twice while it changes (in the environment: one a line).
+    /// The key that tokens are signed with; repeatable, to change it (in the environment: one per line).
     #[arg(long = "secret", value_name = "S", env = "PRESENCE_SECRET", hide_env_values = true, value_delimiter = '\n', value_parser = secret)]
     pub secrets: Vec<Secret>,
-    /// Let people in without a token although there is a secret.
+    /// Let clients in without a token although there is a secret.
     #[arg(long, env = "PRESENCE_ALLOW_ANONYMOUS", value_parser = BoolishValueParser::new())]
     pub allow_anonymous: bool,
-    /// The key of /api; without it only this machine is answered.
+    /// The key of /api [default: none, /api answers this machine only].
     #[arg(long, value_name = "K", env = "PRESENCE_API_KEY", hide_env_values = true, value_parser = secret)]
     pub api_key: Option<Secret>,
-    /// An origin whose pages may use the server besides its own host, /api only with the --api-key:
-    /// https://chat.example, https://*.chat.example, null, file://, app://x; or * for all, WebSockets
-    /// only; repeatable (in the environment: by commas).
+    /// An origin whose pages may use the server, besides pages of its own host: https://chat.example,
+    /// https://*.chat.example, null, file://, app://x, or * for all; /api only with the --api-key;
+    /// repeatable (in the environment: separated by commas).
     #[arg(
         long = "allow-origin",
         value_name = "O",
@@ -162,41 +167,41 @@ pub(super) struct Serve {
         value_parser = origin
     )]
     pub allowed_origins: Vec<AllowedOrigin>,
-    /// The largest message of a client.
+    /// The largest message from a client.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_FRAME_SIZE", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=MAX_FRAME_SIZE))]
     pub max_frame_size: u32,
-    /// The largest member list that is sent whole, in bytes; beyond it there are counts.
+    /// The largest member list that is sent; a larger one is replaced by counts.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_LIST_SIZE", default_value = "1048576", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_list_size: u32,
-    /// How many WebSockets may be open, and sessions fade, at once.
+    /// How many WebSockets may be open, and presences wait for a reconnect, at the same time.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: Option<u32>,
-    /// How many connections a room may hold.
+    /// How many connections may be in a room.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_ROOM_SIZE", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_room_size: Option<u32>,
     /// How many frames a WebSocket may send per second.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_RATE", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rate: Option<u32>,
-    /// How many threads serve [default: one per core].
+    /// How many worker threads to start [default: one per core].
     #[arg(long, value_name = "N", env = "PRESENCE_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
-    /// What to log: off, error, warn, info, debug or trace, also by module: info,actix_web=debug.
+    /// What to log: off, error, warn, info, debug or trace, or by module: info,actix_web=debug.
     #[arg(long, value_name = "LEVEL", env = "PRESENCE_LOG", default_value = "info", value_parser = log)]
     pub log: String,
 }
 
-/// What a message may need of memory on its way to everybody.
+/// Bounds the memory of a message on its way to a room.
 const MAX_FRAME_SIZE: i64 = 256 * 1024 * 1024;
 
-/// Both loopbacks, since `localhost` may be either.
+/// Both loopback addresses, because `localhost` may be either.
 const DEFAULT_BIND: &str = "127.0.0.1:8080,[::1]:8080";
 
-/// The addresses that one `ADDR` names.
+/// The addresses that one `ADDR` resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bind(pub Vec<SocketAddr>);
+pub(super) struct BindFlag(pub Vec<SocketAddr>);
 
 impl Cli {
-    /// Reads a command line, in which `serve` may be left out.
+    /// Parses a command line, in which `serve` may be omitted.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let mut args: Vec<OsString> = args.into_iter().collect();
         if args.is_empty() {
@@ -220,16 +225,45 @@ impl Cli {
     }
 }
 
-impl Serve {
+impl ServeFlags {
     /// Where to listen.
-    pub fn addresses(&self) -> Addresses {
+    pub fn addresses(&self) -> BindAddresses {
         let mut list = Vec::new();
         for address in self.bind.iter().flat_map(|bind| &bind.0) {
             if !list.contains(address) {
                 list.push(*address);
             }
         }
-        Addresses { list, first_suffices: self.default_bind }
+        BindAddresses { list, first_suffices: self.default_bind }
+    }
+}
+
+/// No clock here is more precise.
+const MIN_DURATION: Duration = Duration::from_millis(1);
+/// Ten years: longer than anything here lasts, and far from every overflow.
+const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+fn duration_or_zero(text: &str) -> Result<Duration, &'static str> {
+    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    const TOO_LONG: &str = "a duration must be at most 10 years";
+    let malformed = "a duration must be `60s`, `2m`, `500ms` or a number of seconds";
+    let seconds = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let duration = if seconds {
+        let seconds = text.parse().map_err(|_| malformed)?;
+        Duration::try_from_secs_f64(seconds).map_err(|_| TOO_LONG)?
+    } else {
+        humantime::parse_duration(text).map_err(|error| match error {
+            humantime::DurationError::NumberOverflow => TOO_LONG,
+            _ => malformed,
+        })?
+    };
+    match duration {
+        short if short < MIN_DURATION => Err("a duration must be at least 1 ms"),
+        long if long > MAX_DURATION => Err(TOO_LONG),
+        duration => Ok(duration),
     }
 }
 
@@ -237,35 +271,35 @@ fn origin(text: &str) -> Result<AllowedOrigin, InvalidOrigin> {
     text.trim().parse()
 }
 
-fn bind(text: &str) -> Result<Bind, String> {
+fn bind(text: &str) -> Result<BindFlag, String> {
     let addresses: Vec<SocketAddr> = match text.trim().to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => {
-            return Err(format!("an address is HOST:PORT, such as 127.0.0.1:8080: {error}"));
+            return Err(format!("an address must be HOST:PORT, such as 127.0.0.1:8080: {error}"));
         }
     };
     if addresses.is_empty() {
         return Err("this host has no address".to_owned());
     }
-    Ok(Bind(addresses))
+    Ok(BindFlag(addresses))
 }
 
-fn secret(text: &str) -> Result<Secret, super::EmptySecret> {
+fn secret(text: &str) -> Result<Secret, EmptySecret> {
     Secret::new(text)
 }
 
-/// A name of a room, or the beginning of one with a `*` after it.
-fn pattern(text: &str) -> Result<String, actix_presence::InvalidName> {
+/// The name of a room, or a prefix followed by `*`.
+fn pattern(text: &str) -> Result<String, InvalidName> {
     RoomName::new(text).map(|name| name.as_str().to_owned())
 }
 
 fn log(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |part: &str| LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level));
-    // A word that is no level would be taken for a module of which everything is logged.
+    // `EnvFilter` takes any other word for a module, of which it logs everything.
     let known = |part: &str| is_level(part.rsplit('=').next().unwrap_or_default().trim());
     if !text.split(',').all(known) || EnvFilter::try_new(text).is_err() {
-        return Err("a level is one of off, error, warn, info, debug and trace".to_owned());
+        return Err("a level must be off, error, warn, info, debug or trace".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -279,7 +313,7 @@ mod tests {
         Cli::read(args).map(|cli| cli.command).map_err(|error| error.to_string())
     }
 
-    fn serve(line: &str) -> Serve {
+    fn serve(line: &str) -> ServeFlags {
         match read(line) {
             Ok(Command::Serve(serve)) => *serve,
             other => panic!("{other:?}"),
@@ -293,32 +327,35 @@ mod tests {
     }
 
     #[test]
-    fn serve_is_the_command_unless_another_is_named() {
+    fn serve_is_the_default_command() {
         assert_eq!(serve("--max-age 2m").max_age, Duration::from_secs(120));
         assert_eq!(serve("serve --max-age 500ms").max_age, Duration::from_millis(500));
         assert_eq!(serve("--secret=a --secret=b").secrets.len(), 2);
         let origins = serve("--allow-origin https://a.example,https://b.example").allowed_origins;
         assert_eq!(origins.len(), 2);
-        assert!(matches!(read("rooms --json"), Ok(Command::Rooms(Report { json: true, .. }))));
+        assert!(matches!(
+            read("rooms --json"),
+            Ok(Command::Rooms(ListingFlags { json: true, .. }))
+        ));
         assert!(read("--version").is_err_and(|text| text.starts_with("presence ")));
     }
 
     #[test]
-    fn both_loopbacks_are_listened_on_unless_told_and_only_then_one_suffices() {
+    fn by_default_it_binds_both_loopback_addresses_and_one_suffices() {
         let of = |line: &str| serve(line).addresses();
         let list = |texts: &[&str]| -> Vec<SocketAddr> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
         };
         let both = list(&["127.0.0.1:8080", "[::1]:8080"]);
-        assert_eq!(of(""), Addresses { list: both.clone(), first_suffices: true });
-        let told = Addresses { list: both, first_suffices: false };
+        assert_eq!(of(""), BindAddresses { list: both.clone(), first_suffices: true });
+        let told = BindAddresses { list: both, first_suffices: false };
         assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), told);
         assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), told);
         assert_eq!(of("--bind 0.0.0.0:80").list, list(&["0.0.0.0:80"]));
     }
 
     #[test]
-    fn bad_values_and_what_there_is_not_are_refused_with_the_flag_named() {
+    fn bad_values_are_refused_with_the_name_of_the_flag() {
         for line in [
             "--max-age 0",
             "--max-age abc",
@@ -356,12 +393,43 @@ mod tests {
 
     #[test]
     fn a_level_may_differ_by_module() {
-        for good in ["info", "WARN", "off", "info,actix_web=debug", "actix_presence::server=trace"]
-        {
+        for good in ["info", "WARN", "off", "info,actix_web=debug", "presence_server=trace"] {
             assert_eq!(log(good).as_deref(), Ok(good));
         }
         for bad in ["", "loud", "info,", "info,loud", "a=b=c", "5x"] {
             assert!(log(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_a_unit_or_is_in_seconds() {
+        for (text, millis) in [
+            ("60s", 60_000),
+            ("2m", 120_000),
+            ("500ms", 500),
+            ("1ms", 1),
+            ("60", 60_000),
+            ("1.5", 1500),
+            ("0.001", 1),
+            ("1h 30m", 5_400_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_and_extreme_durations_are_refused() {
+        for text in
+            ["", " ", "s", "x", "-1", "-1s", "1e3", "NaN", "inf", "1.2.3", ".", "60 parsecs"]
+        {
+            assert!(duration(text).is_err_and(|why| why.contains("`60s`")), "{text}");
+        }
+        for text in ["0", "0s", "0.0", "1us", "0.0001"] {
+            assert!(duration(text).is_err_and(|why| why.contains("1 ms")), "{text}");
+        }
+        let digits = "9".repeat(400);
+        for text in ["11y", "1000000000", "18446744073709551616s", "999999999999999999y", &digits] {
+            assert!(duration(text).is_err_and(|why| why.contains("10 years")), "{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `presence serve`: starts everything, and ends it in order.
+//! `presence serve`: starts the server, and stops it in order.
 
 use std::{
     future::{Future, pending},
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App, HttpServer, dev::ServerHandle, rt::task::JoinHandle};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
 use tokio::{
     sync::oneshot,
@@ -14,81 +14,87 @@ use tokio::{
 };
 
 use super::{
-    Metrics, ServerOptions, ServerState,
-    commands::{self, CommandError},
-    configure,
-    connections::{self, Connections, KEEP_ALIVE},
-    descriptors::{self, Limits},
-    flags::Serve,
-    listen::Listening,
-    log, memory,
+    connections::{self, connection::KEEP_ALIVE, middleware::track_request},
+    descriptors::{self, DescriptorLimits},
+    error::CommandError,
+    flags::ServeFlags,
+    listen::ListenerHandles,
+    log,
+};
+use crate::{
+    metrics::Metrics,
+    response::error_chain,
+    routes::configure,
+    state::{ServerOptions, ServerState},
 };
 use actix_presence::{PresenceConfig, PresenceHandle, watch_socket};
 
-/// How long the goodbyes and the rows may take at the end.
-const WRITING: Duration = Duration::from_secs(5);
-/// How long WebSockets may take after that: a little more than a client has for its close frame.
-const FAREWELL_TIMEOUT: Duration = Duration::from_millis(2500);
-/// When new connections are refused: actix-server answers a pause before its thread has stopped accepting,
-/// and would log errors of a listener that is shut down earlier.
+/// How long sessions may take to say goodbye, and rows to be written, when the server stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long WebSockets may take after that: a little longer than a client has for its close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long after the pause new connections are refused: actix-server answers a pause before its thread
+/// has stopped accepting, and would log errors of a listener that is shut down earlier.
 const REFUSE_AFTER: Duration = Duration::from_millis(200);
-/// How long all other connections may take then, in seconds.
-const CLOSING: u64 = 3;
-/// How long all of that may take together.
+/// How long other connections may take after that, in seconds.
+const CONNECTION_TIMEOUT_SECS: u64 = 3;
+/// How long the whole stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_millis(9500);
-/// How often to look whether the last connection has ended.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// How often to check whether the last connection has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-pub(super) fn run(flags: Serve) -> Result<(), CommandError> {
+pub(super) fn run(flags: ServeFlags) -> Result<(), CommandError> {
     log::start(&flags.log).map_err(CommandError::Log)?;
     // Before anything is opened, such as the runtime.
-    let limits = limits(&flags)?;
+    let limits = descriptor_limits(&flags)?;
     actix::System::new().block_on(serve(flags, limits))
 }
 
-/// Divides the file descriptors that there are.
-fn limits(flags: &Serve) -> Result<Limits, CommandError> {
+/// Raises the limit of file descriptors, and divides them.
+fn descriptor_limits(flags: &ServeFlags) -> Result<DescriptorLimits, CommandError> {
     let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
-    let limits = Limits::new(descriptors::raise(), workers, flags.addresses().list.len())?;
+    let listeners = flags.addresses().list.len();
+    let limits = DescriptorLimits::new(descriptors::raise(), workers, listeners)?;
     let sockets = limits.all_websockets();
     if let Some(descriptors) = limits.descriptors {
         tracing::info!(descriptors, workers, "room for {sockets} WebSockets");
     }
-    if let Some(max) = flags.max_connections.map(count).filter(|max| *max > sockets) {
+    if let Some(max) = flags.max_connections.map(to_usize).filter(|max| *max > sockets) {
         tracing::warn!(
-            "--max-connections is {max}, but there are file descriptors for {sockets} WebSockets only \
+            "--max-connections is {max}, but there are file descriptors for only {sockets} WebSockets \
              (`ulimit -n`)"
         );
     }
-    connections::publish(limits);
     Ok(limits)
 }
 
-async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
+async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), CommandError> {
     if flags.api_key.as_ref().is_some_and(|key| !key.is_visible_ascii()) {
         return Err(CommandError::ApiKey);
     }
     let config = config(&flags);
     config.validate()?;
-    // Before anybody can know that the server is there.
+    // Before anybody can know that the server has started.
     let signals = signals().map_err(CommandError::Serve)?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
     let drain = flags.drain;
     let state = ServerState::new(&presence, options(flags));
+    connections::init_gauges(&limits);
 
     let shared = state.clone();
-    let app = move || App::new().wrap(Connections).configure(configure(shared.clone()));
+    let app = move || App::new().wrap(from_fn(track_request)).configure(configure(shared.clone()));
     let server = HttpServer::new(app).on_connect(move |io, extensions| {
-        // Elsewhere they inherit it from their listener.
+        // On Linux they inherit it from their listener.
         #[cfg(not(target_os = "linux"))]
         actix_presence::configure_tcp(io);
         watch_socket(io, extensions);
-        connections::opened(&limits, extensions);
+        connections::track(&limits, extensions);
     });
     let server = server.workers(limits.workers).max_connections(limits.accepted);
-    let mut server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CLOSING).disable_signals();
-    let listening = Listening::of(&listeners);
+    let server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CONNECTION_TIMEOUT_SECS);
+    let mut server = server.disable_signals();
+    let handles = ListenerHandles::of(&listeners);
     for listener in listeners {
         server = server.listen(listener).map_err(CommandError::Serve)?;
     }
@@ -96,30 +102,22 @@ async fn serve(flags: Serve, limits: Limits) -> Result<(), CommandError> {
         tracing::info!("listening on http://{address}");
     }
     let server = server.run();
+    let stop = Stop { server: server.handle(), presence: presence.clone(), state, drain, handles };
     let (done, stopped) = oneshot::channel();
     let tasks = [
-        ("memory", actix::spawn(memory::give_back())),
-        (
-            "signals",
-            actix::spawn(stop(
-                signals,
-                server.handle(),
-                presence.clone(),
-                state,
-                (drain, listening),
-                done,
-            )),
-        ),
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        ("memory", actix::spawn(super::memory::trim_regularly())),
+        ("signals", actix::spawn(stop.on_signal(signals, done))),
     ];
     tokio::select! {
         ended = server => ended.map_err(CommandError::Serve),
         Ok(()) = stopped => Ok(()),
-        error = failure(presence, tasks) => commands::abort(&error),
+        error = failure(presence, tasks) => error.abort(),
     }
 }
 
-/// Waits for a part of the system to end that must not end by itself: then the process does better to
-/// end than to go on without it.
+/// Waits for a part of the system to end that must not end by itself: the process cannot do its work
+/// without it.
 async fn failure<const N: usize>(
     presence: PresenceHandle,
     tasks: [(&'static str, JoinHandle<()>); N],
@@ -127,14 +125,14 @@ async fn failure<const N: usize>(
     let crashed = async {
         match presence.closed().await {
             Err(crashed) => CommandError::Crashed(crashed),
-            Ok(()) => std::future::pending().await,
+            Ok(()) => pending().await,
         }
     };
     let panicked = tasks.map(|(name, task)| {
         Box::pin(async move {
             match task.await {
                 Err(_) => CommandError::Task(name),
-                Ok(()) => std::future::pending().await,
+                Ok(()) => pending().await,
             }
         })
     });
@@ -144,12 +142,12 @@ async fn failure<const N: usize>(
     }
 }
 
-fn config(flags: &Serve) -> PresenceConfig {
+fn config(flags: &ServeFlags) -> PresenceConfig {
     let mut config = PresenceConfig::new(&flags.database.url)
         .lease(flags.lease)
         .max_age(flags.max_age)
         .grace(flags.grace)
-        .max_list_size(count(flags.max_list_size))
+        .max_list_size(to_usize(flags.max_list_size))
         .prune_rooms_every(flags.prune_rooms_interval);
     if let Some(redis) = &flags.redis {
         config = config.redis(redis);
@@ -161,86 +159,97 @@ fn config(flags: &Serve) -> PresenceConfig {
         config = config.prune_every(interval);
     }
     if let Some(size) = flags.max_room_size {
-        config = config.room_size(count(size));
+        config = config.room_size(to_usize(size));
     }
     config
 }
 
-fn options(flags: Serve) -> ServerOptions {
+fn options(flags: ServeFlags) -> ServerOptions {
     let addresses = flags.addresses().list;
     let loopback = addresses.iter().all(|address| address.ip().to_canonical().is_loopback());
     if flags.secrets.is_empty() && !loopback {
-        tracing::warn!("no --secret, and not on loopback only: everybody is anonymous");
+        tracing::warn!("no --secret, and not bound to loopback only: all clients are anonymous");
     }
     if flags.api_key.is_none() {
-        tracing::warn!("no --api-key: /api answers only this machine");
+        tracing::warn!("no --api-key: /api answers this machine only");
     }
-    let metrics = Metrics::install().inspect_err(|error| tracing::warn!(%error, "no /metrics"));
+    let metrics = Metrics::install();
+    let metrics =
+        metrics.inspect_err(|error| tracing::warn!("no /metrics: {}", error_chain(error)));
     ServerOptions {
         secrets: flags.secrets,
         allow_anonymous: flags.allow_anonymous,
         believe_query: loopback,
         api_key: flags.api_key,
         allowed_origins: flags.allowed_origins,
-        max_frame_size: count(flags.max_frame_size),
-        max_list_size: count(flags.max_list_size),
-        max_connections: flags.max_connections.map(count),
+        max_frame_size: to_usize(flags.max_frame_size),
+        max_list_size: to_usize(flags.max_list_size),
+        max_connections: flags.max_connections.map(to_usize),
         max_rate: flags.max_rate,
         ping_interval: flags.ping_interval,
         metrics: metrics.ok(),
     }
 }
 
-fn count(n: u32) -> usize {
+fn to_usize(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// On a first signal ends everything in order, on a second one at once.
-async fn stop(
-    mut signals: impl Signals,
+/// What is stopped when the process gets a signal.
+struct Stop {
     server: ServerHandle,
     presence: PresenceHandle,
     state: ServerState,
-    (drain, listening): (Duration, Listening),
-    done: oneshot::Sender<()>,
-) {
-    signals.next().await;
-    state.drain();
-    actix::spawn(async move {
-        signals.next().await;
-        log::drain();
-        std::process::exit(1);
-    });
-    if !drain.is_zero() {
-        tracing::info!(?drain, "draining: not ready any more, and still serving");
-        actix::clock::sleep(drain).await;
-    }
-    tracing::info!("stopping: closing the sockets and writing the rows");
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    server.pause().await;
-    state.close();
-    let closing = async {
-        match presence.shutdown(WRITING).await {
-            Ok(()) => tracing::info!("everything is written"),
-            Err(error) => {
-                tracing::error!(%error, "not everything is written; the next start tidies up")
-            }
-        }
-        let _ = timeout(FAREWELL_TIMEOUT, until(|| state.open_sockets() == 0)).await;
-    };
-    let refusing = async {
-        actix::clock::sleep(REFUSE_AFTER).await;
-        listening.refuse_connections();
-        pending::<()>().await
-    };
-    select(Box::pin(closing), Box::pin(refusing)).await;
-    // What is open still at the deadline is cut.
-    let _ = timeout_at(deadline, end_connections(server)).await;
-    // The server may be about to end the process as well.
-    let _ = done.send(());
+    drain: Duration,
+    handles: ListenerHandles,
 }
 
-/// Ends all other connections. The workers look only once a second whether one was the last.
+impl Stop {
+    /// Stops the server in order at the first signal, and ends the process at once at the second.
+    async fn on_signal(self, mut signals: impl Signals, done: oneshot::Sender<()>) {
+        signals.next().await;
+        self.state.drain();
+        actix::spawn(async move {
+            signals.next().await;
+            log::drain();
+            std::process::exit(1);
+        });
+        if !self.drain.is_zero() {
+            tracing::info!(drain = ?self.drain, "draining: not ready any more, but still serving");
+            actix::clock::sleep(self.drain).await;
+        }
+        self.run().await;
+        // The receiver may have been dropped.
+        let _ = done.send(());
+    }
+
+    async fn run(self) {
+        tracing::info!("stopping: closing the WebSockets and writing the rows");
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        self.server.pause().await;
+        self.state.close();
+        let closing = async {
+            match self.presence.shutdown(SHUTDOWN_TIMEOUT).await {
+                Ok(()) => tracing::info!("all rows are written"),
+                Err(error) => tracing::error!(
+                    "not all rows are written, the next start cleans up: {}",
+                    error_chain(&error)
+                ),
+            }
+            let _ = timeout(CLOSE_TIMEOUT, until(|| self.state.open_sockets() == 0)).await;
+        };
+        let refusing = async {
+            actix::clock::sleep(REFUSE_AFTER).await;
+            self.handles.refuse_connections();
+            pending::<()>().await
+        };
+        select(Box::pin(closing), Box::pin(refusing)).await;
+        // Connections that are still open at the deadline are cut.
+        let _ = timeout_at(deadline, end_connections(self.server)).await;
+    }
+}
+
+/// Ends all other connections. The workers themselves check only once a second whether one was the last.
 async fn end_connections(server: ServerHandle) {
     let all_ended = until(|| connections::open() == 0);
     select(Box::pin(server.stop(true)), Box::pin(all_ended)).await;
@@ -248,11 +257,11 @@ async fn end_connections(server: ServerHandle) {
 
 async fn until(is_so: impl Fn() -> bool) {
     while !is_so() {
-        actix::clock::sleep(LOOK_INTERVAL).await;
+        actix::clock::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The signals that end the server, one after the other.
+/// The signals that stop the server, one after the other.
 trait Signals: 'static {
     fn next(&mut self) -> impl Future<Output = ()>;
 }
@@ -282,7 +291,7 @@ fn signals() -> io::Result<impl Signals> {
     impl Signals for CtrlC {
         async fn next(&mut self) {
             if actix_web::rt::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
+                pending::<()>().await;
             }
         }
     }
@@ -301,7 +310,7 @@ mod tests {
     use super::*;
     use actix_presence::{Clock, Crashed};
 
-    /// How long it may take until a failure is told, on a busy machine.
+    /// How long a failure may take to be reported on a busy machine.
     const SOON: Duration = Duration::from_secs(10);
 
     #[actix::test]
@@ -326,7 +335,7 @@ mod tests {
         let (ask, asked) = tokio::sync::oneshot::channel::<()>();
         let signals = actix::spawn(async move { asked.await.unwrap() });
         let failure = actix::spawn(failure(presence.clone(), [("signals", signals)]));
-        presence.shutdown(WRITING).await.unwrap();
+        presence.shutdown(SHUTDOWN_TIMEOUT).await.unwrap();
         assert!(!failure.is_finished());
         drop(ask);
         let error = timeout(SOON, failure).await.unwrap().unwrap();

@@ -4,37 +4,40 @@ use std::{cell::Cell, time::Duration};
 
 use actix_presence::sockets::{Progress, SocketKey};
 
-/// How long a client may be silent within a head or a body, in seconds.
-const SILENCE: u32 = 10;
-/// How long a head or a body may take in all.
-const REQUEST: u32 = 30;
-/// How long a response may be sent without progress.
-const UNREAD: u32 = 30;
-/// How long a connection may be idle. Actix-web closes idle connections earlier, except where it has
-/// taken the beginning of a next request for one.
-const IDLE: u32 = super::middleware::KEEP_ALIVE.as_secs() as u32 + 15;
-/// The kernel is asked about a connection every so many seconds.
-const LOOK: u32 = 4;
-/// An empty line after a body is no request (RFC 9112, section 2.2).
-const EMPTY_LINE: u64 = 2;
+/// How long actix-web keeps an idle connection open.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// What a connection is doing. Times are seconds of the table's clock.
+/// How long a client may be silent within a head or a body, in seconds.
+const MAX_SILENCE: u32 = 10;
+/// How long a head or a body may take in all.
+const MAX_REQUEST: u32 = 30;
+/// How long the client may acknowledge nothing of a response.
+const MAX_UNREAD: u32 = 30;
+/// How long a connection may be idle. Actix-web closes idle connections earlier, unless it has read the
+/// first bytes of a next request.
+const MAX_IDLE: u32 = KEEP_ALIVE.as_secs() as u32 + 15;
+/// How often the kernel is asked about the progress of a connection.
+const PROGRESS_INTERVAL: u32 = 4;
+/// An empty line after a body does not begin a request (RFC 9112, section 2.2).
+const EMPTY_LINE_LEN: u64 = 2;
+
+/// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The next request is awaited, or the rest of its head.
+    /// It waits for the next request, or for the rest of its head.
     Head,
-    /// The server waits for the next part of the body.
+    /// It waits for the next part of the body.
     Body,
-    /// The server works on the request.
+    /// The server handles the request.
     Service,
-    /// A whole response is sent.
+    /// A response is sent that is complete.
     Response,
-    /// A response is sent that the server is still writing: it may wait for either side.
+    /// A response is sent that the server still writes: it may wait for either side.
     Stream,
-    /// The request is answered, but its body has not ended.
+    /// The response is sent, but the body of the request has not ended.
     UnreadBody,
     WebSocket,
-    /// Shut down, and not yet dropped by actix-web.
+    /// It is shut down, but actix-web has not dropped it yet.
     Ended,
 }
 
@@ -45,15 +48,15 @@ impl Phase {
     }
 }
 
-/// Why a connection is ended.
+/// Why the server ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum EndReason {
     HalfRequest,
     UnreadResponse,
     Crowded,
 }
 
-impl Reason {
+impl EndReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HalfRequest => "half_request",
@@ -63,25 +66,26 @@ impl Reason {
     }
 }
 
+/// Times are seconds of the table's clock.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub key: SocketKey,
-    /// In the table of its worker.
+    /// Unique in its worker.
     pub number: u64,
     pub phase: Cell<Phase>,
-    /// Since when it waits. For a body: since the request began.
+    /// When it began to wait; for a body, when the request began.
     pub since: Cell<u32>,
     /// When bytes of the body or the response last moved.
     pub progress: Cell<u32>,
-    /// Bytes received when the last request had been read to its end.
+    /// Bytes received until the last request had been read completely.
     received: Cell<u64>,
-    /// Bytes of responses that had been acknowledged at the last look.
+    /// Bytes of responses that the client had acknowledged when the kernel was last asked.
     acknowledged: Cell<u64>,
     /// When the beginning of a head was first seen.
     half_head: Cell<Option<u32>>,
     /// Whether the request has a body that has not ended.
     pub body_open: Cell<bool>,
-    /// Whether it counts as a WebSocket.
+    /// Whether it is counted as a WebSocket.
     pub websocket: Cell<bool>,
 }
 
@@ -109,7 +113,7 @@ impl Connection {
         self.body_open.set(false);
     }
 
-    /// The request has been read to its end: what comes now belongs to the next one.
+    /// The request has been read completely: later bytes belong to the next one.
     pub fn read_to_end(&self) {
         self.body_open.set(false);
         if let Some(progress) = self.key.progress() {
@@ -117,45 +121,46 @@ impl Connection {
         }
     }
 
-    /// Why it is to be ended now, if it is.
-    pub fn overdue(&self, now: u32, look: impl FnOnce() -> Option<Progress>) -> Option<Reason> {
-        let silent = now.wrapping_sub(self.progress.get()) > SILENCE;
+    /// Why it should be ended now, if it should; `look` asks the kernel for its progress.
+    pub fn overdue(&self, now: u32, look: impl FnOnce() -> Option<Progress>) -> Option<EndReason> {
+        let silent = now.wrapping_sub(self.progress.get()) > MAX_SILENCE;
         let waited = now.wrapping_sub(self.since.get());
-        let looks = waited > 1 && u64::from(now).wrapping_add(self.number) % u64::from(LOOK) == 0;
+        let looks = waited > 1
+            && u64::from(now).wrapping_add(self.number) % u64::from(PROGRESS_INTERVAL) == 0;
         match self.phase.get() {
-            Phase::Body => (silent || waited > REQUEST).then_some(Reason::HalfRequest),
-            Phase::UnreadBody => (waited > SILENCE).then_some(Reason::HalfRequest),
+            Phase::Body => (silent || waited > MAX_REQUEST).then_some(EndReason::HalfRequest),
+            Phase::UnreadBody => (waited > MAX_SILENCE).then_some(EndReason::HalfRequest),
             Phase::Head if looks => self.head_overdue(now, waited, look()),
             Phase::Response | Phase::Stream if looks => self.unread(now, &look()?),
             _ => None,
         }
     }
 
-    fn head_overdue(&self, now: u32, waited: u32, progress: Option<Progress>) -> Option<Reason> {
-        let idle = (waited > IDLE).then_some(Reason::HalfRequest);
+    fn head_overdue(&self, now: u32, waited: u32, progress: Option<Progress>) -> Option<EndReason> {
+        let idle = (waited > MAX_IDLE).then_some(EndReason::HalfRequest);
         let Some(progress) = progress else { return idle };
-        // The end of the last response is in the socket's buffer still.
+        // The end of the last response is still in the buffer of the socket.
         if progress.unsent {
             return self.unread(now, &progress);
         }
-        if progress.received <= self.received.get() + EMPTY_LINE {
+        if progress.received <= self.received.get() + EMPTY_LINE_LEN {
             return idle;
         }
         let since = self.half_head.get().unwrap_or(now);
         self.half_head.set(Some(since));
-        let overdue = progress.silence >= Duration::from_secs(SILENCE.into())
-            || now.wrapping_sub(since) > REQUEST;
-        overdue.then_some(Reason::HalfRequest)
+        let overdue = progress.silence >= Duration::from_secs(MAX_SILENCE.into())
+            || now.wrapping_sub(since) > MAX_REQUEST;
+        overdue.then_some(EndReason::HalfRequest)
     }
 
-    fn unread(&self, now: u32, progress: &Progress) -> Option<Reason> {
+    fn unread(&self, now: u32, progress: &Progress) -> Option<EndReason> {
         let before = self.acknowledged.replace(progress.acknowledged);
         if !progress.unsent || progress.acknowledged != before {
             self.progress.set(now);
             return None;
         }
         let since = now.wrapping_sub(self.progress.get());
-        (since > UNREAD).then_some(Reason::UnreadResponse)
+        (since > MAX_UNREAD).then_some(EndReason::UnreadResponse)
     }
 }
 
@@ -178,34 +183,34 @@ mod tests {
         Progress { received, silence, acknowledged, unsent }
     }
 
-    /// The second in which it is ended, and why.
+    /// In which second it is ended, and why.
     fn ended(
         connection: &Connection,
         look: impl Fn(u32) -> Progress,
-    ) -> Option<(u32, Option<Reason>)> {
+    ) -> Option<(u32, Option<EndReason>)> {
         let why = |now| connection.overdue(now, || Some(look(now)));
         (1..=200).map(|now| (now, why(now))).find(|(_, why)| why.is_some())
     }
 
-    fn half(at: u32) -> Option<(u32, Option<Reason>)> {
-        Some((at, Some(Reason::HalfRequest)))
+    fn half(at: u32) -> Option<(u32, Option<EndReason>)> {
+        Some((at, Some(EndReason::HalfRequest)))
     }
 
     #[actix_web::test]
-    async fn a_head_that_stops_ends_after_ten_seconds_and_one_that_goes_on_after_thirty() {
+    async fn a_silent_half_head_ends_after_ten_seconds_and_a_slow_one_after_thirty() {
         let one = connection().await;
         let stopped = |now: u32| progress(100, u64::from(now), 0, false);
-        assert_eq!(ended(&one, stopped), half(12), "looked at every fourth second");
+        assert_eq!(ended(&one, stopped), half(12), "asked every fourth second");
         let dripped = ended(&connection().await, |now| progress(now.into(), 1, 0, false));
         assert_eq!(dripped, half(36));
     }
 
     #[actix_web::test]
-    async fn an_idle_connection_is_left_to_keep_alive_also_after_an_empty_line() {
-        for received in [0, EMPTY_LINE] {
+    async fn an_idle_connection_is_left_to_keep_alive_even_after_an_empty_line() {
+        for received in [0, EMPTY_LINE_LEN] {
             let idle = |now: u32| progress(received, now.into(), 0, false);
             let (end, _) = ended(&connection().await, idle).unwrap();
-            assert!(end > IDLE && end <= IDLE + LOOK, "{end}");
+            assert!(end > MAX_IDLE && end <= MAX_IDLE + PROGRESS_INTERVAL, "{end}");
         }
     }
 
@@ -232,9 +237,9 @@ mod tests {
         for phase in [Phase::Response, Phase::Stream, Phase::Head] {
             let one = connection().await;
             one.phase.set(phase);
-            // The first look sees the first bytes, four seconds later than they went.
+            // The kernel is first asked four seconds after the first bytes were sent.
             let stuck = ended(&one, |_| progress(0, 0, 1000, true));
-            assert_eq!(stuck, Some((36, Some(Reason::UnreadResponse))), "{phase:?}");
+            assert_eq!(stuck, Some((36, Some(EndReason::UnreadResponse))), "{phase:?}");
         }
         for phase in [Phase::Response, Phase::Stream] {
             let one = connection().await;
@@ -245,11 +250,18 @@ mod tests {
     }
 
     #[actix_web::test]
-    async fn who_waits_for_the_server_and_who_carries_a_websocket_is_not_ended() {
+    async fn connections_that_wait_for_the_server_and_websockets_are_not_ended() {
         for phase in [Phase::Service, Phase::WebSocket, Phase::Ended] {
             let one = connection().await;
             one.phase.set(phase);
             assert_eq!(ended(&one, |_| progress(1000, 1000, 0, true)), None);
+        }
+    }
+
+    #[test]
+    fn every_reason_is_known_to_the_metrics() {
+        for reason in [EndReason::HalfRequest, EndReason::UnreadResponse, EndReason::Crowded] {
+            assert!(crate::metrics::END_REASONS.contains(&reason.as_str()), "{reason:?}");
         }
     }
 }

@@ -7,28 +7,29 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::commands::CommandError;
+use super::error::CommandError;
+use crate::response::error_chain;
 use actix_presence::configure_tcp;
 
-/// Connections that may wait to be accepted.
+/// How many connections may wait to be accepted.
 const BACKLOG: i32 = 2048;
 
-/// How often a port is asked of the system that is free on all addresses.
+/// How often the system is asked for a port that is free on all addresses.
 const PORT_ATTEMPTS: usize = 8;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Addresses {
+pub(super) struct BindAddresses {
     /// Each once; with port 0, later ones take the port of the first.
     pub list: Vec<SocketAddr>,
-    /// Whether all but the first may be unavailable, such as IPv6 on a machine without it.
+    /// Whether the others may be unavailable, such as IPv6 on a machine without it.
     pub first_suffices: bool,
 }
 
-/// The sockets that the server listens on, while it has them.
-pub(super) struct Listening(#[cfg(unix)] Vec<std::os::fd::RawFd>);
+/// The descriptors of listeners that actix-server owns.
+pub(super) struct ListenerHandles(#[cfg(unix)] Vec<std::os::fd::RawFd>);
 
-impl Listening {
+impl ListenerHandles {
     #[cfg(unix)]
     pub fn of(listeners: &[TcpListener]) -> Self {
         Self(listeners.iter().map(std::os::fd::AsRawFd::as_raw_fd).collect())
@@ -39,28 +40,28 @@ impl Listening {
         Self()
     }
 
-    /// Has the system refuse new connections, which it would otherwise take until the process ends, and
-    /// then reset. To be called before the server is stopped, which closes the sockets. Best effort: other
-    /// systems than Linux may not do that.
+    /// Makes the system refuse new connections, which it would otherwise accept until the process ends, and
+    /// then reset. Call it before the server is stopped, which closes the descriptors. Systems other than
+    /// Linux may not support it.
     pub fn refuse_connections(&self) {
         #[cfg(unix)]
         for listener in &self.0 {
-            // SAFETY: actix-server keeps its listeners open until it is stopped, and that comes later.
+            // SAFETY: actix-server keeps its listeners open until it is stopped, which happens later.
             let listener = unsafe { std::os::fd::BorrowedFd::borrow_raw(*listener) };
             let _ = SockRef::from(&listener).shutdown(Shutdown::Both);
         }
     }
 }
 
-impl Addresses {
-    /// Takes the addresses before anything else is touched: a server that is there already is the
-    /// usual reason why a second one does not start.
+impl BindAddresses {
+    /// Binds the addresses. Done before the database is opened, because the usual reason why a server does
+    /// not start is that another one runs already.
     pub fn listen(&self) -> Result<Vec<TcpListener>, CommandError> {
         let any_port = self.list.first().is_some_and(|first| first.port() == 0);
         let attempts = if any_port { PORT_ATTEMPTS } else { 1 };
         for _ in 1..attempts {
             match self.listen_once() {
-                // The port that the first address got is in use on another one.
+                // The port of the first address is in use on another address.
                 Err(CommandError::Bind { source, .. })
                     if source.kind() == io::ErrorKind::AddrInUse => {}
                 listeners => return listeners,
@@ -85,7 +86,8 @@ impl Addresses {
                     listeners.push(listener);
                 }
                 Err(error) if self.first_suffices && first_port.is_some() => {
-                    tracing::info!(%address, %error, "this default address is not available");
+                    let error = error_chain(&error);
+                    tracing::info!(%address, error, "a default address is not available");
                 }
                 Err(source) => return Err(CommandError::Bind { address, source }),
             }
@@ -93,7 +95,7 @@ impl Addresses {
         Ok(listeners)
     }
 
-    /// Whether an IPv4 socket uses the port, too.
+    /// Whether an IPv4 address uses the port, too.
     fn has_ipv4(&self, port: u16) -> bool {
         self.list.iter().any(|other| other.is_ipv4() && [0, port].contains(&other.port()))
     }
@@ -101,11 +103,11 @@ impl Addresses {
 
 fn listen(address: SocketAddr, ipv6_only: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A server that has just ended must not keep its port from the next one.
+    // Otherwise the connections of a server that has just ended would block its port.
     #[cfg(unix)]
     socket.set_reuse_address(true)?;
     if address.is_ipv6() && ipv6_only {
-        // `[::]` would take IPv4 connections as well, and its port from `0.0.0.0`.
+        // Otherwise `[::]` would accept IPv4 connections as well, and block the port on `0.0.0.0`.
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
@@ -119,9 +121,9 @@ fn listen(address: SocketAddr, ipv6_only: bool) -> io::Result<TcpListener> {
 mod tests {
     use super::*;
 
-    fn addresses(list: &[&str], first_suffices: bool) -> Addresses {
+    fn addresses(list: &[&str], first_suffices: bool) -> BindAddresses {
         let list = list.iter().map(|address| address.parse().unwrap()).collect();
-        Addresses { list, first_suffices }
+        BindAddresses { list, first_suffices }
     }
 
     fn ports(listeners: &[TcpListener]) -> Vec<u16> {
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn with_port_0_later_addresses_take_the_port_of_the_first() {
+    fn with_port_0_later_addresses_get_the_port_of_the_first() {
         let listeners = addresses(&["127.0.0.1:0", "127.0.0.2:0"], false).listen().unwrap();
         let ports = ports(&listeners);
         assert_eq!(ports.len(), 2);
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn all_but_the_first_may_be_unavailable_where_the_first_suffices() {
+    fn other_addresses_may_be_unavailable_if_the_first_suffices() {
         let taken = TcpListener::bind("127.0.0.2:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let list = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}")];
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn the_wildcards_of_both_families_share_a_port() {
-        // Without IPv6 there is nothing to share.
+        // Not on machines without IPv6.
         if TcpListener::bind("[::]:0").is_ok() {
             let listeners = addresses(&["[::]:0", "0.0.0.0:0"], false).listen().unwrap();
             assert_eq!(listeners.len(), 2);

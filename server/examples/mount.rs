@@ -1,0 +1,65 @@
+//! Mounts the routes and pages of the presence server in an app, next to a route of the app's own.
+//!
+//! `cargo run -p presence-server --example mount`, then open <http://127.0.0.1:8080/> in two windows, and
+//! <http://127.0.0.1:8080/lobby>.
+
+use std::{error::Error, io, net::TcpListener, time::Duration};
+
+use actix_presence::{
+    Decision, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
+    messages::GetSnapshot, watch_socket,
+};
+use actix_web::{App, HttpServer, Responder, dev::Server, error, web};
+use presence_server::{ServerOptions, ServerState, configure};
+
+/// The app's own route: how many connections are in the lobby.
+async fn lobby(presence: web::Data<PresenceHandle>) -> actix_web::Result<impl Responder> {
+    let room = RoomName::new("lobby").map_err(error::ErrorInternalServerError)?;
+    let snapshot = presence.registry().send(GetSnapshot { room }).await;
+    let snapshot = snapshot.map_err(error::ErrorServiceUnavailable)?;
+    let connections = snapshot.map_or(0, |snapshot| snapshot.occupancy().connections);
+    Ok(format!("{connections} in the lobby\n"))
+}
+
+/// Starts the presence system. Anonymous clients may enter every room but `staff`.
+pub fn start() -> Result<PresenceHandle, StartError> {
+    PresenceConfig::new("sqlite::memory:")
+        .authorize(|room, user, _| match (room.as_str(), user) {
+            ("staff", None) => Decision::deny("log in first"),
+            _ => Decision::Allow,
+        })
+        .start()
+}
+
+/// Serves the app.
+pub fn serve(presence: &PresenceHandle, listener: TcpListener) -> io::Result<Server> {
+    let options = ServerOptions {
+        // Trusts `?user=`, because only this machine can connect; elsewhere set `secrets`.
+        believe_query: listener.local_addr()?.ip().is_loopback(),
+        max_connections: Some(10_000),
+        ..ServerOptions::default()
+    };
+    // Made once, so that all workers count their connections together.
+    let state = ServerState::new(presence, options);
+    let presence = web::Data::new(presence.clone());
+    let app = move || {
+        App::new()
+            .app_data(presence.clone())
+            .route("/lobby", web::get().to(lobby))
+            .configure(configure(state.clone()))
+    };
+    let server = HttpServer::new(app).on_connect(|io, extensions| {
+        configure_tcp(io);
+        watch_socket(io, extensions);
+    });
+    Ok(server.workers(2).shutdown_timeout(3).listen(listener)?.run())
+}
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let presence = start()?;
+    serve(&presence, TcpListener::bind("127.0.0.1:8080")?)?.await?;
+    // Writes what is not in the database yet.
+    presence.shutdown(Duration::from_secs(5)).await?;
+    Ok(())
+}

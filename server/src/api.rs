@@ -1,0 +1,220 @@
+//! `/api`: rooms and their presences, messages, users and connections, for the app's backend.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{
+        StatusCode,
+        header::{self, ContentType, ETag, EntityTag},
+    },
+    web::{self, Bytes},
+};
+use serde::{Serialize, Serializer};
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    paging::{self, PageRequest},
+    request,
+    response::{self, ApiError, is_cached, rfc3339},
+    state::ServerState,
+};
+use actix_presence::{
+    messages::{GetSnapshot, Kick, ListPresences, ListRooms, Publish, WhereIs},
+    model::{
+        ConnectionId, Epoch, Info, MAX_DEPTH, NodeName, Occupancy, RoomName, RoomSummary, Snapshot,
+        UserId, is_shallow,
+    },
+    wire::json::encode_within,
+};
+
+/// A room in a list.
+#[derive(Serialize)]
+pub(crate) struct RoomEntry {
+    channel_name: RoomName,
+    connections: usize,
+    users: usize,
+    anonymous: usize,
+    version: u64,
+}
+
+impl From<RoomSummary> for RoomEntry {
+    fn from(RoomSummary { room, occupancy, version }: RoomSummary) -> Self {
+        let Occupancy { connections, users, anonymous } = occupancy;
+        Self { channel_name: room, connections, users, anonymous, version }
+    }
+}
+
+/// `GET /api/rooms`: the rooms, ordered by name.
+pub(crate) async fn list_rooms(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct RoomPage {
+        rooms: Vec<RoomEntry>,
+        next: Option<String>,
+    }
+    let page = PageRequest::of(&req, paging::after_room)?;
+    let mut rooms = state.ask(ListRooms { after: page.after.clone(), limit: page.limit() }).await?;
+    let next = page.cut(&mut rooms, |last| paging::room_cursor(&last.room));
+    let rooms = rooms.into_iter().map(RoomEntry::from).collect();
+    Ok(response::json(StatusCode::OK, &RoomPage { rooms, next }))
+}
+
+/// `GET /api/rooms/{room}`: the users in a room, at one version of it.
+pub(crate) async fn show_room(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct RoomState<'a> {
+        channel_name: &'a RoomName,
+        epoch: Epoch,
+        version: u64,
+        connections: usize,
+        anonymous: usize,
+        #[serde(serialize_with = "users")]
+        users: Option<&'a Snapshot>,
+        /// Whether the users are left out because the list would be too large.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        truncated: bool,
+    }
+    fn users<S: Serializer>(room: &Option<&Snapshot>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(room.iter().flat_map(|snapshot| snapshot.users()))
+    }
+    let room = request::room(&req, 0)?;
+    let snapshot = state.ask(GetSnapshot { room }).await?.ok_or_else(unknown_room)?;
+    let (epoch, version) = (snapshot.epoch(), snapshot.version());
+    let tag = EntityTag::new_strong(format!("{epoch}-{version}"));
+    let cached = is_cached(&req, &tag);
+    let mut response = if cached { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response
+        .insert_header(ETag(tag))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
+    if cached {
+        return Ok(response.finish());
+    }
+    let Occupancy { connections, anonymous, .. } = snapshot.occupancy();
+    let body = |users: Option<&Snapshot>, limit| {
+        let (channel_name, truncated) = (snapshot.room(), users.is_none());
+        encode_within(
+            limit,
+            &RoomState { channel_name, epoch, version, connections, anonymous, users, truncated },
+        )
+    };
+    let limit = state.options().max_list_size;
+    let body = body(Some(&snapshot), limit).or_else(|| body(None, usize::MAX));
+    Ok(response.content_type(ContentType::json()).body(body.unwrap_or_default()))
+}
+
+/// A room exists as long as there is a connection in it.
+fn unknown_room() -> ApiError {
+    ApiError::not_found("unknown_room", "nobody is in a room of this name")
+}
+
+/// `GET /api/rooms/{room}/presences`: every connection in a room, the anonymous ones first, then by
+/// user, each in the order of joining.
+pub(crate) async fn list_presences(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct PresencePage<'a> {
+        presences: Vec<PresenceEntry<'a>>,
+        next: Option<String>,
+    }
+    #[derive(Serialize)]
+    struct PresenceEntry<'a> {
+        channel_name: ConnectionId,
+        user: &'a Option<UserId>,
+        info: &'a Info,
+        joined_at: String,
+        last_seen: String,
+        node: &'a str,
+        state: &'static str,
+    }
+    let room = request::room(&req, 1)?;
+    let page = PageRequest::of(&req, paging::after_presence)?;
+    let (after, limit) = (page.after.clone(), page.limit());
+    let presences = state.ask(ListPresences { room, after, limit }).await?;
+    let mut presences = presences.ok_or_else(unknown_room)?;
+    let next = page.cut(&mut presences, |last| paging::presence_cursor(&last.presence));
+    let presences = presences.iter().map(|seen| PresenceEntry {
+        channel_name: seen.presence.connection,
+        user: &seen.presence.user,
+        info: &seen.presence.info,
+        joined_at: rfc3339(seen.presence.joined_at),
+        last_seen: rfc3339(seen.last_seen),
+        node: seen.node.as_ref().map_or(state.node(), NodeName::as_str),
+        state: seen.state.as_str(),
+    });
+    let page = PresencePage { presences: presences.collect(), next };
+    Ok(response::json(StatusCode::OK, &page))
+}
+
+/// `POST /api/rooms/{room}/messages`: sends the body to every member of the room, byte for byte.
+pub(crate) async fn publish(
+    req: HttpRequest,
+    body: web::Payload,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let room = request::room(&req, 1)?;
+    let body = read(&req, body, state.options().max_frame_size).await?;
+    let payload: Box<RawValue> = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("bad_json", format!("not JSON: {error}")))?;
+    if !is_shallow(payload.get()) {
+        let message = format!("a message may be nested at most {MAX_DEPTH} deep");
+        return Err(ApiError::bad_request("too_deep", message));
+    }
+    let published = state.ask(Publish::json(room, payload)).await?;
+    let recipients = published.map_err(|error| {
+        let message = response::error_chain(&error);
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    })?;
+    Ok(response::json(StatusCode::OK, &json!({"recipients": recipients})))
+}
+
+/// Reads a body of at most `limit` bytes.
+async fn read(req: &HttpRequest, body: web::Payload, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::too_large(format!("a message may have at most {limit} bytes"));
+    let announced = req.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok());
+    if announced.and_then(|len| len.parse::<u64>().ok()).is_some_and(|len| len > limit as u64) {
+        return Err(too_large());
+    }
+    let body = body.to_bytes_limited(limit).await.map_err(|_| too_large())?;
+    body.map_err(|error| ApiError::bad_request("bad_body", format!("unreadable body: {error}")))
+}
+
+/// `GET /api/users/{id}`: the rooms that a user is in.
+pub(crate) async fn find_user(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    #[derive(Serialize)]
+    struct UserRooms {
+        id: UserId,
+        rooms: Vec<UserRoom>,
+    }
+    #[derive(Serialize)]
+    struct UserRoom {
+        channel_name: RoomName,
+        connections: usize,
+    }
+    let id = request::user(&req)?;
+    let rooms = state.ask(WhereIs { user: id.clone() }).await?.into_iter();
+    let entry = |(channel_name, connections)| UserRoom { channel_name, connections };
+    Ok(response::json(StatusCode::OK, &UserRooms { id, rooms: rooms.map(entry).collect() }))
+}
+
+/// `DELETE /api/connections/{channel_name}`: removes a connection from all its rooms, and closes its
+/// socket with 4001.
+pub(crate) async fn kick(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let id = request::connection(&req, 0)?;
+    match state.ask(Kick::Connection(id)).await? {
+        0 => Err(ApiError::not_found("unknown_connection", "no such connection is in any room")),
+        _ => Ok(HttpResponse::NoContent().finish()),
+    }
+}

@@ -1,0 +1,79 @@
+//! Why a command fails, and how its process ends then.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use super::{descriptors::TooFewDescriptors, log};
+use crate::response::error_chain;
+use actix_presence::{
+    Crashed, StartError,
+    model::{InvalidInfo, InvalidName},
+    store::{InvalidDatabaseUrl, StoreError},
+};
+
+/// Why a command fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    #[error("invalid --database")]
+    DatabaseUrl(#[from] InvalidDatabaseUrl),
+    #[error("invalid --database: a database in memory ends with its server; name a file")]
+    InMemory,
+    #[error("invalid --user")]
+    User(#[source] InvalidName),
+    #[error("invalid --info: it must be JSON")]
+    InfoJson(#[source] serde_json::Error),
+    #[error("invalid --info")]
+    Info(#[from] InvalidInfo),
+    #[error("invalid --session")]
+    Session(#[source] InvalidName),
+    #[error("invalid --api-key: it must be visible ASCII, because it is sent in a header")]
+    ApiKey,
+    #[error("there is no database at `{}`", path.display())]
+    NoDatabase { path: PathBuf },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot listen on {address}")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+    #[error("the HTTP server failed")]
+    Serve(#[source] io::Error),
+    #[error("cannot start the log thread")]
+    Log(#[source] io::Error),
+    #[error(transparent)]
+    Crashed(#[from] Crashed),
+    #[error("the task `{0}` of the server ended unexpectedly")]
+    Task(&'static str),
+    #[error("cannot sign the token")]
+    Sign(#[from] jwt_compact::CreationError),
+    #[error("cannot write to stdout")]
+    Output(#[from] io::Error),
+}
+
+impl CommandError {
+    /// The exit code: 2 for a mistake in the command line, 70 (`EX_SOFTWARE`) for a crash, after which
+    /// the process should be started again, and 1 for everything else.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::DatabaseUrl(_) | Self::InMemory | Self::User(_) | Self::InfoJson(_) => 2,
+            Self::Info(_) | Self::Session(_) | Self::ApiKey => 2,
+            Self::Start(StartError::Owner(_) | StartError::Store(_)) => 1,
+            Self::Start(_) => 2,
+            Self::Crashed(_) | Self::Task(_) => 70,
+            _ => 1,
+        }
+    }
+
+    /// Prints the error to stderr, and returns the exit code.
+    pub fn report(&self) -> u8 {
+        log::print(&format!("error: {}", error_chain(self)));
+        log::drain();
+        self.code()
+    }
+
+    /// Ends the process at once, because what still runs may hang.
+    pub fn abort(&self) -> ! {
+        std::process::exit(self.report().into())
+    }
+}

@@ -1,0 +1,151 @@
+//! The `presence` binary: its commands, and what only `presence serve` needs.
+
+mod connections;
+mod descriptors;
+mod error;
+mod flags;
+mod listen;
+mod log;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod memory;
+mod serve;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use chrono::Utc;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use self::{
+    error::CommandError,
+    flags::{Cli, Command, DatabaseFlags, PruneFlags, TokenFlags},
+};
+use crate::token::{self, Claims};
+use actix_presence::{
+    Clock,
+    model::{Info, SessionKey, UserId},
+    store::{self, DatabaseUrl, RoomCounts, Store, migrate},
+};
+
+/// Runs the `presence` binary with the arguments and the environment of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap reports --help and --version as errors, too. If printing fails, the code has to do.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = run(cli.command);
+    log::drain();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of the output, such as `head`, has read enough.
+        Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => ExitCode::from(error.report()),
+    }
+}
+
+fn run(command: Command) -> Result<(), CommandError> {
+    match command {
+        Command::Serve(flags) => serve::run(*flags),
+        Command::PrunePresences(flags) => prune_presences(&flags),
+        Command::PruneRooms(flags) => {
+            let pruned = open(&flags.database)?.prune_rooms()?;
+            print_pruned(pruned, flags.json)
+        }
+        Command::Rooms(flags) => print_rooms(&open(&flags.database)?.rooms()?, flags.json),
+        Command::Token(flags) => print_token(&flags),
+        Command::Migrate(database) => {
+            let applied = migrate(&database.url.parse()?)?;
+            match applied {
+                0 => print("the database is up to date"),
+                1 => print("applied 1 migration"),
+                _ => print(&format!("applied {applied} migrations")),
+            }
+        }
+    }
+}
+
+/// Opens a database that exists; only `serve` and `migrate` create one.
+fn open(database: &DatabaseFlags) -> Result<Box<dyn Store>, CommandError> {
+    let url: DatabaseUrl = database.url.parse()?;
+    if url == DatabaseUrl::SqliteMemory {
+        return Err(CommandError::InMemory);
+    }
+    match url.path() {
+        Some(path) if !path.exists() => Err(CommandError::NoDatabase { path: path.to_owned() }),
+        _ => Ok(store::open(&url)?),
+    }
+}
+
+fn prune_presences(flags: &PruneFlags) -> Result<(), CommandError> {
+    let mut store = open(&flags.listing.database)?;
+    let pruned = store.prune_presences(Clock::system().now().utc(), flags.max_age)?;
+    print_pruned(pruned, flags.listing.json)
+}
+
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+fn print_pruned(pruned: usize, as_json: bool) -> Result<(), CommandError> {
+    match as_json {
+        true => print(&json!({"pruned": pruned}).to_string()),
+        false => print(&pruned.to_string()),
+    }
+}
+
+fn print_rooms(rooms: &[RoomCounts], as_json: bool) -> Result<(), CommandError> {
+    #[derive(Serialize)]
+    struct RoomTable<'a> {
+        rooms: &'a [RoomCounts],
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if as_json {
+        serde_json::to_writer(&mut out, &RoomTable { rooms }).map_err(io::Error::from)?;
+        writeln!(out)?;
+        return Ok(out.flush()?);
+    }
+    writeln!(out, "{:>11}  {:>7}  {:>9}  ROOM", "CONNECTIONS", "USERS", "ANONYMOUS")?;
+    for RoomCounts { channel_name, connections, users, anonymous } in rooms {
+        // Other programs may have written the row, and a terminal executes control characters.
+        let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { vec![c] };
+        let name: String = channel_name.chars().flat_map(escape).collect();
+        writeln!(out, "{connections:>11}  {users:>7}  {anonymous:>9}  {name}")?;
+    }
+    Ok(out.flush()?)
+}
+
+fn print_token(flags: &TokenFlags) -> Result<(), CommandError> {
+    let user = UserId::new(&flags.user).map_err(CommandError::User)?;
+    let info = flags.info.as_deref().map(parse_info).transpose()?;
+    flags.session.as_deref().map(SessionKey::new).transpose().map_err(CommandError::Session)?;
+    let lifetime = flags.expires_in.max(Duration::from_secs(1)).as_secs();
+    let claims = Claims {
+        exp: Utc::now().timestamp().saturating_add_unsigned(lifetime).into(),
+        nbf: None,
+        sub: Some(user.as_str().to_owned()),
+        info: info.as_ref().map(Info::to_value),
+        rooms: (!flags.rooms.is_empty()).then(|| flags.rooms.clone()),
+        sid: flags.session.clone(),
+    };
+    // clap requires at least one.
+    let Some(key) = flags.secrets.first() else { return Ok(()) };
+    print(&token::sign(&claims, key)?)
+}
+
+fn parse_info(text: &str) -> Result<Info, CommandError> {
+    let value: Value = serde_json::from_str(text).map_err(CommandError::InfoJson)?;
+    Ok(Info::new(value)?)
+}

@@ -1,0 +1,194 @@
+//! What requests are answered with: JSON that no cache keeps, and errors with a code and a message.
+
+use std::{borrow::Cow, error::Error};
+
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::{
+        StatusCode,
+        header::{self, EntityTag, Header, IfNoneMatch},
+    },
+};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde_json::json;
+
+use actix_presence::{WsSessionError, messages::JoinError, model::LimitReached};
+
+/// A JSON body that no cache keeps.
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .json(body)
+}
+
+/// A time in JSON.
+pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// Whether the client already has the representation with this tag (`If-None-Match`).
+pub(crate) fn is_cached(req: &HttpRequest, tag: &EntityTag) -> bool {
+    if !req.headers().contains_key(header::IF_NONE_MATCH) {
+        return false;
+    }
+    match IfNoneMatch::parse(req) {
+        Ok(IfNoneMatch::Any) => true,
+        Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|cached| cached.weak_eq(tag)),
+        Err(_) => false,
+    }
+}
+
+/// An error followed by its causes: `a: b: c`.
+pub(crate) fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some errors of other crates repeat their cause in their own text.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Why a request is refused, answered as `{"error":{"code":…,"message":…}}`.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: Cow<'static, str>,
+}
+
+impl ApiError {
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    pub fn bad_request(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    pub fn unauthorized(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, code, message)
+    }
+
+    pub fn forbidden(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code, message)
+    }
+
+    pub fn not_found(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    pub fn too_large(message: String) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    pub fn unavailable(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+    }
+
+    pub fn unknown_route() -> Self {
+        Self::not_found("not_found", "there is nothing at this address")
+    }
+
+    pub fn bad_room(error: &dyn Error) -> Self {
+        Self::bad_request("bad_room_name", format!("invalid room name: {}", error_chain(error)))
+    }
+
+    pub fn bad_user(error: &dyn Error) -> Self {
+        Self::bad_request("bad_user_id", format!("invalid user id: {}", error_chain(error)))
+    }
+
+    /// The same error with status 403, the only one that Phoenix clients know.
+    pub fn into_forbidden(self) -> Self {
+        Self { status: StatusCode::FORBIDDEN, ..self }
+    }
+
+    /// The kind of error, for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let body = json!({"error": {"code": self.code, "message": self.message}});
+        let mut response = json(self.status, &body);
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if self.code == "handshake" {
+            headers.insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
+        }
+        response
+    }
+}
+
+impl From<JoinError> for ApiError {
+    fn from(error: JoinError) -> Self {
+        let message = error_chain(&error);
+        match error {
+            JoinError::Limit(LimitReached::RoomFull { .. }) => {
+                Self::forbidden("room_full", message)
+            }
+            JoinError::Limit(LimitReached::TooManyRooms { .. }) => {
+                Self::forbidden("too_many_rooms", message)
+            }
+            JoinError::Superseded(_) => Self::forbidden("replaced", message),
+            JoinError::Withdrawn => Self::unavailable("withdrawn", message),
+            JoinError::ShuttingDown => Self::unavailable("shutting_down", message),
+            _ => Self::forbidden("not_allowed", message),
+        }
+    }
+}
+
+impl From<WsSessionError> for ApiError {
+    fn from(error: WsSessionError) -> Self {
+        match error {
+            WsSessionError::Join(error) => error.into(),
+            WsSessionError::Handshake(_) => Self::bad_request("handshake", error_chain(&error)),
+            _ => Self::unavailable("shutting_down", error_chain(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Layered {
+        #[error("cannot start")]
+        Start(#[source] Box<Layered>),
+        #[error("cannot open: disk full")]
+        RepeatsItsCause(#[source] Box<Layered>),
+        #[error("disk full")]
+        Disk,
+    }
+
+    #[test]
+    fn an_error_is_printed_with_each_cause_once() {
+        let error = Layered::Start(Box::new(Layered::RepeatsItsCause(Box::new(Layered::Disk))));
+        assert_eq!(error_chain(&error), "cannot start: cannot open: disk full");
+        assert_eq!(
+            error_chain(&Layered::Start(Box::new(Layered::Disk))),
+            "cannot start: disk full"
+        );
+        assert_eq!(error_chain(&Layered::Disk), "disk full");
+    }
+}

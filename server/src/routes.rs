@@ -1,0 +1,161 @@
+//! Which routes there are, and the checks in front of `/api`.
+
+use actix_cors::Cors;
+use actix_web::{
+    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError, Scope,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceFactory, ServiceRequest, ServiceResponse},
+    http::{Method, StatusCode, header},
+    middleware::{Next, from_fn},
+    web,
+};
+
+use crate::{
+    api, explain, guard, metrics, pages, refusals, response::ApiError, socket, state::ServerState,
+    status,
+};
+
+const GET: &[Method] = &[Method::GET];
+const READ: &[Method] = &[Method::GET, Method::HEAD];
+
+/// Mounts the routes of the server in an app or a scope.
+///
+/// An address that no route of this app or scope matches is then answered 404 as JSON; set another
+/// `default_service` afterwards to change that. The pages at `/` and `/dashboard` load their assets
+/// from the root, so they work only where the routes are mounted at the root.
+///
+/// ```
+/// use actix_presence::PresenceConfig;
+/// use actix_web::{App, HttpServer, web};
+/// use presence_server::{ServerOptions, ServerState, configure};
+///
+/// # actix::System::new().block_on(async {
+/// let presence = PresenceConfig::new("sqlite::memory:").start()?;
+/// let state = ServerState::new(&presence, ServerOptions::default());
+/// let server = HttpServer::new(move || {
+///     App::new().service(web::scope("/presence").configure(configure(state.clone())))
+/// });
+/// # drop(server);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
+    move |cfg| {
+        cfg.app_data(web::Data::new(state))
+            // actix-web tries patterns in this order: the most frequent requests come first.
+            .service(
+                resource("/socket/websocket", GET, socket::phoenix)
+                    .wrap(from_fn(refusals::report_errors)),
+            )
+            .service(
+                resource("/ws/{room:[^/]*}", GET, socket::json)
+                    .wrap(from_fn(refusals::report_errors)),
+            )
+            .service(resource("/", READ, pages::index))
+            .service(resource("/dashboard", READ, pages::dashboard))
+            .service(resource("/assets/{name}", READ, pages::asset))
+            .service(resource("/healthz", READ, status::healthz))
+            .service(resource("/readyz", READ, status::readyz))
+            .service(resource("/metrics", READ, metrics::scrape))
+            .service(api_scope())
+            .default_service(web::to(unknown_route));
+    }
+}
+
+/// `/api`, behind the checks that every request to it passes.
+fn api_scope() -> Scope<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody>,
+        Error = actix_web::Error,
+        InitError = (),
+    >,
+> {
+    let cors = Cors::default()
+        // `check_origin` has refused the others.
+        .allowed_origin_fn(|_, _| true)
+        .allow_any_method()
+        .allow_any_header()
+        .expose_headers([header::ETAG])
+        .max_age(600);
+    web::scope("/api")
+        .service(resource("/stats", READ, status::stats))
+        .service(resource("/stats/live", GET, status::live_stats))
+        .service(resource("/rooms", READ, api::list_rooms))
+        .service(resource("/rooms/{room:[^/]*}", READ, api::show_room))
+        .service(resource("/rooms/{room:[^/]*}/presences", READ, api::list_presences))
+        .service(resource(
+            "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
+            READ,
+            explain::explain,
+        ))
+        .service(resource("/rooms/{room:[^/]*}/messages", &[Method::POST], api::publish))
+        .service(resource("/users/{id:[^/]*}", READ, api::find_user))
+        .service(resource("/connections/{id:[^/]*}", &[Method::DELETE], api::kick))
+        .default_service(web::to(unknown_route))
+        // The middleware that is wrapped last sees a request first.
+        .wrap(from_fn(check_credentials))
+        .wrap(cors)
+        .wrap(from_fn(check_origin))
+}
+
+/// A resource with one handler, which answers other methods with 405.
+fn resource<F, Args>(path: &str, methods: &'static [Method], handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let resource = methods.iter().fold(web::resource(path), |resource, method| {
+        resource.route(web::method(method.clone()).to(handler.clone()))
+    });
+    resource.default_service(web::to(move || async move { method_not_allowed(methods) }))
+}
+
+fn method_not_allowed(methods: &[Method]) -> HttpResponse {
+    let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let message = format!("this address accepts {allow}");
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+    let mut response = error.error_response();
+    if let Ok(allow) = allow.parse() {
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
+    response
+}
+
+async fn unknown_route() -> HttpResponse {
+    ApiError::unknown_route().error_response()
+}
+
+async fn check_credentials<B: MessageBody + 'static>(
+    req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    checked(guard::check_credentials, req, next).await
+}
+
+async fn check_origin<B: MessageBody + 'static>(
+    req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    checked(guard::check_api_origin, req, next).await
+}
+
+async fn checked<B: MessageBody + 'static>(
+    check: fn(&actix_web::HttpRequest, &ServerState) -> Result<(), ApiError>,
+    req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, actix_web::Error> {
+    let outcome = match req.app_data::<web::Data<ServerState>>() {
+        Some(state) => check(req.request(), state),
+        None => Err(ApiError::unavailable("not_configured", "the routes have no state")),
+    };
+    match outcome {
+        Ok(()) => Ok(next.call(req).await?.map_into_left_body()),
+        Err(error) => {
+            refusals::report(req.request(), &error);
+            Ok(req.error_response(error).map_into_right_body())
+        }
+    }
+}
