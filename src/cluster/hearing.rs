@@ -13,10 +13,9 @@ use super::{
     view::{Verdict, View},
 };
 use crate::{
-    bus::{Change, Changes, Channel},
-    mirror::pause_after,
-    model::{Cause, ConnectionId, Epoch, RemoteChange, Moment, NodeName, Presence, Remote, RoomName},
-    store::{NodeRow, RoomRows},
+    bus::{Channel, RoomChanges, RowChange},
+    model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RemoteChange, RoomName},
+    store::{NodeRow, RoomRows, reader::retry_pause},
 };
 
 /// Rooms whose rows are read at once.
@@ -133,7 +132,7 @@ impl Cluster {
     }
 
     /// Takes the changes of a room; answers those to be taken into it now.
-    pub fn heard(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
+    pub fn heard(&mut self, node: &NodeName, epoch: Epoch, changes: RoomChanges) -> Option<News> {
         if self.views.contains_key(&changes.room) {
             self.unverified.note(&changes);
             return self.take(node, epoch, changes);
@@ -145,7 +144,7 @@ impl Cluster {
         None
     }
 
-    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<News> {
+    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: RoomChanges) -> Option<News> {
         let room = changes.room.clone();
         let view = self.views.get_mut(&room)?;
         match view.judge(node, epoch, &changes) {
@@ -199,7 +198,7 @@ impl Cluster {
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
             if node == self.me {
-                read.own.insert((row.room, row.presence.connection));
+                read.own.insert((row.room, row.record.presence.connection));
             } else if nodes.iter().any(|known| known.node == node) {
                 let room = row.room.clone();
                 remotes.entry(room).or_default().push(remote(node, row));
@@ -243,7 +242,7 @@ impl Cluster {
             }
         }
         self.at_once = (self.at_once / 2).max(1);
-        let wait = pause_after(self.failures);
+        let wait = retry_pause(self.failures);
         self.failures += 1;
         wait
     }
@@ -294,37 +293,15 @@ impl Cluster {
 }
 
 /// Changes as the model takes them.
-fn news(node: &NodeName, changes: Changes) -> News {
+fn news(node: &NodeName, changes: RoomChanges) -> News {
     let (mut heard, mut yielded) = (Vec::new(), Vec::new());
     for change in changes.changes {
         match change {
-            Change::Here {
-                connection,
-                user,
-                info,
-                joined_at,
-                last_seen,
-                session,
-                fixed,
-                fading,
-                generation,
-                current_connection,
-            } => {
-                let presence = Presence { connection, user, info, joined_at };
-                let node = node.clone();
-                heard.push(RemoteChange::Present(Remote {
-                    presence,
-                    node,
-                    session,
-                    fixed,
-                    fading,
-                    generation,
-                    current_connection,
-                    last_seen,
-                }));
+            RowChange::Here(record) => {
+                heard.push(RemoteChange::Present(Remote { node: node.clone(), record }));
             }
-            Change::Yielded { connection } => yielded.push(connection),
-            Change::Gone { connection, cause } => {
+            RowChange::Yielded { connection } => yielded.push(connection),
+            RowChange::Gone { connection, cause } => {
                 heard.push(RemoteChange::Gone { node: node.clone(), connection, cause });
             }
         }

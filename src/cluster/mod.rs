@@ -33,10 +33,10 @@ pub(crate) use self::{
     silence::{beat_interval, listen_interval},
 };
 use crate::{
-    bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
-    mirror::Committed,
+    bus::{Bus, BusEvent, BusMessage, Channel, Envelope, RoomMessage},
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId},
-    store::{Row, reader::Desk},
+    store::Committed,
+    store::{Row, reader::ReaderHandle},
 };
 
 /// This node's part in the cluster.
@@ -47,7 +47,7 @@ pub(crate) struct Cluster {
     bus: Option<Box<dyn Bus>>,
     /// Why the bus is down, if it is.
     down: Option<&'static str>,
-    pub desk: Desk,
+    pub desk: ReaderHandle,
     pub peers: Peers,
     outbox: Outbox,
     views: HashMap<RoomName, View, RandomState>,
@@ -70,7 +70,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(me: NodeName, incarnation: Epoch, bus: Option<Box<dyn Bus>>, desk: Desk) -> Self {
+    pub fn new(
+        me: NodeName,
+        incarnation: Epoch,
+        bus: Option<Box<dyn Bus>>,
+        desk: ReaderHandle,
+    ) -> Self {
         Self {
             peers: Peers::new(me.clone()),
             me,
@@ -113,7 +118,7 @@ impl Cluster {
     }
 
     /// Says who hears what the bus brings.
-    pub fn listen(&mut self, listener: Recipient<FromBus>) {
+    pub fn listen(&mut self, listener: Recipient<BusEvent>) {
         if let Some(bus) = &mut self.bus {
             bus.listen(listener);
         }
@@ -137,8 +142,8 @@ impl Cluster {
     }
 
     /// Tells something; what is lost is made up later.
-    pub fn tell(&mut self, told: Told) -> bool {
-        let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, told };
+    pub fn tell(&mut self, message: BusMessage) -> bool {
+        let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, message };
         let Some(bus) = self.bus.as_mut().filter(|_| self.down.is_none()) else { return false };
         bus.publish(&envelope).is_ok()
     }
@@ -149,7 +154,7 @@ impl Cluster {
             return;
         }
         for changes in self.outbox.changes(committed) {
-            if !self.tell(Told::Changes(changes)) {
+            if !self.tell(BusMessage::Changes(changes)) {
                 self.outbox.missed = true;
             }
         }
@@ -163,17 +168,17 @@ impl Cluster {
         from: Option<(Option<UserId>, ConnectionId)>,
         except: Option<ConnectionId>,
     ) -> bool {
-        let (number, content) = (self.outbox.next_said(), Content::from(content));
-        self.tell(Told::Said(Said { room, number, content, from, except }))
+        let number = self.outbox.next_said();
+        self.tell(BusMessage::Published(RoomMessage { room, number, content, from, except }))
     }
 
     /// Tells that this node lives, and what it has told since the last time.
     pub fn beat(&mut self) {
-        if self.outbox.missed && self.tell(Told::Missed) {
+        if self.outbox.missed && self.tell(BusMessage::Missed) {
             self.outbox.missed = false;
         }
         let (number, rooms) = self.outbox.beat();
-        self.tell(Told::Beat { number, rooms });
+        self.tell(BusMessage::Heartbeat { number, rooms });
     }
 }
 
@@ -212,8 +217,7 @@ impl Cluster {
 
 /// A row as the model takes it.
 pub(crate) fn remote(node: NodeName, row: Row) -> Remote {
-    let Row { presence, last_seen, session, fixed, fading, generation, current_connection, .. } = row;
-    Remote { presence, node, session, fixed, fading, generation, current_connection, last_seen }
+    Remote { node, record: row.record }
 }
 
 /// Why the presences of a node end with it.

@@ -6,10 +6,9 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::{
-    bus::{Change, Changes},
-    mirror::Committed,
+    bus::{RoomChanges, RowChange},
     model::RoomName,
-    store,
+    store::{BatchEntry, Committed},
 };
 
 /// Rooms of which is remembered in which batch they were last.
@@ -34,40 +33,29 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// The changes that a committed batch has made, room by room.
-    pub fn changes(&mut self, committed: &Committed) -> Vec<Changes> {
+    pub fn changes(&mut self, committed: &Committed) -> Vec<RoomChanges> {
         let Committed { batch, causes, refused } = committed;
         let refused: HashSet<_> = refused
             .iter()
             .filter_map(|change| match change {
-                store::Change::Upsert(room, connection)
-                | store::Change::Delete(room, connection) => Some((room, *connection)),
-                store::Change::Seen(_) => None,
+                BatchEntry::Upsert(room, connection) | BatchEntry::Delete(room, connection) => {
+                    Some((room, *connection))
+                }
+                BatchEntry::Seen(_) => None,
             })
             .collect();
-        let mut rooms: HashMap<&RoomName, Vec<Change>, RandomState> = HashMap::default();
+        let mut rooms: HashMap<&RoomName, Vec<RowChange>, RandomState> = HashMap::default();
         for row in &batch.upserts {
-            let presence = row.presence.clone();
-            if !refused.contains(&(&row.room, presence.connection)) {
-                rooms.entry(&row.room).or_default().push(Change::Here {
-                    connection: presence.connection,
-                    user: presence.user,
-                    info: presence.info,
-                    joined_at: presence.joined_at,
-                    last_seen: row.last_seen,
-                    session: row.session.clone(),
-                    fixed: row.fixed.clone(),
-                    fading: row.fading,
-                    generation: row.generation,
-                    current_connection: row.current_connection,
-                });
+            if !refused.contains(&(&row.room, row.record.presence.connection)) {
+                rooms.entry(&row.room).or_default().push(RowChange::Here(row.record.clone()));
             }
         }
         for ((room, connection), cause) in batch.deletes.iter().zip(causes) {
             if !refused.contains(&(room, *connection)) {
                 let connection = *connection;
                 rooms.entry(room).or_default().push(match *cause {
-                    Some(cause) => Change::Gone { connection, cause },
-                    None => Change::Yielded { connection },
+                    Some(cause) => RowChange::Gone { connection, cause },
+                    None => RowChange::Yielded { connection },
                 });
             }
         }
@@ -76,7 +64,7 @@ impl Outbox {
         let number = batch.number;
         let changes = rooms.into_iter().map(|(room, changes)| {
             let previous = self.note(room, number);
-            Changes { room: room.clone(), number, previous, changes }
+            RoomChanges { room: room.clone(), number, previous, changes }
         });
         changes.collect()
     }

@@ -3,13 +3,14 @@
 use std::{borrow::Cow, time::Duration};
 
 use actix::{dev::OneshotSender, prelude::*};
+use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     delivery::Courier,
     model::{
-        Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey, Activity, Snapshot,
-        Superseded, UserId,
+        Activity, Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey,
+        Snapshot, Superseded, UserId,
     },
     sockets::SocketKey,
 };
@@ -317,7 +318,8 @@ pub struct UpdateInfo {
 
 /// Puts out a connection, or all connections of a user, with [`Cause::Kicked`]. Answers how many
 /// connections went.
-#[derive(Clone, Debug, Message)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
+#[serde(rename_all = "snake_case")]
 #[rtype(result = "usize")]
 pub enum Kick {
     /// This connection, out of all its rooms: by its own id, or by that of its presence, which is another

@@ -3,7 +3,6 @@
 //! Nothing here knows actors, databases, clocks or logs: every operation takes the time, changes the
 //! value, and returns what happened.
 
-mod recent_leaves;
 mod depth;
 mod diff;
 mod few;
@@ -13,9 +12,11 @@ mod joining;
 #[cfg(test)]
 mod joining_tests;
 mod members;
+mod membership;
 mod node;
 mod presence;
 mod queries;
+mod recent_leaves;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
@@ -23,11 +24,9 @@ mod rooms;
 mod sessions;
 mod shrink;
 mod snapshot;
-mod membership;
 mod time;
 mod tree;
 
-pub(crate) use recent_leaves::RecentLeaves;
 pub use depth::{MAX_DEPTH, is_shallow};
 pub use diff::{Diff, Left, Offline, Update};
 pub(crate) use few::Few;
@@ -39,9 +38,10 @@ pub use info::{Info, InvalidInfo, MAX_INFO_BYTES};
 pub(crate) use joining::{Entered, Entering, NotEntered, Resumed};
 pub use node::{InvalidNodeName, MAX_NODE_NAME_CHARS, NodeName};
 pub use presence::{
-    Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence, Activity,
+    Activity, Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
 };
-pub use remote::{RemoteChange, RemoteOutcome, Remote, Yielded};
+pub(crate) use recent_leaves::RecentLeaves;
+pub use remote::{PresenceRecord, Remote, RemoteChange, RemoteOutcome, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
 pub(crate) use shrink::Shrink;

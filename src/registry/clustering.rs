@@ -6,12 +6,11 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::{Envelope, Said, Told},
+    bus::{BusMessage, Envelope, RoomMessage},
     cluster::{Finding, Met, Need, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
-    messages::Kick,
-    model::{Cause, Diff, Epoch, RemoteChange, Moment, NodeName, RoomName},
-    store::{Burial, NodeRow, Row, StoreError, Whom},
+    model::{Cause, Diff, Epoch, Moment, NodeName, RemoteChange, RoomName},
+    store::{NodeRow, Reaped, Row, StoreError},
     wire::json::Sender,
 };
 
@@ -41,14 +40,14 @@ impl RoomRegistry {
     /// Somebody has told something.
     pub(super) fn heard(&mut self, envelope: Envelope, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
-        let Envelope { node, incarnation, told } = envelope;
+        let Envelope { node, incarnation, message } = envelope;
         if node == *cluster.me() {
             return;
         }
         match cluster.peers.meet(&node, incarnation) {
             Met::Over => return,
             Met::Unsure => {
-                if let Told::Beat { .. } = told {
+                if let BusMessage::Heartbeat { .. } = message {
                     cluster.peers.is_heard(&node, now);
                 }
                 self.survey_is_due = true;
@@ -56,49 +55,46 @@ impl RoomRegistry {
             }
             Met::New | Met::Known => {}
         }
-        match told {
-            Told::Changes(changes) => {
+        match message {
+            BusMessage::Changes(changes) => {
                 if let Some(news) = cluster.heard(&node, incarnation, changes) {
                     self.take_news(news, now);
                 }
             }
-            Told::Said(said) => {
+            BusMessage::Published(said) => {
                 if cluster.peers.says(&node, said.number) {
                     self.said(said, now);
                 }
             }
-            Told::Beat { number, rooms } => {
+            BusMessage::Heartbeat { number, rooms } => {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
-            Told::Missed => cluster.read_all(),
-            Told::Stopping => {
+            BusMessage::Missed => cluster.read_all(),
+            BusMessage::Stopping => {
                 if cluster.peers.says_that_it_stops(&node) {
                     report(&Finding::Left { node });
                 }
             }
-            Told::Close { room } => {
+            BusMessage::Close { room } => {
                 self.close_room(&room, now);
             }
-            Told::Kick(Whom::Connection(connection)) => {
-                self.kick(&Kick::Connection(connection), now);
+            BusMessage::Kick(kick) => {
+                self.kick(&kick, now);
             }
-            Told::Kick(Whom::User(user)) => {
-                self.kick(&Kick::User(user), now);
-            }
-            Told::Buried { node, incarnation, leaving } => {
+            BusMessage::Reaped { node, incarnation, leaving } => {
                 self.buried(&node, incarnation, leaving);
             }
         }
     }
 
     /// Passes on to the members here what was published on another node.
-    fn said(&mut self, said: Said, now: Moment) {
-        let Said { room, content, from, except, .. } = said;
+    fn said(&mut self, said: RoomMessage, now: Moment) {
+        let RoomMessage { room, content, from, except, .. } = said;
         let from = from.map(|(id, connection)| Sender { id, connection });
         // Where it has overtaken the join of its sender, nothing can be waited for.
         let known = |from: &Sender| self.rooms.presence(&room, from.connection);
         let joined = from.as_ref().and_then(known).map(|seen| seen.joined_version);
-        self.deliver(&room, content.into(), from, joined, except, now);
+        self.deliver(&room, content, from, joined, except, now);
     }
 
     /// Looks who lives.
@@ -174,7 +170,7 @@ impl RoomRegistry {
     fn bury(&mut self, node: NodeName, incarnation: Epoch, ctx: &mut Context<Self>) {
         let Some(cluster) = &self.cluster else { return };
         let (name, now) = (node.clone(), self.clock.now().utc());
-        let burial = cluster.desk.ask(move |store| store.bury(&name, incarnation, now));
+        let burial = cluster.desk.ask(move |store| store.reap(&name, incarnation, now));
         ctx.spawn(burial.into_actor(self).map(move |burial, registry, ctx| {
             registry.was_buried(&node, incarnation, burial, ctx);
         }));
@@ -184,17 +180,17 @@ impl RoomRegistry {
         &mut self,
         node: &NodeName,
         incarnation: Epoch,
-        burial: Result<Burial, StoreError>,
+        burial: Result<Reaped, StoreError>,
         ctx: &mut Context<Self>,
     ) {
         let now = self.clock.now();
         let Some(cluster) = &mut self.cluster else { return };
         match burial {
-            Ok(Burial::Buried { rows, leaving }) => {
+            Ok(Reaped::Removed { rows, leaving }) => {
                 let presences = rows.len();
                 tracing::debug!(%node, presences, leaving, "a node's lease has run out: its presences end");
                 let (buried, incarnation) = (node.clone(), incarnation);
-                cluster.tell(Told::Buried { node: buried.clone(), incarnation, leaving });
+                cluster.tell(BusMessage::Reaped { node: buried.clone(), incarnation, leaving });
                 if let Some(news) = cluster.peers.bury(node, incarnation) {
                     report(&news);
                 }
@@ -202,7 +198,7 @@ impl RoomRegistry {
                 self.lose(node, cause_of(leaving), true, now);
             }
             // The next survey says so, unless who did it has.
-            Ok(Burial::Gone | Burial::Alive) => {}
+            Ok(Reaped::Gone | Reaped::Alive) => {}
             Err(error) => {
                 static UNREMOVABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREMOVABLE.pass() {
@@ -223,7 +219,10 @@ impl RoomRegistry {
         for row in rows {
             let room = row.room.clone();
             if cluster.follows(&room) || self.observers.any() {
-                rooms.entry(room).or_default().push(RemoteChange::Present(remote(node.clone(), row)));
+                rooms
+                    .entry(room)
+                    .or_default()
+                    .push(RemoteChange::Present(remote(node.clone(), row)));
             }
         }
         for (room, heard) in rooms {
@@ -281,7 +280,7 @@ impl RoomRegistry {
     /// This node was taken for dead, and its rows were removed: it lives on in a new incarnation. Others
     /// have seen its presences end, and see them come again.
     pub(super) fn reborn(&mut self, incarnation: Epoch, now: Moment) {
-        let seen = self.mirror.reborn(&self.rooms);
+        let seen = self.mirror.begin_incarnation(&self.rooms);
         let Some(cluster) = &mut self.cluster else { return };
         cluster.reborn(incarnation);
         cluster.peers.renewed(false, self.lease, now);

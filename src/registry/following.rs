@@ -11,13 +11,13 @@ use tokio::sync::oneshot;
 
 use super::RoomRegistry;
 use crate::{
-    bus::FromBus,
+    bus::BusEvent,
     cluster::{News, ReadRooms},
     log_limit::LogLimit,
     messages::{Change, PresenceChanged},
     model::{
-        Cause, ConnectionId, Diff, RemoteChange, Moment, NodeName, RemoteOutcome, Remote, RoomName, Yielded,
-        micros,
+        Cause, ConnectionId, Diff, Moment, NodeName, Remote, RemoteChange, RemoteOutcome, RoomName,
+        Yielded, micros,
     },
     store::{RoomRows, StoreError},
 };
@@ -316,18 +316,18 @@ impl RoomRegistry {
         now: Moment,
     ) {
         for remote in remotes {
-            let Some(session) = &remote.session else { continue };
-            let user = remote.presence.user.as_ref();
+            let Some(session) = &remote.record.session else { continue };
+            let user = remote.record.presence.user.as_ref();
             let Some(own) = self.sessions.presence_in(room, session, user) else { continue };
-            let theirs = remote.presence.connection;
+            let theirs = remote.record.presence.connection;
             let own_is_here = self.sessions.fading(own, room).is_none();
             if own == theirs {
                 // It went there and came back here before this node heard of it.
-                let is_back = own_is_here && remote.fading.is_some();
-                if is_back && self.rooms.outbid(room, own, remote.generation) {
+                let is_back = own_is_here && remote.record.fading.is_some();
+                if is_back && self.rooms.outbid(room, own, remote.record.generation) {
                     self.mirror.mark_one(room.clone(), own);
                 }
-            } else if (own_is_here, own) < (remote.fading.is_none(), theirs) {
+            } else if (own_is_here, own) < (remote.record.fading.is_none(), theirs) {
                 let diff = self.rooms.leave_together(room, &[own], Cause::Replaced);
                 self.announce_leave(diff, Cause::Replaced, now);
             }
@@ -360,28 +360,28 @@ impl RoomRegistry {
     }
 }
 
-impl Handler<FromBus> for RoomRegistry {
+impl Handler<BusEvent> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
+    fn handle(&mut self, msg: BusEvent, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(cluster) = &mut self.cluster else { return };
         tracing::trace!(node = %cluster.me(), ?msg, "from the bus");
         match msg {
-            FromBus::Up => {
+            BusEvent::Up => {
                 tracing::info!("the bus is up");
                 cluster.up(now);
                 // Nodes that start need not wait for one another's next beat.
                 cluster.beat();
                 self.survey_is_due = true;
             }
-            FromBus::Down(why) => {
+            BusEvent::Down(why) => {
                 tracing::warn!(why, "the bus is down: other nodes are not heard");
                 cluster.is_down(why);
             }
-            FromBus::Subscribed(channel) => cluster.subscribed(&channel),
-            FromBus::Heard(envelope) => self.heard(envelope, now),
-            FromBus::Unreadable(error) => {
+            BusEvent::Subscribed(channel) => cluster.subscribed(&channel),
+            BusEvent::Received(envelope) => self.heard(envelope, now),
+            BusEvent::Unreadable(error) => {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 metrics::counter!("presence_bus_unreadable_total").increment(1);
                 if let Some(suppressed) = UNREADABLE.pass() {

@@ -7,14 +7,15 @@ use tokio::sync::oneshot;
 
 use super::{RoomRegistry, following::Reply};
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     delivery::{Answer, Arrival, Outlet, Publication, Taking},
     messages::{
         Admit, AskedToJoin, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
         NotAMember, PrunePresences, PruneReport, Pruned, Publish, Say, Together, Touch, UpdateInfo,
     },
     model::{
-        Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote, RoomName, Activity,
+        Activity, Cause, ConnectionId, Diff, Entered, Entering, Moment, NotEntered, Remote,
+        RoomName,
     },
     wire::json::Sender,
 };
@@ -287,9 +288,9 @@ impl RoomRegistry {
         if let (Some(cluster), Some((content, from))) = (&mut self.cluster, abroad) {
             let from = from.map(|Sender { id, connection }| (id, connection));
             if cluster.tell_said(room.clone(), content, from, except) {
-                let here = |remote: &&Remote| remote.fading.is_none();
+                let here = |remote: &&Remote| remote.record.fading.is_none();
                 let others = self.rooms.remotes_in(&room).filter(here);
-                let wanted = others.filter(|one| Some(one.presence.connection) != except);
+                let wanted = others.filter(|one| Some(one.record.presence.connection) != except);
                 taking.add(wanted.count());
             }
         }
@@ -363,7 +364,7 @@ impl Handler<CloseRoom> for RoomRegistry {
             let now = registry.clock.now();
             let mut closed = registry.close_room(&room, now);
             if let Some(cluster) = &mut registry.cluster
-                && cluster.tell(Told::Close { room: room.clone() })
+                && cluster.tell(BusMessage::Close { room: room.clone() })
             {
                 closed += registry.rooms.remotes_in(&room).count();
             }

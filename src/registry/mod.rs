@@ -38,7 +38,7 @@ use crate::{
     messages::{Decision, Explained, JoinError},
     mirror::Mirror,
     model::{
-        Cause, ConnectionId, RecentLeaves, Diff, Info, Moment, NodeName, RoomName, Rooms, Sessions,
+        Cause, ConnectionId, Diff, Info, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
         UserId,
     },
     store::Row,

@@ -7,13 +7,13 @@ use tokio::sync::oneshot;
 
 use super::{RoomRegistry, following::Reply};
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     messages::{
         BusState, Counters, GetOccupancy, GetSnapshot, GetStatus, Kick, ListPresences, ListRooms,
         Status, UnheardNode, WhereIs,
     },
     model::{Occupancy, RoomName, RoomSummary, SeenPresence, Snapshot},
-    store::{SharedStore, StoreError, Whom, reader::Desk},
+    store::{SharedStore, StoreError, reader::ReaderHandle},
 };
 
 impl Handler<GetSnapshot> for RoomRegistry {
@@ -89,7 +89,11 @@ impl Handler<ListPresences> for RoomRegistry {
 }
 
 /// Asks the database when presences of other nodes were last heard of: those nodes say so only there.
-pub(super) async fn last_heard_of(desk: Desk, room: RoomName, mut seen: Vec<&mut SeenPresence>) {
+pub(super) async fn last_heard_of(
+    desk: ReaderHandle,
+    room: RoomName,
+    mut seen: Vec<&mut SeenPresence>,
+) {
     seen.retain(|seen| seen.node.is_some());
     if seen.is_empty() {
         return;
@@ -99,17 +103,18 @@ pub(super) async fn last_heard_of(desk: Desk, room: RoomName, mut seen: Vec<&mut
     // Without an answer it is what was heard when they joined.
     let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
     for (_, row) in rows.unwrap_or_default() {
-        let same =
-            |seen: &&mut &mut SeenPresence| seen.presence.connection == row.presence.connection;
+        let same = |seen: &&mut &mut SeenPresence| {
+            seen.presence.connection == row.record.presence.connection
+        };
         if let Some(seen) = seen.iter_mut().find(same) {
-            seen.last_seen = row.last_seen;
+            seen.last_seen = row.record.last_seen;
         }
     }
 }
 
 impl RoomRegistry {
     /// Where to ask the database, if other nodes share it and rooms with it.
-    pub(super) fn desk(&self) -> Option<Desk> {
+    pub(super) fn desk(&self) -> Option<ReaderHandle> {
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.is_shared());
         cluster.map(|cluster| cluster.desk.clone())
     }
@@ -164,10 +169,6 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
     ) -> Reply<usize> {
         let Some(desk) = self.desk() else { return Reply::Now(kicked) };
-        let whom = match whom {
-            Kick::Connection(connection) => Whom::Connection(connection),
-            Kick::User(user) => Whom::User(user),
-        };
         let (reply, answer) = oneshot::channel();
         let (asked, written) = (whom.clone(), self.written(ctx));
         // Asked before they are put out: after that they are not there.
@@ -177,7 +178,7 @@ impl RoomRegistry {
         };
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let Some(cluster) = &mut registry.cluster else { return };
-            let single = matches!(whom, Whom::Connection(_));
+            let single = matches!(whom, Kick::Connection(_));
             let elsewhere = match found {
                 Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
                 Err(error) => {
@@ -185,7 +186,7 @@ impl RoomRegistry {
                     seen
                 }
             };
-            let told = cluster.tell(Told::Kick(whom));
+            let told = cluster.tell(BusMessage::Kick(whom));
             let all = kicked + if told { elsewhere } else { 0 };
             // A connection may have presences on two nodes, and is one all the same.
             let _ = reply.send(if single { all.min(1) } else { all });

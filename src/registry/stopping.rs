@@ -11,7 +11,7 @@ use super::{
     mirroring::{Answer, CLOSED, told},
 };
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     delivery::BATCH_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
     mirror::Goodbye,
@@ -54,7 +54,7 @@ impl Handler<Shutdown> for RoomRegistry {
         self.closing = true;
         // Before any row goes: a node that reads the rows knows then why they are gone.
         if let Some(cluster) = &mut self.cluster {
-            cluster.tell(Told::Stopping);
+            cluster.tell(BusMessage::Stopping);
         }
         let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
         let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
@@ -157,7 +157,7 @@ impl RoomRegistry {
             if let Some(farewells) = &mut registry.farewells {
                 farewells.is_over = true;
                 for asked in farewells.also_asked.drain(..) {
-                    let _ = asked.send(closed);
+                    let _ = asked.send(closed.clone());
                 }
             }
             closed
