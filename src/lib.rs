@@ -9,8 +9,11 @@
 //! - [`mirror`]: the database that follows
 //! - [`bus`]: what nodes tell each other
 //! - [`mod@wire`]: the bytes of the frames
-//! - [`testing`]: a manual clock, actors that listen, a bus to cut, and what a bus has to do
+//! - `testing` (a feature): a manual clock, probes, a bus to cut, and the rules of a bus as tests
 #![deny(missing_docs)]
+
+#[cfg(not(any(feature = "sqlite", feature = "postgres")))]
+compile_error!("actix-presence needs a database: enable the feature `sqlite` or `postgres`");
 
 pub mod bus;
 mod clock;
@@ -29,6 +32,7 @@ mod simulation;
 pub mod sockets;
 pub mod store;
 mod supervision;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod wire;
 

@@ -1,188 +1,125 @@
-//! What stands in the messages between nodes, and how it is written: JSON, with the number of its
-//! format.
+//! The messages between nodes and their encoding: JSON with the number of its format.
 
-use bytestring::ByteString;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
-use serde_json::value::RawValue;
 
 use super::Channel;
 use crate::{
-    messages,
-    model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, SessionKey, UserId},
-    store::Whom,
+    messages::{Content, Kick},
+    model::{
+        Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, SessionKey,
+        UserId,
+    },
 };
 
 /// The format that this version writes and reads.
 const FORMAT: u32 = 1;
 
-/// The largest envelope that is read, in bytes.
+/// The size of the largest envelope that is decoded, in bytes.
 pub const MAX_ENVELOPE_BYTES: usize = 512 * 1024 * 1024;
 
-/// Something that one node tells others.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A message of one node to the others.
+#[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Who tells it.
+    /// The sender.
     pub node: NodeName,
-    /// In which of its lives.
+    /// The incarnation of the sender.
     pub incarnation: Epoch,
-    /// What it tells.
-    pub told: Told,
+    /// The message.
+    pub message: BusMessage,
 }
 
-/// What an [`Envelope`] tells.
+/// The message in an [`Envelope`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Told {
-    /// A batch was committed that had changes of a room.
-    Changes(Changes),
+pub enum BusMessage {
+    /// A committed batch changed a room.
+    Changes(RoomChanges),
     /// Something was published to a room.
-    Said(Said),
-    /// A room was closed: everybody is to go.
+    #[serde(rename = "said")]
+    Published(RoomMessage),
+    /// A room was closed: all its members leave.
     Close {
-        /// Which room.
+        /// The room.
         room: RoomName,
     },
-    /// Somebody is to be put out.
-    Kick(Whom),
-    /// The node lives, and the last batches that had changes of these rooms have these numbers: who
-    /// knows less has missed something.
-    Beat {
-        /// Counts the beats of the node's life, from 1.
+    /// A connection or a user was kicked.
+    Kick(Kick),
+    /// The node lives, and the last batches that changed these rooms have these numbers: a node that
+    /// knows lower ones has missed something.
+    #[serde(rename = "beat")]
+    Heartbeat {
+        /// Counts the heartbeats of the incarnation, from 1.
         number: u64,
-        /// The rooms of the batches since the last beat.
+        /// The rooms of the batches since the last heartbeat.
         rooms: Vec<(RoomName, u64)>,
     },
-    /// A dead node's rows have been removed by the one who tells it.
-    Buried {
-        /// Which node.
+    /// The sender has removed the rows of a dead node.
+    #[serde(rename = "buried")]
+    Reaped {
+        /// The dead node.
         node: NodeName,
-        /// In which of its lives.
+        /// Its incarnation.
         incarnation: Epoch,
-        /// Whether it had stopped in order.
+        /// Whether it had shut down.
         leaving: bool,
     },
-    /// The node stops in order.
+    /// The node shuts down.
     Stopping,
-    /// The node could not tell something: what it has written has to be read.
+    /// The node could not publish something: its rows have to be read.
     Missed,
 }
 
-/// The changes of a room in a batch that is committed.
+/// The changes of a room in a committed batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes {
-    /// Which room.
+pub struct RoomChanges {
+    /// The room.
     pub room: RoomName,
     /// The number of the batch.
     pub number: u64,
-    /// The number of the batch before that had changes of the room, or a later one.
+    /// The number of the previous batch that changed the room, or of a later one.
     pub previous: u64,
     /// The changes.
-    pub changes: Vec<Change>,
+    pub changes: Vec<RowChange>,
 }
 
-/// A presence as a batch has left it.
+/// The change of a presence by a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// It is there, as the node has it now.
-    Here {
-        /// Which connection.
-        connection: ConnectionId,
-        /// Whose it is.
-        user: Option<UserId>,
-        /// What the app attached.
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        info: Info,
-        /// When it joined the room.
-        #[serde(with = "chrono::serde::ts_microseconds")]
-        joined_at: DateTime<Utc>,
-        /// When it was last heard of.
-        #[serde(with = "chrono::serde::ts_microseconds")]
-        last_seen: DateTime<Utc>,
-        /// The client session that it belongs to.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        session: Option<SessionKey>,
-        /// The part of its info that is fixed, by a token.
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        fixed: Info,
-        /// Until when its client may come back, if it is away.
-        #[serde(
-            default,
-            skip_serializing_if = "Option::is_none",
-            with = "chrono::serde::ts_microseconds_option"
-        )]
-        fading: Option<DateTime<Utc>>,
-        /// How often it went from one node to another.
-        #[serde(default, rename = "turn")]
-        generation: u32,
-        /// The connection behind it, if it is not the one that founded it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        current_connection: Option<ConnectionId>,
-    },
-    /// The node does not hold it any more, since another does: who thinks otherwise reads the rows.
+pub enum RowChange {
+    /// It is present, as the node has it now.
+    Here(#[serde(with = "record")] PresenceRecord),
+    /// Another node holds it now: who believes otherwise reads the rows.
     Yielded {
-        /// Which connection.
+        /// Its id.
         connection: ConnectionId,
     },
     /// It has left.
     Gone {
-        /// Which connection.
+        /// Its id.
         connection: ConnectionId,
-        /// Why.
+        /// The cause.
         cause: Cause,
     },
 }
 
 /// Something that was published to a room.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Said {
-    /// Which room.
+pub struct RoomMessage {
+    /// The room.
     pub room: RoomName,
-    /// Counts what the node says: they rise.
+    /// Counts what the node publishes: strictly increasing.
     pub number: u64,
-    /// What.
+    /// The content.
     pub content: Content,
-    /// The user and the connection of the member who says it, if one does.
+    /// The user and the connection of the sender, if it is a member.
     pub from: Option<(Option<UserId>, ConnectionId)>,
-    /// A member that shall not get it.
+    /// A member that does not get it.
     pub except: Option<ConnectionId>,
 }
 
-/// What was published, as [`messages::Content`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Content {
-    /// Text as it is.
-    Text(String),
-    /// A JSON value.
-    Json(Box<RawValue>),
-    /// An event with a JSON value.
-    Event(String, Box<RawValue>),
-}
-
-impl From<messages::Content> for Content {
-    fn from(content: messages::Content) -> Self {
-        match content {
-            messages::Content::Text(text) => Self::Text(text.into()),
-            messages::Content::Json(value) => Self::Json(value),
-            messages::Content::Event { event, payload } => Self::Event(event.into(), payload),
-        }
-    }
-}
-
-impl From<Content> for messages::Content {
-    fn from(content: Content) -> Self {
-        match content {
-            Content::Text(text) => Self::Text(ByteString::from(text)),
-            Content::Json(value) => Self::Json(value),
-            Content::Event(event, payload) => Self::Event { event: event.into(), payload },
-        }
-    }
-}
-
-/// Why some bytes are no [`Envelope`].
+/// Why bytes are not an [`Envelope`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEnvelope {
@@ -193,118 +130,194 @@ pub enum InvalidEnvelope {
         format: u32,
     },
     /// It is too large.
-    #[error("an envelope of {bytes} bytes, where {MAX_ENVELOPE_BYTES} are taken")]
+    #[error("an envelope of {bytes} bytes, where at most {MAX_ENVELOPE_BYTES} are allowed")]
     TooLarge {
         /// Its size.
         bytes: usize,
     },
-    /// It is something else.
+    /// It is malformed.
     #[error("not an envelope: {0}")]
     Malformed(String),
 }
 
+/// An envelope as it is encoded.
 #[derive(Serialize, Deserialize)]
-struct Format {
+struct Encoded<N, M> {
     v: u32,
+    node: N,
+    incarnation: Epoch,
+    #[serde(rename = "told")]
+    message: M,
 }
 
 impl Envelope {
     /// The channel that it is published to.
     #[must_use]
     pub fn channel(&self) -> Channel {
-        match &self.told {
-            Told::Changes(Changes { room, .. }) | Told::Said(Said { room, .. }) => {
-                Channel::Room(room.clone())
-            }
-            Told::Close { room } => Channel::Room(room.clone()),
-            Told::Kick(_)
-            | Told::Beat { .. }
-            | Told::Buried { .. }
-            | Told::Stopping
-            | Told::Missed => Channel::Nodes,
+        match &self.message {
+            BusMessage::Changes(RoomChanges { room, .. })
+            | BusMessage::Published(RoomMessage { room, .. })
+            | BusMessage::Close { room } => Channel::Room(room.clone()),
+            BusMessage::Kick(_)
+            | BusMessage::Heartbeat { .. }
+            | BusMessage::Reaped { .. }
+            | BusMessage::Stopping
+            | BusMessage::Missed => Channel::Nodes,
         }
     }
 
     /// The envelope as bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Versioned<'a> {
-            v: u32,
-            #[serde(flatten)]
-            envelope: &'a Envelope,
-        }
-        serde_json::to_vec(&Versioned { v: FORMAT, envelope: self }).unwrap_or_default()
+        let Self { node, incarnation, message } = self;
+        let encoded = Encoded { v: FORMAT, node, incarnation: *incarnation, message };
+        serde_json::to_vec(&encoded).unwrap_or_default()
     }
 
-    /// Reads an envelope.
+    /// Decodes an envelope.
     ///
     /// # Errors
     ///
     /// [`InvalidEnvelope`].
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidEnvelope> {
+        #[derive(Deserialize)]
+        struct Format {
+            v: u32,
+        }
         if bytes.len() > MAX_ENVELOPE_BYTES {
             return Err(InvalidEnvelope::TooLarge { bytes: bytes.len() });
         }
         let malformed = |error: serde_json::Error| InvalidEnvelope::Malformed(error.to_string());
-        let Format { v: format } = serde_json::from_slice(bytes).map_err(malformed)?;
+        let decoded = serde_json::from_slice(bytes);
+        let format = match &decoded {
+            Ok(Encoded { v, .. }) => *v,
+            // It may be of a format that is not read.
+            Err(_) => serde_json::from_slice::<Format>(bytes).map_err(malformed)?.v,
+        };
         if format != FORMAT {
             return Err(InvalidEnvelope::Format { format });
         }
-        serde_json::from_slice(bytes)
-            .or_else(|error| unreadable_changes(bytes).ok_or(error))
-            .map_err(malformed)
+        match decoded {
+            Ok(Encoded { node, incarnation, message, .. }) => {
+                Ok(Self { node, incarnation, message })
+            }
+            Err(error) => unreadable_changes(bytes).ok_or_else(|| malformed(error)),
+        }
     }
 }
 
-/// An envelope with changes of which this version cannot read all, such as an info or a user that only
-/// an earlier one allowed. It says that there are some, so that they are read from the database, where
-/// what is unreadable holds up nothing else.
+/// An envelope with changes of which this version cannot read all, for example an info or a user that only
+/// an earlier version allowed. The result says that there are changes, so that they are read from the
+/// database, where what is unreadable affects nothing else.
 fn unreadable_changes(bytes: &[u8]) -> Option<Envelope> {
     #[derive(Deserialize)]
     struct Outline {
-        node: NodeName,
-        incarnation: Epoch,
-        told: ToldChanges,
-    }
-    #[derive(Deserialize)]
-    struct ToldChanges {
         changes: Numbered,
     }
     #[derive(Deserialize)]
     struct Numbered {
         room: RoomName,
         number: u64,
-        #[expect(dead_code, reason = "there have to be some")]
+        #[expect(dead_code, reason = "the field has to be there")]
         changes: Vec<IgnoredAny>,
     }
-    let Outline { node, incarnation, told } = serde_json::from_slice(bytes).ok()?;
-    let Numbered { room, number, .. } = told.changes;
-    // Whoever does not know this number yet has missed something.
-    let changes = Changes { room, number, previous: number, changes: Vec::new() };
-    Some(Envelope { node, incarnation, told: Told::Changes(changes) })
+    let encoded: Encoded<NodeName, Outline> = serde_json::from_slice(bytes).ok()?;
+    let Numbered { room, number, .. } = encoded.message.changes;
+    // A node that does not know this number yet finds that it has missed something.
+    let changes = RoomChanges { room, number, previous: number, changes: Vec::new() };
+    let Encoded { node, incarnation, .. } = encoded;
+    Some(Envelope { node, incarnation, message: BusMessage::Changes(changes) })
+}
+
+/// The encoding of a [`PresenceRecord`]: one object with all of its fields.
+mod record {
+    use serde::{Deserializer, Serializer};
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Fields {
+        connection: ConnectionId,
+        user: Option<UserId>,
+        #[serde(default, skip_serializing_if = "Info::is_empty")]
+        info: Info,
+        #[serde(with = "chrono::serde::ts_microseconds")]
+        joined_at: DateTime<Utc>,
+        #[serde(with = "chrono::serde::ts_microseconds")]
+        last_seen: DateTime<Utc>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<SessionKey>,
+        #[serde(default, skip_serializing_if = "Info::is_empty")]
+        fixed: Info,
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "chrono::serde::ts_microseconds_option"
+        )]
+        fading: Option<DateTime<Utc>>,
+        #[serde(default, rename = "turn")]
+        generation: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        current_connection: Option<ConnectionId>,
+    }
+
+    pub fn serialize<S: Serializer>(record: &PresenceRecord, to: S) -> Result<S::Ok, S::Error> {
+        let record = record.clone();
+        let Presence { connection, user, info, joined_at } = record.presence;
+        let PresenceRecord { last_seen, session, fixed, fading, .. } = record;
+        let (generation, current_connection) = (record.generation, record.current_connection);
+        let fields = Fields {
+            connection,
+            user,
+            info,
+            joined_at,
+            last_seen,
+            session,
+            fixed,
+            fading,
+            generation,
+            current_connection,
+        };
+        fields.serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PresenceRecord, D::Error> {
+        let fields = Fields::deserialize(from)?;
+        let Fields { connection, user, info, joined_at, last_seen, session, .. } = fields;
+        Ok(PresenceRecord {
+            presence: Presence { connection, user, info, joined_at },
+            last_seen,
+            session,
+            fixed: fields.fixed,
+            fading: fields.fading,
+            generation: fields.generation,
+            current_connection: fields.current_connection,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{json, value::RawValue};
 
     use super::*;
 
-    fn envelope(told: Told) -> Envelope {
-        Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), told }
+    fn envelope(message: BusMessage) -> Envelope {
+        Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), message }
     }
 
     #[test]
-    fn an_envelope_reads_as_it_was_written() {
+    fn an_envelope_is_decoded_as_it_was_encoded() {
         let room = RoomName::new("lobby").unwrap();
         let connection = ConnectionId::new();
         let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
-        let here = Change::Here {
-            connection,
-            user: UserId::new("ada").ok(),
-            info: Info::new(json!({"a": 1.5})).unwrap(),
-            joined_at: at,
+        let record = PresenceRecord {
+            presence: Presence {
+                connection,
+                user: UserId::new("ada").ok(),
+                info: Info::new(json!({"a": 1.5})).unwrap(),
+                joined_at: at,
+            },
             last_seen: at,
             session: SessionKey::new("tab").ok(),
             fixed: Info::new(json!({"role": "admin"})).unwrap(),
@@ -312,43 +325,34 @@ mod tests {
             generation: 3,
             current_connection: Some(ConnectionId::new()),
         };
-        let bare = Change::Here {
-            connection,
-            user: None,
-            info: Info::EMPTY,
-            joined_at: at,
-            last_seen: at,
-            session: None,
-            fixed: Info::EMPTY,
-            fading: None,
-            generation: 0,
-            current_connection: None,
-        };
-        let gone = Change::Gone { connection, cause: Cause::SlowConsumer };
+        let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+        let (here, bare) = (RowChange::Here(record), RowChange::Here(PresenceRecord::new(bare)));
+        let gone = RowChange::Gone { connection, cause: Cause::SlowConsumer };
         let changes = vec![here, bare, gone];
-        let changes = Changes { room: room.clone(), number: 7, previous: 5, changes };
-        let sent = envelope(Told::Changes(changes.clone()));
+        let changes = RoomChanges { room: room.clone(), number: 7, previous: 5, changes };
+        let sent = envelope(BusMessage::Changes(changes.clone()));
         let read = Envelope::decode(&sent.encode()).unwrap();
         assert_eq!((&read.node, read.incarnation), (&sent.node, sent.incarnation));
         assert_eq!(read.channel(), Channel::Room(room.clone()));
-        assert!(matches!(read.told, Told::Changes(read) if read == changes));
+        assert!(matches!(read.message, BusMessage::Changes(read) if read == changes));
 
         let payload = RawValue::from_string(r#"{"z":1,"a":1.0}"#.to_owned()).unwrap();
-        let content = Content::Event("shout".to_owned(), payload);
-        let said = Said { room, number: 1, content, from: None, except: Some(connection) };
-        let read = Envelope::decode(&envelope(Told::Said(said)).encode()).unwrap();
-        let Told::Said(Said { content: Content::Event(event, payload), .. }) = read.told else {
-            panic!("{read:?}")
-        };
-        assert_eq!((event.as_str(), payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
+        let content = Content::Event { event: "shout".into(), payload };
+        let published =
+            RoomMessage { room, number: 1, content, from: None, except: Some(connection) };
+        let read = Envelope::decode(&envelope(BusMessage::Published(published)).encode()).unwrap();
+        let BusMessage::Published(published) = read.message else { panic!("{read:?}") };
+        let Content::Event { event, payload } = published.content else { panic!("{published:?}") };
+        assert_eq!((&*event, payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
     }
 
     #[test]
     fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database() {
         let room = RoomName::new("lobby").unwrap();
-        let gone = Change::Gone { connection: ConnectionId::new(), cause: Cause::Left };
-        let changes = Changes { room: room.clone(), number: 7, previous: 5, changes: vec![gone] };
-        let sent = envelope(Told::Changes(changes));
+        let gone = RowChange::Gone { connection: ConnectionId::new(), cause: Cause::Left };
+        let changes =
+            RoomChanges { room: room.clone(), number: 7, previous: 5, changes: vec![gone] };
+        let sent = envelope(BusMessage::Changes(changes));
         let text = String::from_utf8(sent.encode()).unwrap();
         let here = |user: &str, depth: usize| {
             let info = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
@@ -357,7 +361,8 @@ mod tests {
                 ConnectionId::new(),
             );
             let with = text.replace(r#"[{"gone""#, &format!(r#"[{here}{{"gone""#));
-            let Told::Changes(read) = Envelope::decode(with.as_bytes()).unwrap().told else {
+            let BusMessage::Changes(read) = Envelope::decode(with.as_bytes()).unwrap().message
+            else {
                 panic!("{with}")
             };
             (read.room, read.number, read.previous, read.changes.len())
@@ -369,7 +374,7 @@ mod tests {
 
     #[test]
     fn what_is_not_of_this_format_is_refused() {
-        let bytes = envelope(Told::Missed).encode();
+        let bytes = envelope(BusMessage::Missed).encode();
         let text = String::from_utf8(bytes).unwrap();
         let later = text.replace("\"v\":1", "\"v\":2");
         let refused = Envelope::decode(later.as_bytes()).unwrap_err();
@@ -380,5 +385,78 @@ mod tests {
         }
         let name = text.replace("\"n\"", "\"a b\"");
         assert!(Envelope::decode(name.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_format() {
+        let mut sent = envelope(BusMessage::Missed);
+        sent.incarnation = "0000000000000007".parse().unwrap();
+        let connection = ConnectionId::from_u128(10);
+        let room = RoomName::new("lobby").unwrap();
+        let at = DateTime::from_timestamp_micros(5).unwrap();
+        let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+        let changes = vec![
+            RowChange::Here(PresenceRecord::new(bare)),
+            RowChange::Yielded { connection },
+            RowChange::Gone { connection, cause: Cause::Left },
+        ];
+        let payload = RawValue::from_string("[1.0]".to_owned()).unwrap();
+        let published = |content| {
+            let (from, except) = (Some((UserId::new("ada").ok(), connection)), Some(connection));
+            let room = RoomName::new("lobby").unwrap();
+            BusMessage::Published(RoomMessage { room, number: 2, content, from, except })
+        };
+        let from = r#""from":["ada","0000000000000000000000000000000a"],"except":"0000000000000000000000000000000a"}}"#;
+        let content =
+            |json: &str| format!(r#"{{"said":{{"room":"lobby","number":2,"content":{json},{from}"#);
+        let reaped = BusMessage::Reaped {
+            node: sent.node.clone(),
+            incarnation: sent.incarnation,
+            leaving: true,
+        };
+        for (message, json) in [
+            (
+                BusMessage::Changes(RoomChanges { room: room.clone(), number: 7, previous: 5, changes }),
+                concat!(
+                    r#"{"changes":{"room":"lobby","number":7,"previous":5,"changes":["#,
+                    r#"{"here":{"connection":"0000000000000000000000000000000a","user":null,"#,
+                    r#""joined_at":5,"last_seen":5,"turn":0}},"#,
+                    r#"{"yielded":{"connection":"0000000000000000000000000000000a"}},"#,
+                    r#"{"gone":{"connection":"0000000000000000000000000000000a","cause":"left"}}]}}"#,
+                )
+                .to_owned(),
+            ),
+            (published(Content::Text("hi".into())), content(r#"{"text":"hi"}"#)),
+            (published(Content::Json(payload.clone())), content(r#"{"json":[1.0]}"#)),
+            (
+                published(Content::Event { event: "shout".into(), payload }),
+                content(r#"{"event":["shout",[1.0]]}"#),
+            ),
+            (BusMessage::Close { room: room.clone() }, r#"{"close":{"room":"lobby"}}"#.to_owned()),
+            (
+                BusMessage::Kick(Kick::Connection(connection)),
+                r#"{"kick":{"connection":"0000000000000000000000000000000a"}}"#.to_owned(),
+            ),
+            (
+                BusMessage::Kick(Kick::User(UserId::new("ada").unwrap())),
+                r#"{"kick":{"user":"ada"}}"#.to_owned(),
+            ),
+            (
+                BusMessage::Heartbeat { number: 3, rooms: vec![(room, 7)] },
+                r#"{"beat":{"number":3,"rooms":[["lobby",7]]}}"#.to_owned(),
+            ),
+            (
+                reaped,
+                r#"{"buried":{"node":"n","incarnation":"0000000000000007","leaving":true}}"#.to_owned(),
+            ),
+            (BusMessage::Stopping, r#""stopping""#.to_owned()),
+            (BusMessage::Missed, r#""missed""#.to_owned()),
+        ] {
+            sent.message = message;
+            let expected = format!(r#"{{"v":1,"node":"n","incarnation":"0000000000000007","told":{json}}}"#);
+            assert_eq!(String::from_utf8(sent.encode()).unwrap(), expected);
+            let again = Envelope::decode(expected.as_bytes()).unwrap();
+            assert_eq!(again.encode(), expected.into_bytes());
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! What nodes tell each other.
 //!
-//! A [`Bus`] carries [`Envelope`]s to every node that has subscribed to their [`Channel`]: at most
-//! once, in the order in which one node published them, and perhaps not at all. Everything that must
-//! not be lost is in the database before it is told; who misses something reads there.
+//! A [`Bus`] carries [`Envelope`]s to every node that has subscribed to their [`Channel`]: at most once, in
+//! the order in which their sender published them, and perhaps not at all. Whatever must not be lost is in
+//! the database before it is published; a node that has missed something reads it there.
 
 mod envelope;
 #[cfg(feature = "redis")]
@@ -11,70 +11,71 @@ mod redis;
 use actix::prelude::*;
 
 pub use self::envelope::{
-    Change, Changes, Content, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, Said, Told,
+    BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage, RowChange,
 };
 #[cfg(feature = "redis")]
 pub use self::redis::{InvalidRedisUrl, RedisBus};
 use crate::model::RoomName;
 
-/// Where nodes tell each other something.
+/// A channel of a [`Bus`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
-    /// What every node hears.
+    /// The channel of all nodes.
     Nodes,
-    /// What concerns one room.
+    /// The channel of one room.
     Room(RoomName),
-    /// What concerns any room, to subscribe to; nothing is published to it.
+    /// The channels of all rooms, to subscribe to; nothing is published to it.
     Rooms,
 }
 
-/// What a bus tells the node that listens to it.
+/// What a bus sends to the node that listens to it.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
-pub enum FromBus {
-    /// It is connected, with no subscriptions: those of before are to be asked for again.
+pub enum BusEvent {
+    /// It is connected, without subscriptions: the node has to subscribe again.
     Up,
-    /// It is not connected any more, and tries to be; why in one word.
+    /// It is disconnected, for a reason in one word, and reconnects.
     Down(&'static str),
-    /// What is published to the channel from now on is heard.
+    /// What is published to the channel from now on is received.
     Subscribed(Channel),
-    /// Somebody, perhaps this node, has published this.
-    Heard(Envelope),
-    /// Something was published that this node does not understand.
+    /// A node, perhaps this one, has published this.
+    Received(Envelope),
+    /// Something was published that this node cannot decode.
     Unreadable(InvalidEnvelope),
 }
 
-/// The bus takes nothing now: it is down, or more waits to be sent than it takes.
+/// The bus accepts nothing now: it is down, or too much waits to be sent.
 ///
-/// Nothing is kept for later. Who was not told reads the database when the bus is up again.
+/// Nothing is kept for later. The other nodes read the database when the bus is up again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the bus is down, or full")]
 pub struct NotSent;
 
 /// A node's end of the bus.
 ///
-/// Duties of every implementation, which [`testing::bus_contract`](crate::testing::bus_contract) checks:
+/// Every implementation has to obey these rules, which
+/// [`testing::bus_contract`](crate::testing::bus_contract) checks:
 ///
-/// - Nothing here waits or fails; what happens is told to the listener. The first thing it hears is
-///   [`FromBus::Up`], or [`FromBus::Down`] if there is nobody to connect to yet.
-/// - After [`FromBus::Subscribed`] everything that is published to the channel is heard until
-///   [`FromBus::Down`], each node's in its order. A node may hear its own envelopes too, and one
-///   twice that it has subscribed to twice.
-/// - After `unsubscribe` the channel falls silent soon.
-/// - A lost connection is told, and made again with growing pauses of at most a few seconds.
-/// - What waits to be sent is bounded ([`NotSent`]); what waits to be heard is, too: a listener that
-///   does not keep up is told `Down` and `Up`.
+/// - Nothing here blocks or fails; the listener is told what happens. The first event is
+///   [`BusEvent::Up`], or [`BusEvent::Down`] if there is nobody to connect to yet.
+/// - After [`BusEvent::Subscribed`] everything published to the channel is received until
+///   [`BusEvent::Down`], that of each node in its order. A node may receive its own envelopes, and an
+///   envelope twice if two of its subscriptions match.
+/// - After `unsubscribe` nothing of the channel is received soon.
+/// - A lost connection is reported, and made again with growing pauses of at most a few seconds.
+/// - The queue to be sent is bounded ([`NotSent`]), and so is the queue to be received: a listener that
+///   does not keep up gets `Down` and `Up`.
 pub trait Bus: Send {
-    /// Says who listens; called once, before anything else.
-    fn listen(&mut self, listener: Recipient<FromBus>);
+    /// Sets the listener; called once, before anything else.
+    fn listen(&mut self, listener: Recipient<BusEvent>);
 
-    /// Asks to hear a channel.
+    /// Subscribes to a channel.
     fn subscribe(&mut self, channel: Channel);
 
-    /// Asks not to hear a channel any more.
+    /// Ends the subscription to a channel.
     fn unsubscribe(&mut self, channel: Channel);
 
-    /// Tells all who hear the envelope's [channel](Envelope::channel).
+    /// Sends an envelope to all subscribers of its [channel](Envelope::channel).
     ///
     /// # Errors
     ///

@@ -30,10 +30,10 @@ pub(crate) use self::{
     silence::{beat_interval, listen_interval},
 };
 use crate::{
-    bus::{Bus, Channel, Content, Envelope, FromBus, Said, Told},
+    bus::{Bus, BusEvent, BusMessage, Channel, Envelope, RoomMessage},
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId, micros},
     store::Committed,
-    store::{Row, reader::Desk},
+    store::{Row, reader::ReaderHandle},
 };
 
 /// How long a room is followed in which nobody is here, after the last time it was asked for.
@@ -49,7 +49,7 @@ pub(crate) struct Cluster {
     bus: Option<Box<dyn Bus>>,
     /// Why the bus is down, if it is.
     down: Option<&'static str>,
-    pub reader: Desk,
+    pub reader: ReaderHandle,
     pub peers: Peers,
     sent: SentNumbers,
     views: HashMap<RoomName, View, RandomState>,
@@ -72,7 +72,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(me: NodeName, incarnation: Epoch, bus: Option<Box<dyn Bus>>, reader: Desk) -> Self {
+    pub fn new(
+        me: NodeName,
+        incarnation: Epoch,
+        bus: Option<Box<dyn Bus>>,
+        reader: ReaderHandle,
+    ) -> Self {
         Self {
             peers: Peers::new(me.clone()),
             me,
@@ -115,7 +120,7 @@ impl Cluster {
     }
 
     /// Says who hears what the bus brings.
-    pub fn listen(&mut self, listener: Recipient<FromBus>) {
+    pub fn listen(&mut self, listener: Recipient<BusEvent>) {
         if let Some(bus) = &mut self.bus {
             bus.listen(listener);
         }
@@ -139,8 +144,8 @@ impl Cluster {
     }
 
     /// Tells something; what is lost is made up later.
-    pub fn tell(&mut self, told: Told) -> bool {
-        let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, told };
+    pub fn tell(&mut self, message: BusMessage) -> bool {
+        let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, message };
         let Some(bus) = self.bus.as_mut().filter(|_| self.down.is_none()) else { return false };
         bus.publish(&envelope).is_ok()
     }
@@ -151,7 +156,7 @@ impl Cluster {
             return;
         }
         for changes in self.sent.changes(committed) {
-            if !self.tell(Told::Changes(changes)) {
+            if !self.tell(BusMessage::Changes(changes)) {
                 self.sent.missed = true;
             }
         }
@@ -165,17 +170,17 @@ impl Cluster {
         from: Option<(Option<UserId>, ConnectionId)>,
         except: Option<ConnectionId>,
     ) -> bool {
-        let (number, content) = (self.sent.next_message(), Content::from(content));
-        self.tell(Told::Said(Said { room, number, content, from, except }))
+        let (number, content) = (self.sent.next_message(), content);
+        self.tell(BusMessage::Published(RoomMessage { room, number, content, from, except }))
     }
 
     /// Tells that this node incarnations, and what it has told since the last time.
     pub fn beat(&mut self) {
-        if self.sent.missed && self.tell(Told::Missed) {
+        if self.sent.missed && self.tell(BusMessage::Missed) {
             self.sent.missed = false;
         }
         let (number, rooms) = self.sent.beat();
-        self.tell(Told::Beat { number, rooms });
+        self.tell(BusMessage::Heartbeat { number, rooms });
     }
 }
 
@@ -329,9 +334,7 @@ impl Cluster {
 
 /// A row as the model takes it.
 pub(crate) fn remote(node: NodeName, row: Row) -> Remote {
-    let Row { presence, last_seen, session, fixed, fading, generation, current_connection, .. } =
-        row;
-    Remote { presence, node, session, fixed, fading, generation, current_connection, last_seen }
+    Remote { node, record: row.record }
 }
 
 /// Why the presences of a node end with it.

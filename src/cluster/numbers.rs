@@ -6,9 +6,9 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::{
-    bus::{Change, Changes},
+    bus::{RoomChanges, RowChange},
     model::RoomName,
-    store::{self, Committed},
+    store::{BatchEntry, Committed},
 };
 
 /// Of how many rooms is remembered in which batch they were last.
@@ -33,40 +33,29 @@ pub(super) struct SentNumbers {
 
 impl SentNumbers {
     /// The changes that a committed batch has made, room by room.
-    pub fn changes(&mut self, committed: &Committed) -> Vec<Changes> {
+    pub fn changes(&mut self, committed: &Committed) -> Vec<RoomChanges> {
         let Committed { batch, causes, refused } = committed;
         let refused: HashSet<_> = refused
             .iter()
             .filter_map(|change| match change {
-                store::Change::Upsert(room, connection)
-                | store::Change::Delete(room, connection) => Some((room, *connection)),
-                store::Change::Seen(_) => None,
+                BatchEntry::Upsert(room, connection) | BatchEntry::Delete(room, connection) => {
+                    Some((room, *connection))
+                }
+                BatchEntry::Seen(_) => None,
             })
             .collect();
-        let mut rooms: HashMap<&RoomName, Vec<Change>, RandomState> = HashMap::default();
+        let mut rooms: HashMap<&RoomName, Vec<RowChange>, RandomState> = HashMap::default();
         for row in &batch.upserts {
-            let presence = row.presence.clone();
-            if !refused.contains(&(&row.room, presence.connection)) {
-                rooms.entry(&row.room).or_default().push(Change::Here {
-                    connection: presence.connection,
-                    user: presence.user,
-                    info: presence.info,
-                    joined_at: presence.joined_at,
-                    last_seen: row.last_seen,
-                    session: row.session.clone(),
-                    fixed: row.fixed.clone(),
-                    fading: row.fading,
-                    generation: row.generation,
-                    current_connection: row.current_connection,
-                });
+            if !refused.contains(&(&row.room, row.record.presence.connection)) {
+                rooms.entry(&row.room).or_default().push(RowChange::Here(row.record.clone()));
             }
         }
         for ((room, connection), cause) in batch.deletes.iter().zip(causes) {
             if !refused.contains(&(room, *connection)) {
                 let connection = *connection;
                 rooms.entry(room).or_default().push(match *cause {
-                    Some(cause) => Change::Gone { connection, cause },
-                    None => Change::Yielded { connection },
+                    Some(cause) => RowChange::Gone { connection, cause },
+                    None => RowChange::Yielded { connection },
                 });
             }
         }
@@ -75,7 +64,7 @@ impl SentNumbers {
         let number = batch.number;
         let changes = rooms.into_iter().map(|(room, changes)| {
             let previous = self.note(room, number);
-            Changes { room: room.clone(), number, previous, changes }
+            RoomChanges { room: room.clone(), number, previous, changes }
         });
         changes.collect()
     }
@@ -142,8 +131,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        bus::{Envelope, Told},
-        model::{ConnectionId, Epoch, Info, NodeName, Presence, SessionKey},
+        bus::{BusMessage, Envelope},
+        model::{ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, SessionKey},
         store::{Batch, Row},
     };
 
@@ -187,21 +176,14 @@ mod tests {
             info: Info::EMPTY,
             joined_at: now,
         };
-        let row = Row {
-            room: RoomName::new("lobby").unwrap(),
-            presence,
-            last_seen: now,
-            session: SessionKey::new("secret of a tab").ok(),
-            fixed: Info::EMPTY,
-            fading: None,
-            generation: 0,
-            current_connection: None,
-        };
+        let mut record = PresenceRecord::new(presence);
+        record.session = SessionKey::new("secret of a tab").ok();
+        let row = Row { room: RoomName::new("lobby").unwrap(), record };
         let batch = Arc::new(Batch { upserts: vec![row], ..Batch::default() });
         let committed = Committed { batch, causes: Vec::new(), refused: Vec::new() };
         let changes = SentNumbers::default().changes(&committed).remove(0);
         let (node, incarnation) = (NodeName::new("n").unwrap(), Epoch::new());
-        let envelope = Envelope { node, incarnation, told: Told::Changes(changes) };
+        let envelope = Envelope { node, incarnation, message: BusMessage::Changes(changes) };
         assert!(String::from_utf8(envelope.encode()).unwrap().contains("secret of a tab"));
         assert!(!format!("{committed:?} {envelope:#?}").contains("secret"));
     }

@@ -13,11 +13,9 @@ use super::{
     view::{Verdict, View},
 };
 use crate::{
-    bus::{Change, Changes, Channel},
-    model::{
-        Cause, ConnectionId, Epoch, Moment, NodeName, Presence, Remote, RemoteChange, RoomName,
-    },
-    store::{NodeRow, RoomRows, retry_delay},
+    bus::{Channel, RoomChanges, RowChange},
+    model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RemoteChange, RoomName},
+    store::{NodeRow, RoomRows, reader::retry_pause},
 };
 
 /// How many rooms are read at once at most.
@@ -138,7 +136,7 @@ impl Cluster {
         &mut self,
         node: &NodeName,
         epoch: Epoch,
-        changes: Changes,
+        changes: RoomChanges,
     ) -> Option<RemoteChanges> {
         if self.views.contains_key(&changes.room) {
             self.unverified.note(&changes);
@@ -151,7 +149,12 @@ impl Cluster {
         None
     }
 
-    fn take(&mut self, node: &NodeName, epoch: Epoch, changes: Changes) -> Option<RemoteChanges> {
+    fn take(
+        &mut self,
+        node: &NodeName,
+        epoch: Epoch,
+        changes: RoomChanges,
+    ) -> Option<RemoteChanges> {
         let room = changes.room.clone();
         let view = self.views.get_mut(&room)?;
         match view.judge(node, epoch, &changes) {
@@ -205,7 +208,7 @@ impl Cluster {
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
             if node == self.me {
-                read.own.insert((row.room, row.presence.connection));
+                read.own.insert((row.room, row.record.presence.connection));
             } else if nodes.iter().any(|known| known.node == node) {
                 let room = row.room.clone();
                 remotes.entry(room).or_default().push(remote(node, row));
@@ -249,7 +252,7 @@ impl Cluster {
             }
         }
         self.at_once = (self.at_once / 2).max(1);
-        let wait = retry_delay(self.failures);
+        let wait = retry_pause(self.failures);
         self.failures += 1;
         wait
     }
@@ -299,39 +302,17 @@ impl Cluster {
     }
 }
 
-/// Changes as the model takes them.
-fn remote_changes(node: &NodeName, changes: Changes) -> RemoteChanges {
-    let Changes { room, changes: told, .. } = changes;
+/// RoomChanges as the model takes them.
+fn remote_changes(node: &NodeName, changes: RoomChanges) -> RemoteChanges {
+    let RoomChanges { room, changes: told, .. } = changes;
     let (mut changes, mut yielded) = (Vec::new(), Vec::new());
     for change in told {
         match change {
-            Change::Here {
-                connection,
-                user,
-                info,
-                joined_at,
-                last_seen,
-                session,
-                fixed,
-                fading,
-                generation,
-                current_connection,
-            } => {
-                let presence = Presence { connection, user, info, joined_at };
-                let node = node.clone();
-                changes.push(RemoteChange::Present(Remote {
-                    presence,
-                    node,
-                    session,
-                    fixed,
-                    fading,
-                    generation,
-                    current_connection,
-                    last_seen,
-                }));
+            RowChange::Here(record) => {
+                changes.push(RemoteChange::Present(Remote { node: node.clone(), record }));
             }
-            Change::Yielded { connection } => yielded.push(connection),
-            Change::Gone { connection, cause } => {
+            RowChange::Yielded { connection } => yielded.push(connection),
+            RowChange::Gone { connection, cause } => {
                 changes.push(RemoteChange::Gone { node: node.clone(), connection, cause });
             }
         }

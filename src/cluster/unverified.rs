@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use ahash::RandomState;
 
 use crate::{
-    bus::{Change, Changes},
+    bus::{RoomChanges, RowChange},
     model::{ConnectionId, RoomName},
 };
 
@@ -35,12 +35,15 @@ pub(super) struct Unverified {
 
 impl Unverified {
     /// Notes whom some changes are about, whether they were taken or not.
-    pub fn note(&mut self, changes: &Changes) {
+    pub fn note(&mut self, changes: &RoomChanges) {
         for change in &changes.changes {
-            let (Change::Here { connection, .. }
-            | Change::Yielded { connection }
-            | Change::Gone { connection, .. }) = change;
-            self.note_one(&changes.room, *connection);
+            let connection = match change {
+                RowChange::Here(record) => record.presence.connection,
+                RowChange::Yielded { connection } | RowChange::Gone { connection, .. } => {
+                    *connection
+                }
+            };
+            self.note_one(&changes.room, connection);
         }
     }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::{
-    bus::Changes,
+    bus::RoomChanges,
     model::{Epoch, NodeName},
     store::NodeRow,
 };
 
-/// Changes that may wait while a room is read.
+/// RoomChanges that may wait while a room is read.
 const HELD: usize = 1024;
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub(super) struct View {
     /// The batches heard of since.
     heads: SmallVec<[(NodeName, Epoch, u64); 1]>,
     /// What came while the rows were read.
-    held: Vec<(NodeName, Epoch, Changes)>,
+    held: Vec<(NodeName, Epoch, RoomChanges)>,
     /// Until when it is followed though nobody here is in it.
     pub until: u64,
     /// Whether it waits for that.
@@ -98,7 +98,7 @@ impl View {
     }
 
     /// What to do with changes; those to be taken count as known.
-    pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &Changes) -> Verdict {
+    pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &RoomChanges) -> Verdict {
         if self.state == State::Unknown
             || matches!(self.reading, Reading::Now | Reading::NowAndAgain)
         {
@@ -117,7 +117,7 @@ impl View {
     }
 
     /// Keeps changes until the rows are read; too many, and the rows are read again after that.
-    pub fn hold(&mut self, node: NodeName, incarnation: Epoch, changes: Changes) {
+    pub fn hold(&mut self, node: NodeName, incarnation: Epoch, changes: RoomChanges) {
         if self.held.len() < HELD {
             self.held.push((node, incarnation, changes));
         } else if self.reading == Reading::Now {
@@ -150,7 +150,10 @@ impl View {
     }
 
     /// The rows were read. Answers what came meanwhile, and whether they have to be read again.
-    pub fn was_read(&mut self, nodes: &Arc<[NodeRow]>) -> (Vec<(NodeName, Epoch, Changes)>, bool) {
+    pub fn was_read(
+        &mut self,
+        nodes: &Arc<[NodeRow]>,
+    ) -> (Vec<(NodeName, Epoch, RoomChanges)>, bool) {
         let again = std::mem::take(&mut self.reading) == Reading::NowAndAgain;
         self.state = State::Known;
         self.read = Some(Arc::clone(nodes));
@@ -169,8 +172,8 @@ mod tests {
     use super::*;
     use crate::model::RoomName;
 
-    fn changes(number: u64, previous: u64) -> Changes {
-        Changes { room: RoomName::new("lobby").unwrap(), number, previous, changes: Vec::new() }
+    fn changes(number: u64, previous: u64) -> RoomChanges {
+        RoomChanges { room: RoomName::new("lobby").unwrap(), number, previous, changes: Vec::new() }
     }
 
     fn node(name: &str) -> NodeName {

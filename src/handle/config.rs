@@ -1,13 +1,16 @@
-//! Options.
+//! The options of a presence system.
 
 use std::{fmt, sync::Arc, time::Duration};
 
+#[cfg(feature = "sqlite")]
+use crate::store::OwnerError;
 use crate::{
+    bus::Bus,
     clock::Clock,
     messages::Decision,
     model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
     registry::Authorize,
-    store::{DatabaseUrl, InvalidDatabaseUrl, OwnerError, StoreError},
+    store::{DatabaseUrl, InvalidDatabaseUrl, StoreError},
 };
 
 /// The options of a presence system, and the way to start one.
@@ -31,38 +34,44 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct PresenceConfig {
-    pub(crate) database: String,
-    pub(crate) redis: Option<String>,
-    pub(crate) node: Option<String>,
-    pub(crate) lease: Duration,
-    pub(crate) max_age: Duration,
-    pub(crate) grace: Duration,
-    pub(crate) prune_every: Option<Duration>,
-    pub(crate) prune_rooms_every: Duration,
-    pub(crate) limits: Limits,
-    pub(crate) observer_queue: usize,
-    pub(crate) max_list_size: usize,
-    pub(crate) clock: Clock,
-    pub(crate) authorize: Option<Authorize>,
+    pub(super) database: Option<String>,
+    pub(super) redis: Option<String>,
+    pub(super) node: Option<String>,
+    pub(super) lease: Duration,
+    pub(super) max_age: Duration,
+    pub(super) grace: Duration,
+    pub(super) prune_every: Option<Duration>,
+    pub(super) prune_rooms_every: Duration,
+    pub(super) limits: Limits,
+    pub(super) observer_queue: usize,
+    pub(super) max_list_size: usize,
+    pub(super) clock: Clock,
+    pub(super) authorize: Option<Authorize>,
 }
 
 /// Why a presence system did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The database's address is none.
+    /// The options name no database.
+    #[error("no database: name one with `PresenceConfig::new`")]
+    NoDatabase,
+    /// The options name a database, and stores are given as well.
+    #[error("two databases: use `PresenceConfig::default` where stores are given")]
+    TwoDatabases,
+    /// The URL of the database is invalid.
     #[error(transparent)]
     Url(#[from] InvalidDatabaseUrl),
-    /// The node's name is none.
+    /// The name of the node is invalid.
     #[error(transparent)]
     Node(#[from] InvalidNodeName),
-    /// An option must be longer than zero, and is not.
+    /// An option must be longer than zero.
     #[error("{option} must be longer than zero")]
     Zero {
-        /// Which option.
+        /// The option.
         option: &'static str,
     },
-    /// Presences are pruned too seldom for their age: silence would count as presence for long.
+    /// Presences would be pruned too seldom for their age, and silent ones stay for long.
     #[error("the prune interval ({prune_every:?}) must not be longer than max-age ({max_age:?})")]
     PrunedTooSeldom {
         /// The interval.
@@ -70,18 +79,17 @@ pub enum StartError {
         /// The age.
         max_age: Duration,
     },
-    /// The address of Redis is none.
-    #[error("redis: the address of a Redis is `redis://[[user]:password@]host[:port][/number]`")]
-    Redis,
-    /// The options name Redis, which this build leaves out.
-    #[error("redis: Redis is not in this build")]
-    NoRedis,
-    /// There is a Redis, and a database that only one node can use.
-    #[error(
-        "redis: nodes that hear each other by Redis have to share a database, too: use `postgres://…`"
-    )]
-    RedisAlone,
-    /// Another server owns the database file.
+    /// The URL of Redis is invalid.
+    #[error("invalid Redis URL: it is `redis://[[user]:password@]host[:port][/number]`")]
+    InvalidRedisUrl,
+    /// The options name Redis, which this build does not support.
+    #[error("this build does not support Redis: enable the feature `redis`")]
+    RedisNotInThisBuild,
+    /// The options name Redis, and a database that only one node can use.
+    #[error("nodes on one Redis have to share a database: use `postgres://…`")]
+    RedisWithoutSharedDatabase,
+    /// Another server uses the database file.
+    #[cfg(feature = "sqlite")]
     #[error(transparent)]
     Owner(#[from] OwnerError),
     /// The database cannot be used.
@@ -90,31 +98,16 @@ pub enum StartError {
 }
 
 impl PresenceConfig {
-    /// The largest member list that a connection is sent unless the app says otherwise, in bytes:
-    /// 1 MiB.
+    /// The default of [`max_list_size`](Self::max_list_size): 1 MiB.
     pub const DEFAULT_MAX_LIST_SIZE: usize = 1024 * 1024;
 
     /// The defaults, with this database: `sqlite://PATH`, `sqlite::memory:` or `postgres://…`.
     #[must_use]
     pub fn new(database: impl Into<String>) -> Self {
-        Self {
-            database: database.into(),
-            redis: None,
-            node: None,
-            lease: Duration::from_secs(15),
-            max_age: Duration::from_secs(60),
-            grace: Duration::ZERO,
-            prune_every: None,
-            prune_rooms_every: Duration::from_secs(600),
-            limits: Limits::default(),
-            observer_queue: 1024,
-            max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
-            clock: Clock::system(),
-            authorize: None,
-        }
+        Self { database: Some(database.into()), ..Self::default() }
     }
 
-    /// The Redis through which several nodes on one PostgreSQL hear each other, and share their rooms:
+    /// The Redis through which several nodes on one PostgreSQL share their rooms:
     /// `redis://[[user]:password@]host[:port][/number]`. Default none.
     ///
     /// Systems that use the same Redis need a number each.
@@ -125,16 +118,16 @@ impl PresenceConfig {
 
     /// How long a silent connection counts as present. Default 60 s.
     ///
-    /// Clients should give a sign of life at least every third of it. Browsers slow the timers of
-    /// background tabs down to one a minute: with such clients take 150 s or more.
+    /// Clients should send something at least every third of it. Browsers slow the timers of background
+    /// tabs down to one a minute: with such clients use 150 s or more.
     #[must_use]
     pub fn max_age(self, max_age: Duration) -> Self {
         Self { max_age, ..self }
     }
 
-    /// How long the presences of a connection that ended without a goodbye stay, if its client has a
-    /// [session key](crate::Join::session) and so may come back unnoticed. Default 0 s: they end at
-    /// once. Silence ends them too, so a grace longer than `max_age` is cut short by it.
+    /// How long the presences of a lost connection stay if its client has a
+    /// [session key](crate::Join::session), so that it can come back unnoticed. Default 0 s: they end at
+    /// once. A grace longer than `max_age` is limited by it.
     #[must_use]
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
@@ -153,7 +146,7 @@ impl PresenceConfig {
         Self { prune_rooms_every: interval, ..self }
     }
 
-    /// The name of this node in the database: 1 to 64 visible ASCII characters. Default made up.
+    /// The name of this node in the database: 1 to 64 visible ASCII characters. Default random.
     ///
     /// A new process with the name of a dead one takes over its rows.
     #[must_use]
@@ -161,7 +154,8 @@ impl PresenceConfig {
         Self { node: Some(name.into()), ..self }
     }
 
-    /// How long the database believes a silent node; it is renewed every third of it. Default 15 s.
+    /// How long the lease of this node in the database lasts; it is renewed every third of it. Default
+    /// 15 s.
     #[must_use]
     pub fn lease(self, lease: Duration) -> Self {
         Self { lease, ..self }
@@ -190,9 +184,8 @@ impl PresenceConfig {
 
     /// The largest member list that a connection is sent, in bytes of its frame. Default 1 MiB.
     ///
-    /// Where the whole list is larger, who needs it gets a count with `truncated` instead
-    /// (`presence_count`), until it has fewer than nine tenths of that. Who has it already goes on with
-    /// what changes.
+    /// Instead of a larger list a connection gets a count with `truncated` (`presence_count`), until the
+    /// list is smaller than nine tenths of that. A connection that has the list already gets its changes.
     #[must_use]
     pub fn max_list_size(self, bytes: usize) -> Self {
         Self { max_list_size: bytes, ..self }
@@ -200,8 +193,8 @@ impl PresenceConfig {
 
     /// Decides who may join. Default everybody.
     ///
-    /// Called on the registry's thread for every join: it must answer at once, from memory. If it
-    /// panics, the join is denied.
+    /// Called on the registry's thread for every join: it must not block. If it panics, the join is
+    /// denied.
     #[must_use]
     pub fn authorize(
         self,
@@ -210,7 +203,7 @@ impl PresenceConfig {
         Self { authorize: Some(Arc::new(hook)), ..self }
     }
 
-    /// The clock of the actors. Default the machine's.
+    /// The clock of the actors. Default the system clock.
     #[must_use]
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
@@ -220,19 +213,17 @@ impl PresenceConfig {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is wrong.
+    /// [`StartError`] if an option is invalid.
     pub fn validate(&self) -> Result<(), StartError> {
         self.check()?;
-        let database = self.database.parse::<DatabaseUrl>()?;
+        let database = self.database_url()?;
         self.bus(database.is_shared())?;
-        if let Some(name) = &self.node {
-            NodeName::new(name)?;
-        }
+        self.node_name()?;
         Ok(())
     }
 
-    /// Checks the options against each other, and answers the prune interval.
-    pub(crate) fn check(&self) -> Result<Duration, StartError> {
+    /// Checks the options against each other, and returns the prune interval.
+    pub(super) fn check(&self) -> Result<Duration, StartError> {
         let prune_every =
             self.prune_every.unwrap_or_else(|| (self.max_age / 4).min(Duration::from_secs(15)));
         for (option, value) in [
@@ -251,6 +242,56 @@ impl PresenceConfig {
             return Err(StartError::PrunedTooSeldom { prune_every, max_age });
         }
         Ok(prune_every)
+    }
+
+    pub(super) fn database_url(&self) -> Result<DatabaseUrl, StartError> {
+        Ok(self.database.as_ref().ok_or(StartError::NoDatabase)?.parse()?)
+    }
+
+    pub(super) fn node_name(&self) -> Result<NodeName, StartError> {
+        Ok(match &self.node {
+            Some(name) => NodeName::new(name)?,
+            None => NodeName::new(format!("node-{}", uuid::Uuid::new_v4().as_simple()))?,
+        })
+    }
+
+    /// The bus to Redis, if the options name one; `shared` says whether nodes can share the database.
+    pub(super) fn bus(&self, shared: bool) -> Result<Option<Box<dyn Bus>>, StartError> {
+        let Some(url) = &self.redis else { return Ok(None) };
+        if !shared {
+            return Err(StartError::RedisWithoutSharedDatabase);
+        }
+        #[cfg(feature = "redis")]
+        {
+            let bus = crate::bus::RedisBus::new(url).map_err(|_| StartError::InvalidRedisUrl)?;
+            Ok(Some(Box::new(bus)))
+        }
+        #[cfg(not(feature = "redis"))]
+        {
+            let _ = url;
+            Err(StartError::RedisNotInThisBuild)
+        }
+    }
+}
+
+impl Default for PresenceConfig {
+    /// The defaults without a database, for [`start_shared`](Self::start_shared).
+    fn default() -> Self {
+        Self {
+            database: None,
+            redis: None,
+            node: None,
+            lease: Duration::from_secs(15),
+            max_age: Duration::from_secs(60),
+            grace: Duration::ZERO,
+            prune_every: None,
+            prune_rooms_every: Duration::from_secs(600),
+            limits: Limits::default(),
+            observer_queue: 1024,
+            max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
+            clock: Clock::system(),
+            authorize: None,
+        }
     }
 }
 

@@ -1,10 +1,10 @@
-//! Starting everything: the options, and the handle of what runs.
+//! Starting a presence system: its options, and the handle of a running one.
 
 mod config;
 mod start;
 
 #[cfg(test)]
-pub(crate) use self::start::{Shared, Ties};
+pub(crate) use self::start::Backend;
 pub use self::{
     config::{PresenceConfig, StartError},
     start::PresenceHandle,

@@ -1,111 +1,98 @@
-//! Starting everything, and the handle of what runs.
+//! Starting the actors of a presence system, and the handle of a running one.
 
 use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
 
+use super::config::{PresenceConfig, StartError};
 #[cfg(feature = "postgres")]
 use crate::store::PostgresStore;
+#[cfg(feature = "sqlite")]
+use crate::store::{OwnerLock, SqliteStore};
 use crate::{
     bus::Bus,
     cluster::Cluster,
-    handle::config::{PresenceConfig, StartError},
     messages::{
         FlushError, GetStatus, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId,
     },
-    mirror::{Mirror, REST, Writer, WriterDesk},
+    mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
     registry::{Inherited, Parts, Pruner, RoomRegistry},
     store::{
-        DatabaseUrl, OwnerLock, SharedStore, SqliteStore, Started, Store,
-        reader::{Desk, Reader},
+        DatabaseUrl, SharedStore, Started, Store,
+        reader::{Reader, ReaderHandle},
     },
     supervision::{Crashed, Supervisor},
 };
 
-/// How long the actors may take to stop when they have done their work.
-const ENDING: Duration = Duration::from_secs(1);
-
 /// How often the registry is asked whether it answers.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a registry is joined to.
-pub(crate) struct Ties {
+/// How long the actors may take to stop after a shutdown.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a registry works with: the database, and the bus to other nodes.
+pub(crate) struct Backend {
     pub node: NodeName,
-    pub writer: WriterDesk,
-    pub inherited: Inherited,
-    pub shared: Option<Shared<Desk>>,
-    /// This node's life in the database.
+    /// The incarnation of this node in the database.
     pub incarnation: Epoch,
+    pub inherited: Inherited,
+    pub writer: WriterHandle,
+    /// For a database that other nodes may use, too.
+    pub reader: Option<ReaderHandle>,
+    /// For rooms that are shared with these nodes.
+    pub bus: Option<Box<dyn Bus>>,
     pub supervisor: Supervisor,
 }
 
-/// What there is where other nodes may write to the database: the way to read what they write, and the
-/// way to hear them, if they are to be heard.
-pub(crate) struct Shared<R> {
-    pub reader: R,
-    pub bus: Option<Box<dyn Bus>>,
-}
-
 impl PresenceConfig {
-    /// Migrates the database, removes what a dead process left in it, and starts the actors:
+    /// Migrates the database, removes the rows of dead processes, and starts the actors:
     /// [`RoomRegistry`] on a thread of its own, [`Pruner`] beside it.
     ///
-    /// Waits for the database: call it before the server runs.
+    /// Blocks on the database: call it before the server runs.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is wrong or the database cannot be used.
+    /// [`StartError`] if an option is invalid or the database cannot be used.
     ///
     /// # Panics
     ///
     /// If no actix system runs on this thread.
     pub fn start(self) -> Result<PresenceHandle, StartError> {
         self.check()?;
-        let node = self.node_name()?;
-        let url: DatabaseUrl = self.database.parse()?;
-        #[cfg(feature = "postgres")]
-        if let DatabaseUrl::Postgres(url) = &url {
-            let bus = self.bus(true)?;
-            let writer = Box::new(PostgresStore::open(url)?);
-            let reader: Box<dyn SharedStore> = Box::new(PostgresStore::open(url)?);
-            return self.start_on(node, writer, Some(Shared { reader, bus }));
-        }
-        self.bus(false)?;
-        let owner = match &url {
-            DatabaseUrl::SqliteFile(path) => Some(OwnerLock::take(path)?),
-            _ => None,
-        };
-        let store = SqliteStore::open(&url)?.owned(owner);
-        self.start_on(node, Box::new(store), None)
-    }
-
-    /// The bus of the options, if there is one, for a database that is `shared` or not.
-    pub(crate) fn bus(&self, shared: bool) -> Result<Option<Box<dyn Bus>>, StartError> {
-        let Some(url) = &self.redis else { return Ok(None) };
-        if !shared {
-            return Err(StartError::RedisAlone);
-        }
-        #[cfg(feature = "redis")]
-        return Ok(Some(Box::new(crate::bus::RedisBus::new(url).map_err(|_| StartError::Redis)?)));
-        #[cfg(not(feature = "redis"))]
-        {
-            let _ = url;
-            Err(StartError::NoRedis)
+        self.node_name()?;
+        let url = self.database_url()?;
+        let bus = self.bus(url.is_shared())?;
+        match url {
+            #[cfg(feature = "sqlite")]
+            DatabaseUrl::SqliteMemory => {
+                let store = SqliteStore::open(&url)?;
+                self.start_on(Box::new(store), None, bus)
+            }
+            #[cfg(feature = "sqlite")]
+            DatabaseUrl::SqliteFile(ref path) => {
+                let owner = OwnerLock::take(path)?;
+                let store = SqliteStore::open(&url)?.owned(Some(owner));
+                self.start_on(Box::new(store), None, bus)
+            }
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => {
+                let writer = Box::new(PostgresStore::open(&url)?);
+                let reader = Box::new(PostgresStore::open(&url)?);
+                self.start_on(writer, Some(reader), bus)
+            }
         }
     }
 
-    /// Starts the actors as [`start`](Self::start) does, on a database that nodes share, and a bus on
-    /// which they tell each other what has changed there: for those of one's own making, and for
-    /// tests with those of [`testing`](crate::testing). The [database](Self::new) of the options is
-    /// not used.
+    /// Starts the actors as [`start`](Self::start) does, on a shared database and a bus of one's own
+    /// implementation, or on those of [`testing`](crate::testing). The options come from
+    /// [`PresenceConfig::default`](Self::default), since the database is given here.
     ///
-    /// `writer` and `reader` are two stores on the same database, so that neither waits for the
-    /// other.
+    /// `writer` and `reader` are two stores on the same database, so that neither waits for the other.
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is wrong or the database cannot be used.
+    /// [`StartError`] if an option is invalid or the database cannot be used.
     ///
     /// # Panics
     ///
@@ -116,70 +103,60 @@ impl PresenceConfig {
         reader: Box<dyn SharedStore>,
         bus: Box<dyn Bus>,
     ) -> Result<PresenceHandle, StartError> {
-        self.check()?;
-        let node = self.node_name()?;
-        self.start_on(node, writer, Some(Shared { reader, bus: Some(bus) }))
-    }
-
-    fn node_name(&self) -> Result<NodeName, StartError> {
-        Ok(match &self.node {
-            Some(name) => NodeName::new(name)?,
-            None => NodeName::new(format!("node-{}", uuid::Uuid::new_v4().as_simple()))?,
-        })
+        if self.database.is_some() || self.redis.is_some() {
+            return Err(StartError::TwoDatabases);
+        }
+        self.start_on(writer, Some(reader), Some(bus))
     }
 
     fn start_on(
         self,
-        node: NodeName,
         mut store: Box<dyn Store>,
-        shared: Option<Shared<Box<dyn SharedStore>>>,
+        reader: Option<Box<dyn SharedStore>>,
+        bus: Option<Box<dyn Bus>>,
     ) -> Result<PresenceHandle, StartError> {
-        let Started { incarnation, dead, inherited, stopped } =
-            store.start(&node, self.clock.now().utc(), self.lease)?;
+        self.check()?;
+        let node = self.node_name()?;
+        let started = store.start(&node, self.clock.now().utc(), self.lease)?;
+        let Started { incarnation, dead, inherited, stopped } = started;
         for dead in dead {
-            tracing::info!(
-                node = dead.node,
-                presences = dead.presences,
-                "removed what a dead node had left in the database"
-            );
+            let (node, presences) = (dead.node, dead.presences);
+            tracing::info!(node, presences, "removed the rows of a dead node");
         }
         let supervisor = Supervisor::default();
         let guard = supervisor.guard(Crashed::Writer);
-        let writer = Writer::start_guarded(store, node.clone(), self.lease, guard).into();
-        let shared = shared.map(|Shared { reader, bus }| {
-            let reader = Reader::start(reader, supervisor.guard(Crashed::Reader));
-            Shared { reader, bus }
-        });
-        let inherited = Inherited { rows: inherited, stopped };
+        let backend = Backend {
+            writer: Writer::start_guarded(store, node.clone(), self.lease, guard).into(),
+            reader: reader.map(|store| Reader::start(store, supervisor.guard(Crashed::Reader))),
+            bus,
+            node,
+            incarnation,
+            inherited: Inherited { rows: inherited, stopped },
+            supervisor,
+        };
         let arbiter = Arbiter::new().handle();
-        let ties = Ties { node, writer, inherited, shared, incarnation, supervisor };
-        let presence = self.run(ties, &arbiter)?;
-        arbiter.spawn(ask(presence.registry(), presence.supervisor.clone()));
+        let presence = self.run(backend, &arbiter)?;
+        arbiter.spawn(check_health(presence.registry(), presence.supervisor.clone()));
         Ok(presence)
     }
 
     /// Starts the actors on this arbiter.
     pub(crate) fn run(
         self,
-        ties: Ties,
+        backend: Backend,
         arbiter: &ArbiterHandle,
     ) -> Result<PresenceHandle, StartError> {
         let prune_every = self.check()?;
-        let Ties { node, writer, inherited, shared, incarnation, supervisor } = ties;
-        // Other nodes hear of a change when it is committed.
-        let rest = match &shared {
-            Some(Shared { bus: Some(_), .. }) => Duration::ZERO,
-            _ => REST,
-        };
-        let cluster = shared.map(|Shared { reader, bus }| {
-            Box::new(Cluster::new(node.clone(), incarnation, bus, reader))
-        });
+        let Backend { node, incarnation, inherited, writer, reader, bus, supervisor } = backend;
+        // Other nodes hear of a change when it is committed, so with a bus nothing is delayed.
+        let commit_interval = if bus.is_some() { Duration::ZERO } else { COMMIT_INTERVAL };
         let parts = Parts {
             rooms: Rooms::new(self.limits),
             clock: self.clock.clone(),
-            mirror: Mirror::new(writer, rest),
+            mirror: Mirror::new(writer, commit_interval),
             node: node.clone(),
-            cluster,
+            cluster: reader
+                .map(|reader| Box::new(Cluster::new(node.clone(), incarnation, bus, reader))),
             inherited,
             authorize: self.authorize,
             max_age: self.max_age,
@@ -203,16 +180,19 @@ impl PresenceConfig {
     }
 }
 
-/// Asks the registry again and again, one question at a time. Runs on the registry's own arbiter: a thread
-/// that is blocked asks nothing, which is seen, too.
-async fn ask(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
+/// Asks the registry again and again, one question at a time. Runs on the arbiter of the registry, so that a
+/// blocked thread is noticed, too.
+async fn check_health(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
     while registry.send(GetStatus).await.is_ok() {
         supervisor.answered();
-        tokio::time::sleep(ASK_INTERVAL).await;
+        tokio::time::sleep(HEALTH_CHECK_INTERVAL).await;
     }
 }
 
-/// A running presence system. A clone is another handle of the same.
+/// A handle of a running presence system. A clone is a handle of the same system.
+///
+/// Dropping a handle, or all of them, stops nothing: the actors go on until
+/// [`shutdown`](Self::shutdown), or until the actix system ends.
 #[derive(Clone, Debug)]
 pub struct PresenceHandle {
     registry: Addr<RoomRegistry>,
@@ -241,7 +221,7 @@ impl PresenceHandle {
         &self.node
     }
 
-    /// Has an observer told of every change from now on.
+    /// Subscribes an observer to every change from now on.
     ///
     /// # Errors
     ///
@@ -254,10 +234,10 @@ impl PresenceHandle {
         self.registry.send(Subscribe::new(filter, observer)).await
     }
 
-    /// Waits until the system has ended: `Ok` once a [`shutdown`](Self::shutdown) has answered, an error
-    /// as soon as a part of it has ended by itself.
+    /// Waits until the system has ended: `Ok` once a [`shutdown`](Self::shutdown) has returned, an error
+    /// as soon as a part of it has crashed.
     ///
-    /// Nothing brings such a part back; let the process end, so that its supervisor starts it anew:
+    /// A crashed part is not restarted; end the process, so that its supervisor restarts it:
     ///
     /// ```
     /// # use std::time::Duration;
@@ -278,46 +258,127 @@ impl PresenceHandle {
     ///
     /// # Errors
     ///
-    /// [`Crashed`] names the part.
+    /// [`Crashed`] is the part.
     pub async fn closed(&self) -> Result<(), Crashed> {
         self.supervisor.closed().await
     }
 
-    /// The part that has ended by itself, if one has; [`closed`](Self::closed) waits for that.
+    /// The part that has crashed, if one has; [`closed`](Self::closed) waits for that.
     #[must_use]
     pub fn crashed(&self) -> Option<Crashed> {
         self.supervisor.crashed()
     }
 
-    /// For how long the registry has not answered. It is asked every second, so a second is no silence.
+    /// How long the registry has not answered. It is asked every second, so up to a second is normal.
     #[must_use]
     pub fn registry_silence(&self) -> Duration {
         self.supervisor.silence()
     }
 
-    /// Ends everything in order, see [`Shutdown`], in at most so long.
+    /// Shuts the system down, see [`Shutdown`], within the timeout.
     ///
     /// # Errors
     ///
     /// [`FlushError`] if the rows could not be written in time; the next start removes them.
-    pub async fn shutdown(self, at_most: Duration) -> Result<(), FlushError> {
-        let closing = tokio::time::timeout(at_most, self.registry.send(Shutdown)).await;
+    pub async fn shutdown(self, timeout: Duration) -> Result<(), FlushError> {
+        let closing = tokio::time::timeout(timeout, self.registry.send(Shutdown)).await;
         self.supervisor.stopping();
         self.arbiter.stop();
-        // When this answers, nobody is there to be asked any more.
+        // The registry must not be reachable any more when this returns.
         let stopped = async {
             while self.registry.connected() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        if tokio::time::timeout(ENDING, stopped).await.is_err() {
-            tracing::warn!("the registry is busy, and ends when it can");
+        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            tracing::warn!("the registry is busy, and stops later");
         }
         self.supervisor.stopped();
         match closing {
             Ok(Ok(closed)) => closed,
-            Ok(Err(_)) => Err(FlushError { reason: "closed" }),
-            Err(_) => Err(FlushError { reason: "timeout" }),
+            Ok(Err(_)) => Err(FlushError::Closed),
+            Err(_) => Err(FlushError::Timeout),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, rc::Rc};
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::{
+        messages::{Flush, Join},
+        mirror::{Goodbye, PruneRoomRows, Renew, Write},
+        model::{ConnectionId, RoomName},
+        store::{Applied, Renewal},
+        testing::{Heard, Probe},
+    };
+
+    /// A writer that records when it gets how many rows.
+    struct Recorder(Rc<RefCell<Vec<(Duration, usize)>>>, Instant);
+
+    impl Actor for Recorder {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Write> for Recorder {
+        type Result = <Write as Message>::Result;
+        fn handle(&mut self, write: Write, _: &mut Context<Self>) -> Self::Result {
+            self.0.borrow_mut().push((self.1.elapsed(), write.batch.upserts.len()));
+            Ok(Applied::default())
+        }
+    }
+
+    macro_rules! answer {
+        ($message:ty, $answer:expr) => {
+            impl Handler<$message> for Recorder {
+                type Result = <$message as Message>::Result;
+                fn handle(&mut self, _: $message, _: &mut Context<Self>) -> Self::Result {
+                    Ok($answer)
+                }
+            }
+        };
+    }
+    answer!(Renew, Renewal::Held);
+    answer!(PruneRoomRows, 0);
+    answer!(Goodbye, 0);
+
+    fn paused() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().unwrap()
+    }
+
+    #[test]
+    fn a_first_change_is_written_at_once_and_later_ones_together_unless_a_flush_waits() {
+        actix::System::with_tokio_rt(paused).block_on(async {
+            let writes = Rc::default();
+            let backend = Backend {
+                node: NodeName::new("n").unwrap(),
+                incarnation: Epoch::new(),
+                inherited: Inherited::default(),
+                writer: Recorder(Rc::clone(&writes), Instant::now()).start().into(),
+                reader: None,
+                bus: None,
+                supervisor: Supervisor::default(),
+            };
+            let presence = PresenceConfig::default().run(backend, &Arbiter::current()).unwrap();
+            let registry = presence.registry();
+            let (session, _heard) = Probe::<Heard>::new();
+            let room = RoomName::new("lobby").unwrap();
+            for _ in 0..8 {
+                let (id, to) = (ConnectionId::new(), session.clone().recipient());
+                registry.send(Join::new(room.clone(), id, to)).await.unwrap().unwrap();
+                sleep(COMMIT_INTERVAL * 3 / 10).await;
+            }
+            registry.send(Flush).await.unwrap().unwrap();
+            // A timer is a millisecond late.
+            let tenths = |at: Duration| at.as_millis() * 10 / COMMIT_INTERVAL.as_millis();
+            let writes: Vec<_> =
+                writes.borrow().iter().map(|(at, rows)| (tenths(*at), *rows)).collect();
+            assert_eq!(writes, [(0, 1), (10, 3), (20, 3), (24, 1)]);
+        });
     }
 }

@@ -2,6 +2,7 @@
 
 use actix::prelude::*;
 use bytestring::ByteString;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::Reservation;
@@ -64,21 +65,57 @@ impl Publish {
 pub(crate) struct Say(pub Publish);
 
 /// What is published.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Content {
     /// Text as it is, for every dialect.
+    #[serde(with = "text")]
     Text(ByteString),
     /// A JSON value, wrapped as each dialect has it; as it is for [`Dialect::Raw`](super::Dialect).
     Json(Box<RawValue>),
     /// An event with a JSON value, wrapped as each dialect has it; the value alone for
     /// [`Dialect::Raw`](super::Dialect).
+    #[serde(with = "event")]
     Event {
         /// The event's name.
         event: ByteString,
         /// Its value.
         payload: Box<RawValue>,
     },
+}
+
+/// The encoding of [`Content::Text`].
+mod text {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(text: &ByteString, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(text)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteString, D::Error> {
+        String::deserialize(from).map(ByteString::from)
+    }
+}
+
+/// The encoding of [`Content::Event`]: its name and its value in an array.
+mod event {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(
+        event: &ByteString,
+        payload: &RawValue,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        (&**event, payload).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<(ByteString, Box<RawValue>), D::Error> {
+        let (event, payload) = <(String, _)>::deserialize(from)?;
+        Ok((event.into(), payload))
+    }
 }
 
 /// The sender of a [`Publish`] is not in the room; nobody got it.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use actix::{dev::OneshotSender, prelude::*};
+use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
@@ -338,7 +339,8 @@ pub struct UpdateInfo {
 
 /// Puts out a connection, or all connections of a user, with [`Cause::Kicked`]. Answers how many
 /// connections went.
-#[derive(Clone, Debug, Message)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
+#[serde(rename_all = "snake_case")]
 #[rtype(result = "usize")]
 pub enum Kick {
     /// This connection, out of all its rooms: by its own id, or by that of its presence, which is another

@@ -1,6 +1,6 @@
 //! Questions, and the registry's own state.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
 
@@ -115,12 +115,46 @@ pub struct Departed {
 #[rtype(result = "Result<(), FlushError>")]
 pub struct Flush;
 
-/// The database did not take the rows; presence goes on, and they are tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the database does not take rows now: {reason}")]
-pub struct FlushError {
-    /// In one word, such as `locked`, `full`, `read_only`, `gone`.
-    pub reason: &'static str,
+/// Why rows are not in the database.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// The database failed. Presence goes on, and the rows are written once it works again.
+    #[error(
+        "the database cannot be written now ({reason}); the rows are written once it works again"
+    )]
+    Database {
+        /// A short label, such as `locked`, `full`, `read_only`, `gone`.
+        reason: &'static str,
+        /// The error of the store.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database does not answer. The rows are written once it does.
+    #[error("the database does not answer; the rows are written once it does")]
+    Stalled,
+    /// The database refuses some rows. They are written again once their presences change.
+    #[error("the database refuses some rows; the log says why")]
+    RowsRefused,
+    /// The presence system has shut down, or does so now.
+    #[error("the presence system has shut down")]
+    Closed,
+    /// The shutdown took longer than its timeout. The next start removes the rows.
+    #[error("the rows were not written within the timeout")]
+    Timeout,
+}
+
+impl FlushError {
+    /// A short label, such as `locked`, `full`, `stalled`, `rows_refused`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Database { reason, .. } => reason,
+            Self::Stalled => "stalled",
+            Self::RowsRefused => "rows_refused",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+        }
+    }
 }
 
 /// Asks how the registry is; O(1).

@@ -1,7 +1,7 @@
-//! What the database does not know yet.
+//! The changes that are not in the database yet.
 //!
-//! Keyed by presence, so it is bounded by memory and by the rows there are, a join and its leave in
-//! between two batches are nothing, and a batch that failed is simply put back.
+//! They are keyed by presence, so their number is bounded by the presences in memory and in the rows, a
+//! join and its leave between two batches cancel out, and a batch that failed is simply put back.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,20 +11,20 @@ use std::{
 use ahash::RandomState;
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
-use super::{Memory, State};
-use crate::model::{Cause, ConnectionId, Diff, RoomName, Rooms, Shrink};
-use crate::store::{Batch, Row};
+use super::memory::{Key, Memory, State};
+use crate::{
+    model::{Cause, ConnectionId, Diff, RoomName, Rooms, Shrink},
+    store::{Batch, Row},
+};
 
-pub(super) type Key = (RoomName, ConnectionId);
-
-/// A presence whose row may not be what memory says.
+/// The mark of a presence whose row may differ from memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark {
     /// When it was first marked, counted in marks.
     at: u64,
-    /// Whether the database may have a row of it: if not, a leave needs no delete.
+    /// Whether the database may have a row of it; otherwise a leave needs no delete.
     stored: bool,
-    /// Why it left, if it has.
+    /// The cause of its leave, if it has left.
     cause: Option<Cause>,
 }
 
@@ -32,35 +32,35 @@ pub(super) struct Mark {
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     presences: LinkedHashMap<Key, Mark, RandomState>,
-    /// Connections heard of that no [`sweep`](Self::sweep) has taken since, who waits longest first.
+    /// Connections with a sign of life that no [`sweep`](Self::sweep) has taken, oldest first.
     heard: LinkedHashMap<ConnectionId, (), RandomState>,
-    /// Those that one has taken, whose rows are still to be written.
+    /// Those that a sweep has taken, with its mark.
     seen: LinkedHashMap<ConnectionId, u64, RandomState>,
     marks: u64,
-    /// Presences taken from other nodes, as they are to be written before anything else becomes of them:
-    /// only who has the row may delete it, and tell that it is gone.
+    /// Rows of presences taken over from other nodes. Each is written before its presence may be deleted:
+    /// only the node that holds the row may delete it, and publish that it is gone.
     adopted: HashMap<Key, Row, RandomState>,
 }
 
-/// What was taken for a batch, to be put back if it fails.
+/// What was taken for a batch, to be put back if the batch fails.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub presences: Vec<(Key, Mark)>,
-    /// Why those have left that are to be deleted, in the order of the batch; none for one that
-    /// another node holds.
+    /// The causes of the leaves that are deleted, in the order of the batch; none for a presence that
+    /// another node holds now.
     pub causes: Vec<Option<Cause>>,
     seen: Vec<(ConnectionId, u64)>,
 }
 
 impl Taken {
-    /// The presences of a room of which the database had no row before, so nobody can have removed it.
+    /// The presences of a room that had no row before, so that nobody can have removed it.
     pub fn first_rows(&self, room: &RoomName) -> HashSet<ConnectionId, RandomState> {
         let first = self.presences.iter().filter(|((of, _), mark)| !mark.stored && of == room);
         first.map(|((_, connection), _)| *connection).collect()
     }
 }
 
-/// Puts in what is not there yet; what is keeps its mark and its place, which are its age.
+/// Inserts a key that is missing; an existing one keeps its mark and its place, which are its age.
 fn put<K: Hash + Eq, V>(map: &mut LinkedHashMap<K, V, RandomState>, key: K, value: V) {
     if let Entry::Vacant(place) = map.entry(key) {
         place.insert(value);
@@ -68,7 +68,7 @@ fn put<K: Hash + Eq, V>(map: &mut LinkedHashMap<K, V, RandomState>, key: K, valu
 }
 
 impl Dirty {
-    /// Gives back the space of a crowd that has gone.
+    /// Frees unused memory after a crowd has left.
     pub fn shrink(&mut self) {
         self.presences.shrink();
         self.heard.shrink();
@@ -76,7 +76,7 @@ impl Dirty {
         self.adopted.shrink();
     }
 
-    /// Marks what a change touched.
+    /// Marks the presences of a change.
     pub fn mark(&mut self, diff: &Diff) {
         self.marks += 1;
         let at = self.marks;
@@ -107,7 +107,7 @@ impl Dirty {
         }
     }
 
-    /// Marks one presence of which the database may have a row.
+    /// Marks a presence of which the database may have a row.
     pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
         self.marks += 1;
         self.mark_stored(room, connection, self.marks);
@@ -119,12 +119,12 @@ impl Dirty {
 
     /// Marks a presence that was another node's.
     pub fn adopt(&mut self, row: Row) {
-        let (room, connection) = (row.room.clone(), row.presence.connection);
+        let (room, connection) = (row.room.clone(), row.record.presence.connection);
         self.mark_one(room.clone(), connection);
         self.adopted.insert((room, connection), row);
     }
 
-    /// What was taken is in the database.
+    /// What was taken is committed.
     pub fn committed(&mut self, taken: &Taken) {
         if !self.adopted.is_empty() {
             for (key, _) in &taken.presences {
@@ -133,12 +133,12 @@ impl Dirty {
         }
     }
 
-    /// Whether the database may have a row of the presence, which is there.
+    /// Whether the database may have a row of this existing presence.
     pub fn is_stored(&self, key: &Key) -> bool {
         self.presences.get(key).is_none_or(|mark| mark.stored)
     }
 
-    /// Marks everything there is: the database has lost its rows.
+    /// Marks all presences: the database has lost its rows.
     pub fn mark_all(&mut self, rooms: &Rooms) {
         self.marks += 1;
         let at = self.marks;
@@ -152,13 +152,13 @@ impl Dirty {
         put(&mut self.heard, connection, ());
     }
 
-    /// Signs of life of a connection that has gone are not written.
+    /// Drops the signs of life of a connection that has ended.
     pub fn forget(&mut self, connection: ConnectionId) {
         self.heard.remove(&connection);
         self.seen.remove(&connection);
     }
 
-    /// Signs of life are to be written, until there are so many to write.
+    /// Has signs of life written, until there are `limit` of them to write.
     pub fn sweep(&mut self, limit: usize) {
         self.marks += 1;
         while self.seen.len() < limit
@@ -168,7 +168,7 @@ impl Dirty {
         }
     }
 
-    /// The newest mark there is.
+    /// The newest mark.
     pub fn newest(&self) -> u64 {
         self.marks
     }
@@ -179,12 +179,12 @@ impl Dirty {
             && self.seen.front().is_none_or(|(_, at)| *at > mark)
     }
 
-    /// How many presences are marked.
+    /// The number of marked presences.
     pub fn len(&self) -> usize {
         self.presences.len()
     }
 
-    /// Whether there is enough for a batch of so many.
+    /// Whether there is enough for a batch of this size.
     pub fn fills(&self, limit: usize) -> bool {
         self.presences.len() + self.seen.len() >= limit
     }
@@ -193,20 +193,20 @@ impl Dirty {
         self.presences.is_empty() && self.seen.is_empty()
     }
 
-    /// Takes at most `limit` of the oldest, with what memory says of them now.
+    /// Takes at most `limit` of the oldest, as memory has them now.
     pub fn take(&mut self, memory: &Memory<'_>, limit: usize) -> (Batch, Taken) {
         let (mut batch, mut taken) = (Batch::default(), Taken::default());
         let rooms = memory.rooms;
-        let mut again = Vec::new();
+        let mut still_dirty = Vec::new();
         while taken.presences.len() < limit {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match memory.state(&key) {
                 State::Here(row) => batch.upserts.push(row),
                 State::Gone if let Some(row) = self.adopted.get(&key) => {
                     batch.upserts.push(row.clone());
-                    again.push((key.clone(), mark));
+                    still_dirty.push((key.clone(), mark));
                 }
-                // Where another node holds it, a row of this one goes all the same.
+                // A row of this node is deleted even if another node holds the presence now.
                 State::Gone | State::Elsewhere => {
                     batch.deletes.push(key.clone());
                     taken.causes.push(mark.cause);
@@ -214,11 +214,14 @@ impl Dirty {
             }
             taken.presences.push((key, mark));
         }
-        self.presences.extend(again);
+        // In front, as the oldest: a flush waits for all marks up to its own.
+        for (key, mark) in still_dirty.into_iter().rev() {
+            self.presences.insert_front(key, mark);
+        }
         while taken.presences.len() + taken.seen.len() < limit {
             let Some((connection, at)) = self.seen.pop_front() else { break };
             let Some(last_seen) = rooms.last_seen(connection) else { continue };
-            // Rows are those of presences, which keep their ids when another connection takes them over.
+            // Rows have the ids of presences, which stay when another connection takes a presence over.
             let first = batch.seen.len();
             for (_, presence) in rooms.memberships_of(connection) {
                 if batch.seen[first..].iter().all(|(one, _)| *one != presence) {
@@ -230,11 +233,11 @@ impl Dirty {
         (batch, taken)
     }
 
-    /// Puts back what a failed batch had taken, in front. Unless it is `sure` that nothing was
-    /// written, its rows may be in the database from now on.
-    pub fn put_back(&mut self, taken: Taken, sure: bool) {
+    /// Puts back what a failed batch had taken, in front. Unless it is certain that nothing was written,
+    /// the database may have its rows.
+    pub fn put_back(&mut self, taken: Taken, nothing_written: bool) {
         for (key, mut mark) in taken.presences.into_iter().rev() {
-            mark.stored |= !sure;
+            mark.stored |= !nothing_written;
             if let Some(newer) = self.presences.get(&key) {
                 mark = Mark { at: mark.at, stored: mark.stored || newer.stored, ..*newer };
             }
@@ -249,7 +252,7 @@ impl Dirty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Info, Moment};
+    use crate::model::{Info, Moment, Presence, PresenceRecord};
 
     const NOW: Moment = Moment { monotonic: 0, wall: 0 };
 
@@ -280,14 +283,14 @@ mod tests {
         fn take(&mut self) -> (Vec<u128>, Vec<u128>, Taken) {
             let (batch, taken) = self.dirty.take(&Memory::alone(&self.rooms), 100);
             let number = |id: ConnectionId| u128::from_str_radix(&id.to_string(), 16).unwrap();
-            let upserts = batch.upserts.iter().map(|row| number(row.presence.connection));
+            let upserts = batch.upserts.iter().map(|row| number(row.record.presence.connection));
             let deletes = batch.deletes.iter().map(|(_, id)| number(*id));
             (upserts.collect(), deletes.collect(), taken)
         }
     }
 
     #[test]
-    fn a_join_and_its_leave_between_two_batches_are_nothing() {
+    fn a_join_and_its_leave_between_two_batches_cancel_out() {
         let mut world = World::new();
         world.join(1);
         world.join(2);
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_is_written_for_the_first_time_is_no_row_that_others_have_removed() {
+    fn a_row_that_is_written_for_the_first_time_cannot_have_been_removed_by_others() {
         let mut world = World::new();
         world.join(1);
         world.join(2);
@@ -334,12 +337,12 @@ mod tests {
         world.dirty.mark(&world.rooms.update_info(&world.room, id, info).unwrap());
         assert!(!world.dirty.is_clean(mark));
         let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
-        assert_eq!(batch.upserts[0].presence.connection, id);
+        assert_eq!(batch.upserts[0].record.presence.connection, id);
         assert!(world.dirty.is_clean(mark));
     }
 
     #[test]
-    fn signs_of_life_of_who_has_gone_are_forgotten() {
+    fn signs_of_life_of_ended_connections_are_dropped() {
         let mut world = World::new();
         for id in 1..4 {
             world.join(id);
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_back_is_older_than_what_came_since() {
+    fn what_was_put_back_is_older_than_later_marks() {
         let mut world = World::new();
         world.join(1);
         let mark = world.dirty.newest();
@@ -382,7 +385,31 @@ mod tests {
         world.dirty.put_back(taken, false);
         assert!(!world.dirty.is_clean(mark));
         let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
-        assert_eq!(batch.upserts[0].presence.connection, ConnectionId::from_u128(1));
+        assert_eq!(batch.upserts[0].record.presence.connection, ConnectionId::from_u128(1));
+        assert!(world.dirty.is_clean(mark));
+    }
+
+    #[test]
+    fn a_taken_over_presence_that_has_left_is_dirty_until_its_row_is_deleted() {
+        let mut world = World::new();
+        let gone = Presence {
+            connection: ConnectionId::from_u128(1),
+            user: None,
+            info: Info::EMPTY,
+            joined_at: NOW.utc(),
+        };
+        let (room, record) = (world.room.clone(), PresenceRecord::new(gone));
+        world.dirty.adopt(Row { room, record });
+        let mark = world.dirty.newest();
+        // More than fit into a batch.
+        (2..5).for_each(|id| world.join(id));
+        let (batch, taken) = world.dirty.take(&Memory::alone(&world.rooms), 2);
+        assert_eq!((batch.upserts.len(), batch.deletes.len()), (2, 0));
+        world.dirty.committed(&taken);
+        assert!(!world.dirty.is_clean(mark), "its row is still to be deleted");
+        let (batch, taken) = world.dirty.take(&Memory::alone(&world.rooms), 2);
+        assert_eq!((batch.upserts.len(), batch.deletes.len()), (1, 1));
+        world.dirty.committed(&taken);
         assert!(world.dirty.is_clean(mark));
     }
 }

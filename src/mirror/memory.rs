@@ -1,20 +1,23 @@
-//! What memory says of a presence, as it is to stand in the database.
+//! The rows of presences, from what the registry has in memory.
 
 use chrono::{DateTime, Utc};
 
-use super::dirty::Key;
-use crate::model::{ConnectionId, Info, Moment, RoomName, Rooms, SeenPresence, Sessions};
-use crate::store::Row;
+use crate::{
+    model::{ConnectionId, Moment, PresenceRecord, RoomName, Rooms, SeenPresence, Sessions},
+    store::Row,
+};
 
-/// What the registry knows, while a batch is made of it.
+pub(super) type Key = (RoomName, ConnectionId);
+
+/// The memory of the registry, while a batch is made of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Memory<'a> {
     pub rooms: &'a Rooms,
-    /// Where other nodes write to the database, too: they want to know of client sessions.
+    /// The client sessions, if other nodes use the database, too.
     pub sessions: Option<(&'a Sessions, Moment)>,
 }
 
-/// What became of a presence.
+/// The state of a presence.
 pub(super) enum State {
     Here(Row),
     Gone,
@@ -23,7 +26,7 @@ pub(super) enum State {
 }
 
 impl<'a> Memory<'a> {
-    /// What a node knows that has the database for itself.
+    /// The memory of a node that has the database for itself.
     #[cfg(test)]
     pub fn alone(rooms: &'a Rooms) -> Self {
         Self { rooms, sessions: None }
@@ -42,31 +45,19 @@ impl<'a> Memory<'a> {
         let SeenPresence { presence, last_seen, node: None, .. } = seen else {
             return State::Elsewhere;
         };
-        let (mut session, mut fixed, mut fading) = (None, Info::EMPTY, None);
-        let (mut generation, mut current_connection) = (0, None);
+        let mut record = PresenceRecord { last_seen, ..PresenceRecord::new(presence) };
         if let Some((sessions, now)) = self.sessions {
-            session = sessions.key_of(room, *id).cloned();
-            fixed = sessions.fixed(room, *id);
-            let until = sessions.fading(*id, room);
-            fading = until.map(|until| wall(until, now));
-            generation = self.rooms.generation(room, *id).unwrap_or(0);
-            current_connection = self.rooms.successor(room, *id);
+            record.session = sessions.key_of(room, *id).cloned();
+            record.fixed = sessions.fixed(room, *id);
+            record.fading = sessions.fading(*id, room).map(|until| wall(until, now));
+            record.generation = self.rooms.generation(room, *id).unwrap_or(0);
+            record.current_connection = self.rooms.successor(room, *id);
         }
-        let room = room.clone();
-        State::Here(Row {
-            room,
-            presence,
-            last_seen,
-            session,
-            fixed,
-            fading,
-            generation,
-            current_connection,
-        })
+        State::Here(Row { room: room.clone(), record })
     }
 }
 
-/// A time of the monotonic clock on the wall.
+/// A time of the monotonic clock as wall time.
 fn wall(at: u64, now: Moment) -> DateTime<Utc> {
     now.utc() + Moment { monotonic: at, wall: 0 }.since(now)
 }

@@ -1,14 +1,12 @@
-//! The model mirrored into SQL, for restarts and for people who ask with SQL.
+//! The mirror of the model in SQL, for restarts and for people who query it.
 //!
-//! Memory is the truth; a database that is away costs freshness, never presence. Changes mark
-//! presences dirty, the writer's thread takes them in batches, one at a time, and what fails is put
-//! back and tried again.
+//! Memory is the truth; while a database is away the rows get stale, and presence goes on. Changes mark
+//! presences dirty, the writer's thread takes them in batches, one at a time, and a batch that fails is put
+//! back and retried.
 
 mod dirty;
 mod memory;
-mod pace;
-#[cfg(test)]
-mod tests;
+mod schedule;
 mod writer;
 
 use std::{
@@ -23,55 +21,47 @@ use tokio::sync::oneshot;
 
 pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
 use self::{
-    dirty::{Dirty, Key, Taken},
-    memory::State,
-    pace::Pace,
+    dirty::{Dirty, Taken},
+    memory::Key,
+    schedule::{Flushed, Waiters, WriteSchedule, flush_error},
 };
-pub(crate) use self::{memory::Memory, pace::REST, writer::WriterDesk};
-use crate::store::{Applied, Batch, Change, Committed, Renewal, Row, StoreError};
+pub(crate) use self::{memory::Memory, schedule::COMMIT_INTERVAL, writer::WriterHandle};
 use crate::{
     counters::Counter,
     log_limit::LogLimit,
     messages::FlushError,
     model::{ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
+    store::{Applied, Batch, BatchEntry, Committed, Renewal, Row, StoreError},
 };
 
-/// Presences in one transaction at most: enough to be quick, few enough to be short.
-const BATCH: usize = 4096;
+/// The largest number of presences in one transaction: enough to be fast, few enough to be short.
+const MAX_BATCH: usize = 4096;
 
 /// A write that takes longer than this, which is more than a lock is waited for, hangs.
-const STALLED: Duration = Duration::from_secs(10);
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 
-/// What waits for a [`Flush`](crate::Flush).
-struct Waiter {
-    mark: u64,
-    /// Whether a write has begun since it was asked: the database may have been lost unnoticed.
-    begun: bool,
-    reply: oneshot::Sender<Result<(), FlushError>>,
-}
-
-/// Why the database takes nothing, and since when.
+/// Why the database cannot be written, and since when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trouble {
     pub reason: &'static str,
     pub since: Moment,
 }
 
-/// The registry's side of the mirror: what is to be written, and how it goes.
+/// The registry's side of the mirror: what has to be written, and when.
 pub(crate) struct Mirror {
     dirty: Dirty,
-    writer: WriterDesk,
+    writer: WriterHandle,
     /// The number of the last batch.
     number: u64,
-    /// What the writer is writing.
+    /// The batch that is being written.
     in_flight: Option<InFlight>,
     /// Whether a renewal of the lease is under way.
     renewing: bool,
-    waiters: Vec<Waiter>,
+    waiters: Waiters,
     /// Whether the store is being closed.
     closed: bool,
     trouble: Option<Trouble>,
-    pace: Pace,
+    schedule: WriteSchedule,
     lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is.
     refused: HashSet<Key, RandomState>,
@@ -86,43 +76,43 @@ struct InFlight {
 
 /// What to do after an answer of the writer.
 #[derive(Debug)]
-pub(crate) enum Next {
-    /// Ask for the next batch.
-    Go,
-    /// Make known what was committed, and ask for the next batch.
-    Tell(Committed),
-    /// Wait so long before that.
-    Retry(Duration),
-    /// Renew the lease: others have removed this node's rows.
+pub(crate) enum NextStep {
+    /// Write the next batch.
+    Write,
+    /// Publish what was committed, and write the next batch.
+    Publish(Committed),
+    /// Write the next batch after this pause.
+    RetryAfter(Duration),
+    /// Renew the lease: other nodes have removed the rows of this one.
     Renew,
-    /// The node has a new incarnation, and writes everything again.
-    Reborn(Epoch),
+    /// Write every row again, in this incarnation.
+    BeginIncarnation(Epoch),
 }
 
 impl Mirror {
-    /// A mirror that rests so long after a commit, or not at all.
-    pub fn new(writer: WriterDesk, rest: Duration) -> Self {
+    /// A mirror with this time between commits that nobody waits for.
+    pub fn new(writer: WriterHandle, commit_interval: Duration) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
             number: 0,
             in_flight: None,
             renewing: false,
-            waiters: Vec::new(),
+            waiters: Waiters::default(),
             closed: false,
             trouble: None,
-            pace: Pace::new(rest),
+            schedule: WriteSchedule::new(commit_interval),
             lease_renewed: None,
             refused: HashSet::default(),
             rows_written: Counter::new("presence_rows_written_total"),
         }
     }
 
-    pub fn writer(&self) -> &WriterDesk {
+    pub fn writer(&self) -> &WriterHandle {
         &self.writer
     }
 
-    /// Marks what a change touched.
+    /// Marks the presences of a change.
     pub fn mark(&mut self, diff: &Diff, rooms: &Rooms) {
         self.dirty.mark(diff);
         for left in &diff.leaves {
@@ -132,162 +122,18 @@ impl Mirror {
         }
     }
 
-    /// Gives back the space of a crowd that has gone.
-    pub fn shrink(&mut self) {
-        self.dirty.shrink();
-    }
-
-    /// Notes a sign of life.
-    pub fn heard(&mut self, connection: ConnectionId) {
-        self.dirty.heard(connection);
-    }
-
-    /// Has signs of life written, as many as one transaction takes: the lease vouches for those who
-    /// stay, so what is written of them need not grow with them.
-    pub fn sweep(&mut self) {
-        self.dirty.sweep(BATCH);
-    }
-
-    /// Presences whose row is not yet what memory says.
-    pub fn unwritten(&self) -> usize {
-        let in_flight = self.in_flight.as_ref().map_or(0, |flight| flight.taken.presences.len());
-        self.dirty.len() + in_flight + self.refused.len()
-    }
-
-    /// Rows of presences written or deleted so far, one for each sign of life.
-    pub fn rows_written(&self) -> u64 {
-        self.rows_written.count()
-    }
-
-    /// When the lease was renewed last, if it has been since the start.
-    pub fn lease_renewed(&self) -> Option<Moment> {
-        self.lease_renewed
-    }
-
-    /// Why the database takes nothing, if so: it says so, or it says nothing at all.
-    pub fn trouble(&self, now: Moment) -> Option<Trouble> {
-        self.trouble.or_else(|| {
-            let since = self.in_flight.as_ref()?.since;
-            let stalled = Trouble { reason: "stalled", since };
-            (now.since(since) > STALLED).then_some(stalled)
-        })
-    }
-
-    /// Answers who waits for a database that says nothing at all.
-    pub fn give_up_waiting(&mut self, now: Moment) {
-        if self.trouble.is_none()
-            && let Some(Trouble { reason, .. }) = self.trouble(now)
-        {
-            tracing::error!("the database does not answer; presence goes on");
-            for waiter in self.waiters.drain(..) {
-                let _ = waiter.reply.send(Err(FlushError { reason }));
-            }
-        }
-    }
-
-    /// The renewal of the lease that is due, if none is under way.
-    pub fn renew(&mut self, now: Moment) -> Option<RecipientRequest<Renew>> {
-        if self.closed || std::mem::replace(&mut self.renewing, true) {
-            return None;
-        }
-        Some(self.writer.renew.send(Renew { now: now.utc() }))
-    }
-
-    /// The next batch to write, if there is one, the writer is free and it is time.
-    pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
-        let wanted = !self.dirty.is_empty() || !self.waiters.is_empty();
-        let pressing = !self.waiters.is_empty() || self.dirty.fills(BATCH);
-        if self.closed || self.in_flight.is_some() || !wanted || !self.pace.allows(pressing) {
-            return None;
-        }
-        for waiter in &mut self.waiters {
-            waiter.begun = true;
-        }
-        let (mut batch, taken) = self.dirty.take(memory, BATCH);
-        self.number += 1;
-        batch.number = self.number;
-        for (key, _) in &taken.presences {
-            self.refused.remove(key);
-        }
-        let batch = Arc::new(batch);
-        self.in_flight = Some(InFlight { taken, batch: Arc::clone(&batch), since: now });
-        Some(self.writer.write.send(Write { batch, now: now.utc() }))
-    }
-
-    /// Takes the writer's answer to the batch.
-    pub fn written(
-        &mut self,
-        answer: Result<Result<Applied, StoreError>, MailboxError>,
-        rooms: &Rooms,
-        now: Moment,
-    ) -> Next {
-        let Some(InFlight { taken, batch, .. }) = self.in_flight.take() else { return Next::Go };
-        // Otherwise the writer's thread has ended with the system.
-        match answer.unwrap_or(Err(StoreError::Closed)) {
-            Ok(applied) => {
-                self.rows_written.add(taken.presences.len() + batch.seen.len());
-                self.dirty.committed(&taken);
-                let refused = self.set_aside(applied);
-                self.succeeded(now);
-                self.answer_waiters();
-                Next::Tell(Committed { batch, causes: taken.causes, refused })
-            }
-            Err(error) => {
-                self.dirty.put_back(taken, matches!(error, StoreError::Lapsed));
-                self.failed(&error, rooms, now)
-            }
-        }
-    }
-
-    /// Takes the writer's answer to a renewal of the lease.
-    pub fn renewed(
-        &mut self,
-        answer: Result<Renewal, StoreError>,
-        rooms: &Rooms,
-        now: Moment,
-    ) -> Next {
-        self.renewing = false;
-        if answer.is_ok() {
-            self.lease_renewed = Some(now);
-            self.pace.wait_no_longer();
-        }
-        match answer {
-            Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
-            Ok(Renewal::Held) => {}
-            Ok(Renewal::Lapsed { incarnation }) => {
-                tracing::warn!("the lease of this node had run out: every row is written again");
-                return Next::Reborn(incarnation);
-            }
-            Err(error) => return self.failed(&error, rooms, now),
-        }
-        Next::Go
-    }
-
-    /// Begins a new incarnation, with all rows to be written. Answers which of the presences that are
-    /// here others may have seen end with the old one, by room.
-    pub fn reborn(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
-        let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
-        for (room, presence) in rooms.held_presences() {
-            if self.dirty.is_stored(&(room.clone(), presence)) {
-                seen.entry(room.clone()).or_default().push(presence);
-            }
-        }
-        self.dirty.mark_all(rooms);
-        seen
-    }
-
     /// Marks a presence that was another node's, as it is now.
     pub fn adopt(&mut self, row: Row) {
         self.dirty.adopt(row);
     }
 
-    /// Marks one presence that has changed in a way that no diff tells.
+    /// Marks a presence that has changed in a way that is in no diff.
     pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
         self.dirty.mark_one(room, connection);
     }
 
-    /// Marks presences of a room that are to have a row and have none; but for those whose first row is
-    /// just being written, and those whose row the database refuses until they change.
+    /// Marks presences of a room whose rows are missing, except those whose first row is being written,
+    /// and those whose row the database refuses until they change.
     pub fn mark_missing(&mut self, room: &RoomName, mut missing: Vec<ConnectionId>) {
         if missing.is_empty() {
             return;
@@ -303,38 +149,176 @@ impl Mirror {
         }
     }
 
+    /// Frees unused memory after a crowd has left.
+    pub fn shrink(&mut self) {
+        self.dirty.shrink();
+    }
+
+    /// Notes a sign of life.
+    pub fn heard(&mut self, connection: ConnectionId) {
+        self.dirty.heard(connection);
+    }
+
+    /// Has signs of life written, as many as fit into one transaction: the lease vouches for all presences,
+    /// so the number of these writes need not grow with theirs.
+    pub fn sweep(&mut self) {
+        self.dirty.sweep(MAX_BATCH);
+    }
+
     /// Has all signs of life written.
     pub fn sweep_all(&mut self) {
         self.dirty.sweep(usize::MAX);
     }
 
-    /// Waits until everything marked so far is committed, and asks the database even if nothing is.
-    /// Tries at once, also after a failure.
-    pub fn commit(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
-        self.pace.wait_no_longer();
+    /// The number of presences whose row differs from memory.
+    pub fn unwritten(&self) -> usize {
+        let in_flight = self.in_flight.as_ref().map_or(0, |flight| flight.taken.presences.len());
+        self.dirty.len() + in_flight + self.refused.len()
+    }
+
+    /// The number of rows written or deleted so far, including one for each sign of life.
+    pub fn rows_written(&self) -> u64 {
+        self.rows_written.count()
+    }
+
+    /// The time of the last renewal of the lease, if there was one since the start.
+    pub fn lease_renewed(&self) -> Option<Moment> {
+        self.lease_renewed
+    }
+
+    /// Why the database cannot be written, if it fails or does not answer.
+    pub fn trouble(&self, now: Moment) -> Option<Trouble> {
+        self.trouble.or_else(|| {
+            let since = self.in_flight.as_ref()?.since;
+            let stalled = Trouble { reason: FlushError::Stalled.reason(), since };
+            (now.since(since) > STALLED_AFTER).then_some(stalled)
+        })
+    }
+
+    /// Answers the waiting flushes if the database does not answer.
+    pub fn give_up_waiting(&mut self, now: Moment) {
+        if self.trouble.is_none() && self.trouble(now).is_some() {
+            tracing::error!("the database does not answer; presence goes on");
+            self.waiters.fail(&FlushError::Stalled);
+        }
+    }
+
+    /// The renewal of the lease, unless one is under way.
+    pub fn renew(&mut self, now: Moment) -> Option<RecipientRequest<Renew>> {
+        if self.closed || std::mem::replace(&mut self.renewing, true) {
+            return None;
+        }
+        Some(self.writer.renew.send(Renew { now: now.utc() }))
+    }
+
+    /// The next batch, if there is one, the writer is free and it is time.
+    pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
+        let is_flushed = self.waiters.is_empty();
+        let urgent = !is_flushed || self.dirty.fills(MAX_BATCH);
+        let idle = self.dirty.is_empty() && is_flushed;
+        if self.closed || self.in_flight.is_some() || idle || !self.schedule.allows(urgent) {
+            return None;
+        }
+        self.waiters.write_begins();
+        let (mut batch, taken) = self.dirty.take(memory, MAX_BATCH);
+        self.number += 1;
+        batch.number = self.number;
+        for (key, _) in &taken.presences {
+            self.refused.remove(key);
+        }
+        let batch = Arc::new(batch);
+        self.in_flight = Some(InFlight { taken, batch: Arc::clone(&batch), since: now });
+        Some(self.writer.write.send(Write { batch, now: now.utc() }))
+    }
+
+    /// Handles the writer's answer to the batch.
+    pub fn written(
+        &mut self,
+        answer: Result<Result<Applied, StoreError>, MailboxError>,
+        rooms: &Rooms,
+        now: Moment,
+    ) -> NextStep {
+        let Some(InFlight { taken, batch, .. }) = self.in_flight.take() else {
+            return NextStep::Write;
+        };
+        // Without an answer the writer's thread has ended with the system.
+        match answer.unwrap_or(Err(StoreError::Closed)) {
+            Ok(applied) => {
+                self.rows_written.add(taken.presences.len() + batch.seen.len());
+                self.dirty.committed(&taken);
+                let refused = self.set_aside(applied);
+                self.succeeded(now);
+                self.waiters.answer(&self.dirty, !self.refused.is_empty());
+                NextStep::Publish(Committed { batch, causes: taken.causes, refused })
+            }
+            Err(error) => {
+                self.dirty.put_back(taken, matches!(error, StoreError::Lapsed));
+                self.failed(error, rooms, now)
+            }
+        }
+    }
+
+    /// Handles the writer's answer to a renewal of the lease.
+    pub fn renewed(
+        &mut self,
+        answer: Result<Renewal, StoreError>,
+        rooms: &Rooms,
+        now: Moment,
+    ) -> NextStep {
+        self.renewing = false;
+        if answer.is_ok() {
+            self.lease_renewed = Some(now);
+            self.schedule.resume();
+        }
+        match answer {
+            Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
+            Ok(Renewal::Held) => {}
+            Ok(Renewal::Lapsed { incarnation }) => {
+                tracing::warn!("the lease of this node had expired: every row is written again");
+                return NextStep::BeginIncarnation(incarnation);
+            }
+            Err(error) => return self.failed(error, rooms, now),
+        }
+        NextStep::Write
+    }
+
+    /// Begins a new incarnation, in which all rows are written again. Returns the presences of this node
+    /// that others may have seen end with the old incarnation, by room.
+    pub fn begin_incarnation(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
+        let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
+        for (room, presence) in rooms.held_presences() {
+            if self.dirty.is_stored(&(room.clone(), presence)) {
+                seen.entry(room.clone()).or_default().push(presence);
+            }
+        }
+        self.dirty.mark_all(rooms);
+        seen
+    }
+
+    /// Waits until everything marked so far is committed. Asks the database even if nothing is marked, and
+    /// at once even after a failure.
+    pub fn commit(&mut self) -> Flushed {
+        self.schedule.resume();
         self.wait()
     }
 
     /// Waits until the presences marked so far are committed, unless the database is in trouble.
-    pub fn settled(&mut self) -> Option<oneshot::Receiver<Result<(), FlushError>>> {
+    pub fn settled(&mut self) -> Option<Flushed> {
         if self.trouble.is_some() || self.dirty.is_empty() && self.in_flight.is_none() {
             return None;
         }
         Some(self.wait())
     }
 
-    fn wait(&mut self) -> oneshot::Receiver<Result<(), FlushError>> {
-        let (reply, receiver) = oneshot::channel();
+    fn wait(&mut self) -> Flushed {
         if self.closed {
-            // The receiver is told by the drop.
-            return receiver;
+            // The receiver fails, since its sender is dropped.
+            return oneshot::channel().1;
         }
-        self.waiters.push(Waiter { mark: self.dirty.newest(), begun: false, reply });
-        receiver
+        self.waiters.add(self.dirty.newest())
     }
 
-    /// Asks the writer for nothing more, as its store is about to be closed. Whatever changes after that
-    /// is not written.
+    /// Sends nothing more to the writer, whose store is about to be closed. Later changes are not written.
     pub fn close(&mut self) {
         self.closed = true;
         self.waiters.clear();
@@ -345,22 +329,22 @@ impl Mirror {
         self.closed = false;
     }
 
-    /// The time to wait after a failure is over.
+    /// The pause after a failure is over.
     pub fn retry(&mut self) {
-        self.pace.wait_no_longer();
+        self.schedule.resume();
     }
 
-    /// Lets the database rest after a commit, unless it does already. Answers how long.
-    pub fn rest(&mut self) -> Option<Duration> {
-        self.pace.rest()
+    /// Begins a commit interval, unless one is under way. Returns its length.
+    pub fn begin_interval(&mut self) -> Option<Duration> {
+        self.schedule.begin_interval()
     }
 
-    /// The rest is over.
-    pub fn rested(&mut self) {
-        self.pace.rested();
+    /// The commit interval is over.
+    pub fn end_interval(&mut self) {
+        self.schedule.end_interval();
     }
 
-    fn set_aside(&mut self, applied: Applied) -> Vec<Change> {
+    fn set_aside(&mut self, applied: Applied) -> Vec<BatchEntry> {
         for aside in &applied.set_aside {
             static REFUSED: LogLimit = LogLimit::new();
             if let Some(suppressed) = REFUSED.pass() {
@@ -368,7 +352,7 @@ impl Mirror {
                 tracing::error!(reason, suppressed, "the database refuses a row: set aside");
             }
             metrics::counter!("presence_rows_refused_total").increment(1);
-            if let Change::Upsert(room, connection) | Change::Delete(room, connection) =
+            if let BatchEntry::Upsert(room, connection) | BatchEntry::Delete(room, connection) =
                 &aside.change
             {
                 self.refused.insert((room.clone(), *connection));
@@ -377,48 +361,69 @@ impl Mirror {
         applied.set_aside.into_iter().map(|aside| aside.change).collect()
     }
 
-    fn answer_waiters(&mut self) {
-        let refused = !self.refused.is_empty();
-        let done = |waiter: &mut Waiter| waiter.begun && self.dirty.is_clean(waiter.mark);
-        for waiter in self.waiters.extract_if(.., done) {
-            let answer = match refused {
-                true => Err(FlushError { reason: "rows_refused" }),
-                false => Ok(()),
-            };
-            // Who asked may have gone.
-            let _ = waiter.reply.send(answer);
-        }
-    }
-
     fn succeeded(&mut self, now: Moment) {
-        self.pace.succeeded();
+        self.schedule.succeeded();
         if let Some(trouble) = self.trouble.take() {
             let after = now.since(trouble.since);
             tracing::info!(?after, "the database takes rows again");
         }
     }
 
-    fn failed(&mut self, error: &StoreError, rooms: &Rooms, now: Moment) -> Next {
+    fn failed(&mut self, error: StoreError, rooms: &Rooms, now: Moment) -> NextStep {
         let reason = error.as_str();
         metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
         let since = self.trouble.map_or(now, |trouble| trouble.since);
         if self.trouble.is_none_or(|trouble| trouble.reason != reason) {
-            let error = error as &dyn std::error::Error;
+            let error = &error as &dyn std::error::Error;
             tracing::error!(error, "rows cannot be written; presence goes on");
         }
         self.trouble = Some(Trouble { reason, since });
-        for waiter in self.waiters.drain(..) {
-            let _ = waiter.reply.send(Err(FlushError { reason }));
-        }
-        if matches!(error, StoreError::Gone) {
-            // Another database is open already, with nothing in it.
-            self.dirty.mark_all(rooms);
-            return Next::Go;
-        }
-        if matches!(error, StoreError::Lapsed) {
-            self.pace.wait();
-            return Next::Renew;
-        }
-        Next::Retry(self.pace.wait_after_failure())
+        let next = match error {
+            StoreError::Gone => {
+                // Another database is open already, and it is empty.
+                self.dirty.mark_all(rooms);
+                NextStep::Write
+            }
+            StoreError::Lapsed => {
+                self.schedule.pause();
+                NextStep::Renew
+            }
+            _ => NextStep::RetryAfter(self.schedule.pause_after_failure()),
+        };
+        self.waiters.fail(&flush_error(error));
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{Info, NodeName},
+        testing::MemoryDatabase,
+    };
+
+    const NOW: Moment = Moment { monotonic: 0, wall: 0 };
+
+    #[actix::test]
+    async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fail() {
+        let store = Box::new(MemoryDatabase::new().store());
+        let writer = Writer::start(store, NodeName::new("n").unwrap(), Duration::from_secs(15));
+        let mut mirror = Mirror::new(writer.into(), Duration::ZERO);
+        let mut rooms = Rooms::default();
+        let room = RoomName::new("lobby").unwrap();
+        let joined = rooms.join(&room, ConnectionId::from_u128(1), None, Info::EMPTY, NOW);
+        mirror.mark(&joined.unwrap().unwrap(), &rooms);
+        let waits = mirror.commit();
+        mirror.close();
+        assert!(waits.await.is_err());
+        // A client that has come back on another node, a timer, or a flush that comes too late.
+        mirror.mark_one(room, ConnectionId::from_u128(1));
+        assert!(mirror.next(&Memory::alone(&rooms), NOW).is_none());
+        assert!(mirror.renew(NOW).is_none());
+        assert!(mirror.commit().await.is_err());
+        mirror.reopen();
+        assert!(mirror.next(&Memory::alone(&rooms), NOW).is_some());
+        assert!(mirror.renew(NOW).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that waits for the database, so that nobody else does.
+//! The thread that waits for the database.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,36 +9,38 @@ use std::{
 use actix::{dev::ToEnvelope, prelude::*};
 use chrono::{DateTime, Utc};
 
-use crate::store::{Applied, Batch, Renewal, Store, StoreError};
-use crate::{model::NodeName, supervision::Guard};
+use crate::{
+    model::NodeName,
+    store::{Applied, Batch, Renewal, Store, StoreError},
+    supervision::Guard,
+};
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
 ///
-/// Its queue has no bound: send the next [`Write`] when the last one has been answered. Every message
-/// is answered; a panic in the store becomes [`StoreError::Panicked`].
+/// Its queue is unbounded: send the next [`Write`] when the last one has been answered. Every message is
+/// answered; a panic in the store becomes [`StoreError::Panicked`].
 ///
-/// [`StoreError::Gone`] is answered for the call that met it, and the writer calls [`Store::start`]
-/// before it does anything else, so who asks has to write every row again, and no more.
+/// After [`StoreError::Gone`] the writer calls [`Store::start`] before anything else, so the sender only
+/// has to write every row again.
 #[derive(Clone)]
 pub struct Writer {
     node: NodeName,
     lease: Duration,
-    // Shared with the factory of the arbiter, which may be asked for a second actor: the first one's
-    // store goes on there.
+    // Shared with the factory of the arbiter, which may be asked for a second actor.
     shared: Arc<Mutex<Shared>>,
-    /// Dropped with the thread, which has the actor and its factory.
+    /// Dropped with the thread, which owns the actor and its factory.
     _guard: Option<Arc<Guard>>,
 }
 
 struct Shared {
     /// `None` after [`Goodbye`].
     store: Option<Box<dyn Store>>,
-    /// The database has been lost; the next call starts on the new one.
+    /// Whether the database was lost, so that the next call has to start on the new one.
     restart: bool,
 }
 
 impl Writer {
-    /// Starts the writer's thread. The store has been started for this node already.
+    /// Starts the writer's thread. The store has to be started for this node already.
     #[must_use]
     pub fn start(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Addr<Self> {
         Self::new(store, node, lease).run()
@@ -49,7 +51,7 @@ impl Writer {
         Self { node, lease, shared, _guard: None }
     }
 
-    /// Starts the writer's thread, which keeps the guard for as long as it runs.
+    /// Starts the writer's thread, which holds the guard until it ends.
     pub(crate) fn start_guarded(
         store: Box<dyn Store>,
         node: NodeName,
@@ -72,7 +74,7 @@ impl Writer {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let Shared { store, restart } = &mut *shared;
         let store = store.as_deref_mut().ok_or(StoreError::Closed)?;
-        // A store keeps nothing that a transaction cut short could leave half done.
+        // Unwind safe: a store has no state that an aborted transaction could leave inconsistent.
         let result = catch_unwind(AssertUnwindSafe(|| {
             if *restart {
                 let _ = store.start(&self.node, now, self.lease)?;
@@ -84,18 +86,47 @@ impl Writer {
         *restart |= matches!(result, Err(StoreError::Gone));
         result
     }
+
+    pub(crate) fn write(&self, Write { batch, now }: Write) -> Result<Applied, StoreError> {
+        let (upserts, deletes) = (batch.upserts.len(), batch.deletes.len());
+        let _span = tracing::debug_span!("write", upserts, deletes).entered();
+        self.call(now, |store, node| store.apply(node, &batch, now))
+    }
+
+    pub(crate) fn renew(&self, Renew { now }: Renew) -> Result<Renewal, StoreError> {
+        self.call(now, |store, node| store.renew(node, now, self.lease))
+    }
+
+    pub(crate) fn prune_rooms(&self, msg: PruneRoomRows) -> Result<usize, StoreError> {
+        self.call(msg.now, |store, _| store.prune_rooms())
+    }
+
+    pub(crate) fn goodbye(&self, Goodbye { now, grace }: Goodbye) -> Result<usize, StoreError> {
+        let removed = match self.call(now, |store, node| match grace {
+            Some(grace) => store.hand_over(node, now, grace),
+            None => store.stop(node),
+        }) {
+            // The new database has no rows of this node.
+            Err(StoreError::Gone) => 0,
+            result => result?,
+        };
+        let store = self.shared.lock().unwrap_or_else(PoisonError::into_inner).store.take();
+        // A panic in the store's drop must not end the thread before the answer.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
+        Ok(removed)
+    }
 }
 
-/// How to reach a writer.
+/// The address of a writer.
 #[derive(Clone)]
-pub(crate) struct WriterDesk {
+pub(crate) struct WriterHandle {
     pub write: Recipient<Write>,
     pub renew: Recipient<Renew>,
     pub prune_rooms: Recipient<PruneRoomRows>,
     pub goodbye: Recipient<Goodbye>,
 }
 
-impl<A> From<Addr<A>> for WriterDesk
+impl<A> From<Addr<A>> for WriterHandle
 where
     A: Actor + Handler<Write> + Handler<Renew> + Handler<PruneRoomRows> + Handler<Goodbye>,
     A::Context: ToEnvelope<A, Write>
@@ -117,136 +148,82 @@ impl Actor for Writer {
     type Context = SyncContext<Self>;
 }
 
-/// "Write this." Sent by the mirror, one at a time; answers when it is committed.
+/// Writes a batch. Sent by the mirror, one at a time; answered when the batch is committed.
 ///
-/// On an error nothing is written, and the sender, who shares the batch, sends it again later.
+/// On an error nothing is written, and the sender, which shares the batch, sends it again later.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Applied, StoreError>")]
 pub struct Write {
-    /// What to write.
+    /// The batch.
     pub batch: Arc<Batch>,
-    /// The time now.
+    /// The current time.
     pub now: DateTime<Utc>,
 }
 
-impl Handler<Write> for Writer {
-    type Result = Result<Applied, StoreError>;
-
-    fn handle(&mut self, msg: Write, _: &mut SyncContext<Self>) -> Self::Result {
-        self.write(msg)
-    }
-}
-
-impl Writer {
-    pub(crate) fn write(&self, Write { batch, now }: Write) -> Result<Applied, StoreError> {
-        let (upserts, deletes) = (batch.upserts.len(), batch.deletes.len());
-        let _span = tracing::debug_span!("write", upserts, deletes).entered();
-        self.call(now, |store, node| store.apply(node, &batch, now))
-    }
-}
-
-/// "We are still alive." Sent by the mirror, at least every third of the lease.
+/// Renews the lease. Sent by the mirror, at least every third of the lease.
 ///
 /// After [`Renewal::Lapsed`] every row has to be written again.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Renewal, StoreError>")]
 pub struct Renew {
-    /// The time now.
+    /// The current time.
     pub now: DateTime<Utc>,
 }
 
-impl Handler<Renew> for Writer {
-    type Result = Result<Renewal, StoreError>;
-
-    fn handle(&mut self, msg: Renew, _: &mut SyncContext<Self>) -> Self::Result {
-        self.renew(msg)
-    }
-}
-
-impl Writer {
-    pub(crate) fn renew(&self, Renew { now }: Renew) -> Result<Renewal, StoreError> {
-        let lease = self.lease;
-        self.call(now, |store, node| store.renew(node, now, lease))
-    }
-}
-
-/// "Remove the rooms nobody is in." Sent when the registry prunes its rooms; answers how many.
+/// Removes the rows of empty rooms. Sent when the registry prunes its rooms; returns the number removed.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<usize, StoreError>")]
 pub struct PruneRoomRows {
-    /// The time now.
+    /// The current time.
     pub now: DateTime<Utc>,
 }
 
-impl Handler<PruneRoomRows> for Writer {
-    type Result = Result<usize, StoreError>;
-
-    fn handle(&mut self, msg: PruneRoomRows, _: &mut SyncContext<Self>) -> Self::Result {
-        self.prune_rooms(msg)
-    }
-}
-
-impl Writer {
-    pub(crate) fn prune_rooms(&self, msg: PruneRoomRows) -> Result<usize, StoreError> {
-        self.call(msg.now, |store, _| store.prune_rooms())
-    }
-}
-
-/// "That was all." Removes what this node has in the database and closes it; sent once, at the end.
-/// With a grace, what is fading stays for so long, see [`Store::hand_over`].
+/// Removes the rows of this node and closes the store; sent once, at the end. With a grace, fading
+/// presences stay for that long, see [`Store::hand_over`].
 ///
-/// Answers how many presences it removed. On an error the database stays open, and it can be sent
+/// Returns the number of presences removed. On an error the store stays open, and the message can be sent
 /// again; afterwards every message is answered with [`StoreError::Closed`].
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<usize, StoreError>")]
 pub struct Goodbye {
-    /// The time now.
+    /// The current time.
     pub now: DateTime<Utc>,
     /// How long clients may take to come back to another node, if there is one.
     pub grace: Option<Duration>,
 }
 
-impl Handler<Goodbye> for Writer {
-    type Result = Result<usize, StoreError>;
+macro_rules! handler {
+    ($message:ty, $method:ident) => {
+        impl Handler<$message> for Writer {
+            type Result = <$message as Message>::Result;
 
-    fn handle(&mut self, msg: Goodbye, _: &mut SyncContext<Self>) -> Self::Result {
-        self.goodbye(msg)
-    }
+            fn handle(&mut self, msg: $message, _: &mut SyncContext<Self>) -> Self::Result {
+                self.$method(msg)
+            }
+        }
+    };
 }
-
-impl Writer {
-    pub(crate) fn goodbye(&self, msg: Goodbye) -> Result<usize, StoreError> {
-        let Goodbye { now, grace } = msg;
-        let removed = match self.call(now, |store, node| match grace {
-            Some(grace) => store.hand_over(node, now, grace),
-            None => store.stop(node),
-        }) {
-            // The new database has nothing of this node.
-            Err(StoreError::Gone) => 0,
-            result => result?,
-        };
-        let store = self.shared.lock().unwrap_or_else(PoisonError::into_inner).store.take();
-        // Everything is written; a panic while it is closed must not end the thread before the answer.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(store)));
-        Ok(removed)
-    }
-}
+handler!(Write, write);
+handler!(Renew, renew);
+handler!(PruneRoomRows, prune_rooms);
+handler!(Goodbye, goodbye);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         model::Epoch,
-        store::{DatabaseUrl, RoomCounts, SqliteStore, Started},
+        store::{RoomCounts, Started},
         supervision::{Crashed, Supervisor},
+        testing::MemoryDatabase,
     };
 
-    /// What a store is to do with the next call.
-    enum Next {
+    /// What the store does with the next call.
+    enum Step {
         Succeed,
         Fail(StoreError),
         Panic,
-        /// A panic of which nobody can be told.
+        /// A panic that cannot be caught.
         PanicTwice,
     }
 
@@ -259,9 +236,9 @@ mod tests {
         }
     }
 
-    /// A store that follows a script and notes what it was asked.
+    /// A store that follows a script and records its calls.
     struct Scripted {
-        script: std::vec::IntoIter<Next>,
+        script: std::vec::IntoIter<Step>,
         calls: Arc<Mutex<Vec<&'static str>>>,
     }
 
@@ -269,10 +246,10 @@ mod tests {
         fn next<T>(&mut self, call: &'static str, answer: T) -> Result<T, StoreError> {
             self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
             match self.script.next() {
-                Some(Next::Panic) => panic!("as the script says"),
-                Some(Next::PanicTwice) => std::panic::panic_any(Bomb),
-                Some(Next::Fail(error)) => Err(error),
-                Some(Next::Succeed) | None => Ok(answer),
+                Some(Step::Panic) => panic!("as the script says"),
+                Some(Step::PanicTwice) => std::panic::panic_any(Bomb),
+                Some(Step::Fail(error)) => Err(error),
+                Some(Step::Succeed) | None => Ok(answer),
             }
         }
     }
@@ -325,7 +302,7 @@ mod tests {
 
     const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-    fn writer(script: Vec<Next>) -> (Addr<Writer>, Arc<Mutex<Vec<&'static str>>>) {
+    fn writer(script: Vec<Step>) -> (Addr<Writer>, Arc<Mutex<Vec<&'static str>>>) {
         let calls = Arc::default();
         let store = Scripted { script: script.into_iter(), calls: Arc::clone(&calls) };
         (start(store), calls)
@@ -340,17 +317,17 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_panic_in_the_store_is_an_answer_and_the_writer_goes_on() {
-        let (writer, _) = writer(vec![Next::Panic, Next::Succeed]);
+    async fn a_panic_in_the_store_is_answered_as_an_error_and_the_writer_continues() {
+        let (writer, _) = writer(vec![Step::Panic, Step::Succeed]);
         let panicked = writer.send(write()).await.unwrap();
         assert!(matches!(panicked, Err(StoreError::Panicked)));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
     }
 
     #[actix::test]
-    async fn a_thread_that_has_ended_is_told() {
+    async fn the_end_of_the_thread_is_noticed() {
         let calls = Arc::default();
-        let script = vec![Next::Succeed, Next::PanicTwice].into_iter();
+        let script = vec![Step::Succeed, Step::PanicTwice].into_iter();
         let store = Box::new(Scripted { script, calls });
         let supervisor = Supervisor::default();
         let guard = supervisor.guard(Crashed::Writer);
@@ -365,7 +342,7 @@ mod tests {
     #[actix::test]
     async fn a_lost_database_is_started_again_before_anything_else() {
         let (writer, calls) =
-            writer(vec![Next::Fail(StoreError::Gone), Next::Fail(StoreError::Locked)]);
+            writer(vec![Step::Fail(StoreError::Gone), Step::Fail(StoreError::Locked)]);
         assert!(matches!(writer.send(write()).await.unwrap(), Err(StoreError::Gone)));
         assert!(matches!(writer.send(write()).await.unwrap(), Err(StoreError::Locked)));
         assert!(writer.send(write()).await.unwrap().is_ok());
@@ -375,7 +352,7 @@ mod tests {
 
     #[actix::test]
     async fn after_goodbye_the_store_is_closed() {
-        let (writer, calls) = writer(vec![Next::Succeed, Next::Fail(StoreError::Locked)]);
+        let (writer, calls) = writer(vec![Step::Succeed, Step::Fail(StoreError::Locked)]);
         assert_eq!(writer.send(PruneRoomRows { now: NOW }).await.unwrap().unwrap(), 2);
         let goodbye = Goodbye { now: NOW, grace: None };
         assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Locked)));
@@ -386,7 +363,7 @@ mod tests {
 
     #[actix::test]
     async fn a_real_store_works_on_the_writers_thread() {
-        let writer = start(SqliteStore::open(&DatabaseUrl::SqliteMemory).unwrap());
+        let writer = start(MemoryDatabase::new().store());
         let renewal = writer.send(Renew { now: NOW }).await.unwrap().unwrap();
         assert!(matches!(renewal, Renewal::Lapsed { .. }));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());

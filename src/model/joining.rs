@@ -138,7 +138,7 @@ impl Sessions {
         fixed: &Info,
     ) -> Option<Info> {
         let before = match rooms.remote(room, presence) {
-            Some(remote) => remote.fixed.clone(),
+            Some(remote) => remote.record.fixed.clone(),
             None => self.fixed(room, presence),
         };
         let stored = rooms.presence(room, presence)?.presence.info;

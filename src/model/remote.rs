@@ -16,32 +16,55 @@ use super::{
     membership::Membership,
 };
 
+/// A presence as the nodes describe it to each other, on the bus and in the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PresenceRecord {
+    /// The presence.
+    pub presence: Presence,
+    /// The last known sign of life of its connection.
+    pub last_seen: DateTime<Utc>,
+    /// The client session that it belongs to.
+    pub session: Option<SessionKey>,
+    /// The part of its info that a token fixes.
+    pub fixed: Info,
+    /// When its grace ends, if its connection was lost.
+    pub fading: Option<DateTime<Utc>>,
+    /// How often it moved from one node to another.
+    pub generation: u32,
+    /// The connection behind it, unless it is the one that founded it.
+    pub current_connection: Option<ConnectionId>,
+}
+
+impl PresenceRecord {
+    /// The record of a presence without a client session that has just joined.
+    #[must_use]
+    pub fn new(presence: Presence) -> Self {
+        Self {
+            last_seen: presence.joined_at,
+            presence,
+            session: None,
+            fixed: Info::EMPTY,
+            fading: None,
+            generation: 0,
+            current_connection: None,
+        }
+    }
+}
+
 /// A presence that another node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
-    /// The presence.
-    pub presence: Presence,
     /// The node that holds it.
     pub node: NodeName,
-    /// The client session that it belongs to.
-    pub session: Option<SessionKey>,
-    /// The part of its info that is fixed, by a token.
-    pub fixed: Info,
-    /// Until when its client may come back, if it is away.
-    pub fading: Option<DateTime<Utc>>,
-    /// How often it went from one node to another.
-    pub generation: u32,
-    /// The connection behind it, if it is not the one that founded it.
-    pub current_connection: Option<ConnectionId>,
-    /// When its connection was last heard of, as far as this node knows.
-    pub last_seen: DateTime<Utc>,
+    /// The presence.
+    pub record: PresenceRecord,
 }
 
 impl Remote {
     /// The connection behind it now.
     #[must_use]
     pub fn current_connection(&self) -> ConnectionId {
-        self.current_connection.unwrap_or(self.presence.connection)
+        self.record.current_connection.unwrap_or(self.record.presence.connection)
     }
 }
 
@@ -102,11 +125,11 @@ impl RemoteMembers {
     }
 
     fn client(remote: &Remote) -> Option<Client> {
-        Some((remote.session.clone()?, remote.presence.user.clone()))
+        Some((remote.record.session.clone()?, remote.record.presence.user.clone()))
     }
 
     fn put(&mut self, member: RemoteMember) -> Option<RemoteMember> {
-        let connection = member.remote.presence.connection;
+        let connection = member.remote.record.presence.connection;
         let before = self.take(connection);
         if let Some(client) = Self::client(&member.remote) {
             self.clients.insert(client, connection);
@@ -181,9 +204,9 @@ impl Rooms {
     ) -> BTreeMap<NodeName, Vec<RemoteChange>> {
         let mut nodes: BTreeMap<NodeName, Vec<RemoteChange>> = BTreeMap::new();
         let named: HashSet<ConnectionId, RandomState> =
-            everybody.iter().map(|remote| remote.presence.connection).collect();
-        for Remote { presence, node, .. } in self.remotes_in(room) {
-            let connection = presence.connection;
+            everybody.iter().map(|remote| remote.record.presence.connection).collect();
+        for Remote { node, record } in self.remotes_in(room) {
+            let connection = record.presence.connection;
             if !named.contains(&connection) {
                 let gone =
                     RemoteChange::Gone { node: node.clone(), connection, cause: cause(node) };
@@ -215,8 +238,8 @@ impl Rooms {
         certain: bool,
         outcome: &mut RemoteOutcome,
     ) {
-        let presence = remote.presence.connection;
-        let later = (remote.generation, &remote.node);
+        let presence = remote.record.presence.connection;
+        let later = (remote.record.generation, &remote.node);
         let (before, joined) = if let Some(connection) = self.current_connection(room, presence) {
             // It was here: whoever took it later holds it.
             let generation = self.generation(room, presence).unwrap_or(0);
@@ -229,15 +252,18 @@ impl Rooms {
             self.forget_successor(&membership);
             (self.describe(connection, &membership), membership.joined)
         } else if let Some(RemoteMember { remote: known, joined }) = self.member(room, presence) {
-            if !certain && known.node != remote.node && later < (known.generation, &known.node) {
+            if !certain
+                && known.node != remote.node
+                && later < (known.record.generation, &known.node)
+            {
                 return;
             }
-            (known.presence.clone(), *joined)
+            (known.record.presence.clone(), *joined)
         } else {
-            let joined = self.enter(room, remote.presence.clone(), &mut outcome.diff);
+            let joined = self.enter(room, remote.record.presence.clone(), &mut outcome.diff);
             return self.put_remote(room, RemoteMember { remote, joined });
         };
-        let after = remote.presence.clone();
+        let after = remote.record.presence.clone();
         self.put_remote(room, RemoteMember { remote, joined });
         if before.joined_at == after.joined_at {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
@@ -267,7 +293,7 @@ impl Rooms {
         for room in rooms {
             let held = |remote: &&Remote| remote.node == *node;
             let lost: SmallVec<[ConnectionId; 8]> =
-                self.remotes_in(&room).filter(held).map(|r| r.presence.connection).collect();
+                self.remotes_in(&room).filter(held).map(|r| r.record.presence.connection).collect();
             let mut diff = None;
             for connection in lost {
                 self.lose_one(&room, connection, cause, &mut diff);
@@ -301,10 +327,10 @@ impl Rooms {
         }
         let Some(member) = self.take_remote(room, presence) else { return Ok(false) };
         let now = self.hold(now);
-        let Presence { user, joined_at, .. } = member.remote.presence;
+        let Presence { user, joined_at, .. } = member.remote.record.presence;
         let (room, joined_at) = (room.clone(), joined_at.timestamp_micros());
         let generation =
-            member.remote.generation.saturating_add(u32::from(member.remote.node != *me));
+            member.remote.record.generation.saturating_add(u32::from(member.remote.node != *me));
         if generation > 0 {
             self.generations.insert((room.clone(), presence), generation);
         }
@@ -334,7 +360,7 @@ impl Rooms {
     /// which is no change. Those that this node holds stay.
     pub fn unfollow(&mut self, room: &RoomName) {
         let connections: Vec<_> =
-            self.remotes_in(room).map(|remote| remote.presence.connection).collect();
+            self.remotes_in(room).map(|remote| remote.record.presence.connection).collect();
         let mut unheard = None;
         for connection in connections {
             self.lose_one(room, connection, Cause::Disconnected, &mut unheard);
@@ -407,7 +433,7 @@ impl Rooms {
     ) -> Option<ConnectionId> {
         let mut remotes = self.remotes_in(room);
         let remote = remotes.find(|remote| remote.current_connection() == connection)?;
-        Some(remote.presence.connection)
+        Some(remote.record.presence.connection)
     }
 
     pub(super) fn remote_seen(
@@ -416,13 +442,13 @@ impl Rooms {
         connection: ConnectionId,
     ) -> Option<SeenPresence> {
         let RemoteMember { remote, joined } = self.member(room, connection)?;
-        let state = match remote.fading {
+        let state = match remote.record.fading {
             Some(until) => PresenceState::Fading { until },
             None => PresenceState::Live,
         };
         Some(SeenPresence {
-            presence: remote.presence.clone(),
-            last_seen: remote.last_seen,
+            presence: remote.record.presence.clone(),
+            last_seen: remote.record.last_seen,
             activity: Activity::Elsewhere,
             joined_version: *joined,
             state,
@@ -462,7 +488,7 @@ impl Rooms {
         let Some(RemoteMember { remote, joined }) = self.take_remote(room, connection) else {
             return;
         };
-        let Remote { presence, last_seen, .. } = remote;
+        let PresenceRecord { presence, last_seen, .. } = remote.record;
         let (activity, joined_version) = (Activity::Elsewhere, joined);
         let left = Left { presence, connection, cause, last_seen, activity, joined_version };
         self.exit(room, left, diff);

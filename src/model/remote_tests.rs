@@ -1,8 +1,8 @@
 //! What is heard of other nodes, case by case.
 
 use super::{
-    Activity, Cause, ConnectionId, Diff, Info, Moment, NodeName, Presence, Remote, RemoteChange,
-    RemoteOutcome, RoomName, Rooms, SessionKey, Snapshot, UserId, Yielded,
+    Activity, Cause, ConnectionId, Diff, Info, Moment, NodeName, Presence, PresenceRecord, Remote,
+    RemoteChange, RemoteOutcome, RoomName, Rooms, SessionKey, Snapshot, UserId, Yielded,
 };
 
 struct World {
@@ -25,10 +25,10 @@ fn remote(number: u128, user: &str, node: &str, generation: u32) -> Remote {
     let (connection, user) = (id(number), UserId::new(user).ok());
     let joined_at = at(1).utc();
     let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
-    let (session, fixed, fading) = (SessionKey::new("tab").ok(), Info::EMPTY, None);
+    let session = SessionKey::new("tab").ok();
     let node = NodeName::new(node).unwrap();
-    let (last_seen, current_connection) = (joined_at, None);
-    Remote { presence, node, session, fixed, fading, generation, current_connection, last_seen }
+    let record = PresenceRecord { session, generation, ..PresenceRecord::new(presence) };
+    Remote { node, record }
 }
 
 impl World {
@@ -114,7 +114,7 @@ fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
         world.hear([RemoteChange::Present(remote(1, "ada", "b", 1))]),
         RemoteOutcome::default()
     );
-    assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().generation, 2);
+    assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().record.generation, 2);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn a_presence_that_left_and_came_again_unheard_is_not_there_twice() {
     let mut world = World::new();
     world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     let mut again = remote(1, "ada", "b", 0);
-    again.presence.joined_at = at(9).utc();
+    again.record.presence.joined_at = at(9).utc();
     let diff = world.hear([RemoteChange::Present(again)]).diff.unwrap();
     assert_eq!((diff.leaves.len(), diff.joins.len()), (1, 1));
     assert_eq!((diff.online.len(), diff.offline.len()), (0, 0), "its user was there all the time");

@@ -11,7 +11,7 @@ use super::{
     mirroring::{CLOSED, WriterReply, flush_result},
 };
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     delivery::DRAIN_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
     mirror::Goodbye,
@@ -54,7 +54,7 @@ impl Handler<Shutdown> for RoomRegistry {
         self.closing = true;
         // Before any row goes: a node that reads the rows knows then why they are gone.
         if let Some(cluster) = &mut self.cluster {
-            cluster.tell(Told::Stopping);
+            cluster.tell(BusMessage::Stopping);
         }
         let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
         let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
@@ -156,7 +156,7 @@ impl RoomRegistry {
             if let Some(draining) = &mut registry.draining {
                 draining.is_over = true;
                 for asked in draining.also_asking.drain(..) {
-                    let _ = asked.send(closed);
+                    let _ = asked.send(closed.clone());
                 }
             }
             closed

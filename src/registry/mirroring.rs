@@ -1,26 +1,28 @@
 //! Keeping the database in step.
 
+use std::sync::Arc;
+
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::RoomRegistry;
 use crate::{
     messages::{Flush, FlushError, PruneRooms},
-    mirror::{Memory, Next, PruneRoomRows},
+    mirror::{Memory, NextStep, PruneRoomRows},
     model::Moment,
     store::StoreError,
 };
 
 pub(super) type WriterReply<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
-pub(super) const CLOSED: FlushError = FlushError { reason: "closed" };
+pub(super) const CLOSED: FlushError = FlushError::Closed;
 
 /// What the writer answered, as messages report it.
 pub(super) fn flush_result<T>(
     answer: Result<Result<T, StoreError>, MailboxError>,
 ) -> Result<T, FlushError> {
-    let answer = answer.map_err(|_| CLOSED)?;
-    answer.map_err(|error| FlushError { reason: error.as_str() })
+    let answer = answer.map_err(|_| FlushError::Closed)?;
+    answer.map_err(|error| FlushError::Database { reason: error.as_str(), source: Arc::new(error) })
 }
 
 impl RoomRegistry {
@@ -75,33 +77,33 @@ impl RoomRegistry {
     }
 
     fn rest(&mut self, ctx: &mut Context<Self>) {
-        let Some(rest) = self.mirror.rest() else { return };
+        let Some(rest) = self.mirror.begin_interval() else { return };
         ctx.run_later(rest, |registry, ctx| {
-            registry.mirror.rested();
+            registry.mirror.end_interval();
             let now = registry.clock.now();
             registry.write(ctx, now);
         });
     }
 
-    fn go_on(&mut self, ctx: &mut Context<Self>, next: Next, now: Moment) {
+    fn go_on(&mut self, ctx: &mut Context<Self>, next: NextStep, now: Moment) {
         match next {
-            Next::Go => self.write(ctx, now),
-            Next::Tell(committed) => {
+            NextStep::Write => self.write(ctx, now),
+            NextStep::Publish(committed) => {
                 if let Some(cluster) = &mut self.cluster {
                     cluster.tell_committed(&committed);
                 }
                 self.rest(ctx);
                 self.write(ctx, now);
             }
-            Next::Retry(wait) => {
+            NextStep::RetryAfter(wait) => {
                 ctx.run_later(wait, |registry, ctx| {
                     registry.mirror.retry();
                     let now = registry.clock.now();
                     registry.write(ctx, now);
                 });
             }
-            Next::Renew => self.renew(ctx),
-            Next::Reborn(incarnation) => {
+            NextStep::Renew => self.renew(ctx),
+            NextStep::BeginIncarnation(incarnation) => {
                 self.register_again(incarnation, now);
                 self.advance_batch(ctx, now);
             }

@@ -6,11 +6,11 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     cluster::{Interest, NodeEvent, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
     model::{Cause, Epoch, Moment, NodeName, RemoteChange, RoomName},
-    store::{Burial, NodeRow, Row, StoreError},
+    store::{NodeRow, Reaped, Row, StoreError},
 };
 
 /// How long after a failure the nodes are surveyed again.
@@ -103,7 +103,7 @@ impl RoomRegistry {
     fn reap(&mut self, node: NodeName, incarnation: Epoch, ctx: &mut Context<Self>) {
         let Some(cluster) = &self.cluster else { return };
         let (name, now) = (node.clone(), self.clock.now().utc());
-        let reaped = cluster.reader.ask(move |store| store.bury(&name, incarnation, now));
+        let reaped = cluster.reader.ask(move |store| store.reap(&name, incarnation, now));
         ctx.spawn(reaped.into_actor(self).map(move |reaped, registry, ctx| {
             let now = registry.clock.now();
             registry.was_reaped(&node, incarnation, reaped, now);
@@ -116,15 +116,15 @@ impl RoomRegistry {
         &mut self,
         node: &NodeName,
         incarnation: Epoch,
-        reaped: Result<Burial, StoreError>,
+        reaped: Result<Reaped, StoreError>,
         now: Moment,
     ) {
         let Some(cluster) = &mut self.cluster else { return };
         match reaped {
-            Ok(Burial::Buried { rows, leaving }) => {
+            Ok(Reaped::Removed { rows, leaving }) => {
                 let presences = rows.len();
                 tracing::debug!(%node, presences, leaving, "a node's lease has run out: its presences end");
-                cluster.tell(Told::Buried { node: node.clone(), incarnation, leaving });
+                cluster.tell(BusMessage::Reaped { node: node.clone(), incarnation, leaving });
                 if let Some(event) = cluster.peers.end(node, incarnation) {
                     event.log();
                 }
@@ -132,7 +132,7 @@ impl RoomRegistry {
                 self.lose(node, cause_of(leaving), true, now);
             }
             // The next survey tells, unless the node that did it has.
-            Ok(Burial::Gone | Burial::Alive) => {}
+            Ok(Reaped::Gone | Reaped::Alive) => {}
             Err(error) => {
                 static UNREMOVABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREMOVABLE.pass() {
@@ -196,7 +196,7 @@ impl RoomRegistry {
     /// This node was taken for dead, and its rows were removed: it goes on in a new incarnation. Others
     /// have seen its presences end, and see them come again.
     pub(super) fn register_again(&mut self, incarnation: Epoch, now: Moment) {
-        let seen = self.mirror.reborn(&self.rooms);
+        let seen = self.mirror.begin_incarnation(&self.rooms);
         let Some(cluster) = &mut self.cluster else { return };
         cluster.register_again(incarnation);
         cluster.peers.renewed(false, self.lease, now);

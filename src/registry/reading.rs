@@ -179,7 +179,7 @@ impl RoomRegistry {
     fn compare(&mut self, asked: Vec<(RoomName, ConnectionId)>, rows: Vec<(NodeName, Row)>) {
         let Some(cluster) = &mut self.cluster else { return };
         let by_place = |(node, row): (NodeName, Row)| {
-            ((row.room.clone(), row.presence.connection), (node, row))
+            ((row.room.clone(), row.record.presence.connection), (node, row))
         };
         let mut rows: Rows = rows.into_iter().map(by_place).collect();
         for place in asked {
@@ -203,8 +203,9 @@ impl RoomRegistry {
 fn is_same(known: Option<&Remote>, row: Option<&Remote>) -> bool {
     match (known, row) {
         (Some(known), Some(row)) => {
-            let last_seen = known.last_seen;
-            *known == Remote { last_seen, ..row.clone() }
+            let mut expected = row.clone();
+            expected.record.last_seen = known.record.last_seen;
+            *known == expected
         }
         (None, None) => true,
         _ => false,

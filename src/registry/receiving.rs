@@ -4,7 +4,7 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::{Envelope, FromBus, Said, Told},
+    bus::{BusEvent, BusMessage, Envelope, RoomMessage},
     cluster::{NodeEvent, RemoteChanges, SenderStatus},
     log_limit::LogLimit,
     messages::Kick,
@@ -12,31 +12,30 @@ use crate::{
         Cause, Diff, Epoch, Moment, NodeName, Remote, RemoteChange, RemoteOutcome, RoomName,
         Yielded,
     },
-    store::Whom,
     wire::json::Sender,
 };
 
-impl Handler<FromBus> for RoomRegistry {
+impl Handler<BusEvent> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
+    fn handle(&mut self, msg: BusEvent, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         let Some(cluster) = &mut self.cluster else { return };
         match msg {
-            FromBus::Up => {
+            BusEvent::Up => {
                 tracing::info!("the bus is up");
                 cluster.up(now);
                 // Nodes that start need not wait for one another's next beat.
                 cluster.beat();
                 self.survey_is_due = true;
             }
-            FromBus::Down(why) => {
+            BusEvent::Down(why) => {
                 tracing::warn!(why, "the bus is down: other nodes are not heard");
                 cluster.is_down(why);
             }
-            FromBus::Subscribed(channel) => cluster.subscribed(&channel),
-            FromBus::Heard(envelope) => self.receive(envelope, now),
-            FromBus::Unreadable(error) => {
+            BusEvent::Subscribed(channel) => cluster.subscribed(&channel),
+            BusEvent::Received(envelope) => self.receive(envelope, now),
+            BusEvent::Unreadable(error) => {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 metrics::counter!("presence_bus_unreadable_total").increment(1);
                 if let Some(suppressed) = UNREADABLE.pass() {
@@ -56,16 +55,16 @@ impl Handler<FromBus> for RoomRegistry {
 impl RoomRegistry {
     fn receive(&mut self, envelope: Envelope, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
-        let Envelope { node, incarnation, told } = envelope;
+        let Envelope { node, incarnation, message } = envelope;
         if node == *cluster.me() {
             return;
         }
         // An envelope has session keys, which nobody may read in a log.
-        tracing::trace!(me = %cluster.me(), %node, %incarnation, kind = kind_of(&told), "received");
+        tracing::trace!(me = %cluster.me(), %node, %incarnation, kind = kind_of(&message), "received");
         match cluster.peers.status_of(&node, incarnation) {
             SenderStatus::Ended => return,
             SenderStatus::Unconfirmed => {
-                if let Told::Beat { .. } = told {
+                if let BusMessage::Heartbeat { .. } = message {
                     cluster.peers.is_heard(&node, now);
                 }
                 self.survey_is_due = true;
@@ -73,32 +72,32 @@ impl RoomRegistry {
             }
             SenderStatus::New | SenderStatus::Known => {}
         }
-        match told {
-            Told::Changes(changes) => {
+        match message {
+            BusMessage::Changes(changes) => {
                 if let Some(changes) = cluster.heard(&node, incarnation, changes) {
                     self.apply_remote(changes, now);
                 }
             }
-            Told::Said(said) => {
+            BusMessage::Published(said) => {
                 if cluster.peers.is_new_message(&node, said.number) {
                     self.deliver_remote(said, now);
                 }
             }
-            Told::Beat { number, rooms } => {
+            BusMessage::Heartbeat { number, rooms } => {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
-            Told::Missed => cluster.read_all(),
-            Told::Stopping => {
+            BusMessage::Missed => cluster.read_all(),
+            BusMessage::Stopping => {
                 if cluster.peers.says_that_it_stops(&node) {
                     NodeEvent::Left { node }.log();
                 }
             }
-            Told::Close { room } => drop(self.close_room(&room, now)),
-            Told::Kick(Whom::Connection(connection)) => {
+            BusMessage::Close { room } => drop(self.close_room(&room, now)),
+            BusMessage::Kick(Kick::Connection(connection)) => {
                 self.kick(&Kick::Connection(connection), now);
             }
-            Told::Kick(Whom::User(user)) => drop(self.kick(&Kick::User(user), now)),
-            Told::Buried { node, incarnation, leaving } => {
+            BusMessage::Kick(Kick::User(user)) => drop(self.kick(&Kick::User(user), now)),
+            BusMessage::Reaped { node, incarnation, leaving } => {
                 self.was_reaped_elsewhere(&node, incarnation, leaving);
             }
         }
@@ -119,8 +118,8 @@ impl RoomRegistry {
     }
 
     /// Passes on to the members here what was published on another node.
-    fn deliver_remote(&mut self, said: Said, now: Moment) {
-        let Said { room, content, from, except, .. } = said;
+    fn deliver_remote(&mut self, said: RoomMessage, now: Moment) {
+        let RoomMessage { room, content, from, except, .. } = said;
         let from = from.map(|(id, connection)| Sender { id, connection });
         // It may have overtaken the join of its sender; then there is nothing to wait for.
         let known = |from: &Sender| self.rooms.presence(&room, from.connection);
@@ -184,16 +183,16 @@ impl RoomRegistry {
         now: Moment,
     ) {
         for remote in remotes {
-            let Some(session) = &remote.session else { continue };
-            let user = remote.presence.user.as_ref();
+            let Some(session) = &remote.record.session else { continue };
+            let user = remote.record.presence.user.as_ref();
             let Some(own) = self.sessions.presence_in(room, session, user) else { continue };
             let Some(connection) = self.rooms.current_connection(room, own) else { continue };
             let ours = (self.sessions.fading(own, room).is_none(), connection);
-            let theirs = (remote.fading.is_none(), remote.current_connection());
-            if own == remote.presence.connection {
+            let theirs = (remote.record.fading.is_none(), remote.current_connection());
+            if own == remote.record.presence.connection {
                 // It went there and came back here before this node heard of it.
                 let is_back = ours.0 && theirs < ours;
-                if is_back && self.rooms.outbid(room, own, remote.generation) {
+                if is_back && self.rooms.outbid(room, own, remote.record.generation) {
                     self.mirror.mark_one(room.clone(), own);
                 }
             } else if ours < theirs {
@@ -215,15 +214,15 @@ impl RoomRegistry {
     }
 }
 
-fn kind_of(told: &Told) -> &'static str {
+fn kind_of(told: &BusMessage) -> &'static str {
     match told {
-        Told::Changes(_) => "changes",
-        Told::Said(_) => "message",
-        Told::Close { .. } => "close",
-        Told::Kick(_) => "kick",
-        Told::Beat { .. } => "beat",
-        Told::Buried { .. } => "reaped",
-        Told::Stopping => "stopping",
-        Told::Missed => "missed",
+        BusMessage::Changes(_) => "changes",
+        BusMessage::Published(_) => "message",
+        BusMessage::Close { .. } => "close",
+        BusMessage::Kick(_) => "kick",
+        BusMessage::Heartbeat { .. } => "beat",
+        BusMessage::Reaped { .. } => "reaped",
+        BusMessage::Stopping => "stopping",
+        BusMessage::Missed => "missed",
     }
 }

@@ -108,10 +108,11 @@ impl RoomRegistry {
         let me = self.node.clone();
         let mut fading = Vec::new();
         for row in rows {
-            let (room, presence) = (row.room.clone(), row.presence.connection);
-            let (user, session) = (row.presence.user.clone(), row.session.clone());
-            let fixed = row.fixed.clone();
-            let left = row.fading.map(|until| (until - now.utc()).to_std().unwrap_or_default());
+            let (room, presence) = (row.room.clone(), row.record.presence.connection);
+            let (user, session) = (row.record.presence.user.clone(), row.record.session.clone());
+            let fixed = row.record.fixed.clone();
+            let left =
+                row.record.fading.map(|until| (until - now.utc()).to_std().unwrap_or_default());
             let grace = left.map_or(self.grace, |left| left.min(self.grace));
             // It is the same node's, so it goes on as it was.
             let present = RemoteChange::Present(remote(me.clone(), row));

@@ -5,16 +5,16 @@ use tokio::sync::oneshot;
 
 use super::{RoomRegistry, commands::Reply};
 use crate::{
-    bus::Told,
+    bus::BusMessage,
     messages::{Content, Kick},
     model::{ConnectionId, Moment, Remote, RoomName, SeenPresence},
-    store::{SharedStore, StoreError, Whom, reader::Desk},
+    store::{SharedStore, StoreError, reader::ReaderHandle},
     wire::json::Sender,
 };
 
 impl RoomRegistry {
     /// The way to ask the database, if other nodes share it and rooms with it.
-    pub(super) fn reader(&self) -> Option<Desk> {
+    pub(super) fn reader(&self) -> Option<ReaderHandle> {
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.is_shared());
         cluster.map(|cluster| cluster.reader.clone())
     }
@@ -64,7 +64,7 @@ impl RoomRegistry {
             return 0;
         }
         let gets = |remote: &&Remote| {
-            remote.fading.is_none() && Some(remote.presence.connection) != except
+            remote.record.fading.is_none() && Some(remote.record.presence.connection) != except
         };
         self.rooms.remotes_in(room).filter(gets).count()
     }
@@ -72,7 +72,7 @@ impl RoomRegistry {
     /// Has a room closed on the other nodes. Answers how many are to go, as far as is known here.
     pub(super) fn close_elsewhere(&mut self, room: &RoomName) -> usize {
         let Some(cluster) = &mut self.cluster else { return 0 };
-        match cluster.tell(Told::Close { room: room.clone() }) {
+        match cluster.tell(BusMessage::Close { room: room.clone() }) {
             true => self.rooms.remotes_in(room).count(),
             false => 0,
         }
@@ -97,8 +97,8 @@ impl RoomRegistry {
     ) -> Reply<usize> {
         let Some(reader) = self.reader() else { return Reply::Now(kicked) };
         let whom = match whom {
-            Kick::Connection(connection) => Whom::Connection(connection),
-            Kick::User(user) => Whom::User(user),
+            Kick::Connection(connection) => Kick::Connection(connection),
+            Kick::User(user) => Kick::User(user),
         };
         let (reply, answer) = oneshot::channel();
         let (asked, written) = (whom.clone(), self.written(ctx));
@@ -109,7 +109,7 @@ impl RoomRegistry {
         };
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let Some(cluster) = &mut registry.cluster else { return };
-            let single = matches!(whom, Whom::Connection(_));
+            let single = matches!(whom, Kick::Connection(_));
             let elsewhere = match found {
                 Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
                 Err(error) => {
@@ -117,7 +117,7 @@ impl RoomRegistry {
                     seen
                 }
             };
-            let told = cluster.tell(Told::Kick(whom));
+            let told = cluster.tell(BusMessage::Kick(whom));
             let all = kicked + if told { elsewhere } else { 0 };
             // A connection may have presences on two nodes, and counts once all the same.
             let _ = reply.send(if single { all.min(1) } else { all });
@@ -165,7 +165,7 @@ impl RoomRegistry {
 
 /// When presences of other nodes were last seen: those nodes write that to the database and do not tell it.
 pub(super) struct LastSeen {
-    reader: Option<Desk>,
+    reader: Option<ReaderHandle>,
     room: RoomName,
 }
 
@@ -182,10 +182,11 @@ impl LastSeen {
         let rows = reader.ask(move |store| store.find(&room, &connections)).await;
         let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
         for (_, row) in rows.unwrap_or_default() {
-            let same =
-                |seen: &&mut &mut SeenPresence| seen.presence.connection == row.presence.connection;
+            let same = |seen: &&mut &mut SeenPresence| {
+                seen.presence.connection == row.record.presence.connection
+            };
             if let Some(seen) = seen.iter_mut().find(same) {
-                seen.last_seen = row.last_seen;
+                seen.last_seen = row.record.last_seen;
             }
         }
     }

@@ -80,10 +80,9 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
 
 /// Law 8.
 fn rows_are_memory(world: &World, all: &Held) {
-    let rows =
-        world.database.rows().into_iter().map(|(node, row)| {
-            ((row.room, row.presence.connection), (node, row.presence, row.fixed))
-        });
+    let rows = world.database.rows().into_iter().map(|(node, row)| {
+        ((row.room, row.record.presence.connection), (node, row.record.presence, row.record.fixed))
+    });
     assert_eq!(rows.collect::<Held>(), *all, "rows and memory");
 }
 
@@ -107,10 +106,9 @@ async fn views_are_equal(world: &World, all: &Held) {
 /// has heard in all is who is there.
 fn observers_have_heard_it(world: &mut World, all: &Held) {
     for node in world.nodes.iter_mut().flatten() {
-        let inherited = node
-            .inherited
-            .iter()
-            .map(|row| ((row.room.clone(), row.presence.connection), row.presence.clone()));
+        let inherited = node.inherited.iter().map(|row| {
+            ((row.room.clone(), row.record.presence.connection), row.record.presence.clone())
+        });
         let mut there: BTreeMap<(RoomName, ConnectionId), Presence> = inherited.collect();
         let mut versions: BTreeMap<RoomName, u64> = BTreeMap::new();
         while let Some(changed) = node.changes.now() {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     clock::Clock,
-    handle::{PresenceConfig, Shared, Ties},
+    handle::{Backend, PresenceConfig},
     messages::{
         Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope,
         Subscribe,
@@ -23,7 +23,7 @@ use crate::{
     registry::{Inherited, RoomRegistry},
     store::{
         Row, SharedStore, Started, Store,
-        reader::{Ask, Desk},
+        reader::{Query, ReaderHandle},
     },
     supervision::Supervisor,
     testing::{
@@ -148,12 +148,12 @@ answer_later!(Renew, renew);
 answer_later!(PruneRoomRows, prune_rooms);
 answer_later!(Goodbye, goodbye);
 
-impl Handler<Ask> for Inline<Box<dyn SharedStore>> {
+impl Handler<Query> for Inline<Box<dyn SharedStore>> {
     type Result = ();
 
-    fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+    fn handle(&mut self, query: Query, ctx: &mut Context<Self>) {
         let pause = tokio::time::sleep(self.pause()).into_actor(self);
-        ctx.wait(pause.map(|(), reader, _| ask.answer(&mut *reader.inner)));
+        ctx.wait(pause.map(|(), reader, _| query.run(&mut *reader.inner)));
     }
 }
 
@@ -216,26 +216,27 @@ impl World {
         let stalled = Rc::new(Cell::new(false));
         let writer = Inline { inner: writer, rng: rng.clone(), stalled: stalled.clone() }.start();
         let reader: Box<dyn SharedStore> = Box::new(reader);
-        let desk =
-            Desk::new(Inline { inner: reader, rng, stalled: stalled.clone() }.start().recipient());
+        let reader = ReaderHandle::new(
+            Inline { inner: reader, rng, stalled: stalled.clone() }.start().recipient(),
+        );
         let bus: MemoryBus = self.hub.bus();
         let connection = bus.connection();
-        let shared = Some(Shared { reader: desk, bus: Some(Box::new(bus)) });
         let rows = inherited.clone();
-        let ties = Ties {
+        let backend = Backend {
             node: node.clone(),
-            writer: writer.into(),
-            inherited: Inherited { rows, stopped },
-            shared,
             incarnation,
+            inherited: Inherited { rows, stopped },
+            writer: writer.into(),
+            reader: Some(reader),
+            bus: Some(Box::new(bus)),
             supervisor: Supervisor::default(),
         };
-        let config = PresenceConfig::new("")
+        let config = PresenceConfig::default()
             .clock(self.clock.clone())
             .lease(LEASE)
             .grace(GRACE)
             .max_age(Duration::from_secs(3600));
-        let presence = config.run(ties, &Arbiter::current()).unwrap();
+        let presence = config.run(backend, &Arbiter::current()).unwrap();
         let registry = presence.registry();
         let (observer, changes) = Probe::new();
         let subscribe = Subscribe::new(RoomFilter::Any, observer.recipient());

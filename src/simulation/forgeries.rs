@@ -9,21 +9,24 @@ use super::{
     scripts::{LOST, MOMENT, enter, heard, lobby, story},
 };
 use crate::{
-    bus::{Change, Changes, Content, Envelope, Said, Told},
-    model::{Cause, ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
+    bus::{BusMessage, Envelope, RoomChanges, RoomMessage, RowChange},
+    messages::Content,
+    model::{
+        Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, UserId,
+    },
     store::SharedStore,
 };
 
 /// Publishes something in the name of a node.
-fn publish(world: &World, place: usize, told: Told) {
+fn publish(world: &World, place: usize, told: BusMessage) {
     let Some(node) = &world.nodes[place] else { return };
     let Some(incarnation) = incarnation(world, place) else { return };
-    let envelope = Envelope { node: node.name.clone(), incarnation, told };
+    let envelope = Envelope { node: node.name.clone(), incarnation, message: told };
     world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
 }
 
 /// Publishes something, and waits until it is heard.
-async fn forge(world: &World, place: usize, told: Told) {
+async fn forge(world: &World, place: usize, told: BusMessage) {
     publish(world, place, told);
     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
 }
@@ -42,14 +45,14 @@ pub fn at_random(world: &mut World, place: usize, client: usize) {
             let Some(node) = &world.nodes[place] else { return };
             let node = node.name.clone();
             let Some(incarnation) = incarnation(world, place) else { return };
-            Told::Buried { node, incarnation, leaving: world.rng.bool() }
+            BusMessage::Reaped { node, incarnation, leaving: world.rng.bool() }
         }
-        1 => Told::Beat { number, rooms: vec![(room, number)] },
+        1 => BusMessage::Heartbeat { number, rooms: vec![(room, number)] },
         2 => {
-            let gone = Change::Gone { connection, cause: Cause::Left };
+            let gone = RowChange::Gone { connection, cause: Cause::Left };
             changes(room, number, vec![gone])
         }
-        3 => changes(room, number, vec![Change::Yielded { connection }]),
+        3 => changes(room, number, vec![RowChange::Yielded { connection }]),
         4 => changes(room, number, Vec::new()),
         _ => {
             let generation = world.rng.u32(0..3);
@@ -66,28 +69,24 @@ fn incarnation(world: &World, place: usize) -> Option<Epoch> {
     Some(rows.into_iter().find(|row| row.node == *name)?.incarnation)
 }
 
-fn changes(room: RoomName, number: u64, changes: Vec<Change>) -> Told {
+fn changes(room: RoomName, number: u64, changes: Vec<RowChange>) -> BusMessage {
     changes_after(room, number, 0, changes)
 }
 
-fn changes_after(room: RoomName, number: u64, previous: u64, changes: Vec<Change>) -> Told {
-    Told::Changes(Changes { room, number, previous, changes })
+fn changes_after(
+    room: RoomName,
+    number: u64,
+    previous: u64,
+    changes: Vec<RowChange>,
+) -> BusMessage {
+    BusMessage::Changes(RoomChanges { room, number, previous, changes })
 }
 
-fn here(connection: ConnectionId, generation: u32) -> Change {
+fn here(connection: ConnectionId, generation: u32) -> RowChange {
     let at = chrono::DateTime::from_timestamp(1_767_225_600, 0).unwrap();
-    Change::Here {
-        connection,
-        user: UserId::new("ghost").ok(),
-        info: Info::EMPTY,
-        fixed: Info::EMPTY,
-        joined_at: at,
-        last_seen: at,
-        session: None,
-        fading: None,
-        generation,
-        current_connection: None,
-    }
+    let user = UserId::new("ghost").ok();
+    let presence = Presence { connection, user, info: Info::EMPTY, joined_at: at };
+    RowChange::Here(PresenceRecord { generation, ..PresenceRecord::new(presence) })
 }
 
 #[test]
@@ -134,7 +133,7 @@ fn a_ghost_of_a_node_that_there_is_not_goes() {
         tokio::time::sleep(MOMENT).await;
         let node = NodeName::new("nobody").unwrap();
         let told = changes(lobby(), 1, vec![here(ConnectionId::new(), 0)]);
-        let envelope = Envelope { node, incarnation: Epoch::new(), told };
+        let envelope = Envelope { node, incarnation: Epoch::new(), message: told };
         world.hub.publish_bytes(&envelope.channel(), &envelope.encode());
         tokio::time::sleep(LEASE).await;
         assert_eq!(world.seen(1, &lobby()).await, [real]);
@@ -149,7 +148,7 @@ fn who_is_said_to_have_left_or_to_be_elsewhere_and_is_not_is_seen_again() {
         let mut real = [0, 2].map(|client| enter(&mut world, client, client / 2, &lobby()));
         real.sort_unstable();
         tokio::time::sleep(MOMENT).await;
-        let gone = Change::Gone { connection: real[0], cause: Cause::Left };
+        let gone = RowChange::Gone { connection: real[0], cause: Cause::Left };
         forge(&world, 0, changes(lobby(), u64::MAX, vec![gone])).await;
         assert_eq!(world.seen(2, &lobby()).await, [real[1]]);
         tokio::time::sleep(LEASE).await;
@@ -175,7 +174,7 @@ fn a_living_node_that_is_said_to_be_buried_loses_nobody_and_is_heard_as_before()
             (world.nodes[0].as_ref().unwrap().name.clone(), incarnation(&world, 0).unwrap());
         for leaving in [false, true] {
             let node = node.clone();
-            forge(&world, 1, Told::Buried { node, incarnation, leaving }).await;
+            forge(&world, 1, BusMessage::Reaped { node, incarnation, leaving }).await;
         }
         let later = enter(&mut world, 3, 0, &lobby());
         tokio::time::sleep(LOST).await;
@@ -193,9 +192,15 @@ fn no_number_of_a_message_or_a_beat_silences_what_follows() {
         let _listener = enter(&mut world, 2, 1, &lobby());
         tokio::time::sleep(MOMENT).await;
         let content = Content::Json(RawValue::from_string("0".to_owned()).unwrap());
-        let said = Said { room: lobby(), number: u64::MAX, content, from: None, except: None };
-        forge(&world, 0, Told::Said(said)).await;
-        forge(&world, 0, Told::Beat { number: u64::MAX, rooms: vec![(lobby(), u64::MAX)] }).await;
+        let said =
+            RoomMessage { room: lobby(), number: u64::MAX, content, from: None, except: None };
+        forge(&world, 0, BusMessage::Published(said)).await;
+        forge(
+            &world,
+            0,
+            BusMessage::Heartbeat { number: u64::MAX, rooms: vec![(lobby(), u64::MAX)] },
+        )
+        .await;
         Step::Say { client: 0 }.take(&mut world).await;
         tokio::time::sleep(MOMENT).await;
         world.observe(2);

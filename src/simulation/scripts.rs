@@ -92,7 +92,7 @@ fn a_dead_node_is_named_once_with_one_change_for_each_room() {
             assert!(node.changes.now().is_none(), "one change for the room");
         }
         assert_eq!(world.database.rows().len(), 1);
-        assert_eq!(world.database.rows()[0].1.presence.connection, stays);
+        assert_eq!(world.database.rows()[0].1.record.presence.connection, stays);
     });
 }
 
@@ -120,7 +120,7 @@ fn a_node_that_was_taken_for_dead_lives_on_and_its_members_never_notice() {
         let nothing = |list: &String| list.contains(r#""joins":{},"leaves":{}"#);
         assert!(world.lists(0).iter().all(nothing));
         let all: Vec<_> =
-            world.database.rows().iter().map(|row| row.1.presence.connection).collect();
+            world.database.rows().iter().map(|row| row.1.record.presence.connection).collect();
         assert_eq!(all, [here, there]);
     });
 }
@@ -205,7 +205,7 @@ fn in_a_rolling_restart_who_comes_back_has_never_left_and_who_does_not_leaves_on
         }
         let rows = world.database.rows();
         let rows: Vec<_> =
-            rows.iter().map(|(n, row)| (n.as_str(), row.presence.connection)).collect();
+            rows.iter().map(|(n, row)| (n.as_str(), row.record.presence.connection)).collect();
         assert_eq!(rows, [("n1", back)]);
     });
 }

@@ -3,25 +3,32 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{SharedStore, StoreError};
+use super::{error::StoreError, traits::SharedStore};
 use crate::supervision::Guard;
 
-/// Questions that may wait for the reader.
-const WAITING: usize = 1024;
+/// The most queries that may wait for the reader.
+const MAX_WAITING: usize = 1024;
 
-/// A question to the store of a [`Reader`], which brings its own way to answer.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// The pause after a failure of the database, given the number of failures before it in a row.
+pub(crate) fn retry_pause(failures: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(1 << failures.min(10)).min(LAST_RETRY)
+}
+
+/// A query to the store of a [`Reader`]; it sends its answer itself.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Ask(Box<Question>);
+pub(crate) struct Query(Box<dyn FnOnce(&mut dyn SharedStore) + Send>);
 
-type Question = dyn FnOnce(&mut dyn SharedStore) + Send;
-
-/// The actor that owns a second store on the database: one thread, one question at a time.
+/// The actor that owns a second store on the database: one thread, one query at a time.
 pub(crate) struct Reader {
     // Shared with the factory of the arbiter, which may be asked for a second actor.
     store: Arc<Mutex<Box<dyn SharedStore>>>,
@@ -30,10 +37,10 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Starts the reader's thread.
-    pub fn start(store: Box<dyn SharedStore>, guard: Guard) -> Desk {
+    pub fn start(store: Box<dyn SharedStore>, guard: Guard) -> ReaderHandle {
         let (store, guard) = (Arc::new(Mutex::new(store)), Arc::new(guard));
         let reader = move || Self { store: Arc::clone(&store), _guard: Arc::clone(&guard) };
-        Desk::new(SyncArbiter::start(1, reader).recipient())
+        ReaderHandle::new(SyncArbiter::start(1, reader).recipient())
     }
 }
 
@@ -41,51 +48,50 @@ impl Actor for Reader {
     type Context = SyncContext<Self>;
 }
 
-impl Handler<Ask> for Reader {
+impl Handler<Query> for Reader {
     type Result = ();
 
-    fn handle(&mut self, ask: Ask, _: &mut SyncContext<Self>) {
-        ask.answer(&mut **self.store.lock().unwrap_or_else(PoisonError::into_inner));
+    fn handle(&mut self, query: Query, _: &mut SyncContext<Self>) {
+        query.run(&mut **self.store.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-impl Ask {
-    /// Answers the question.
-    pub fn answer(self, store: &mut dyn SharedStore) {
-        // Who asked is told that the store has panicked: its end of the answer is dropped.
-        let answered = catch_unwind(AssertUnwindSafe(|| (self.0)(store)));
-        if answered.is_err() {
+impl Query {
+    /// Runs the query and sends its answer.
+    pub fn run(self, store: &mut dyn SharedStore) {
+        // A panic drops the sender of the answer, which tells the receiver.
+        if catch_unwind(AssertUnwindSafe(|| (self.0)(store))).is_err() {
             tracing::error!("the store panicked");
         }
     }
 }
 
-/// Where to ask the database that the nodes share. A clone asks the same reader.
+/// Sends queries to the database that the nodes share. A clone uses the same reader.
 #[derive(Clone)]
-pub(crate) struct Desk {
-    reader: Recipient<Ask>,
+pub(crate) struct ReaderHandle {
+    reader: Recipient<Query>,
     places: Arc<Semaphore>,
 }
 
-impl Desk {
-    pub fn new(reader: Recipient<Ask>) -> Self {
-        Self { reader, places: Arc::new(Semaphore::new(WAITING)) }
+impl ReaderHandle {
+    pub fn new(reader: Recipient<Query>) -> Self {
+        Self { reader, places: Arc::new(Semaphore::new(MAX_WAITING)) }
     }
 
-    /// Asks; the answer comes when the database has given it, or does not take the question.
+    /// Sends a query; it fails at once if too many wait already.
     pub fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
+        query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
     ) -> impl Future<Output = Result<T, StoreError>> + 'static {
         let (reply, answer) = oneshot::channel();
         match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => self.reader.do_send(Ask(Box::new(move |store| {
-                // Who asked may have gone.
-                let _ = reply.send(question(store));
+            Ok(place) => self.reader.do_send(Query(Box::new(move |store| {
+                // The receiver may have been dropped.
+                let _ = reply.send(query(store));
                 drop(place);
             }))),
             Err(_) => {
-                let _ = reply.send(Err(StoreError::unavailable("too many questions wait for it")));
+                let _ = reply.send(Err(StoreError::unavailable("too many queries are waiting")));
             }
         }
         async { answer.await.unwrap_or(Err(StoreError::Panicked)) }
@@ -110,15 +116,15 @@ mod tests {
     }
 
     #[actix::test]
-    async fn a_panic_is_the_error_of_its_question_and_a_thread_that_has_ended_is_told() {
+    async fn a_panic_is_the_error_of_its_query_and_the_end_of_the_thread_is_noticed() {
         let supervisor = Supervisor::default();
         let store = Box::new(MemoryDatabase::new().store());
-        let desk = Reader::start(store, supervisor.guard(Crashed::Reader));
-        let panicked = desk.ask::<()>(|_| panic!("as the test says")).await;
+        let reader = Reader::start(store, supervisor.guard(Crashed::Reader));
+        let panicked = reader.ask::<()>(|_| panic!("as the test says")).await;
         assert!(matches!(panicked, Err(StoreError::Panicked)));
-        assert!(desk.ask(|_| Ok(1)).await.is_ok());
+        assert!(reader.ask(|_| Ok(1)).await.is_ok());
         assert_eq!(supervisor.crashed(), None);
-        assert!(desk.ask::<()>(|_| std::panic::panic_any(Bomb)).await.is_err());
+        assert!(reader.ask::<()>(|_| std::panic::panic_any(Bomb)).await.is_err());
         assert_eq!(supervisor.closed().await, Err(Crashed::Reader));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use actix::prelude::*;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::bus::{Bus, Channel, Envelope, FromBus, NotSent};
+use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
 /// So many envelopes of one end wait while the hub is stalled.
 const MOST_WAITING: usize = 8_192;
@@ -80,19 +80,19 @@ struct End {
     duplicate: usize,
     subscriptions: HashSet<Channel>,
     /// By when it is to be heard.
-    unheard: BTreeMap<(Instant, u64), FromBus>,
+    unheard: BTreeMap<(Instant, u64), BusEvent>,
     changed: Arc<Notify>,
 }
 
 #[derive(Clone, Debug)]
 struct Published {
     channel: Channel,
-    told: FromBus,
+    told: BusEvent,
 }
 
 /// What the task of an end does next.
 enum Next {
-    Tell(FromBus),
+    Tell(BusEvent),
     WaitUntil(Instant),
     Wait,
     End,
@@ -118,7 +118,7 @@ impl MemoryHub {
     /// Publishes bytes as somebody would who is no node: what is no [`Envelope`] is heard as
     /// [`FromBus::Unreadable`].
     pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-        let told = Envelope::decode(bytes).map_or_else(FromBus::Unreadable, FromBus::Heard);
+        let told = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
         // Nobody has the number 0.
         self.lock().publish(0, Published { channel: channel.clone(), told });
     }
@@ -217,11 +217,11 @@ impl MemoryConnection {
 }
 
 impl Bus for MemoryBus {
-    fn listen(&mut self, listener: Recipient<FromBus>) {
+    fn listen(&mut self, listener: Recipient<BusEvent>) {
         self.0.change(|hub, end| {
             hub.with(end, |end| end.listens = true);
             let cut = hub.ends.get(&end).is_some_and(|end| end.cut);
-            hub.tell(end, if cut { FromBus::Down("cut") } else { FromBus::Up }, None);
+            hub.tell(end, if cut { BusEvent::Down("cut") } else { BusEvent::Up }, None);
         });
         tokio::spawn(tell_all(self.connection(), listener));
     }
@@ -239,8 +239,8 @@ impl Bus for MemoryBus {
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
-        let told =
-            Envelope::decode(&envelope.encode()).map_or_else(FromBus::Unreadable, FromBus::Heard);
+        let told = Envelope::decode(&envelope.encode())
+            .map_or_else(BusEvent::Unreadable, BusEvent::Received);
         self.0.hub.lock().take(self.0.end, Published { channel: envelope.channel(), told })
     }
 }
@@ -265,19 +265,19 @@ impl Hub {
         state.subscriptions.clear();
         state.unheard.clear();
         self.waiting.retain(|(from, _)| *from != end);
-        self.tell(end, FromBus::Down(why), None);
+        self.tell(end, BusEvent::Down(why), None);
     }
 
     fn heal(&mut self, end: u64) {
         let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
         state.cut = false;
-        self.tell(end, FromBus::Up, None);
+        self.tell(end, BusEvent::Up, None);
     }
 
     fn subscribe(&mut self, end: u64, channel: Channel) {
         let Some(state) = self.ends.get_mut(&end).filter(|end| end.connected()) else { return };
         state.subscriptions.insert(channel.clone());
-        self.tell(end, FromBus::Subscribed(channel), None);
+        self.tell(end, BusEvent::Subscribed(channel), None);
     }
 
     /// Takes what an end publishes.
@@ -312,7 +312,7 @@ impl Hub {
     }
 
     /// Puts down what an end is to hear, perhaps from another.
-    fn tell(&mut self, to: u64, told: FromBus, from: Option<u64>) {
+    fn tell(&mut self, to: u64, told: BusEvent, from: Option<u64>) {
         let now = Instant::now();
         let due = from.and_then(|from| self.links.get_mut(&(from, to))).map_or(now, |link| {
             let due = (now + link.delay).max(link.last.unwrap_or(now));
@@ -333,7 +333,7 @@ impl Hub {
         let stalled = self.stalled;
         let Some(end) = self.ends.get_mut(&end) else { return Next::End };
         let Some(first) = end.unheard.first_entry() else { return Next::Wait };
-        if (stalled || end.held) && !matches!(first.get(), FromBus::Up | FromBus::Down(_)) {
+        if (stalled || end.held) && !matches!(first.get(), BusEvent::Up | BusEvent::Down(_)) {
             return Next::Wait;
         }
         let (due, _) = *first.key();
@@ -359,7 +359,7 @@ impl End {
 }
 
 /// Tells the listener one thing after the other, until the end is dropped or the listener stops.
-async fn tell_all(connection: MemoryConnection, listener: Recipient<FromBus>) {
+async fn tell_all(connection: MemoryConnection, listener: Recipient<BusEvent>) {
     let MemoryConnection { hub, end } = connection;
     let Some(changed) = hub.lock().ends.get(&end).map(|end| end.changed.clone()) else { return };
     loop {

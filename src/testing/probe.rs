@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
-use crate::bus::FromBus;
+use crate::bus::BusEvent;
 use crate::messages::{Disconnect, ForwardMessage, PresenceChanged};
 
 /// An actor that passes on what it is sent: a session or an observer for tests.
@@ -83,10 +83,10 @@ impl Handler<Disconnect> for Probe<Heard> {
     }
 }
 
-impl Handler<FromBus> for Probe<FromBus> {
+impl Handler<BusEvent> for Probe<BusEvent> {
     type Result = ();
 
-    fn handle(&mut self, msg: FromBus, _: &mut Context<Self>) {
+    fn handle(&mut self, msg: BusEvent, _: &mut Context<Self>) {
         let _ = self.0.send(msg);
     }
 }

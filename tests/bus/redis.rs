@@ -10,8 +10,9 @@ use std::{
 
 use actix::prelude::*;
 use actix_presence::{
-    bus::{Bus, Channel, Content, Envelope, FromBus, NotSent, RedisBus, Said, Told},
+    bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RedisBus, RoomMessage},
     bus_contract,
+    messages::Content,
     model::{Epoch, NodeName, RoomName},
     testing::{Probe, Seen, bus_contract::Bench},
 };
@@ -54,7 +55,7 @@ bus_contract!(contract, Redis::start);
 
 struct Node {
     bus: RedisBus,
-    seen: RefCell<Seen<FromBus>>,
+    seen: RefCell<Seen<BusEvent>>,
     said: u64,
 }
 
@@ -78,7 +79,7 @@ impl Node {
     }
 
     #[expect(clippy::await_holding_refcell_ref, reason = "one waits at a time")]
-    async fn next(&self) -> FromBus {
+    async fn next(&self) -> BusEvent {
         let until = Instant::now() + MOST_WAIT;
         loop {
             if let Some(told) = self.seen.borrow_mut().next().await {
@@ -90,12 +91,12 @@ impl Node {
 
     async fn up(&self) {
         let told = self.next().await;
-        assert!(matches!(told, FromBus::Up), "{told:?}");
+        assert!(matches!(told, BusEvent::Up), "{told:?}");
     }
 
     async fn down(&self) -> &'static str {
         match self.next().await {
-            FromBus::Down(why) => why,
+            BusEvent::Down(why) => why,
             other => panic!("{other:?}"),
         }
     }
@@ -103,22 +104,24 @@ impl Node {
     async fn subscribe(&mut self, channel: Channel) {
         self.bus.subscribe(channel.clone());
         let told = self.next().await;
-        assert!(matches!(&told, FromBus::Subscribed(c) if *c == channel), "{told:?}");
+        assert!(matches!(&told, BusEvent::Subscribed(c) if *c == channel), "{told:?}");
     }
 
     fn say(&mut self, text: &str) -> Result<u64, NotSent> {
-        let (number, content) = (self.said + 1, Content::Text(text.to_owned()));
+        let (number, content) = (self.said + 1, Content::Text(text.to_owned().into()));
         let room = RoomName::new("lobby").unwrap();
-        let said = Said { room, number, content, from: None, except: None };
+        let said = RoomMessage { room, number, content, from: None, except: None };
         let (node, incarnation) = (NodeName::new("n").unwrap(), Epoch::new());
-        self.bus.publish(&Envelope { node, incarnation, told: Told::Said(said) })?;
+        self.bus.publish(&Envelope { node, incarnation, message: BusMessage::Published(said) })?;
         self.said = number;
         Ok(number)
     }
 
     async fn heard(&self) -> u64 {
         match self.next().await {
-            FromBus::Heard(Envelope { told: Told::Said(said), .. }) => said.number,
+            BusEvent::Received(Envelope { message: BusMessage::Published(said), .. }) => {
+                said.number
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -256,10 +259,10 @@ async fn who_has_stopped_listening_is_connected_no_more() {
     impl Actor for Done {
         type Context = Context<Self>;
     }
-    impl Handler<FromBus> for Done {
+    impl Handler<BusEvent> for Done {
         type Result = ();
-        fn handle(&mut self, msg: FromBus, ctx: &mut Context<Self>) {
-            if let FromBus::Subscribed(_) = msg {
+        fn handle(&mut self, msg: BusEvent, ctx: &mut Context<Self>) {
+            if let BusEvent::Subscribed(_) = msg {
                 ctx.stop();
             }
         }
@@ -281,15 +284,15 @@ async fn who_has_stopped_listening_is_connected_no_more() {
 #[actix::test]
 async fn a_listener_that_is_slow_is_no_redis_that_hangs() {
     /// Takes longer with the first envelope than Redis may take to answer.
-    struct Slow(mpsc::UnboundedSender<FromBus>, Duration);
+    struct Slow(mpsc::UnboundedSender<BusEvent>, Duration);
     impl Actor for Slow {
         type Context = Context<Self>;
     }
-    impl Handler<FromBus> for Slow {
+    impl Handler<BusEvent> for Slow {
         type Result = AtomicResponse<Self, ()>;
-        fn handle(&mut self, msg: FromBus, _: &mut Context<Self>) -> Self::Result {
+        fn handle(&mut self, msg: BusEvent, _: &mut Context<Self>) -> Self::Result {
             let pause = match msg {
-                FromBus::Heard(_) => std::mem::take(&mut self.1),
+                BusEvent::Received(_) => std::mem::take(&mut self.1),
                 _ => Duration::ZERO,
             };
             let slow = tokio::time::sleep(pause).into_actor(self);
@@ -302,15 +305,15 @@ async fn a_listener_that_is_slow_is_no_redis_that_hangs() {
     let (sender, mut seen) = mpsc::unbounded_channel();
     let mut bus = RedisBus::new(&redis.url()).unwrap();
     bus.listen(Slow(sender, Duration::from_secs(12)).start().recipient());
-    assert!(matches!(seen.recv().await, Some(FromBus::Up)));
+    assert!(matches!(seen.recv().await, Some(BusEvent::Up)));
     bus.subscribe(lobby());
-    assert!(matches!(seen.recv().await, Some(FromBus::Subscribed(_))));
+    assert!(matches!(seen.recv().await, Some(BusEvent::Subscribed(_))));
     for _ in 0..1_000 {
         node.works().await;
     }
     for _ in 0..1_000 {
         let told = tokio::time::timeout(MOST_WAIT, seen.recv()).await;
-        assert!(matches!(told, Ok(Some(FromBus::Heard(_)))), "{told:?}");
+        assert!(matches!(told, Ok(Some(BusEvent::Received(_)))), "{told:?}");
     }
 }
 
@@ -354,6 +357,6 @@ async fn all_rooms_and_a_room_with_the_name_of_their_pattern_are_two_things() {
     // Asked for after it, and answered after it.
     node.subscribe(Channel::Nodes).await;
     redis.bulk(&[b"PUBLISH", b"presence:room:*", b"?"]);
-    assert!(matches!(node.next().await, FromBus::Unreadable(_)));
+    assert!(matches!(node.next().await, BusEvent::Unreadable(_)));
     node.works().await;
 }

@@ -1,7 +1,7 @@
 //! The contract of stores.
 
 use actix_presence::{
-    ConnectionId, NodeName, Presence, RoomName, SessionKey, UserId,
+    ConnectionId, NodeName, Presence, PresenceRecord, RoomName, SessionKey, UserId,
     store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
     testing::store_contract::{Bench, Deed, SharedBench, Verb},
 };
@@ -88,8 +88,7 @@ impl Columns {
             info: serde_json::from_str(&self.info).unwrap(),
             joined_at: self.joined_at.and_utc(),
         };
-        let row = Row {
-            room: RoomName::new(self.room).unwrap(),
+        let record = PresenceRecord {
             presence,
             last_seen: self.last_seen.and_utc(),
             session: self.session_key.map(|key| SessionKey::new(key).unwrap()),
@@ -98,6 +97,7 @@ impl Columns {
             generation: self.turn.try_into().unwrap(),
             current_connection: self.current_connection.map(|current| current.parse().unwrap()),
         };
+        let row = Row { room: RoomName::new(self.room).unwrap(), record };
         (NodeName::new(self.node_id).unwrap(), row)
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use actix_presence::{
-    Epoch, UserId,
-    store::{Batch, PostgresStore, SharedStore, Store, Whom},
+    Epoch, Kick, UserId,
+    store::{Batch, PostgresStore, SharedStore, Store},
     testing::store_contract::{LEASE, at, id, node, room, row, upserts},
 };
 
@@ -80,12 +80,12 @@ fn no_query_walks_the_tables() {
     let user = UserId::new("user 8").unwrap();
     check("where_is", &mut |store| drop(store.where_is(&user).unwrap()));
     check("connections", &mut |store| {
-        assert_ne!(store.connections(&Whom::User(user.clone())).unwrap(), []);
-        assert_ne!(store.connections(&Whom::Connection(id(72))).unwrap(), []);
+        assert_ne!(store.connections(&Kick::User(user.clone())).unwrap(), []);
+        assert_ne!(store.connections(&Kick::Connection(id(72))).unwrap(), []);
     });
     check("bury", &mut |store| {
         let second: Epoch = "0000000000000002".parse().unwrap();
-        let _ = store.bury(&node("node-2"), second, at(100)).unwrap();
+        let _ = store.reap(&node("node-2"), second, at(100)).unwrap();
     });
     check("hand_over", &mut |store| {
         let _ = store.hand_over(&n, at(0), LEASE).unwrap();

@@ -7,8 +7,8 @@ use std::{
 
 use actix_presence::{
     store::{
-        Applied, Batch, Change, DatabaseUrl, PostgresOptions, PostgresStore, Renewal, SharedStore,
-        Store, StoreError,
+        Applied, Batch, BatchEntry, DatabaseUrl, PostgresOptions, PostgresStore, Renewal,
+        SharedStore, Store, StoreError,
     },
     testing::store_contract::{
         Bench, Deed, LEASE, at, id, node, room, row, upserts, write, write_as,
@@ -223,7 +223,7 @@ fn a_row_that_is_left_out_without_an_error_is_set_aside() {
     let batch = upserts([row("a", 1, None), row("a", 2, Some("eve")), row("b", 1, None)]);
     let Applied { set_aside } = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
     let changes: Vec<_> = set_aside.into_iter().map(|aside| aside.change).collect();
-    let upsert = |name, number| Change::Upsert(room(name), id(number));
+    let upsert = |name, number| BatchEntry::Upsert(room(name), id(number));
     assert_eq!(changes, [upsert("a", 2), upsert("b", 1)]);
     assert_eq!(bench.rows().len(), 1);
 }
@@ -282,7 +282,7 @@ fn an_info_that_an_earlier_version_nested_deeper_is_read() {
     let deep = r#"{"a":"#.repeat(126) + "1" + &"}".repeat(126);
     bench.sql(&format!("UPDATE presences SET info = '{deep}'"));
     let read = bench.store.read(&[room("a")], at(0)).unwrap();
-    assert_eq!(read.rows[0].1.presence.info.as_json(), deep);
+    assert_eq!(read.rows[0].1.record.presence.info.as_json(), deep);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use self::{
     names::Names,
     outbox::Outbox,
 };
-use super::{Bus, Channel, Envelope, FromBus, NotSent};
+use super::{Bus, BusEvent, Channel, Envelope, NotSent};
 
 /// The pause after the first failure. Each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -106,7 +106,7 @@ impl RedisBus {
 }
 
 impl Bus for RedisBus {
-    fn listen(&mut self, listener: Recipient<FromBus>) {
+    fn listen(&mut self, listener: Recipient<BusEvent>) {
         let (client, names) = (self.client.clone(), self.names.clone());
         link::provide_encryption(&client);
         let outbox = self.outbox.clone();
@@ -161,14 +161,14 @@ impl fmt::Debug for RedisBus {
 /// Tells the listener if the thread ends by itself, or has never begun: it would wait for ever.
 struct LastWords {
     outbox: Arc<Outbox>,
-    listener: Recipient<FromBus>,
+    listener: Recipient<BusEvent>,
 }
 
 impl Drop for LastWords {
     fn drop(&mut self) {
         self.outbox.close();
         if !self.outbox.ended() {
-            self.listener.do_send(FromBus::Down("ended"));
+            self.listener.do_send(BusEvent::Down("ended"));
         }
     }
 }
@@ -183,7 +183,7 @@ struct BusThread {
 
 impl BusThread {
     /// Keeps connected, and tells the listener, until the bus is dropped or the listener stops.
-    async fn run(&self, listener: &Recipient<FromBus>) {
+    async fn run(&self, listener: &Recipient<BusEvent>) {
         tokio::select! {
             () = self.outbox.ended_and_sent() => {}
             () = self.tell_all(listener) => {}
@@ -238,17 +238,17 @@ impl BusThread {
     }
 
     /// Tells the listener one thing after the other, as it takes them, until it has stopped.
-    async fn tell_all(&self, listener: &Recipient<FromBus>) {
+    async fn tell_all(&self, listener: &Recipient<BusEvent>) {
         let mut ahead = 0;
         loop {
             let told = match self.inbox.next().await {
-                Untold::Up => FromBus::Up,
-                Untold::Down(why) => FromBus::Down(why),
-                Untold::Subscribed(channel) => FromBus::Subscribed(channel),
+                Untold::Up => BusEvent::Up,
+                Untold::Down(why) => BusEvent::Down(why),
+                Untold::Subscribed(channel) => BusEvent::Subscribed(channel),
                 Untold::Message(message) => {
                     counter!("presence_bus_heard_total").increment(1);
                     let bytes = message.get_payload_bytes();
-                    Envelope::decode(bytes).map_or_else(FromBus::Unreadable, FromBus::Heard)
+                    Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received)
                 }
             };
             let told = if ahead < MOST_AHEAD {
@@ -270,7 +270,7 @@ impl BusThread {
 }
 
 /// Waits until the listener has stopped, also when there is nothing to tell.
-async fn gone(listener: &Recipient<FromBus>) {
+async fn gone(listener: &Recipient<BusEvent>) {
     while listener.connected() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -1,59 +1,58 @@
 //! The store on PostgreSQL, which several nodes share.
 
-use std::{thread, time::Duration};
-
-use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
-use diesel::{PgConnection, RunQueryDsl, r2d2::Pool, sql_types::Text};
-
-mod bulk;
-mod connect;
-pub(super) mod error;
-mod migrate;
+mod batch;
+mod connection;
 mod nodes;
 mod queries;
 mod rows;
-mod statement;
-mod url;
 
-pub use self::{
-    connect::{LeaseClock, PostgresOptions},
-    url::PostgresUrl,
-};
+use std::{thread, time::Duration};
 
-pub(super) use self::migrate::migrate;
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use diesel::{PgConnection, RunQueryDsl, sql_types::Text};
+
 use self::{
-    bulk::Sorted,
-    connect::{Manager, Session},
-    statement::statement,
+    batch::Sorted,
+    connection::{connect, millis, statement},
 };
 use super::{
-    Applied, Batch, Life, Renewal, RoomCounts, Started, Store, StoreError, error::Failure,
-    transact::transact,
+    error::StoreError,
+    traits::Store,
+    transaction::{Failure, transact},
+    url::PostgresUrl,
+    values::{Applied, Batch, NodeLease, Renewal, RoomCounts, Started},
 };
-use crate::model::{Epoch, NodeName};
+use crate::model::NodeName;
+
+pub(super) use self::connection::migrate;
+pub use self::connection::{LeaseClock, PostgresOptions};
 
 /// A [`Store`] and [`SharedStore`](super::SharedStore) on PostgreSQL.
 ///
-/// One connection: a store has one user. A connection that fails is thrown away, and the next call
-/// makes another one. It belongs to a session of the database as long as it lives, so a pooler in
-/// between has to leave it that (`pool_mode = session`).
+/// It has one connection, since a store has one user. A connection that fails is closed, and the next call
+/// opens another one. It is bound to a session of the database, so a pooler in between has to work per
+/// session (`pool_mode = session`).
+///
+/// The connection is not from a pool: a pool retries in the background and makes the caller wait for what
+/// otherwise fails at once.
 pub struct PostgresStore {
-    pool: Pool<Manager>,
+    url: PostgresUrl,
     options: PostgresOptions,
-    life: Option<Life>,
+    conn: Option<PgConnection>,
+    lease: NodeLease,
 }
 
-/// How much a call may be about.
+/// How many rows a transaction may affect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    /// What it is given.
-    Few,
+enum Extent {
+    /// Those that it is given.
+    Given,
     /// All rows of a node, or of the database.
     All,
 }
 
 impl PostgresStore {
-    /// Opens a database, and migrates it as needed. The database itself has to be there.
+    /// Opens a database, and migrates it as needed. The database itself has to exist.
     ///
     /// # Errors
     ///
@@ -69,43 +68,53 @@ impl PostgresStore {
     /// [`StoreError`].
     pub fn open_with(url: &PostgresUrl, options: PostgresOptions) -> Result<Self, StoreError> {
         migrate(url, options)?;
-        Ok(Self { pool: Manager::pool(url, options), options, life: None })
+        Ok(Self { url: url.clone(), options, conn: None, lease: NodeLease::default() })
     }
 
-    /// Runs a call, and gives up a connection that may have become useless.
+    /// Runs a call, and closes a connection that may have become useless.
     fn call<T>(
-        &self,
+        &mut self,
         call: impl FnOnce(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut session = self.pool.get().map_err(StoreError::unavailable)?;
-        let result = call(Session::conn(&mut session)?);
-        // Another connection may lead to another server, one that can do it; and what this one has
-        // prepared may be what is wrong.
-        if let Err(Failure::Store(
-            StoreError::Unavailable { .. }
-            | StoreError::ReadOnly
-            | StoreError::Corrupt { .. }
-            | StoreError::Schema { .. },
-        )) = &result
-        {
-            session.give_up();
-        }
+        // Taken out, so that a panic closes it.
+        let mut conn = match self.conn.take() {
+            Some(conn) => conn,
+            None => connect(&self.url, self.options)?,
+        };
+        let result = call(&mut conn).map_err(Failure::classified::<PgConnection>);
+        // Another connection may lead to another server, which can do it; and what was prepared on this
+        // one may be the problem.
+        let useless = matches!(
+            &result,
+            Err(Failure::Store(
+                StoreError::Unavailable { .. }
+                    | StoreError::ReadOnly
+                    | StoreError::Corrupt { .. }
+                    | StoreError::Schema { .. },
+            ))
+        );
+        self.conn = (!useless).then_some(conn);
         result
     }
 
-    /// Runs a transaction, and again if another one was in its way.
+    /// Runs a transaction, and again if another one was in the way.
     fn attempt<T>(
-        &self,
-        scope: Scope,
+        &mut self,
+        extent: Extent,
         mut body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         const ATTEMPTS: u32 = 5;
         const PAUSE: Duration = Duration::from_millis(10);
+        let timeout = (extent == Extent::All).then_some(self.options.long_statement_timeout);
         self.call(|conn| {
             let mut attempt = 1;
             loop {
                 let done = transact(conn, |conn| {
-                    self.limit(conn, scope)?;
+                    if let Some(timeout) = timeout {
+                        statement("SELECT set_config('statement_timeout', $1, true)")
+                            .bind::<Text>(millis(timeout).to_string())
+                            .execute(conn)?;
+                    }
                     body(conn)
                 });
                 match done {
@@ -119,45 +128,18 @@ impl PostgresStore {
     }
 
     fn transact<T>(
-        &self,
-        scope: Scope,
+        &mut self,
+        extent: Extent,
         body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, StoreError> {
-        self.attempt(scope, body).map_err(Failure::into_error)
+        self.attempt(extent, body).map_err(Failure::into_error::<PgConnection>)
     }
 
-    /// Gives the statements of this transaction their time.
-    fn limit(&self, conn: &mut PgConnection, scope: Scope) -> Result<(), Failure> {
-        if scope == Scope::All {
-            let millis = connect::millis(self.options.long_statement_timeout).to_string();
-            statement("SELECT set_config('statement_timeout', $1, true)")
-                .bind::<Text>(millis)
-                .execute(conn)?;
-        }
-        Ok(())
-    }
-
-    /// The time that leases go by; none is the database's.
+    /// The time by which leases are judged; none is the database's.
     fn clock(&self, now: DateTime<Utc>) -> Option<NaiveDateTime> {
         match self.options.clock {
             LeaseClock::Database => None,
             LeaseClock::Given => Some(now.naive_utc()),
-        }
-    }
-
-    fn own(&self, node: &NodeName) -> Option<Epoch> {
-        Life::fence(self.life.as_ref(), node).map(|(incarnation, _)| incarnation)
-    }
-
-    /// The life of the node, known from now on.
-    fn life(&mut self, node: &NodeName, lease: Duration) -> Life {
-        let life = Life::of(self.life.as_ref(), node, lease);
-        self.life.insert(life).clone()
-    }
-
-    fn begin(&mut self) {
-        if let Some(life) = &mut self.life {
-            life.begin();
         }
     }
 }
@@ -169,7 +151,7 @@ impl Store for PostgresStore {
         batch: &Batch,
         now: DateTime<Utc>,
     ) -> Result<Applied, StoreError> {
-        let fence = Life::fence(self.life.as_ref(), node);
+        let fence = self.lease.fence(node);
         let clock = self.clock(now);
         let sorted = Sorted::new(batch);
         let fenced = |conn: &mut PgConnection| match fence {
@@ -178,13 +160,15 @@ impl Store for PostgresStore {
             }
             None => Ok(()),
         };
-        let whole = self.attempt(Scope::Few, |conn| {
+        let whole = self.attempt(Extent::Given, |conn| {
             fenced(conn)?;
             sorted.write(conn, node, now)
         });
-        let Err(Failure::Row(_)) = whole else { return whole.map_err(Failure::into_error) };
-        // Some row is refused: now each part is in a savepoint, to be undone by itself.
-        self.transact(Scope::Few, |conn| {
+        let Err(Failure::Row(_)) = whole else {
+            return whole.map_err(Failure::into_error::<PgConnection>);
+        };
+        // A row is refused: now each part is in a savepoint, to be rolled back by itself.
+        self.transact(Extent::Given, |conn| {
             fenced(conn)?;
             sorted.write_piecemeal(conn, node, now)
         })
@@ -196,12 +180,12 @@ impl Store for PostgresStore {
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Started, StoreError> {
-        let incarnation = self.life(node, lease).next();
+        let incarnation = self.lease.set(node, lease).next;
         let clock = self.clock(now);
-        let (inherited, stopped) = self.transact(Scope::All, |conn| {
+        let (inherited, stopped) = self.transact(Extent::All, |conn| {
             nodes::start(conn, node, incarnation, now, clock, lease)
         })?;
-        self.begin();
+        self.lease.begin();
         Ok(Started { incarnation, dead: Vec::new(), inherited, stopped })
     }
 
@@ -211,19 +195,20 @@ impl Store for PostgresStore {
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Renewal, StoreError> {
-        let life = self.life(node, lease);
+        let incarnations = self.lease.set(node, lease);
         let clock = self.clock(now);
-        let renewal =
-            self.transact(Scope::All, |conn| nodes::renew(conn, &life, now, clock, lease))?;
+        let renewal = self.transact(Extent::All, |conn| {
+            nodes::renew(conn, node, incarnations, now, clock, lease)
+        })?;
         if matches!(renewal, Renewal::Lapsed { .. }) {
-            self.begin();
+            self.lease.begin();
         }
         Ok(renewal)
     }
 
     fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
-        let own = self.own(node);
-        self.transact(Scope::All, |conn| nodes::stop(conn, node, own))
+        let own = self.lease.incarnation(node);
+        self.transact(Extent::All, |conn| nodes::stop(conn, node, own))
     }
 
     fn hand_over(
@@ -232,8 +217,8 @@ impl Store for PostgresStore {
         now: DateTime<Utc>,
         grace: Duration,
     ) -> Result<usize, StoreError> {
-        let (own, clock) = (self.own(node), self.clock(now));
-        self.transact(Scope::All, |conn| nodes::hand_over(conn, node, own, clock, grace))
+        let (own, clock) = (self.lease.incarnation(node), self.clock(now));
+        self.transact(Extent::All, |conn| nodes::hand_over(conn, node, own, clock, grace))
     }
 
     fn prune_presences(
@@ -244,14 +229,14 @@ impl Store for PostgresStore {
         let age = TimeDelta::from_std(max_age).ok();
         let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
         let clock = self.clock(now);
-        self.transact(Scope::All, |conn| nodes::prune_presences(conn, oldest.naive_utc(), clock))
+        self.transact(Extent::All, |conn| nodes::prune_presences(conn, oldest.naive_utc(), clock))
     }
 
     fn prune_rooms(&mut self) -> Result<usize, StoreError> {
-        self.transact(Scope::All, queries::prune_rooms)
+        self.transact(Extent::All, queries::prune_rooms)
     }
 
     fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
-        self.transact(Scope::All, queries::rooms)
+        self.transact(Extent::All, queries::rooms)
     }
 }

@@ -1,4 +1,4 @@
-//! The nodes, their leases, and what they leave.
+//! The nodes, their leases, and the presences of dead nodes.
 
 use std::time::Duration;
 
@@ -9,15 +9,19 @@ use diesel::{
 };
 
 use super::{
+    connection::statement,
     rows::{self, Held, held_columns},
-    statement::statement,
 };
 use crate::{
     model::{Epoch, NodeName},
-    store::{Burial, Life, Renewal, Row, StoreError, error::Failure},
+    store::{
+        error::StoreError,
+        transaction::Failure,
+        values::{Incarnations, Reaped, Renewal, Row},
+    },
 };
 
-/// Raises the head and extends the lease, never to an earlier end: what the node writes may be late.
+/// Raises the head and extends the lease, but never shortens it: the write may be late.
 const FENCE: &str = "
     UPDATE nodes SET head = greatest(head, $1),
         lease_expires_at = greatest(lease_expires_at,
@@ -31,13 +35,14 @@ const START: &str = "
         lease_expires_at = excluded.lease_expires_at, incarnation = excluded.incarnation,
         head = 0, leaving = false";
 
-/// One's own row, or none, or the one that a renewal made whose answer was lost.
+/// Extends the lease of the own row.
 const RENEW: &str = "
     UPDATE nodes SET
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
     WHERE id = $3 AND incarnation = $4";
 
-const COME_BACK: &str = "
+/// Creates the row, or finds the one that was created by a renewal whose answer was lost.
+const REJOIN: &str = "
     INSERT INTO nodes (started_at, lease_expires_at, id, incarnation)
     VALUES ($1, coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond', $4, $5)
     ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at
@@ -48,9 +53,9 @@ const LEAVE: &str = "
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
     WHERE id = $3";
 
-/// The row is locked, and looked at again then: a lease that was extended meanwhile is not over. Who
-/// finds it locked leaves it to the one who has it, who writes as the node, or buries it.
-const DIG: &str = "
+/// The row is checked again after it is locked: a lease that was extended meanwhile has not expired. A row
+/// that is locked already is skipped: the node writes, or another one reaps it.
+const REAP: &str = "
     DELETE FROM nodes WHERE id = (
         SELECT id FROM nodes
         WHERE id = $1 AND incarnation = $2
@@ -64,7 +69,7 @@ pub(super) const INHERITED: &str = concat!(
     " FROM presences JOIN rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1"
 );
 
-/// In the order in which everybody writes.
+/// Deletes in the order in which every node writes.
 macro_rules! own {
     ($condition:literal) => {
         concat!(
@@ -93,7 +98,7 @@ const EXPIRED: &str = "
     SELECT id FROM nodes WHERE lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC')
     ORDER BY id FOR UPDATE";
 
-/// Of the nodes whose lease is over, and of those that have none.
+/// Deletes presences of nodes whose lease has expired or which have none.
 pub(super) const PRUNE: &str = "
     DELETE FROM presences
     WHERE last_seen < $1 AND (node_id = ANY ($2)
@@ -118,7 +123,7 @@ fn micros(lease: Duration) -> i64 {
     i64::try_from(lease.as_micros()).unwrap_or(CENTURY).min(CENTURY)
 }
 
-/// Makes sure that the node is there and writes this batch.
+/// Checks that the row of the node is there, and notes the batch in it.
 pub(super) fn fence(
     conn: &mut PgConnection,
     node: &NodeName,
@@ -137,7 +142,8 @@ pub(super) fn fence(
     if found == 0 { Err(StoreError::Lapsed.into()) } else { Ok(()) }
 }
 
-/// Makes the node's row, and answers what it had, and whether it had stopped in order.
+/// Writes the row of the node. Returns the presences of an earlier incarnation, and whether that one had
+/// shut down.
 pub(super) fn start(
     conn: &mut PgConnection,
     node: &NodeName,
@@ -146,7 +152,7 @@ pub(super) fn start(
     clock: Option<NaiveDateTime>,
     lease: Duration,
 ) -> Result<(Vec<Row>, bool), Failure> {
-    alone(conn)?;
+    lock_starts_and_prunes(conn)?;
     let before: Option<Leaving> = statement("SELECT leaving FROM nodes WHERE id = $1 FOR UPDATE")
         .bind::<Text>(node.as_str())
         .get_result(conn)
@@ -176,23 +182,24 @@ fn insert(
     Ok(inserted)
 }
 
-/// Keeps starts and prunes apart: what a start has found as its own must not be pruned as nobody's.
-fn alone(conn: &mut PgConnection) -> Result<(), Failure> {
+/// Serialises starts and prunes: what a start inherits must not be pruned at the same time.
+fn lock_starts_and_prunes(conn: &mut PgConnection) -> Result<(), Failure> {
     statement("SELECT pg_advisory_xact_lock(hashtext('actix-presence: start or prune'))")
         .execute(conn)?;
     Ok(())
 }
 
-/// Extends the lease, or makes the row anew.
+/// Extends the lease, or creates the row again.
 pub(super) fn renew(
     conn: &mut PgConnection,
-    life: &Life,
+    node: &NodeName,
+    incarnations: Incarnations,
     now: DateTime<Utc>,
     clock: Option<NaiveDateTime>,
     lease: Duration,
 ) -> Result<Renewal, Failure> {
-    let (node, incarnation) = (life.node(), life.next());
-    if let Some(own) = life.incarnation() {
+    let Incarnations { current, next: incarnation } = incarnations;
+    if let Some(own) = current {
         let held = statement(RENEW)
             .bind::<Nullable<Timestamp>>(clock)
             .bind::<BigInt>(micros(lease))
@@ -203,10 +210,10 @@ pub(super) fn renew(
             return Ok(Renewal::Held);
         }
     }
-    if insert(COME_BACK, conn, node, incarnation, now, clock, lease)? == 0 {
+    if insert(REJOIN, conn, node, incarnation, now, clock, lease)? == 0 {
         return Err(StoreError::NameTaken.into());
     }
-    // Without a row it had no presences; whatever there is, is written again.
+    // Without a row it had no presences; all of them are written again.
     remove(REMOVE, conn, node)?;
     Ok(Renewal::Lapsed { incarnation })
 }
@@ -215,8 +222,8 @@ fn remove(sql: &'static str, conn: &mut PgConnection, node: &NodeName) -> Result
     Ok(statement(sql).bind::<Text>(node.as_str()).execute(conn)?)
 }
 
-/// Whether the node's row is another life's. A row that is not is locked.
-fn is_anothers(
+/// Whether the row of the node belongs to another incarnation than `own`. The row is locked.
+fn has_been_taken(
     conn: &mut PgConnection,
     node: &NodeName,
     own: Option<Epoch>,
@@ -229,13 +236,13 @@ fn is_anothers(
     Ok(own.is_some_and(|own| found.is_some_and(|found| found.id != own.to_string())))
 }
 
-/// Removes the node and its presences, unless they are another life's.
+/// Removes the node and its presences, unless they belong to another incarnation.
 pub(super) fn stop(
     conn: &mut PgConnection,
     node: &NodeName,
     own: Option<Epoch>,
 ) -> Result<usize, Failure> {
-    if is_anothers(conn, node, own)? {
+    if has_been_taken(conn, node, own)? {
         return Ok(0);
     }
     let removed = remove(REMOVE, conn, node)?;
@@ -243,7 +250,7 @@ pub(super) fn stop(
     Ok(removed)
 }
 
-/// Removes the presences that do not fade, and says that the node is leaving.
+/// Removes the presences that are not fading, and marks the node as leaving.
 pub(super) fn hand_over(
     conn: &mut PgConnection,
     node: &NodeName,
@@ -251,7 +258,7 @@ pub(super) fn hand_over(
     clock: Option<NaiveDateTime>,
     grace: Duration,
 ) -> Result<usize, Failure> {
-    if is_anothers(conn, node, own)? {
+    if has_been_taken(conn, node, own)? {
         return Ok(0);
     }
     statement(LEAVE)
@@ -262,14 +269,14 @@ pub(super) fn hand_over(
     remove(REMOVE_PRESENT, conn, node)
 }
 
-/// Removes a node whose lease is over, and answers what it had.
-pub(super) fn bury(
+/// Removes a node whose lease has expired, and returns its presences.
+pub(super) fn reap(
     conn: &mut PgConnection,
     node: &NodeName,
     incarnation: Epoch,
     clock: Option<NaiveDateTime>,
-) -> Result<Burial, Failure> {
-    let dead: Option<Leaving> = statement(DIG)
+) -> Result<Reaped, Failure> {
+    let dead: Option<Leaving> = statement(REAP)
         .bind::<Text>(node.as_str())
         .bind::<Text>(incarnation.to_string())
         .bind::<Nullable<Timestamp>>(clock)
@@ -278,31 +285,32 @@ pub(super) fn bury(
     let Some(Leaving { leaving }) = dead else {
         let row = statement("SELECT id FROM nodes WHERE id = $1").bind::<Text>(node.as_str());
         let row: Option<Id> = row.get_result(conn).optional()?;
-        return Ok(if row.is_some() { Burial::Alive } else { Burial::Gone });
+        return Ok(if row.is_some() { Reaped::Alive } else { Reaped::Gone });
     };
     let held: Vec<Held> = statement(TAKE).bind::<Text>(node.as_str()).load(conn)?;
     let rows = rows::presences(held).into_iter().map(|(_, row)| row).collect();
-    Ok(Burial::Buried { rows, leaving })
+    Ok(Reaped::Removed { rows, leaving })
 }
 
-/// Removes stale presences of nodes whose lease is over, and those nodes that had some.
+/// Removes stale presences of nodes whose lease has expired, and the rows of those nodes.
 pub(super) fn prune_presences(
     conn: &mut PgConnection,
     oldest: NaiveDateTime,
     clock: Option<NaiveDateTime>,
 ) -> Result<usize, Failure> {
-    alone(conn)?;
-    // Locked, so that none of them goes on before it can know.
+    lock_starts_and_prunes(conn)?;
+    // Locked, so that none of them writes before it can know.
     let expired: Vec<Id> = statement(EXPIRED).bind::<Nullable<Timestamp>>(clock).load(conn)?;
     let expired: Vec<String> = expired.into_iter().map(|node| node.id).collect();
     let pruned: Vec<Id> =
         statement(PRUNE).bind::<Timestamp>(oldest).bind::<Array<Text>>(expired).load(conn)?;
     let removed = pruned.len();
-    // A node that was only slow would not write again what it believes to be there, unless it finds
-    // that it has lapsed.
-    let mut robbed: Vec<String> = pruned.into_iter().map(|node| node.id).collect();
-    robbed.sort();
-    robbed.dedup();
-    statement("DELETE FROM nodes WHERE id = ANY ($1)").bind::<Array<Text>>(robbed).execute(conn)?;
+    // A node that was only slow writes its rows again only if it finds that its lease has lapsed.
+    let mut pruned_nodes: Vec<String> = pruned.into_iter().map(|node| node.id).collect();
+    pruned_nodes.sort();
+    pruned_nodes.dedup();
+    statement("DELETE FROM nodes WHERE id = ANY ($1)")
+        .bind::<Array<Text>>(pruned_nodes)
+        .execute(conn)?;
     Ok(removed)
 }

@@ -1,4 +1,4 @@
-//! What is asked of the tables, and the rooms that nobody is in.
+//! Queries, and the removal of empty rooms.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
@@ -8,14 +8,19 @@ use diesel::{
 };
 
 use super::{
-    PostgresStore, Scope, nodes,
+    Extent, PostgresStore,
+    connection::{Statement, statement},
+    nodes,
     rows::{self, Counted, Held, Holder, Node, held_columns, number},
-    statement::{Statement, statement},
 };
 use crate::{
+    messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        Burial, NodeRow, RoomCounts, RoomRows, Row, SharedStore, StoreError, Whom, error::Failure,
+        error::StoreError,
+        traits::SharedStore,
+        transaction::Failure,
+        values::{NodeRow, Reaped, RoomCounts, RoomRows, Row},
     },
 };
 
@@ -24,7 +29,7 @@ const NODES: &str = "
         lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC') AS expired
     FROM nodes ORDER BY id";
 
-/// Presences with their rooms, of nodes that have a row: others are none.
+/// Presences with their rooms, of nodes that have a row: others do not count.
 macro_rules! held {
     ($condition:literal) => {
         held!("rooms", $condition)
@@ -47,14 +52,14 @@ pub(super) const READ: &str = held!("rooms.channel_name = ANY ($1)");
 pub(super) const FIND: &str =
     held!("rooms.channel_name = $1 AND presences.channel_name = ANY ($2)");
 
-/// By room as well: a connection may be in many more rooms than are asked about.
+/// By room as well: a connection may be in many more rooms than are queried.
 pub(super) const HELD: &str = held!(
     "(SELECT DISTINCT room, connection FROM unnest($1, $2) AS pairs (room, connection)) AS given
     JOIN rooms ON rooms.channel_name = given.room",
     "presences.channel_name = given.connection"
 );
 
-/// Room by room, so that a page costs what it shows.
+/// Room by room, so that the cost is that of the page.
 pub(super) const LIST: &str = "
     SELECT rooms.channel_name, counts.connections, counts.users, counts.known
     FROM rooms CROSS JOIN LATERAL (
@@ -91,7 +96,7 @@ const ROOMS: &str = "
     FROM rooms LEFT JOIN presences ON presences.room_id = rooms.id
     GROUP BY rooms.id, rooms.channel_name ORDER BY rooms.channel_name";
 
-/// Those that somebody enters at this moment are left alone.
+/// Rooms that somebody enters at this moment are skipped.
 const EMPTY_ROOMS: &str = "
     SELECT id FROM rooms
     WHERE NOT EXISTS (SELECT FROM presences WHERE presences.room_id = rooms.id)
@@ -109,8 +114,8 @@ struct RoomId {
 
 /// Removes rooms without presences.
 ///
-/// Two statements: the first one holds the rooms, so that nobody enters them; the second one sees who
-/// had done so before, since the first one began. Deleting a room would take its presences with it.
+/// The first statement locks the rooms, so that nobody enters them; the second one sees who entered since
+/// the first one began. Deleting a room would delete its presences.
 pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
     let empty: Vec<RoomId> = statement(EMPTY_ROOMS).load(conn)?;
     if empty.is_empty() {
@@ -144,12 +149,12 @@ impl Counted {
 }
 
 impl PostgresStore {
-    /// Asks one thing.
-    fn load<T>(&self, query: Statement<'_>) -> Result<Vec<T>, StoreError>
+    /// Runs one query.
+    fn load<T>(&mut self, query: Statement<'_>) -> Result<Vec<T>, StoreError>
     where
         T: QueryableByName<Pg> + 'static,
     {
-        self.call(|conn| Ok(query.load(conn)?)).map_err(Failure::into_error)
+        self.call(|conn| Ok(query.load(conn)?)).map_err(Failure::into_error::<PgConnection>)
     }
 }
 
@@ -167,7 +172,7 @@ impl SharedStore for PostgresStore {
                 Ok::<_, Failure>((nodes, held))
             })
         });
-        let (nodes, held) = found.map_err(Failure::into_error)?;
+        let (nodes, held) = found.map_err(Failure::into_error::<PgConnection>)?;
         Ok(RoomRows { nodes: rows::nodes(nodes), rows: rows::presences(held) })
     }
 
@@ -175,14 +180,14 @@ impl SharedStore for PostgresStore {
         Ok(rows::nodes(self.load(all_nodes(self.clock(now)))?))
     }
 
-    fn bury(
+    fn reap(
         &mut self,
         node: &NodeName,
         incarnation: Epoch,
         now: DateTime<Utc>,
-    ) -> Result<Burial, StoreError> {
+    ) -> Result<Reaped, StoreError> {
         let clock = self.clock(now);
-        self.transact(Scope::All, |conn| nodes::bury(conn, node, incarnation, clock))
+        self.transact(Extent::All, |conn| nodes::reap(conn, node, incarnation, clock))
     }
 
     fn find(
@@ -212,7 +217,7 @@ impl SharedStore for PostgresStore {
     ) -> Result<Vec<RoomSummary>, StoreError> {
         let mut after = after.map_or(String::new(), RoomName::to_string);
         let mut summaries = Vec::new();
-        // Names that are none are skipped, and must not shorten the page.
+        // Invalid names are skipped, and must not shorten the page.
         while summaries.len() < limit {
             let missing = limit - summaries.len();
             let query = statement(LIST)
@@ -240,12 +245,12 @@ impl SharedStore for PostgresStore {
         Ok(rows::all("rooms", read))
     }
 
-    fn connections(&mut self, whom: &Whom) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
-        let query = match whom {
-            Whom::Connection(connection) => {
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+        let query = match kick {
+            Kick::Connection(connection) => {
                 statement(CONNECTION).bind::<Text>(connection.to_string())
             }
-            Whom::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
+            Kick::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
         };
         let holders: Vec<Holder> = self.load(query)?;
         Ok(rows::all("presences", holders.into_iter().map(Holder::read)))

@@ -1,4 +1,4 @@
-//! Rows of the tables as values. Anybody may have written them: what is no value is skipped.
+//! Rows of the tables as values. Anybody may have written them, so invalid ones are skipped.
 
 use chrono::NaiveDateTime;
 use diesel::{
@@ -8,8 +8,10 @@ use diesel::{
 
 use crate::{
     log_limit::LogLimit,
-    model::{ConnectionId, Epoch, NodeName, Presence, RoomName, SessionKey, UserId},
-    store::{NodeRow, Row},
+    model::{
+        ConnectionId, Epoch, NodeName, Presence, PresenceRecord, RoomName, SessionKey, UserId,
+    },
+    store::values::{NodeRow, Row},
 };
 
 /// The columns of [`Held`].
@@ -58,29 +60,24 @@ impl Held {
         let user = self.user_id.map(UserId::new).transpose().map_err(|_| "user_id")?;
         let info = serde_json::from_str(&self.info).map_err(|_| "info")?;
         let joined_at = self.joined_at.and_utc();
-        let row = Row {
-            room: RoomName::new(self.room).map_err(|_| "the room's channel_name")?,
+        let session = self.session_key.map(SessionKey::new).transpose();
+        let current = self.current_connection.map(|current| current.parse()).transpose();
+        let record = PresenceRecord {
             presence: Presence { connection, user, info, joined_at },
             last_seen: self.last_seen.and_utc(),
-            session: self
-                .session_key
-                .map(SessionKey::new)
-                .transpose()
-                .map_err(|_| "session_key")?,
+            session: session.map_err(|_| "session_key")?,
             fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,
             fading: self.fading_until.map(|until| until.and_utc()),
             generation: self.turn.try_into().map_err(|_| "turn")?,
-            current_connection: self
-                .current_connection
-                .map(|connection| connection.parse())
-                .transpose()
-                .map_err(|_| "current_connection")?,
+            current_connection: current.map_err(|_| "current_connection")?,
         };
+        let room = RoomName::new(self.room).map_err(|_| "the room's channel_name")?;
+        let row = Row { room, record };
         Ok((NodeName::new(self.node_id).map_err(|_| "node_id")?, row))
     }
 }
 
-/// A row of `nodes`, with whether its lease is over.
+/// A row of `nodes`, and whether its lease has expired.
 #[derive(QueryableByName)]
 pub(super) struct Node {
     #[diesel(sql_type = Text)]
@@ -107,7 +104,7 @@ impl Node {
     }
 }
 
-/// A room, or a user's, with the number of connections.
+/// A room with its number of connections, of all users or of one.
 #[derive(QueryableByName)]
 pub(super) struct Counted {
     #[diesel(sql_type = Text)]
@@ -120,7 +117,7 @@ pub(super) struct Counted {
     pub known: i64,
 }
 
-/// A connection and who holds it.
+/// A connection and the node that holds it.
 #[derive(QueryableByName)]
 pub(super) struct Holder {
     #[diesel(sql_type = Text)]
@@ -144,7 +141,7 @@ pub(super) fn nodes(nodes: Vec<Node>) -> Vec<NodeRow> {
     all("nodes", nodes.into_iter().map(Node::read))
 }
 
-/// Those that are values; that there were others is said once for all of them.
+/// The valid rows; the others are logged together.
 pub(super) fn all<T>(
     table: &'static str,
     read: impl Iterator<Item = Result<T, &'static str>>,
@@ -162,18 +159,12 @@ pub(super) fn all<T>(
     if skipped > 0
         && let Some(suppressed) = SKIPPED.pass()
     {
-        tracing::warn!(
-            table,
-            column,
-            skipped,
-            suppressed,
-            "skipped rows of `{table}` that somebody else wrote"
-        );
+        tracing::warn!(table, column, skipped, suppressed, "skipped invalid rows of `{table}`");
     }
     values
 }
 
-/// A count of SQL, which is never negative.
+/// A count in SQL, which is never negative.
 pub(super) fn number(count: i64) -> usize {
     usize::try_from(count).unwrap_or(0)
 }

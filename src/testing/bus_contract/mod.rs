@@ -41,7 +41,7 @@ use std::{collections::HashMap, future::Future, time::Duration};
 use actix::prelude::*;
 
 use self::node::{MOST_WAIT, Node, channel};
-use crate::bus::{Bus, Channel, Envelope, FromBus, NotSent, Told};
+use crate::bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent};
 
 /// So many envelopes are sent where many are.
 const MANY: u64 = 10_000;
@@ -125,7 +125,7 @@ pub fn run<T: Future<Output = ()>>(test: impl FnOnce() -> T) {
 /// The first thing that a listener hears is that the bus is up.
 pub async fn up_comes_first(bench: &impl Bench) {
     let mut node = Node::unheard(bench, "a");
-    assert!(matches!(node.next().await, FromBus::Up));
+    assert!(matches!(node.next().await, BusEvent::Up));
 }
 
 /// A channel is not heard before `Subscribed`, and wholly from then on.
@@ -140,7 +140,7 @@ pub async fn subscribed_comes_before_what_is_heard(bench: &impl Bench) {
             None => tokio::task::yield_now().await,
         }
     };
-    assert!(matches!(&first, FromBus::Subscribed(c) if *c == channel("lobby")), "{first:?}");
+    assert!(matches!(&first, BusEvent::Subscribed(c) if *c == channel("lobby")), "{first:?}");
     let last = b.say("lobby").await;
     let (_, mut number) = a.heard("lobby").await;
     while number < last {
@@ -214,7 +214,7 @@ pub async fn all_rooms_are_heard_and_not_the_nodes(bench: &impl Bench) {
     let mut a = Node::new(bench, "a").await;
     a.subscribe(Channel::Rooms).await;
     let mut b = Node::new(bench, "b").await;
-    b.tell(Told::Missed).await;
+    b.tell(BusMessage::Missed).await;
     for room in ["lobby", "garden", "nodes", "*"] {
         let number = b.say(room).await;
         assert_eq!(a.heard(room).await, ("b".to_owned(), number));
@@ -235,10 +235,13 @@ pub async fn the_nodes_are_heard_by_who_has_subscribed(bench: &impl Bench) {
     a.subscribe(Channel::Nodes).await;
     let mut b = Node::hearing(bench, "b", &["lobby"]).await;
     let mut c = Node::new(bench, "c").await;
-    c.tell(Told::Missed).await;
+    c.tell(BusMessage::Missed).await;
     let number = c.say("lobby").await;
     let told = a.next().await;
-    assert!(matches!(&told, FromBus::Heard(Envelope { told: Told::Missed, .. })), "{told:?}");
+    assert!(
+        matches!(&told, BusEvent::Received(Envelope { message: BusMessage::Missed, .. })),
+        "{told:?}"
+    );
     assert_eq!(a.heard("lobby").await.1, number);
     assert_eq!(b.heard("lobby").await.1, number);
 }
@@ -307,10 +310,12 @@ pub async fn large_envelopes_arrive(bench: &impl Bench) {
     let mut a = Node::hearing(bench, "a", &["lobby"]).await;
     let mut b = Node::new(bench, "b").await;
     let changes = node::large_changes("lobby", 1_000_000);
-    b.tell(Told::Changes(changes.clone())).await;
+    b.tell(BusMessage::Changes(changes.clone())).await;
     let number = b.say("lobby").await;
     match a.next().await {
-        FromBus::Heard(Envelope { told: Told::Changes(heard), .. }) => assert_eq!(heard, changes),
+        BusEvent::Received(Envelope { message: BusMessage::Changes(heard), .. }) => {
+            assert_eq!(heard, changes)
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!(a.heard("lobby").await.1, number);
@@ -328,10 +333,10 @@ pub async fn what_waits_to_be_sent_is_bounded(bench: &impl Bench) {
         // If it has taken too long, nothing is promised.
         let told = tokio::select! { told = a.next() => told, told = b.next() => told };
         match told {
-            FromBus::Heard(Envelope { told: Told::Said(said), .. }) => {
+            BusEvent::Received(Envelope { message: BusMessage::Published(said), .. }) => {
                 assert_eq!(said.number, expected);
             }
-            FromBus::Down(_) => return,
+            BusEvent::Down(_) => return,
             other => panic!("{other:?}"),
         }
     }
@@ -349,14 +354,14 @@ pub async fn what_waits_to_be_heard_is_bounded(bench: &impl Bench) {
         stuck.take_in(FEW);
         for _ in 0..FEW {
             match stuck.next().await {
-                FromBus::Heard(_) => {}
-                FromBus::Down(_) => break 'told,
+                BusEvent::Received(_) => {}
+                BusEvent::Down(_) => break 'told,
                 other => panic!("{other:?}"),
             }
         }
     }
     stuck.release();
-    assert!(matches!(stuck.next().await, FromBus::Up));
+    assert!(matches!(stuck.next().await, BusEvent::Up));
     stuck.subscribe(channel("lobby")).await;
     let number = b.say("lobby").await;
     while stuck.heard("lobby").await.1 != number {}
@@ -369,8 +374,8 @@ pub async fn a_lost_connection_is_told_and_comes_back_without_subscriptions(benc
     for _ in 0..3 {
         bench.break_connections().await;
         for node in [&mut a, &mut b] {
-            assert!(matches!(node.next().await, FromBus::Down(_)));
-            assert!(matches!(node.next().await, FromBus::Up));
+            assert!(matches!(node.next().await, BusEvent::Down(_)));
+            assert!(matches!(node.next().await, BusEvent::Up));
         }
         a.subscribe(channel("garden")).await;
         b.say("lobby").await;
@@ -389,7 +394,7 @@ pub async fn what_is_no_envelope_is_told(bench: &impl Bench) {
     for bytes in [b"hello".as_slice(), b"", b"\xff\0\r\n", b"{\"v\":77}"] {
         bench.publish_bytes(&channel("lobby"), bytes).await;
         let told = a.next().await;
-        assert!(matches!(told, FromBus::Unreadable(_)), "{told:?}");
+        assert!(matches!(told, BusEvent::Unreadable(_)), "{told:?}");
     }
     let number = b.say("lobby").await;
     assert_eq!(a.heard("lobby").await.1, number);

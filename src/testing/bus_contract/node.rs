@@ -9,8 +9,11 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{A_MOMENT, Bench};
 use crate::{
-    bus::{Bus, Change, Changes, Channel, Content, Envelope, FromBus, NotSent, Said, Told},
-    model::{ConnectionId, Epoch, Info, NodeName, RoomName, UserId},
+    bus::{
+        Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RoomChanges, RoomMessage, RowChange,
+    },
+    messages::Content,
+    model::{ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, UserId},
     testing::Seen,
 };
 
@@ -23,7 +26,7 @@ const OPEN: usize = usize::MAX >> 8;
 /// An end of the bus, and an actor that listens to it.
 pub(super) struct Node {
     pub bus: Box<dyn Bus>,
-    pub seen: Seen<FromBus>,
+    pub seen: Seen<BusEvent>,
     name: NodeName,
     incarnation: Epoch,
     said: u64,
@@ -47,7 +50,7 @@ impl Node {
     pub async fn new(bench: &impl Bench, name: &str) -> Self {
         let mut node = Self::unheard(bench, name);
         let first = node.next().await;
-        assert!(matches!(first, FromBus::Up), "{first:?}");
+        assert!(matches!(first, BusEvent::Up), "{first:?}");
         node
     }
 
@@ -93,8 +96,8 @@ impl Node {
         self.bus.subscribe(channel.clone());
         loop {
             match self.next().await {
-                FromBus::Subscribed(subscribed) => break assert_eq!(subscribed, channel),
-                FromBus::Heard(_) => {}
+                BusEvent::Subscribed(subscribed) => break assert_eq!(subscribed, channel),
+                BusEvent::Received(_) => {}
                 other => panic!("{other:?} instead of Subscribed({channel:?})"),
             }
         }
@@ -104,8 +107,9 @@ impl Node {
     pub fn try_say(&mut self, room: &str) -> Result<(), NotSent> {
         let room = RoomName::new(room).expect("a name");
         let number = self.said + 1;
-        let content = Content::Text("hello".to_owned());
-        let told = Told::Said(Said { room, number, content, from: None, except: None });
+        let content = Content::Text("hello".into());
+        let told =
+            BusMessage::Published(RoomMessage { room, number, content, from: None, except: None });
         self.try_tell(told)?;
         self.said = number;
         Ok(())
@@ -123,22 +127,22 @@ impl Node {
     }
 
     /// Tells something, as soon as the bus takes it.
-    pub async fn tell(&mut self, told: Told) {
+    pub async fn tell(&mut self, message: BusMessage) {
         let taken = async {
-            while self.try_tell(told.clone()).is_err() {
+            while self.try_tell(message.clone()).is_err() {
                 tokio::time::sleep(A_MOMENT).await;
             }
         };
         tokio::time::timeout(MOST_WAIT, taken).await.expect("a bus that takes it");
     }
 
-    fn try_tell(&mut self, told: Told) -> Result<(), NotSent> {
+    fn try_tell(&mut self, message: BusMessage) -> Result<(), NotSent> {
         let (node, incarnation) = (self.name.clone(), self.incarnation);
-        self.bus.publish(&Envelope { node, incarnation, told })
+        self.bus.publish(&Envelope { node, incarnation, message })
     }
 
     /// The next thing that the listener hears.
-    pub async fn next(&mut self) -> FromBus {
+    pub async fn next(&mut self) -> BusEvent {
         let next = tokio::time::timeout(MOST_WAIT, self.seen.0.recv()).await;
         next.ok().flatten().unwrap_or_else(|| panic!("{} hears nothing", self.name))
     }
@@ -158,7 +162,7 @@ impl Node {
 
     async fn next_said(&mut self) -> (String, String, u64) {
         match self.next().await {
-            FromBus::Heard(Envelope { node, told: Told::Said(said), .. }) => {
+            BusEvent::Received(Envelope { node, message: BusMessage::Published(said), .. }) => {
                 (said.room.to_string(), node.to_string(), said.number)
             }
             other => panic!("{other:?}"),
@@ -172,40 +176,33 @@ pub(super) fn channel(room: &str) -> Channel {
 }
 
 /// Changes of a room with at least so many bytes.
-pub(super) fn large_changes(room: &str, bytes: usize) -> Changes {
+pub(super) fn large_changes(room: &str, bytes: usize) -> RoomChanges {
     let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap_or_default();
     let info = Info::new(json!({ "text": "\u{1F426}\"\\\n".repeat(200) })).expect("an info");
-    let here = || Change::Here {
-        connection: ConnectionId::new(),
-        user: UserId::new("ada").ok(),
-        info: info.clone(),
-        joined_at: at,
-        last_seen: at,
-        session: None,
-        fixed: Info::EMPTY,
-        fading: None,
-        generation: 0,
-        current_connection: None,
+    let user = UserId::new("ada").ok();
+    let here = || {
+        let (connection, user, info) = (ConnectionId::new(), user.clone(), info.clone());
+        RowChange::Here(PresenceRecord::new(Presence { connection, user, info, joined_at: at }))
     };
     let changes = (0..bytes / info.as_json().len() + 1).map(|_| here()).collect();
     let room = RoomName::new(room).expect("a name");
-    Changes { room, number: 2, previous: 1, changes }
+    RoomChanges { room, number: 2, previous: 1, changes }
 }
 
 /// Passes on what it hears, as its gate lets it.
 struct Listener {
     gate: Arc<Semaphore>,
-    sender: mpsc::UnboundedSender<FromBus>,
+    sender: mpsc::UnboundedSender<BusEvent>,
 }
 
 impl Actor for Listener {
     type Context = Context<Self>;
 }
 
-impl Handler<FromBus> for Listener {
+impl Handler<BusEvent> for Listener {
     type Result = AtomicResponse<Self, ()>;
 
-    fn handle(&mut self, msg: FromBus, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, msg: BusEvent, _: &mut Context<Self>) -> Self::Result {
         let gate = self.gate.clone();
         let pass = async move {
             if let Ok(passed) = gate.acquire().await {

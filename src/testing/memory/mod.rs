@@ -12,10 +12,11 @@ use chrono::{DateTime, Utc};
 use self::tables::{Node, Tables};
 use super::store_contract::{Deed, Verb};
 use crate::{
+    messages::Kick,
     model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, Burial, Life, NodeRow, Renewal, RoomCounts, RoomRows, Row, SharedStore,
-        Started, Store, StoreError, Whom,
+        Applied, Batch, NodeLease, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row,
+        SharedStore, Started, Store, StoreError,
     },
 };
 
@@ -54,7 +55,11 @@ impl MemoryDatabase {
     /// A store on it: one node's, with a link of its own.
     #[must_use]
     pub fn store(&self) -> MemoryStore {
-        MemoryStore { database: self.clone(), link: MemoryLink::default(), life: None }
+        MemoryStore {
+            database: self.clone(),
+            link: MemoryLink::default(),
+            lease: NodeLease::default(),
+        }
     }
 
     /// Every presence with the node that holds it, ordered by room and connection.
@@ -151,7 +156,7 @@ impl MemoryLink {
 pub struct MemoryStore {
     database: MemoryDatabase,
     link: MemoryLink,
-    life: Option<Life>,
+    lease: NodeLease,
 }
 
 impl MemoryStore {
@@ -176,22 +181,6 @@ impl MemoryStore {
         });
         if state == State::Mute { cut() } else { answer }
     }
-
-    fn own(&self, node: &NodeName) -> Option<Epoch> {
-        Life::fence(self.life.as_ref(), node).map(|(incarnation, _)| incarnation)
-    }
-
-    /// The life of the node, known from now on.
-    fn life(&mut self, node: &NodeName, lease: Duration) -> Life {
-        let life = Life::of(self.life.as_ref(), node, lease);
-        self.life.insert(life).clone()
-    }
-
-    fn begin(&mut self) {
-        if let Some(life) = &mut self.life {
-            life.begin();
-        }
-    }
 }
 
 impl Store for MemoryStore {
@@ -201,7 +190,7 @@ impl Store for MemoryStore {
         batch: &Batch,
         now: DateTime<Utc>,
     ) -> Result<Applied, StoreError> {
-        let fence = Life::fence(self.life.as_ref(), node);
+        let fence = self.lease.fence(node);
         self.call(|tables| tables.apply(node, fence, batch, now))
     }
 
@@ -211,9 +200,9 @@ impl Store for MemoryStore {
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Started, StoreError> {
-        let next = self.life(node, lease).next();
+        let next = self.lease.set(node, lease).next;
         let started = self.call(|tables| Ok(tables.start(node, next, now, lease)))?;
-        self.begin();
+        self.lease.begin();
         Ok(started)
     }
 
@@ -223,16 +212,16 @@ impl Store for MemoryStore {
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Renewal, StoreError> {
-        let life = self.life(node, lease);
-        let renewal = self.call(|tables| tables.renew(&life, now, lease))?;
+        let incarnations = self.lease.set(node, lease);
+        let renewal = self.call(|tables| tables.renew(node, incarnations, now, lease))?;
         if matches!(renewal, Renewal::Lapsed { .. }) {
-            self.begin();
+            self.lease.begin();
         }
         Ok(renewal)
     }
 
     fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
-        let own = self.own(node);
+        let own = self.lease.incarnation(node);
         self.call(|tables| Ok(tables.stop(node, own)))
     }
 
@@ -242,7 +231,7 @@ impl Store for MemoryStore {
         now: DateTime<Utc>,
         grace: Duration,
     ) -> Result<usize, StoreError> {
-        let own = self.own(node);
+        let own = self.lease.incarnation(node);
         self.call(|tables| Ok(tables.hand_over(node, own, now, grace)))
     }
 
@@ -272,13 +261,13 @@ impl SharedStore for MemoryStore {
         self.call(|tables| Ok(tables.nodes(now)))
     }
 
-    fn bury(
+    fn reap(
         &mut self,
         node: &NodeName,
         incarnation: Epoch,
         now: DateTime<Utc>,
-    ) -> Result<Burial, StoreError> {
-        self.call(|tables| Ok(tables.bury(node, incarnation, now)))
+    ) -> Result<Reaped, StoreError> {
+        self.call(|tables| Ok(tables.reap(node, incarnation, now)))
     }
 
     fn find(
@@ -308,8 +297,8 @@ impl SharedStore for MemoryStore {
         self.call(|tables| Ok(tables.where_is(user)))
     }
 
-    fn connections(&mut self, whom: &Whom) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
-        self.call(|tables| Ok(tables.connections(whom)))
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+        self.call(|tables| Ok(tables.connections(kick)))
     }
 }
 

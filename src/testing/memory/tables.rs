@@ -8,10 +8,11 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
+    messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, Burial, Change, Life, NodeRow, Renewal, RoomCounts, RoomRows, Row,
-        SetAside, Started, StoreError, Whom,
+        Applied, Batch, BatchEntry, Incarnations, NodeRow, Reaped, Renewal, RoomCounts, RoomRows,
+        Row, SetAside, Started, StoreError,
     },
     testing::store_contract::Verb,
 };
@@ -72,7 +73,12 @@ impl Tables {
         taken
     }
 
-    fn refusal(&self, verb: Verb, connection: ConnectionId, change: Change) -> Option<SetAside> {
+    fn refusal(
+        &self,
+        verb: Verb,
+        connection: ConnectionId,
+        change: BatchEntry,
+    ) -> Option<SetAside> {
         let refused = self.refused.contains(&(verb, connection));
         refused.then(|| SetAside { change, reason: "refused".to_owned() })
     }
@@ -96,7 +102,7 @@ impl Tables {
             if self.presences.get(&key).is_none_or(|(holder, _)| holder != node) {
                 continue;
             }
-            let change = Change::Delete(room.clone(), *connection);
+            let change = BatchEntry::Delete(room.clone(), *connection);
             match self.refusal(Verb::Delete, *connection, change) {
                 Some(refusal) => set_aside.push(refusal),
                 None => drop(self.presences.remove(&key)),
@@ -112,19 +118,19 @@ impl Tables {
     }
 
     fn upsert(&mut self, node: &NodeName, row: &Row) -> Option<SetAside> {
-        let connection = row.presence.connection;
+        let connection = row.record.presence.connection;
         let key = (row.room.clone(), connection);
         let held = self.presences.get(&key);
         // As SQL does, which tries to insert first.
         let verbs = [Some(Verb::Insert), held.map(|_| Verb::Update)];
-        let change = || Change::Upsert(row.room.clone(), connection);
+        let change = || BatchEntry::Upsert(row.room.clone(), connection);
         let refusal =
             verbs.into_iter().flatten().find_map(|verb| self.refusal(verb, connection, change()));
         if refusal.is_some() {
             return refusal;
         }
         let outranked = held.is_some_and(|(holder, held)| {
-            holder != node && (held.generation, holder) >= (row.generation, node)
+            holder != node && (held.record.generation, holder) >= (row.record.generation, node)
         });
         if !outranked {
             self.rooms.insert(row.room.clone());
@@ -142,17 +148,17 @@ impl Tables {
         let mut rows: Vec<_> = self
             .presences
             .values_mut()
-            .filter(|(holder, row)| holder == node && row.presence.connection == connection)
+            .filter(|(holder, row)| holder == node && row.record.presence.connection == connection)
             .collect();
         if rows.is_empty() {
             return None;
         }
         if self.refused.contains(&(Verb::Update, connection)) {
             let reason = "refused".to_owned();
-            return Some(SetAside { change: Change::Seen(connection), reason });
+            return Some(SetAside { change: BatchEntry::Seen(connection), reason });
         }
         for (_, row) in &mut rows {
-            row.last_seen = at;
+            row.record.last_seen = at;
         }
         None
     }
@@ -175,14 +181,15 @@ impl Tables {
 
     pub fn renew(
         &mut self,
-        life: &Life,
+        node: &NodeName,
+        incarnations: Incarnations,
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Renewal, StoreError> {
-        let (node, incarnation) = (life.node(), life.next());
+        let Incarnations { current, next: incarnation } = incarnations;
         let lease_expires_at = after(now, lease);
         match self.nodes.get_mut(node) {
-            Some(row) if Some(row.incarnation) == life.incarnation() => {
+            Some(row) if Some(row.incarnation) == current => {
                 row.lease_expires_at = lease_expires_at;
                 Ok(Renewal::Held)
             }
@@ -200,14 +207,14 @@ impl Tables {
         }
     }
 
-    /// Whether the node's row is another life's.
-    fn is_anothers(&self, node: &NodeName, own: Option<Epoch>) -> bool {
+    /// Whether the row of the node belongs to another incarnation.
+    fn has_been_taken(&self, node: &NodeName, own: Option<Epoch>) -> bool {
         let row = self.nodes.get(node);
         own.is_some_and(|own| row.is_some_and(|row| row.incarnation != own))
     }
 
     pub fn stop(&mut self, node: &NodeName, own: Option<Epoch>) -> usize {
-        if self.is_anothers(node, own) {
+        if self.has_been_taken(node, own) {
             return 0;
         }
         self.nodes.remove(node);
@@ -221,14 +228,14 @@ impl Tables {
         now: DateTime<Utc>,
         grace: Duration,
     ) -> usize {
-        if self.is_anothers(node, own) {
+        if self.has_been_taken(node, own) {
             return 0;
         }
         if let Some(row) = self.nodes.get_mut(node) {
             row.leaving = true;
             row.lease_expires_at = after(now, grace);
         }
-        self.take(|holder, row| holder == node && row.fading.is_none()).len()
+        self.take(|holder, row| holder == node && row.record.fading.is_none()).len()
     }
 
     pub fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> usize {
@@ -245,7 +252,7 @@ impl Tables {
         let pruned: Vec<_> = self
             .presences
             .iter()
-            .filter(|(_, (node, row))| row.last_seen < oldest && dead.contains(node))
+            .filter(|(_, (node, row))| row.record.last_seen < oldest && dead.contains(node))
             .map(|(key, _)| key.clone())
             .collect();
         for key in &pruned {
@@ -290,14 +297,14 @@ impl Tables {
         RoomRows { nodes: self.nodes(now), rows: self.vouched(held).cloned().collect() }
     }
 
-    pub fn bury(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Burial {
-        let Some(row) = self.nodes.get(node) else { return Burial::Gone };
+    pub fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Reaped {
+        let Some(row) = self.nodes.get(node) else { return Reaped::Gone };
         let leaving = row.leaving;
         if row.incarnation != incarnation || row.lease_expires_at >= now {
-            return Burial::Alive;
+            return Reaped::Alive;
         }
         self.nodes.remove(node);
-        Burial::Buried { rows: self.take(|holder, _| holder == node), leaving }
+        Reaped::Removed { rows: self.take(|holder, _| holder == node), leaving }
     }
 
     pub fn find(&self, room: &RoomName, connections: &[ConnectionId]) -> Vec<(NodeName, Row)> {
@@ -325,25 +332,22 @@ impl Tables {
     pub fn where_is(&self, user: &UserId) -> Vec<(RoomName, usize)> {
         let mut rooms: BTreeMap<RoomName, usize> = BTreeMap::new();
         for (_, row) in self.vouched(self.presences.values()) {
-            if row.presence.user.as_ref() == Some(user) {
+            if row.record.presence.user.as_ref() == Some(user) {
                 *rooms.entry(row.room.clone()).or_default() += 1;
             }
         }
         rooms.into_iter().collect()
     }
 
-    pub fn connections(&self, whom: &Whom) -> Vec<(ConnectionId, NodeName)> {
-        let is_meant = |row: &Row| match whom {
-            Whom::Connection(connection) => {
-                row.presence.connection == *connection
-                    || row.current_connection == Some(*connection)
-            }
-            Whom::User(user) => row.presence.user.as_ref() == Some(user),
+    pub fn connections(&self, kick: &Kick) -> Vec<(ConnectionId, NodeName)> {
+        let is_meant = |row: &Row| match kick {
+            Kick::Connection(connection) => row.record.presence.connection == *connection,
+            Kick::User(user) => row.record.presence.user.as_ref() == Some(user),
         };
         let mut found = BTreeMap::new();
         for (node, row) in self.vouched(self.presences.values()) {
             if is_meant(row) {
-                let holder = found.entry(row.presence.connection).or_insert(node);
+                let holder = found.entry(row.record.presence.connection).or_insert(node);
                 *holder = (*holder).min(node);
             }
         }
@@ -356,7 +360,7 @@ fn occupancy<'a>(held: impl Iterator<Item = &'a (NodeName, Row)>) -> Occupancy {
     let mut occupancy = Occupancy::default();
     for (_, row) in held {
         occupancy.connections += 1;
-        match &row.presence.user {
+        match &row.record.presence.user {
             Some(user) => drop(users.insert(user)),
             None => occupancy.anonymous += 1,
         }

@@ -2,7 +2,8 @@ use std::future::Future;
 
 use super::*;
 use crate::{
-    bus::{Content, Said, Told},
+    bus::{BusMessage, RoomMessage},
+    messages::Content,
     model::{Epoch, NodeName, RoomName},
     testing::{Probe, Seen},
 };
@@ -18,38 +19,39 @@ fn in_virtual_time(test: impl Future<Output = ()>) {
 
 struct Node {
     bus: MemoryBus,
-    seen: Seen<FromBus>,
+    seen: Seen<BusEvent>,
     name: &'static str,
 }
 
 impl Node {
     /// A node that hears the lobby.
     async fn new(hub: &MemoryHub, name: &'static str) -> Self {
-        let (probe, seen) = Probe::<FromBus>::new();
+        let (probe, seen) = Probe::<BusEvent>::new();
         let mut bus = hub.bus();
         bus.listen(probe.recipient());
         bus.subscribe(lobby());
         let mut node = Self { bus, seen, name };
-        assert!(matches!(node.next().await, FromBus::Up));
-        assert!(matches!(node.next().await, FromBus::Subscribed(c) if c == lobby()));
+        assert!(matches!(node.next().await, BusEvent::Up));
+        assert!(matches!(node.next().await, BusEvent::Subscribed(c) if c == lobby()));
         node
     }
 
     fn say(&mut self, number: u64) -> Result<(), NotSent> {
-        let content = Content::Text(String::new());
+        let content = Content::Text(Default::default());
         let Channel::Room(room) = lobby() else { unreachable!() };
-        let told = Told::Said(Said { room, number, content, from: None, except: None });
+        let told =
+            BusMessage::Published(RoomMessage { room, number, content, from: None, except: None });
         let node = NodeName::new(self.name).unwrap();
-        self.bus.publish(&Envelope { node, incarnation: Epoch::new(), told })
+        self.bus.publish(&Envelope { node, incarnation: Epoch::new(), message: told })
     }
 
-    async fn next(&mut self) -> FromBus {
+    async fn next(&mut self) -> BusEvent {
         self.seen.next().await.expect("something to hear")
     }
 
     async fn heard(&mut self) -> (String, u64) {
         match self.next().await {
-            FromBus::Heard(Envelope { node, told: Told::Said(said), .. }) => {
+            BusEvent::Received(Envelope { node, message: BusMessage::Published(said), .. }) => {
                 (node.to_string(), said.number)
             }
             other => panic!("{other:?}"),
@@ -120,13 +122,13 @@ fn a_held_node_hears_later_and_a_cut_one_never() {
         connection.hold();
         a.say(2).unwrap();
         connection.cut();
-        assert!(matches!(b.next().await, FromBus::Down("cut")));
+        assert!(matches!(b.next().await, BusEvent::Down("cut")));
         assert_eq!(b.say(1), Err(NotSent));
         connection.release();
         b.bus.subscribe(lobby());
         b.silent().await;
         connection.heal();
-        assert!(matches!(b.next().await, FromBus::Up));
+        assert!(matches!(b.next().await, BusEvent::Up));
         a.say(3).unwrap();
         b.silent().await;
         assert!(connection.subscriptions().is_empty());
@@ -158,8 +160,8 @@ fn who_cannot_keep_up_loses_the_connection() {
         let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
         a.bus.connection().delay_to(&b.bus.connection(), Duration::from_secs(3600));
         (0..=MOST_UNHEARD as u64).for_each(|number| a.say(number).unwrap());
-        assert!(matches!(b.next().await, FromBus::Down("overrun")));
-        assert!(matches!(b.next().await, FromBus::Up));
+        assert!(matches!(b.next().await, BusEvent::Down("overrun")));
+        assert!(matches!(b.next().await, BusEvent::Up));
         b.silent().await;
     });
 }
@@ -170,7 +172,7 @@ fn bytes_of_somebody_else_are_unreadable() {
         let hub = MemoryHub::new();
         let mut a = Node::new(&hub, "a").await;
         hub.publish_bytes(&lobby(), b"hello");
-        assert!(matches!(a.next().await, FromBus::Unreadable(_)));
+        assert!(matches!(a.next().await, BusEvent::Unreadable(_)));
     });
 }
 

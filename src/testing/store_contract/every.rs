@@ -5,19 +5,21 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use serde_json::json;
 
-use super::{Bench, Deed, LEASE, Verb, at, counts, id, node, room, row, upserts, write, write_as};
+use super::{
+    Bench, Deed, LEASE, Verb, at, counts, id, node, room, row, seen_at, upserts, write, write_as,
+};
 use crate::{
     model::Info,
-    store::{Applied, Batch, Change, Renewal, Row, Store, StoreError},
+    store::{Applied, Batch, BatchEntry, DeadNode, Renewal, Store, StoreError},
 };
 
 /// Names, info and times come back as they were, to the microsecond.
 pub fn a_row_holds_what_was_written<B: Bench>(mut bench: B) {
     let mut full = row("café/\"7\" ' [1]", 1, Some("123"));
     let info = json!({"b": 1.50, "a": "\u{0}ü\"\\", "big": 1e300, "odd": 0.1 + 0.2});
-    full.presence.info = Info::new(info).unwrap();
-    full.presence.joined_at = at(0) + TimeDelta::microseconds(250_000);
-    full.last_seen = at(1) + TimeDelta::microseconds(1);
+    full.record.presence.info = Info::new(info).unwrap();
+    full.record.presence.joined_at = at(0) + TimeDelta::microseconds(250_000);
+    full.record.last_seen = at(1) + TimeDelta::microseconds(1);
     let rows = [full, row("null", 2, Some("null")), row("null", 3, None)];
     write(bench.store(), &upserts(rows.clone()));
     assert_eq!(bench.rows(), rows.map(|row| (node("n"), row)));
@@ -35,7 +37,7 @@ pub fn a_batch_can_be_given_twice<B: Bench>(mut bench: B) {
     write(bench.store(), &batch);
     let once = bench.rows();
     assert_eq!(once.len(), 2);
-    assert_eq!(once[0].1, Row { last_seen: at(5), ..row("a", 1, Some("bob")) });
+    assert_eq!(once[0].1, seen_at(5, row("a", 1, Some("bob"))));
     write(bench.store(), &batch);
     assert_eq!(bench.rows(), once);
 }
@@ -45,7 +47,8 @@ pub fn a_sign_of_life_is_for_all_presences_of_this_node<B: Bench>(mut bench: B) 
     write(bench.store(), &upserts([row("a", 1, None), row("b", 1, None), row("a", 2, None)]));
     write_as("m", bench.store(), &upserts([row("c", 1, None)]));
     write(bench.store(), &Batch { seen: vec![(id(1), at(40))], ..Batch::default() });
-    let seen: Vec<bool> = bench.rows().iter().map(|(_, row)| row.last_seen == at(40)).collect();
+    let seen: Vec<bool> =
+        bench.rows().iter().map(|(_, row)| row.record.last_seen == at(40)).collect();
     assert_eq!(seen, [true, false, true, false]);
 }
 
@@ -54,7 +57,7 @@ pub fn more_than_one_chunk_is_written_and_deleted<B: Bench>(mut bench: B) {
     let rows = || (0..4321).map(|n| row(&format!("r{}", n % 7), n, None));
     write(bench.store(), &upserts(rows()));
     assert_eq!(bench.rows().len(), 4321);
-    let deletes = rows().map(|row| (row.room, row.presence.connection)).collect();
+    let deletes = rows().map(|row| (row.room, row.record.presence.connection)).collect();
     write(bench.store(), &Batch { deletes, ..Batch::default() });
     assert_eq!(bench.rows().len(), 0);
 }
@@ -100,17 +103,17 @@ pub fn a_row_that_cannot_be_written_is_set_aside<B: Bench>(mut bench: B) {
     let Applied { set_aside } = bench.store().apply(&node("n"), &batch, at(0)).unwrap();
     let changes: Vec<_> = set_aside.iter().map(|aside| aside.change.clone()).collect();
     let expected = [
-        Change::Delete(room("a"), id(100)),
-        Change::Upsert(room("a"), id(3)),
-        Change::Upsert(room("a"), id(40)),
-        Change::Upsert(room("only 3"), id(3)),
-        Change::Seen(id(102)),
+        BatchEntry::Delete(room("a"), id(100)),
+        BatchEntry::Upsert(room("a"), id(3)),
+        BatchEntry::Upsert(room("a"), id(40)),
+        BatchEntry::Upsert(room("only 3"), id(3)),
+        BatchEntry::Seen(id(102)),
     ];
     assert_eq!(changes, expected);
     assert!(set_aside.iter().all(|aside| aside.reason.contains("refused")), "{set_aside:?}");
     // 48 of 50, and 100 and 102; nothing is left of the room that only had a bad row.
     assert_eq!(bench.store().rooms().unwrap(), [counts("a", 50, 0, 50)]);
-    assert_eq!(bench.rows()[1].1.last_seen, at(1));
+    assert_eq!(bench.rows()[1].1.record.last_seen, at(1));
 }
 
 /// Somebody has deleted it.
@@ -194,4 +197,29 @@ pub fn a_store_answers_after_a_failed_call<B: Bench>(mut bench: B) {
         bench.store().renew(&node("n"), at(0), LEASE).unwrap(),
         Renewal::Lapsed { .. }
     ));
+}
+
+/// Who starts is the only one there.
+pub fn starting_removes_and_names_the_dead<B: Bench>(mut bench: B) {
+    let store = bench.store();
+    assert_eq!(store.start(&node("n"), at(0), LEASE).unwrap().dead, []);
+    write(store, &upserts([row("a", 1, None), row("b", 1, None), row("a", 2, None)]));
+    write_as("gone", store, &upserts([row("a", 3, None)]));
+    bench.by_hand(Deed::AddDeadNode("idle"));
+    let dead = |node: &str, presences| DeadNode { node: node.to_owned(), presences };
+    // A lease of the dead one's still ran: with the same name, or in SQLite, that does not matter.
+    let found = bench.store().start(&node("n"), at(1), LEASE).unwrap().dead;
+    assert_eq!(found, [dead("gone", 1), dead("idle", 0), dead("n", 3)]);
+    assert!(bench.rows().is_empty());
+    assert_eq!(bench.store().renew(&node("n"), at(2), LEASE).unwrap(), Renewal::Held);
+}
+
+/// Others may have taken its rows away.
+pub fn a_lease_lapses_when_it_is_over<B: Bench>(mut bench: B) {
+    let store = bench.store();
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    assert_eq!(store.renew(&node("n"), at(15), LEASE).unwrap(), Renewal::Held);
+    let late = at(30) + TimeDelta::microseconds(1);
+    assert!(matches!(store.renew(&node("n"), late, LEASE).unwrap(), Renewal::Lapsed { .. }));
+    assert_eq!(store.renew(&node("n"), late, LEASE).unwrap(), Renewal::Held);
 }

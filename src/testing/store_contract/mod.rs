@@ -44,7 +44,6 @@
 //! ```
 
 pub mod every;
-pub mod owned;
 pub mod shared;
 
 use std::time::Duration;
@@ -52,7 +51,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
-    model::{ConnectionId, Info, NodeName, Presence, RoomName, UserId},
+    model::{ConnectionId, Info, NodeName, Presence, PresenceRecord, RoomName, UserId},
     store::{Applied, Batch, RoomCounts, Row, SharedStore, Store},
 };
 
@@ -200,18 +199,14 @@ pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
         info: Info::EMPTY,
         joined_at: at(0),
     };
-    let (session, fixed, fading) = (None, Info::EMPTY, None);
-    let (generation, current_connection) = (0, None);
-    Row {
-        room: room(name),
-        presence,
-        last_seen: at(0),
-        session,
-        fixed,
-        fading,
-        generation,
-        current_connection,
-    }
+    Row { room: room(name), record: PresenceRecord::new(presence) }
+}
+
+/// The row with a sign of life at this time.
+#[must_use]
+pub fn seen_at(seconds: i64, mut row: Row) -> Row {
+    row.record.last_seen = at(seconds);
+    row
 }
 
 /// A batch that only adds presences.
@@ -316,7 +311,7 @@ macro_rules! shared_store_contract {
 #[macro_export]
 macro_rules! owned_store_contract {
     ($module:ident, $bench:ty) => {
-        $crate::store_contract! { $module, $bench, owned:
+        $crate::store_contract! { $module, $bench, every:
             starting_removes_and_names_the_dead
             a_lease_lapses_when_it_is_over
         }

@@ -1,4 +1,4 @@
-//! Batches as statements: the rows go to PostgreSQL as arrays, one for each column.
+//! Batches as statements: the rows are arrays, one for each column.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
@@ -6,28 +6,30 @@ use diesel::{
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
 };
 
-use super::statement::statement;
+use super::{connection::statement, rows::number};
 use crate::{
     model::{ConnectionId, NodeName, RoomName},
-    store::{Applied, Batch, Change, Row, SetAside, chunks::each_chunk, error::Failure},
+    store::{
+        transaction::{Failure, write_chunks},
+        values::{Applied, Batch, BatchEntry, Row, SetAside},
+    },
 };
 
-/// How many rows a statement takes at most when some are refused.
+/// The largest number of rows in a statement when some are refused.
 const CHUNK: usize = 1024;
 
-/// Only what is missing is inserted: a room that is there is not locked, and uses up no number.
+/// Inserts only what is missing: an existing room is not locked, and no number is used up.
 ///
-/// In the order of the names, as everybody does: who waits for another's room holds none that the
-/// other one still wants.
+/// Every node inserts in the order of the names, so that two of them never wait for each other.
 pub(super) const INSERT_ROOMS: &str = "
     INSERT INTO rooms (channel_name, created_at)
     SELECT given.room, $1 FROM unnest($2) WITH ORDINALITY AS given (room, place)
     WHERE NOT EXISTS (SELECT FROM rooms WHERE channel_name = given.room)
     ORDER BY given.place ON CONFLICT (channel_name) DO NOTHING";
 
-/// The rooms are held until the end, so that nobody removes one as empty before its presences are
-/// seen; one that was removed since its insertion is not found, and its presences are missing in the
-/// number of those written.
+/// The rooms are locked until the commit, so that none is removed as empty before its presences are
+/// visible. A room that was removed since its insertion is not found, and its presences are missing in
+/// the number of rows written.
 pub(super) const UPSERT_PRESENCES: &str = "
     WITH room AS MATERIALIZED (
         SELECT id, channel_name FROM rooms WHERE channel_name = ANY ($1)
@@ -52,7 +54,7 @@ pub(super) const UPSERT_PRESENCES: &str = "
     WHERE presences.node_id = excluded.node_id
         OR (presences.turn, presences.node_id) < (excluded.turn, excluded.node_id)";
 
-/// How many of these are not to be written, for another node holds them.
+/// The number of presences that are skipped because another node holds them.
 pub(super) const COUNT_OUTRANKED: &str = "
     WITH writer AS (SELECT $1 AS node_id)
     SELECT count(*) AS count
@@ -77,7 +79,7 @@ pub(super) const SEEN: &str = "
     UPDATE presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
     WHERE presences.channel_name = given.connection AND presences.node_id = $3";
 
-/// A batch in the order in which everybody writes: by room, then by connection.
+/// A batch in the order in which every node writes: by room, then by connection.
 pub(super) struct Sorted<'a> {
     upserts: Vec<&'a Row>,
     deletes: Vec<(&'a RoomName, ConnectionId)>,
@@ -87,21 +89,21 @@ pub(super) struct Sorted<'a> {
 impl<'a> Sorted<'a> {
     pub(super) fn new(batch: &'a Batch) -> Self {
         let mut upserts: Vec<_> = batch.upserts.iter().collect();
-        upserts.sort_by_key(|row| (&row.room, row.presence.connection));
+        upserts.sort_by_key(|row| (&row.room, row.record.presence.connection));
         let mut deletes: Vec<_> =
             batch.deletes.iter().map(|(room, connection)| (room, *connection)).collect();
         deletes.sort();
         Self { upserts, deletes, seen: &batch.seen }
     }
 
-    /// Writes all of it with a statement for each kind, in the transaction that is open.
+    /// Writes the batch with one statement for each kind of change, in the open transaction.
     pub(super) fn write(
         &self,
         conn: &mut PgConnection,
         node: &NodeName,
         now: DateTime<Utc>,
     ) -> Result<Applied, Failure> {
-        // Before the deletes, which hold rows of the node that another one may wait for.
+        // Before the deletes, which lock rows that another node may wait for.
         insert_rooms(conn, &self.upserts, now)?;
         delete(conn, node, &self.deletes)?;
         upsert(conn, node, &self.upserts, now)?;
@@ -109,7 +111,7 @@ impl<'a> Sorted<'a> {
         Ok(Applied::default())
     }
 
-    /// Writes all that the database takes, in the transaction that is open.
+    /// Writes all that the database accepts, in the open transaction.
     pub(super) fn write_piecemeal(
         &self,
         conn: &mut PgConnection,
@@ -119,25 +121,25 @@ impl<'a> Sorted<'a> {
         let mut set_aside = Vec::new();
         let mut refused = |change, reason| set_aside.push(SetAside { change, reason });
         let write = |conn: &mut _, rows: &[_]| delete(conn, node, rows);
-        each_chunk(conn, &self.deletes, CHUNK, write, |(room, connection), reason| {
-            refused(Change::Delete(RoomName::clone(room), *connection), reason);
+        write_chunks(conn, &self.deletes, CHUNK, write, |(room, connection), reason| {
+            refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
         })?;
         let write = |conn: &mut _, rows: &[_]| {
             insert_rooms(conn, rows, now)?;
             upsert(conn, node, rows, now)
         };
-        each_chunk(conn, &self.upserts, CHUNK, write, |row, reason| {
-            refused(Change::Upsert(row.room.clone(), row.presence.connection), reason);
+        write_chunks(conn, &self.upserts, CHUNK, write, |row, reason| {
+            refused(BatchEntry::Upsert(row.room.clone(), row.record.presence.connection), reason);
         })?;
         let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-        each_chunk(conn, self.seen, CHUNK, write, |(connection, _), reason| {
-            refused(Change::Seen(*connection), reason);
+        write_chunks(conn, self.seen, CHUNK, write, |(connection, _), reason| {
+            refused(BatchEntry::Seen(*connection), reason);
         })?;
         Ok(Applied { set_aside })
     }
 }
 
-/// The names of the rooms, each once; they are sorted.
+/// The names of the rooms of sorted rows, each once.
 fn names<'a>(rows: &[&'a Row]) -> Vec<&'a str> {
     let mut names: Vec<_> = rows.iter().map(|row| row.room.as_str()).collect();
     names.dedup();
@@ -164,8 +166,8 @@ fn upsert(
     if rows.is_empty() {
         return Ok(());
     }
-    // A room may have been removed as empty between its insertion and now. That does not happen again:
-    // those that were there are held, and nobody else sees those that are inserted.
+    // A room may have been removed as empty since its insertion. That cannot happen a second time:
+    // existing rooms are locked now, and new ones are visible to nobody else.
     for again in [false, true] {
         if again {
             insert_rooms(conn, rows, now)?;
@@ -175,8 +177,8 @@ fn upsert(
             return Ok(());
         }
     }
-    // A trigger can keep a row out without an error.
-    Err(Failure::Row("the database left it out".to_owned()))
+    // A trigger can skip a row without an error.
+    Err(Failure::Row("the database skipped it".to_owned()))
 }
 
 fn write_presences(
@@ -187,23 +189,24 @@ fn write_presences(
     fn column<'a, T>(rows: &[&'a Row], value: impl Fn(&'a Row) -> T) -> Vec<T> {
         rows.iter().map(|row| value(row)).collect()
     }
-    let ids: Vec<_> = rows.iter().map(|row| row.presence.connection.to_string()).collect();
+    let ids: Vec<_> = rows.iter().map(|row| row.record.presence.connection.to_string()).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let users = column(rows, |row| row.presence.user.as_ref().map(|user| user.as_str()));
-    let sessions = column(rows, |row| row.session.as_ref().map(|session| session.as_str()));
-    let fading = column(rows, |row| row.fading.map(|until| until.naive_utc()));
-    let current = column(rows, |row| row.current_connection.map(|current| current.to_string()));
+    let users = column(rows, |row| row.record.presence.user.as_ref().map(|user| user.as_str()));
+    let sessions = column(rows, |row| row.record.session.as_ref().map(|session| session.as_str()));
+    let fading = column(rows, |row| row.record.fading.map(|until| until.naive_utc()));
+    let current =
+        column(rows, |row| row.record.current_connection.map(|current| current.to_string()));
     let written = statement(UPSERT_PRESENCES)
         .bind::<Array<Text>>(names(rows))
         .bind::<Text>(node.as_str())
         .bind::<Array<Text>>(column(rows, |row| row.room.as_str()))
         .bind::<Array<Text>>(ids)
         .bind::<Array<Nullable<Text>>>(users)
-        .bind::<Array<Text>>(column(rows, |row| row.presence.info.as_json()))
-        .bind::<Array<Timestamp>>(column(rows, |row| row.presence.joined_at.naive_utc()))
-        .bind::<Array<Timestamp>>(column(rows, |row| row.last_seen.naive_utc()))
+        .bind::<Array<Text>>(column(rows, |row| row.record.presence.info.as_json()))
+        .bind::<Array<Timestamp>>(column(rows, |row| row.record.presence.joined_at.naive_utc()))
+        .bind::<Array<Timestamp>>(column(rows, |row| row.record.last_seen.naive_utc()))
         .bind::<Array<Nullable<Text>>>(sessions)
-        .bind::<Array<Text>>(column(rows, |row| row.fixed.as_json()))
+        .bind::<Array<Text>>(column(rows, |row| row.record.fixed.as_json()))
         .bind::<Array<Nullable<Timestamp>>>(fading)
         .bind::<Array<Integer>>(column(rows, turn))
         .bind::<Array<Nullable<Text>>>(current)
@@ -212,14 +215,14 @@ fn write_presences(
 }
 
 fn outranked(conn: &mut PgConnection, node: &NodeName, rows: &[&Row]) -> Result<usize, Failure> {
-    let ids: Vec<_> = rows.iter().map(|row| row.presence.connection.to_string()).collect();
+    let ids: Vec<_> = rows.iter().map(|row| row.record.presence.connection.to_string()).collect();
     let Count { count } = statement(COUNT_OUTRANKED)
         .bind::<Text>(node.as_str())
         .bind::<Array<Text>>(rows.iter().map(|row| row.room.as_str()).collect::<Vec<_>>())
         .bind::<Array<Text>>(ids)
         .bind::<Array<Integer>>(rows.iter().map(|row| turn(row)).collect::<Vec<_>>())
         .get_result(conn)?;
-    Ok(super::rows::number(count))
+    Ok(number(count))
 }
 
 #[derive(QueryableByName)]
@@ -229,7 +232,7 @@ struct Count {
 }
 
 fn turn(row: &Row) -> i32 {
-    i32::try_from(row.generation).unwrap_or(i32::MAX)
+    i32::try_from(row.record.generation).unwrap_or(i32::MAX)
 }
 
 fn delete(

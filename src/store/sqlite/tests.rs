@@ -1,4 +1,4 @@
-//! The contract on SQLite, and what only a file can meet.
+//! The contract on SQLite, and the troubles of a file.
 
 use std::{
     fs,
@@ -12,20 +12,18 @@ use chrono::TimeDelta;
 use diesel::{
     SqliteConnection, connection::SimpleConnection, prelude::*, sql_query, sql_types::Text,
 };
-use diesel_migrations::MigrationHarness;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{
-    DatabaseUrl, Renewal, SqliteOptions, SqlitePath, SqliteStore, Store, StoreError, migrate,
-    migrate::MIGRATIONS,
-    schema::{presences, rooms},
-    sqlite::Access,
-    stamp::Stamp,
-};
+use super::{SqliteOptions, SqliteStore, connection::Access, statements::Stamp};
 use crate::{
-    model::{ConnectionId, Info, NodeName, Presence, RoomName, UserId},
-    owned_store_contract, store_contract,
+    model::{ConnectionId, Info, NodeName, Presence, PresenceRecord, RoomName, UserId},
+    owned_store_contract,
+    store::{
+        Batch, DatabaseUrl, Renewal, Row, SqlitePath, Store, StoreError, migrate,
+        schema::{presences, rooms},
+    },
+    store_contract,
     testing::store_contract::{Bench, Deed, LEASE, Verb, at, node, row, upserts, write},
 };
 
@@ -45,12 +43,12 @@ struct Line {
     line: String,
 }
 
-fn lines(conn: &mut SqliteConnection, sql: &str) -> Vec<String> {
+pub(super) fn lines(conn: &mut SqliteConnection, sql: &str) -> Vec<String> {
     let lines: Vec<Line> = sql_query(sql).load(conn).unwrap();
     lines.into_iter().map(|line| line.line).collect()
 }
 
-fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, super::Row)> {
+fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, Row)> {
     type Columns = (String, String, Option<String>, String, Stamp, Stamp, String);
     let columns = (
         rooms::channel_name,
@@ -74,19 +72,8 @@ fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, super::Row)> {
             info: serde_json::from_str(&info).unwrap(),
             joined_at: joined_at.0,
         };
-        let (room, last_seen) = (RoomName::new(room).unwrap(), seen.0);
-        let (session, fixed, fading) = (None, Info::EMPTY, None);
-        let (generation, current_connection) = (0, None);
-        let row = super::Row {
-            room,
-            presence,
-            last_seen,
-            session,
-            fixed,
-            fading,
-            generation,
-            current_connection,
-        };
+        let record = PresenceRecord { last_seen: seen.0, ..PresenceRecord::new(presence) };
+        let row = Row { room: RoomName::new(room).unwrap(), record };
         (NodeName::new(node).unwrap(), row)
     });
     typed.collect()
@@ -105,7 +92,7 @@ struct Memory(SqliteStore);
 
 impl Memory {
     fn sql(&mut self, sql: &str) {
-        self.0.connection(Access::Write).unwrap().batch_execute(sql).unwrap();
+        self.0.database.connection(Access::Write).unwrap().batch_execute(sql).unwrap();
     }
 }
 
@@ -124,8 +111,8 @@ impl Bench for Memory {
         self.sql(&deed.to_sql());
     }
 
-    fn rows(&mut self) -> Vec<(NodeName, super::Row)> {
-        rows(&mut self.0.connection(Access::Read).unwrap())
+    fn rows(&mut self) -> Vec<(NodeName, Row)> {
+        rows(&mut self.0.database.connection(Access::Read).unwrap())
     }
 
     fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
@@ -191,7 +178,7 @@ impl Bench for InFile {
         self.sql(&deed.to_sql());
     }
 
-    fn rows(&mut self) -> Vec<(NodeName, super::Row)> {
+    fn rows(&mut self) -> Vec<(NodeName, Row)> {
         rows(&mut self.shell())
     }
 
@@ -201,13 +188,13 @@ impl Bench for InFile {
 }
 
 /// A store whose database holds one row, and a batch that would add another.
-fn with_a_row() -> (InFile, super::Batch) {
+fn with_a_row() -> (InFile, Batch) {
     let mut bench = InFile::new();
     write(&mut bench.store, &upserts([row("a", 1, None)]));
     (bench, upserts([row("b", 2, None)]))
 }
 
-fn fails(bench: &mut InFile, batch: &super::Batch) -> StoreError {
+fn fails(bench: &mut InFile, batch: &Batch) -> StoreError {
     bench.store.apply(&node("n"), batch, at(0)).unwrap_err()
 }
 
@@ -215,14 +202,14 @@ fn fails(bench: &mut InFile, batch: &super::Batch) -> StoreError {
 fn a_row_is_readable_with_sql() {
     let mut bench = Memory::new();
     let mut full = row("café", 1, Some("123"));
-    full.presence.info = Info::new(json!({"b": 1.50, "a": "\u{0}ü\"\\"})).unwrap();
-    full.last_seen = at(1) + TimeDelta::microseconds(250_000);
+    full.record.presence.info = Info::new(json!({"b": 1.50, "a": "\u{0}ü\"\\"})).unwrap();
+    full.record.last_seen = at(1) + TimeDelta::microseconds(250_000);
     write(&mut bench.0, &upserts([full, row("x", 2, None)]));
     let sql = "SELECT user_id || ' ' || info || ' ' || joined_at || ' ' || last_seen AS line
         FROM presences WHERE user_id IS NOT NULL";
     let expected =
         r#"123 {"a":"\u0000ü\"\\","b":1.5} 2023-11-14 22:13:20 2023-11-14 22:13:21.250000"#;
-    assert_eq!(lines(&mut bench.0.connection(Access::Read).unwrap(), sql), [expected]);
+    assert_eq!(lines(&mut bench.0.database.connection(Access::Read).unwrap(), sql), [expected]);
 }
 
 #[test]
@@ -243,7 +230,7 @@ fn a_full_database_fails_as_a_whole_and_is_written_when_there_is_room() {
     let large = upserts((0..5000).map(|n| row("a room with a name", n, Some("a user"))));
     let limit = |bench: &mut InFile, pages| {
         let sql = format!("PRAGMA max_page_count = {pages}");
-        bench.store.connection(Access::Write).unwrap().batch_execute(&sql).unwrap();
+        bench.store.database.connection(Access::Write).unwrap().batch_execute(&sql).unwrap();
     };
     limit(&mut bench, 1);
     let full = fails(&mut bench, &large);
@@ -255,7 +242,7 @@ fn a_full_database_fails_as_a_whole_and_is_written_when_there_is_room() {
 }
 
 #[test]
-fn a_row_that_is_left_out_without_an_error_is_set_aside() {
+fn a_row_that_is_skipped_without_an_error_is_set_aside() {
     let (mut bench, batch) = with_a_row();
     bench.sql(
         "CREATE TRIGGER no_b BEFORE INSERT ON rooms WHEN NEW.channel_name = 'b'
@@ -278,7 +265,7 @@ fn a_file_without_write_permission_is_read_only_until_it_has_it_again() {
 }
 
 #[test]
-fn a_deleted_file_is_made_again_and_told_once() {
+fn a_deleted_file_is_created_again_and_reported_once() {
     let (mut bench, batch) = with_a_row();
     fs::remove_file(bench.file()).unwrap();
     assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
@@ -319,7 +306,7 @@ fn another_file_in_its_place_is_noticed() {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_told_and_left_alone() {
+fn a_file_that_is_not_a_database_is_reported_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notes.txt");
     let text = "not a database, ".repeat(100);
@@ -378,58 +365,11 @@ fn many_may_open_and_migrate_a_new_file_at_once() {
 #[test]
 fn the_file_is_written_ahead_and_keeps_its_keys() {
     let mut bench = InFile::new();
-    let mut conn = bench.store.connection(Access::Read).unwrap();
+    let mut conn = bench.store.database.connection(Access::Read).unwrap();
     assert_eq!(lines(&mut conn, "SELECT journal_mode AS line FROM pragma_journal_mode"), ["wal"]);
     for (pragma, value) in [("synchronous", "1"), ("foreign_keys", "1"), ("busy_timeout", "20")] {
         let column = if pragma == "busy_timeout" { "timeout" } else { pragma };
         let sql = format!("SELECT CAST({column} AS TEXT) AS line FROM pragma_{pragma}");
         assert_eq!(lines(&mut conn, &sql), [value], "{pragma}");
     }
-}
-
-/// The columns of all tables as `table.column type`.
-fn columns(conn: &mut SqliteConnection) -> Vec<String> {
-    lines(
-        conn,
-        "SELECT tables.name || '.' || columns.name || ' ' ||
-            CASE \"notnull\" WHEN 1
-            THEN columns.type ELSE 'NULLABLE<' || columns.type || '>' END AS line
-         FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns
-         WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_\\_diesel%' ESCAPE '\\'
-         ORDER BY tables.name, columns.cid",
-    )
-}
-
-/// The same of the text of `schema.rs`.
-fn columns_of_the_code() -> Vec<String> {
-    let mut table = "";
-    let mut columns = Vec::new();
-    for line in include_str!("schema.rs").lines().map(str::trim) {
-        if line.starts_with("//") {
-            continue;
-        }
-        if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with('{')) {
-            table = name;
-        } else if let Some((column, kind)) = line.split_once(" -> ").filter(|_| line.ends_with(','))
-        {
-            columns.push(format!("{table}.{column} {}", kind.trim_end_matches(',').to_uppercase()));
-        }
-    }
-    columns
-}
-
-#[test]
-fn migrations_go_up_down_and_up_and_make_what_the_code_expects() {
-    let mut conn = SqliteConnection::establish(":memory:").unwrap();
-    let objects = "SELECT name AS line FROM sqlite_schema
-        WHERE name NOT LIKE '%diesel_schema%' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
-    conn.run_pending_migrations(MIGRATIONS).unwrap();
-    let made = lines(&mut conn, objects);
-    assert_eq!(columns(&mut conn), columns_of_the_code());
-    assert_eq!(columns(&mut conn).len(), 14);
-    conn.revert_all_migrations(MIGRATIONS).unwrap();
-    assert!(lines(&mut conn, objects).is_empty());
-    conn.run_pending_migrations(MIGRATIONS).unwrap();
-    assert_eq!(lines(&mut conn, objects), made);
-    assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
 }

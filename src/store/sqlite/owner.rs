@@ -1,4 +1,4 @@
-//! One server for one SQLite file.
+//! The lock that gives a SQLite file to one server.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -6,35 +6,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::SqlitePath;
+use crate::store::url::SqlitePath;
 
-/// The right to be the one server of a SQLite file, held until it is dropped.
+/// The lock of the one server that uses a SQLite file, held until it is dropped.
 ///
-/// A lock on the file `PATH.lock` beside the database; the operating system gives it back when the
-/// process ends, however it ends. The lock file stays: deleting it would let two processes lock two
-/// files of the same name. Commands that only look or prune need no lock.
+/// It is a lock on the file `PATH.lock` beside the database, which the operating system releases when the
+/// process ends, in whatever way. The lock file stays: if it were deleted, two processes could lock two
+/// files of the same name. Commands that only read or prune need no lock.
 #[derive(Debug)]
 pub struct OwnerLock {
     path: PathBuf,
     _locked: File,
 }
 
-/// Why a SQLite file cannot be owned.
+/// Why the lock of a SQLite file cannot be taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OwnerError {
-    /// Another server owns the file; stop it, or use another file.
+    /// Another server uses the file; stop it, or use another file.
     #[error("another server uses this database (`{}` is locked)", lock.display())]
     Taken {
         /// The lock file.
         lock: PathBuf,
     },
-    /// The lock file cannot be made or locked.
+    /// The lock file cannot be created or locked.
     #[error("cannot lock `{}`", lock.display())]
     Io {
         /// The lock file.
         lock: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
@@ -64,7 +64,7 @@ impl OwnerLock {
     }
 }
 
-/// Where the lock of a database is: beside the file itself, also if the path is a link to it.
+/// The path of the lock file: beside the database file itself, even if the path is a link to it.
 fn lock_path(database: &SqlitePath) -> PathBuf {
     let path = database.as_path();
     let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_told_with_the_path() {
+    fn a_missing_directory_is_reported_with_the_path() {
         let directory = tempfile::tempdir().unwrap();
         let refused = OwnerLock::take(&database(directory.path(), "none/a")).unwrap_err();
         assert!(matches!(&refused, OwnerError::Io { lock, .. } if lock.ends_with("none/a.lock")));

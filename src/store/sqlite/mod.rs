@@ -1,0 +1,224 @@
+//! The store on SQLite.
+
+mod connection;
+mod owner;
+mod statements;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel::{
+    dsl::{count, exists, not},
+    prelude::*,
+    sql_types::{BigInt, Text},
+    upsert::excluded,
+};
+
+use self::{
+    connection::Database,
+    statements::{Stamp, apply},
+};
+use super::{
+    error::StoreError,
+    schema::{nodes, presences, rooms},
+    traits::Store,
+    url::DatabaseUrl,
+    values::{Applied, Batch, DeadNode, Renewal, RoomCounts, Started},
+};
+use crate::model::{Epoch, NodeName};
+
+pub use self::{
+    connection::SqliteOptions,
+    owner::{OwnerError, OwnerLock},
+};
+
+/// Migrates a database, creating it if there is none. Returns the number of migrations applied.
+pub(super) fn migrate(url: &DatabaseUrl, options: SqliteOptions) -> Result<usize, StoreError> {
+    Database::open(url, options).map(|(_, migrations)| migrations)
+}
+
+/// A [`Store`] on a SQLite file, or in memory.
+///
+/// It has one connection, since a store has one user, and `:memory:` is a database per connection. Before
+/// each call it checks whether the open file is still the one at its path.
+pub struct SqliteStore {
+    database: Database,
+    /// Held for as long as this store may write.
+    _owner: Option<OwnerLock>,
+}
+
+impl SqliteStore {
+    /// Opens a database, creating and migrating it as needed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; a missing directory is not created.
+    pub fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        Self::open_with(url, SqliteOptions::default())
+    }
+
+    /// Opens a database as [`open`](Self::open) does, with options.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn open_with(url: &DatabaseUrl, options: SqliteOptions) -> Result<Self, StoreError> {
+        let (database, _) = Database::open(url, options)?;
+        Ok(Self { database, _owner: None })
+    }
+
+    /// Keeps the lock until the store is dropped.
+    #[must_use]
+    pub fn owned(self, lock: Option<OwnerLock>) -> Self {
+        Self { _owner: lock, ..self }
+    }
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = nodes)]
+struct Lease<'a> {
+    id: &'a str,
+    started_at: Stamp,
+    lease_expires_at: Stamp,
+}
+
+impl<'a> Lease<'a> {
+    fn new(node: &'a NodeName, now: DateTime<Utc>, lease: Duration) -> Self {
+        let end = Stamp::after(now, lease);
+        Self { id: node.as_str(), started_at: Stamp(now), lease_expires_at: end }
+    }
+}
+
+impl Store for SqliteStore {
+    fn apply(
+        &mut self,
+        node: &NodeName,
+        batch: &Batch,
+        now: DateTime<Utc>,
+    ) -> Result<Applied, StoreError> {
+        self.database.write(|conn| apply(conn, node, batch, now))
+    }
+
+    fn start(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Started, StoreError> {
+        self.database.write(|conn| {
+            let dead = dead_nodes(conn)?;
+            diesel::delete(presences::table).execute(conn)?;
+            diesel::delete(nodes::table).execute(conn)?;
+            let row = Lease::new(node, now, lease);
+            diesel::insert_into(nodes::table).values(row).execute(conn)?;
+            Ok(Started { incarnation: Epoch::new(), dead, inherited: Vec::new(), stopped: false })
+        })
+    }
+
+    fn renew(
+        &mut self,
+        node: &NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Renewal, StoreError> {
+        self.database.write(|conn| {
+            let end: Option<Stamp> = nodes::table
+                .find(node.as_str())
+                .select(nodes::lease_expires_at)
+                .first(conn)
+                .optional()?;
+            diesel::insert_into(nodes::table)
+                .values(Lease::new(node, now, lease))
+                .on_conflict(nodes::id)
+                .do_update()
+                .set(nodes::lease_expires_at.eq(excluded(nodes::lease_expires_at)))
+                .execute(conn)?;
+            let held = end.is_some_and(|Stamp(end)| end >= now);
+            Ok(match held {
+                true => Renewal::Held,
+                false => Renewal::Lapsed { incarnation: Epoch::new() },
+            })
+        })
+    }
+
+    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
+        self.database.write(|conn| {
+            let own = presences::node_id.eq(node.as_str());
+            let removed = diesel::delete(presences::table.filter(own)).execute(conn)?;
+            diesel::delete(nodes::table.find(node.as_str())).execute(conn)?;
+            Ok(removed)
+        })
+    }
+
+    fn prune_presences(
+        &mut self,
+        now: DateTime<Utc>,
+        max_age: Duration,
+    ) -> Result<usize, StoreError> {
+        let age = TimeDelta::from_std(max_age).ok();
+        let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
+        let owner = nodes::table.filter(nodes::id.eq(presences::node_id));
+        let lives = exists(owner.filter(nodes::lease_expires_at.ge(Stamp(now))));
+        let stale = presences::last_seen.lt(Stamp(oldest)).and(not(lives));
+        self.database
+            .write(|conn| Ok(diesel::delete(presences::table.filter(stale)).execute(conn)?))
+    }
+
+    fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+        let inside = presences::table.filter(presences::room_id.eq(rooms::id));
+        self.database.write(|conn| {
+            Ok(diesel::delete(rooms::table.filter(not(exists(inside)))).execute(conn)?)
+        })
+    }
+
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+        let counts = (
+            rooms::channel_name,
+            count(presences::id.nullable()),
+            count(presences::user_id.nullable()).aggregate_distinct(),
+            count(presences::user_id.nullable()),
+        );
+        let rows: Vec<(String, i64, i64, i64)> = self.database.read(|conn| {
+            Ok(rooms::table
+                .left_join(presences::table)
+                .group_by((rooms::id, rooms::channel_name))
+                .order(rooms::channel_name)
+                .select(counts)
+                .load(conn)?)
+        })?;
+        let rooms = rows.into_iter().map(|(channel_name, connections, users, known)| RoomCounts {
+            channel_name,
+            connections: number(connections),
+            users: number(users),
+            anonymous: number(connections - known),
+        });
+        Ok(rooms.collect())
+    }
+}
+
+/// Every node that has a row or presences.
+fn dead_nodes(conn: &mut SqliteConnection) -> QueryResult<Vec<DeadNode>> {
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = Text)]
+        node: String,
+        #[diesel(sql_type = BigInt)]
+        presences: i64,
+    }
+    let found: Vec<Found> = diesel::sql_query(
+        "SELECT node, sum(presences) AS presences FROM (
+            SELECT id AS node, 0 AS presences FROM nodes
+            UNION ALL SELECT node_id, count(*) FROM presences GROUP BY node_id
+        ) GROUP BY node ORDER BY node",
+    )
+    .load(conn)?;
+    let dead = found.into_iter();
+    Ok(dead.map(|dead| DeadNode { node: dead.node, presences: number(dead.presences) }).collect())
+}
+
+/// A count in SQL, which is never negative.
+fn number(count: i64) -> usize {
+    usize::try_from(count).unwrap_or(0)
+}

@@ -1,0 +1,179 @@
+//! Transactions that report why they failed, and batches in which single rows may fail.
+
+use diesel::{
+    Connection,
+    result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError, QueryResult},
+};
+
+use super::error::{Source, StoreError};
+
+/// Why a statement or a transaction failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The database refuses a row for this reason, and would refuse it again.
+    Row(String),
+    Store(StoreError),
+    /// Another transaction was in the way; this one would succeed now.
+    Conflict,
+    /// An error of Diesel, until [`classified`](Self::classified).
+    Query(DieselError),
+}
+
+/// A failure that a database has messages for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Locked,
+    Full,
+    ReadOnly,
+    Corrupt,
+    Schema,
+    Unavailable,
+    /// [`Failure::Conflict`]; SQLite takes its lock first, so it has none.
+    #[cfg(feature = "postgres")]
+    Conflict,
+}
+
+/// A connection to a kind of database whose error messages are known.
+pub(super) trait Classify: Connection {
+    /// The kind of an error for which Diesel has none. An unknown message is taken for the fault of a row.
+    fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind>;
+}
+
+/// The kind of which one of the texts is the beginning of the message.
+pub(super) fn kind_of(message: &str, texts: &[(Kind, &[&str])]) -> Option<Kind> {
+    let is = |texts: &[&str]| texts.iter().any(|text| message.starts_with(text));
+    texts.iter().find_map(|(kind, texts)| is(texts).then_some(*kind))
+}
+
+impl Kind {
+    fn failure(self, source: Source) -> Failure {
+        Failure::Store(match self {
+            Self::Locked => StoreError::Locked,
+            Self::Full => StoreError::Full,
+            Self::ReadOnly => StoreError::ReadOnly,
+            Self::Corrupt => StoreError::Corrupt { source },
+            Self::Schema => StoreError::Schema { source },
+            Self::Unavailable => StoreError::Unavailable { source },
+            #[cfg(feature = "postgres")]
+            Self::Conflict => return Failure::Conflict,
+        })
+    }
+}
+
+impl Failure {
+    /// The failure with its kind, by the messages of the database.
+    pub fn classified<C: Classify>(self) -> Self {
+        use DatabaseErrorKind::{
+            CheckViolation, ClosedConnection, ExclusionViolation, ForeignKeyViolation,
+            NotNullViolation, ReadOnlyTransaction, RestrictViolation, SerializationFailure,
+            UnableToSendCommand, UniqueViolation,
+        };
+        let Self::Query(error) = self else { return self };
+        match error {
+            DieselError::DatabaseError(
+                UniqueViolation | ForeignKeyViolation | NotNullViolation | CheckViolation
+                | RestrictViolation | ExclusionViolation,
+                info,
+            ) => Self::Row(info.message().to_owned()),
+            DieselError::DatabaseError(SerializationFailure, _) => Self::Conflict,
+            DieselError::DatabaseError(ReadOnlyTransaction, _) => StoreError::ReadOnly.into(),
+            DieselError::DatabaseError(ClosedConnection | UnableToSendCommand, _) => {
+                StoreError::unavailable(error).into()
+            }
+            DieselError::DatabaseError(_, ref info) => match C::kind(&**info) {
+                Some(kind) => kind.failure(error.into()),
+                None => Self::Row(info.message().to_owned()),
+            },
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => {
+                Self::Query(*commit_error).classified::<C>()
+            }
+            error => StoreError::unavailable(error).into(),
+        }
+    }
+
+    /// The error of a call that writes no rows of a batch.
+    pub fn into_error<C: Classify>(self) -> StoreError {
+        match self.classified::<C>() {
+            Self::Store(error) => error,
+            Self::Row(reason) => StoreError::unavailable(reason),
+            Self::Conflict => StoreError::Locked,
+            Self::Query(error) => StoreError::unavailable(error),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<DieselError> for Failure {
+    fn from(error: DieselError) -> Self {
+        Self::Query(error)
+    }
+}
+
+/// The error of a migration.
+pub(super) fn migration_error<C: Classify>(source: Source) -> StoreError {
+    match source.downcast::<DieselError>().map(|error| Failure::Query(*error).classified::<C>()) {
+        Ok(Failure::Row(reason)) => StoreError::Schema { source: reason.into() },
+        Ok(failure) => failure.into_error::<C>(),
+        Err(source) => StoreError::Schema { source },
+    }
+}
+
+/// Runs `body` in a transaction, or in a savepoint of the open one, and returns the failure of *`body`*.
+///
+/// A database ends a transaction by itself when its disk or its connection fails. The rollback then
+/// fails as well, and Diesel would return that second error.
+pub(super) fn transact<C: Classify, T>(
+    conn: &mut C,
+    body: impl FnOnce(&mut C) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    transact_by(body, |run| conn.transaction(run))
+}
+
+/// As [`transact`], in a transaction of the kind that `transaction` opens.
+pub(super) fn transact_by<C: Classify, T>(
+    body: impl FnOnce(&mut C) -> Result<T, Failure>,
+    transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> QueryResult<T>) -> QueryResult<T>,
+) -> Result<T, Failure> {
+    let (mut body, mut failure) = (Some(body), None);
+    let mut run = |conn: &mut C| {
+        let body = body.take().ok_or(DieselError::AlreadyInTransaction)?;
+        body(conn).map_err(|failed| {
+            failure = Some(failed.classified::<C>());
+            DieselError::RollbackTransaction
+        })
+    };
+    transaction(&mut run).map_err(|error| match (error, failure) {
+        (DieselError::RollbackTransaction, Some(failure)) => failure,
+        (_, Some(Failure::Store(error))) => error.into(),
+        (error, _) => Failure::Query(error).classified::<C>(),
+    })
+}
+
+/// Writes rows in chunks, each in a savepoint. A chunk that fails because of a row is halved until that
+/// row is alone: a bad row costs a few statements more, not one for each good row.
+pub(super) fn write_chunks<C: Classify, T>(
+    conn: &mut C,
+    rows: &[T],
+    chunk: usize,
+    write: impl Fn(&mut C, &[T]) -> Result<(), Failure>,
+    mut set_aside: impl FnMut(&T, String),
+) -> Result<(), Failure> {
+    let mut todo: Vec<&[T]> = rows.chunks(chunk).rev().collect();
+    while let Some(chunk) = todo.pop() {
+        match (transact(conn, |conn| write(conn, chunk)), chunk) {
+            (Ok(()), _) => {}
+            (Err(Failure::Row(reason)), [row]) => set_aside(row, reason),
+            (Err(Failure::Row(_)), _) => {
+                let (first, second) = chunk.split_at(chunk.len() / 2);
+                todo.extend([second, first]);
+            }
+            (Err(failure), _) => return Err(failure),
+        }
+    }
+    Ok(())
+}
