@@ -124,7 +124,7 @@ impl RoomRegistry {
         // It may have overtaken the join of its sender; then there is nothing to wait for.
         let known = |from: &Sender| self.rooms.presence(&room, from.connection);
         let joined = from.as_ref().and_then(known).map(|seen| seen.joined_version);
-        self.deliver(&room, content.into(), from, joined, except, now);
+        self.deliver(&room, content, from, joined, except, now);
     }
 
     /// Takes the changes of a room by another node into this one's.
