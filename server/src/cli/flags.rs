@@ -159,13 +159,7 @@ pub(super) struct ServeFlags {
     /// An origin whose pages may use the server, besides pages of its own host: https://chat.example,
     /// https://*.chat.example, null, file://, app://x, or * for all; /api only with the --api-key;
     /// repeatable (in the environment: separated by commas).
-    #[arg(
-        long = "allow-origin",
-        value_name = "O",
-        env = "PRESENCE_ALLOW_ORIGIN",
-        value_delimiter = ',',
-        value_parser = origin
-    )]
+    #[arg(long = "allow-origin", value_name = "O", env = "PRESENCE_ALLOW_ORIGIN", value_delimiter = ',', value_parser = origin)]
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message from a client.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_FRAME_SIZE", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=MAX_FRAME_SIZE))]
