@@ -52,7 +52,7 @@ const COUNTERS: [(&str, &str); 26] = [
 const GAUGES: [(&str, &str); 17] = [
     ("presence_connections", "Connections of this node that are in some room."),
     ("presence_presences", "Connections of this node in rooms, each counted once per room."),
-    ("presence_view_rooms", "Rooms with somebody in them, among those that this node follows."),
+    ("presence_view_rooms", "Rooms that are not empty, among those that this node follows."),
     ("presence_view_presences", "Connections in those rooms, of all nodes, once per room."),
     ("presence_view_users", "Users in those rooms, of all nodes, each counted once."),
     ("presence_observer_lag", "Events queued for the observer that is furthest behind."),

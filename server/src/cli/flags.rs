@@ -342,9 +342,9 @@ mod tests {
         };
         let both = list(&["127.0.0.1:8080", "[::1]:8080"]);
         assert_eq!(of(""), BindAddresses { list: both.clone(), first_suffices: true });
-        let told = BindAddresses { list: both, first_suffices: false };
-        assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), told);
-        assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), told);
+        let explicit = BindAddresses { list: both, first_suffices: false };
+        assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), explicit);
+        assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), explicit);
         assert_eq!(of("--bind 0.0.0.0:80").list, list(&["0.0.0.0:80"]));
     }
 
