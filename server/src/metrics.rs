@@ -1,17 +1,12 @@
-//! `GET /metrics`, for Prometheus.
+//! The metrics of the process: what they are called, what they mean, and the collector for Prometheus.
 
 use std::sync::{Mutex, PoisonError};
 
-use actix_web::{HttpResponse, http::header, web};
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{counter, describe_counter, describe_gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-use crate::{
-    refusals::{self, REFUSALS_TOTAL},
-    response::ApiError,
-    state::ServerState,
-};
-use actix_presence::{messages::GetStatus, model::Cause};
+use crate::refusals::{self, REFUSALS_TOTAL};
+use actix_presence::model::Cause;
 
 const COUNTERS: [(&str, &str); 26] = [
     ("presence_joins_total", "Presences that joined a room."),
@@ -57,7 +52,7 @@ const COUNTERS: [(&str, &str); 26] = [
 const GAUGES: [(&str, &str); 17] = [
     ("presence_connections", "Connections of this node that are in some room."),
     ("presence_presences", "Connections of this node in rooms, each counted once per room."),
-    ("presence_view_rooms", "Rooms with somebody in them, among those that this node follows."),
+    ("presence_view_rooms", "Rooms that are not empty, among those that this node follows."),
     ("presence_view_presences", "Connections in those rooms, of all nodes, once per room."),
     ("presence_view_users", "Users in those rooms, of all nodes, each counted once."),
     ("presence_observer_lag", "Events queued for the observer that is furthest behind."),
@@ -123,7 +118,8 @@ impl Metrics {
         Ok(installed.insert(Self(handle)).clone())
     }
 
-    fn render(&self) -> String {
+    /// The values in the text format of Prometheus.
+    pub(crate) fn render(&self) -> String {
         self.0.run_upkeep();
         self.0.render()
     }
@@ -137,30 +133,4 @@ fn start_at_zero(
     for value in values {
         counter!(name, label => value).increment(0);
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-pub(crate) async fn scrape(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
-    let Some(metrics) = &state.options().metrics else {
-        return Err(ApiError::not_found("not_found", "this server does not collect metrics"));
-    };
-    let status = state.ask(GetStatus).await?;
-    gauge!("presence_connections").set(status.connections as f64);
-    gauge!("presence_presences").set(status.held as f64);
-    gauge!("presence_view_rooms").set(status.rooms as f64);
-    gauge!("presence_view_presences").set(status.presences as f64);
-    gauge!("presence_view_users").set(status.users as f64);
-    gauge!("presence_observer_lag").set(status.observer_lag as f64);
-    gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
-    gauge!("presence_sockets_open").set(state.open_sockets() as f64);
-    gauge!("presence_rows_unwritten").set(status.unwritten as f64);
-    gauge!("presence_nodes").set(status.nodes as f64);
-    gauge!("presence_nodes_unheard").set(status.unheard.len() as f64);
-    gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
-    gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
-    Ok(HttpResponse::Ok()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .body(metrics.render()))
 }

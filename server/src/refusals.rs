@@ -36,7 +36,7 @@ const MALFORMED: &str = "it is malformed";
 static REFUSALS: [Refusal; 24] = [
     refusal(
         "foreign_origin",
-        "allow the page's origin with --allow-origin; `*` opens WebSockets only, /api needs the origin",
+        "allow the page's origin with --allow-origin; /api also needs --api-key",
     ),
     refusal(
         "loopback_only",

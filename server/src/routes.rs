@@ -11,8 +11,7 @@ use actix_web::{
 };
 
 use crate::{
-    api, explain, guard, metrics, pages, refusals, response::ApiError, socket, state::ServerState,
-    status,
+    api, explain, guard, pages, refusals, response::ApiError, socket, state::ServerState, status,
 };
 
 const GET: &[Method] = &[Method::GET];
@@ -56,7 +55,7 @@ pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
             .service(resource("/assets/{name}", READ, pages::asset))
             .service(resource("/healthz", READ, status::healthz))
             .service(resource("/readyz", READ, status::readyz))
-            .service(resource("/metrics", READ, metrics::scrape))
+            .service(resource("/metrics", READ, status::metrics))
             .service(api_scope())
             .default_service(web::to(unknown_route));
     }

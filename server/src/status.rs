@@ -1,4 +1,4 @@
-//! The state of the server: `/healthz`, `/readyz`, and the numbers of `/api/stats`.
+//! The state of the server: `/healthz`, `/readyz`, and its numbers for `/api/stats` and `/metrics`.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use actix_web::{
     web::{self, Bytes},
 };
 use futures_util::stream;
+use metrics::gauge;
 use serde::{Serialize, Serializer};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -243,4 +244,31 @@ async fn read_stats(state: &ServerState) -> Result<Stats<'_>, ApiError> {
         counters: CounterTotals { joins, leaves, messages, deliveries, lists_sent, rows_written },
         largest: LargestRooms::from(&*state.top_rooms()),
     })
+}
+
+/// `GET /metrics`, for Prometheus.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+pub(crate) async fn metrics(state: web::Data<ServerState>) -> Result<HttpResponse, ApiError> {
+    let Some(metrics) = &state.options().metrics else {
+        return Err(ApiError::not_found("not_found", "this server does not collect metrics"));
+    };
+    let status = state.ask(GetStatus).await?;
+    gauge!("presence_connections").set(status.connections as f64);
+    gauge!("presence_presences").set(status.held as f64);
+    gauge!("presence_view_rooms").set(status.rooms as f64);
+    gauge!("presence_view_presences").set(status.presences as f64);
+    gauge!("presence_view_users").set(status.users as f64);
+    gauge!("presence_observer_lag").set(status.observer_lag as f64);
+    gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
+    gauge!("presence_sockets_open").set(state.open_sockets() as f64);
+    gauge!("presence_rows_unwritten").set(status.unwritten as f64);
+    gauge!("presence_nodes").set(status.nodes as f64);
+    gauge!("presence_nodes_unheard").set(status.unheard.len() as f64);
+    gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
+    gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
+    Ok(HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .body(metrics.render()))
 }

@@ -52,7 +52,7 @@ impl Secret {
         Hs256Key::new(self.0.as_bytes())
     }
 
-    /// Whether this is the key of a signature; compares in constant time.
+    /// Verifies a signature, in constant time.
     fn has_signed(&self, text: &str, signature: &[u8]) -> bool {
         Hs256.sign(&self.hs256(), text.as_bytes()).as_bytes().ct_eq(signature).into()
     }
@@ -67,7 +67,7 @@ impl fmt::Debug for Secret {
 /// The claims of a token; others are ignored, `aud` among them.
 ///
 /// Times are numbers as the token has them: jwt-compact's own claims would refuse those after the year
-/// 262142, and an `iat` that nobody needs.
+/// 262142, and tokens with an odd `iat`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Claims {
     /// When the token expires, in seconds since 1970.

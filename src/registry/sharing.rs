@@ -96,10 +96,6 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
     ) -> Reply<usize> {
         let Some(reader) = self.reader() else { return Reply::Now(kicked) };
-        let whom = match whom {
-            Kick::Connection(connection) => Kick::Connection(connection),
-            Kick::User(user) => Kick::User(user),
-        };
         let (reply, answer) = oneshot::channel();
         let (asked, written) = (whom.clone(), self.written(ctx));
         // Asked before they are put out: after that they are not there.

@@ -159,13 +159,7 @@ pub(super) struct ServeFlags {
     /// An origin whose pages may use the server, besides pages of its own host: https://chat.example,
     /// https://*.chat.example, null, file://, app://x, or * for all; /api only with the --api-key;
     /// repeatable (in the environment: separated by commas).
-    #[arg(
-        long = "allow-origin",
-        value_name = "O",
-        env = "PRESENCE_ALLOW_ORIGIN",
-        value_delimiter = ',',
-        value_parser = origin
-    )]
+    #[arg(long = "allow-origin", value_name = "O", env = "PRESENCE_ALLOW_ORIGIN", value_delimiter = ',', value_parser = origin)]
     pub allowed_origins: Vec<AllowedOrigin>,
     /// The largest message from a client.
     #[arg(long, value_name = "BYTES", env = "PRESENCE_MAX_FRAME_SIZE", default_value = "65536", value_parser = clap::value_parser!(u32).range(1..=MAX_FRAME_SIZE))]
@@ -348,9 +342,9 @@ mod tests {
         };
         let both = list(&["127.0.0.1:8080", "[::1]:8080"]);
         assert_eq!(of(""), BindAddresses { list: both.clone(), first_suffices: true });
-        let told = BindAddresses { list: both, first_suffices: false };
-        assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), told);
-        assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), told);
+        let explicit = BindAddresses { list: both, first_suffices: false };
+        assert_eq!(of("--bind 127.0.0.1:8080 --bind [::1]:8080"), explicit);
+        assert_eq!(of("--bind 127.0.0.1:8080,[::1]:8080 --bind 127.0.0.1:8080"), explicit);
         assert_eq!(of("--bind 0.0.0.0:80").list, list(&["0.0.0.0:80"]));
     }
 

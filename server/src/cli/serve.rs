@@ -29,7 +29,7 @@ use crate::{
 };
 use actix_presence::{PresenceConfig, PresenceHandle, watch_socket};
 
-/// How long sessions may take to say goodbye, and rows to be written, when the server stops.
+/// How long sessions may take to be closed, and rows to be written, when the server stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long WebSockets may take after that: a little longer than a client has for its close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(2500);
@@ -318,7 +318,7 @@ mod tests {
         let (panics, clock) = (Arc::<AtomicBool>::default(), Clock::system());
         let doom = panics.clone();
         let clock = Clock::from_fn(move || {
-            assert!(!doom.load(SeqCst), "as the test says");
+            assert!(!doom.load(SeqCst), "told by the test");
             clock.now()
         });
         let presence = PresenceConfig::new("sqlite::memory:").clock(clock).start().unwrap();

@@ -5,7 +5,7 @@ const PATIENCE_MS = 8000;
 
 let key = recall("sessionStorage", "api-key") ?? "";
 
-/** Takes a key; it is kept in this tab only. */
+/** Sets the key, which is stored for this tab only. */
 export function useKey(text) {
   key = text;
   remember("sessionStorage", "api-key", text);
@@ -13,7 +13,7 @@ export function useKey(text) {
 
 export const hasKey = () => key !== "";
 
-/** What the server refuses, with its words; status 0 if it did not answer. */
+/** An error answer of the server; status 0 if there was no answer. */
 export class Refused extends Error {
   constructor(status, code, message) {
     super(message);
@@ -21,7 +21,7 @@ export class Refused extends Error {
   }
 }
 
-// A header holds no other characters, and no key has them.
+// A header cannot contain other characters, so no key has them.
 const headers = () => (/^[\x20-\x7e]+$/.test(key) ? { Authorization: `Bearer ${key}` } : {});
 const gone = (answer) => new Refused(answer?.status ?? 0, "unreachable", "The server does not answer.");
 
@@ -41,7 +41,7 @@ export async function ask(path, method = "GET") {
   return body;
 }
 
-/** Reads server-sent events until they end, which they do by an error. (An EventSource takes no key.) */
+/** Reads server-sent events until the stream fails. (An EventSource cannot send a key.) */
 export async function listen(path, signal, take) {
   let answer;
   let silence = 0;

@@ -1,8 +1,8 @@
-// What both pages use.
+// Helpers of both pages.
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element; strings become text nodes, so data never turns into markup. */
+/** Makes an element; strings become text nodes, so data is never parsed as markup. */
 export function el(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -10,7 +10,7 @@ export function el(tag, className, ...children) {
   return node;
 }
 
-// Storage throws where cookies are blocked; the page works without it.
+// Storage throws if cookies are blocked; the page works without it.
 export function recall(area, key) {
   try { return window[area].getItem(`presence.${key}`); } catch { return null; }
 }

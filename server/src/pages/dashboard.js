@@ -1,4 +1,4 @@
-// The page at /dashboard: reads the live feed while it is looked at, and shows what it says.
+// The page at /dashboard: reads the live feed while the page is visible, and shows it.
 import { $, el, plural } from "./common.js";
 import { Refused, hasKey, listen, useKey } from "./api.js";
 import { Detail } from "./detail.js";
@@ -8,7 +8,7 @@ import { Listing } from "./listing.js";
 const RETRY_MS = 3000;
 
 const CAUSES = {
-  left: "said goodbye", disconnected: "lost connection", expired: "silent too long", replaced: "replaced",
+  left: "left", disconnected: "lost connection", expired: "silent too long", replaced: "replaced",
   kicked: "kicked", slow_consumer: "too slow", room_closed: "room closed", node_lost: "node lost", shutdown: "server stopped",
 };
 const HEALTH = {
@@ -29,8 +29,8 @@ const detail = new Detail();
 const listing = new Listing((room) => { location.hash = encodeURIComponent(room); });
 
 let timer = null;
-let feed = null; // what ends the feed that is being read
-let latest = null; // when it last said something
+let feed = null; // aborts the feed that is being read
+let latest = null; // when its last event came
 
 // --- reading the feed
 
@@ -59,7 +59,7 @@ async function read() {
   timer = setTimeout(read, RETRY_MS);
 }
 
-/** The feed is refused: says why, and asks for the key if one would help. */
+/** The feed is refused: shows why, and asks for the key if one would help. */
 function refuse({ status, code, message }) {
   const wantsKey = status === 401;
   const words = {

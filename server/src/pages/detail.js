@@ -1,4 +1,4 @@
-// One room: its presences, why each is here, and a way to put one out.
+// One room: its presences, an explanation of each, and a button to kick it.
 import { $, plural } from "./common.js";
 import { ask, page, roomPath } from "./api.js";
 import { count, span } from "./figures.js";
@@ -10,7 +10,7 @@ const MAX_INFO = 400;
 
 const STATES = {
   live: "Its client is connected.",
-  fading: "Its connection ended without a goodbye; the client has a moment to come back.",
+  fading: "Its connection broke; the client may still reconnect.",
   gone: "It has left.",
 };
 
@@ -18,8 +18,8 @@ export class Detail {
   room = null;
   cursors = [null];
   rows = new Map(); // channel name -> row
-  explained = null; // the one whose explanation is open
-  shared = false; // whether there are other nodes
+  explained = null; // the presence whose explanation is open
+  shared = false; // whether there are several nodes
   fresh = 0;
   asked = 0;
 
@@ -29,7 +29,7 @@ export class Detail {
     $("#detail-back").onclick = () => { this.cursors.pop(); this.restart(); };
   }
 
-  /** Shows a room, or none for null. */
+  /** Shows a room; null shows none. */
   open(room) {
     if (this.room === room) return;
     this.room = room;
@@ -41,7 +41,7 @@ export class Detail {
     $("#detail-counts").textContent = "";
     $("#detail-join").href = `/#${encodeURIComponent(room)}`;
     this.restart();
-    // Where the panels are above one another it may be out of sight.
+    // On narrow screens the panel is below the others, and may be out of sight.
     $("#detail").scrollIntoView({ block: "nearest" });
   }
 
@@ -76,7 +76,7 @@ export class Detail {
     if (this.explained) await this.explain(this.explained);
   }
 
-  /** Takes the counts of this room as the list of rooms has them. */
+  /** Updates the counts of this room from the list of rooms. */
   count({ connections, users, anonymous }) {
     $("#detail-counts").textContent = `${plural(connections, "connection")} · ${plural(users, "user")} · ${count(anonymous)} anonymous`;
   }

@@ -2,16 +2,16 @@
 import { el } from "./common.js";
 
 const WINDOW_S = { least: 30, most: 300 };
-const RATE_S = 5; // a rate shown in words is the mean of so long
+const RATE_S = 5; // over how long a rate is averaged
 
 const total = (leaves) => Object.values(leaves).reduce((sum, n) => sum + n, 0);
 
-/** Whether there are other nodes; then most numbers are those of one. */
+/** Whether there are other nodes; then most numbers are those of one node. */
 export const isShared = (s) => s.bus.state !== "local";
-/** The rooms of all nodes. A node by itself counts them at once; of many it takes a look at each. */
+/** The number of rooms of all nodes. A single node knows it; with several nodes every room is scanned. */
 export const allRooms = (s) => (isShared(s) ? (s.largest.all ?? s.rooms) : s.rooms);
 
-/** What is drawn: counts as they are, `rate` of counters that only grow. */
+/** What is drawn: a value as it is, or the `rate` of a counter. */
 export const FIGURES = [
   { id: "rooms", label: "Rooms", of: allRooms, words: (s) => (isShared(s) ? `${count(s.rooms)} known here` : "with somebody in them") },
   { id: "connections", label: "Connections", of: (s) => s.connections, words: (s) => `${count(s.sockets)} sockets open` },
@@ -43,7 +43,7 @@ export class History {
 
   add(sample) {
     const last = this.samples.at(-1);
-    // Another incarnation counts from zero again.
+    // A restarted server counts from zero again.
     if (last && (last.epoch !== sample.epoch || last.uptime_seconds > sample.uptime_seconds)) this.samples = [];
     if (last?.uptime_seconds === sample.uptime_seconds) this.samples.pop();
     this.samples.push(sample);
@@ -51,7 +51,7 @@ export class History {
     while (this.samples.length > 2 && this.samples[0].uptime_seconds < oldest) this.samples.shift();
   }
 
-  /** How fast a counter grew of late. */
+  /** The recent rate of a counter. */
   rate(counter) {
     const last = this.samples.at(-1);
     const first = this.samples.findLast((s) => last.uptime_seconds - s.uptime_seconds >= RATE_S) ?? this.samples[0];
@@ -59,13 +59,13 @@ export class History {
     return seconds > 0 ? (counter(last) - counter(first)) / seconds : 0;
   }
 
-  /** How much of the past a chart shows: what is known of it, up to the window. */
+  /** How much of the past a chart shows: up to the window. */
   get span() { return Math.min(Math.max(this.seen, WINDOW_S.least), WINDOW_S.most); }
 
-  /** How long the past is that is known. */
+  /** How long the recorded past is. */
   get seen() { return this.samples.at(-1).uptime_seconds - this.samples[0].uptime_seconds; }
 
-  /** Points [seconds ago, value] for a chart; a rate is that since the last sample but one. */
+  /** Points [seconds ago, value] for a chart; a rate is since the sample before. */
   series({ of, rate }) {
     const now = this.samples.at(-1).uptime_seconds;
     if (of) return this.samples.map((s) => [now - s.uptime_seconds, of(s)]);
@@ -85,7 +85,7 @@ function svg(tag, attributes) {
   return node;
 }
 
-/** The tiles; answers a function that draws them. */
+/** Makes the tiles, and returns a function that draws them. */
 export function buildFigures(home) {
   const tiles = FIGURES.map((figure) => {
     const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });

@@ -1,2 +1,2 @@
-// A worker: tells its page when to give a sign of life.
+// A worker that tells its page when to send a heartbeat.
 setInterval(() => postMessage(0), 20_000);

@@ -17,7 +17,7 @@ function problemWith(kind, value) {
 
 function join(name, user, token) {
   const old = rooms.get(name);
-  // Refused or thrown out, or now somebody else: what the form says counts.
+  // Refused or kicked, or as another user: use what the form has now.
   if (old && (old.state === "stopped" || old.credentials !== JSON.stringify([user, token]))) old.leave();
   const room = rooms.get(name) ?? new Room(name, user, token);
   rooms.set(name, room);
@@ -76,12 +76,12 @@ addEventListener("hashchange", () => {
   preview();
   show(null);
 });
-// A closed tab has left; without this the others would wait for its grace period.
+// A closed tab leaves at once; otherwise the others would see it until its grace period ends.
 addEventListener("pagehide", () => each((room) => room.drop(1000)));
 addEventListener("pageshow", ({ persisted }) => { if (persisted) each((room) => room.state !== "stopped" && room.connect()); });
 
-// Browsers slow a background tab's timers to one a minute, too slow to stay
-// present; a worker's timers keep their pace.
+// Browsers slow the timers of a background tab to one per minute, too slow to
+// stay present, but not the timers of a worker.
 try { new Worker("/assets/heartbeat.js").onmessage = () => each((room) => room.beat()); }
 catch { setInterval(() => each((room) => room.beat()), HEARTBEAT_MS); }
 

@@ -4,20 +4,20 @@ import { page } from "./api.js";
 import { allRooms, count } from "./figures.js";
 
 const SHOWN = 50;
-const PIECE = 1000; // rooms in one request of a search
-const PIECES = 20; // requests of one search at most
-const REST_MS = 2000; // between two refreshes, for each request one takes
+const SEARCH_PAGE = 1000; // rooms per request of a search
+const MAX_SEARCH_PAGES = 20; // requests per search
+const REFRESH_PAUSE_MS = 2000; // between two refreshes, times the requests that one takes
 
 export class Listing {
   stats = null;
   mode = "size"; // or "name"
   filter = "";
-  cursors = [null]; // of the pages so far; the last is the one shown
+  cursors = [null]; // of the pages so far; the last one is shown
   next = null;
   shown = [];
   rows = new Map(); // name -> row
-  fresh = 0; // when the list may be asked for again
-  asked = 0; // the newest request, whose answer counts
+  fresh = 0; // when the list may be requested again
+  asked = 0; // the newest request; answers to others are ignored
 
   constructor(choose) {
     this.choose = choose;
@@ -38,7 +38,7 @@ export class Listing {
     this.refresh(true);
   }
 
-  /** Takes the newest feed. */
+  /** Updates the table from the feed. */
   take(stats) {
     this.stats = stats;
     return this.refresh(false);
@@ -49,7 +49,7 @@ export class Listing {
     $("#by-size").setAttribute("aria-pressed", String(this.mode === "size" && !this.filter));
     $("#by-name").setAttribute("aria-pressed", String(this.mode === "name" && !this.filter));
     const asked = ++this.asked;
-    this.fresh = Infinity; // until this one is through
+    this.fresh = Infinity; // until this refresh is done
     let requests = 1;
     try {
       if (this.filter) requests = await this.search(asked);
@@ -64,7 +64,7 @@ export class Listing {
     } catch {
       if (asked === this.asked) $("#rooms-note").textContent = "The rooms cannot be listed now.";
     }
-    if (asked === this.asked) this.fresh = performance.now() + REST_MS * requests;
+    if (asked === this.asked) this.fresh = performance.now() + REFRESH_PAUSE_MS * requests;
   }
 
   async turn(asked) {
@@ -74,13 +74,13 @@ export class Listing {
     this.draw(rooms, `Page ${count(at)} of ${count(Math.max(at, Math.ceil(allRooms(this.stats) / SHOWN)))}`, next);
   }
 
-  /** The API has no search, so it looks at every room, up to a bound. */
+  /** The API has no search, so this filters all rooms, up to a limit. */
   async search(asked) {
     const { filter } = this;
     const found = [];
     let after = null, matches = 0, pieces = 0;
     do {
-      const { rooms, next } = await page("/api/rooms", PIECE, after);
+      const { rooms, next } = await page("/api/rooms", SEARCH_PAGE, after);
       if (asked !== this.asked) return pieces;
       for (const room of rooms) {
         if (!room.channel_name.toLowerCase().includes(filter)) continue;
@@ -88,8 +88,8 @@ export class Listing {
         if (found.length < SHOWN) found.push(room);
       }
       after = next;
-    } while (++pieces < PIECES && after);
-    const beyond = after ? ` among the first ${count(PIECE * PIECES)} rooms` : "";
+    } while (++pieces < MAX_SEARCH_PAGES && after);
+    const beyond = after ? ` among the first ${count(SEARCH_PAGE * MAX_SEARCH_PAGES)} rooms` : "";
     const shown = matches > found.length ? `, the first ${found.length} shown` : "";
     this.draw(found, `${plural(matches, "match", "matches")}${beyond}${shown}`, null);
     return pieces;
@@ -136,12 +136,12 @@ export class Listing {
     return row;
   }
 
-  /** The counts of a room, if they are known. */
+  /** The counts of a room, if known. */
   find(name) {
     return [...this.shown, ...(this.stats?.largest.rooms ?? [])].find((room) => room.channel_name === name);
   }
 
-  /** Shows which room is open. */
+  /** Marks the open room. */
   mark(chosen) {
     this.chosen = chosen;
     for (const [name, row] of this.rows) row.classList.toggle("chosen", name === chosen);

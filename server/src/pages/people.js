@@ -1,4 +1,4 @@
-// How people look: colours, initials, states. What others send is not trusted.
+// How users are shown: colours, initials, states. What other clients send is not trusted.
 
 const PALETTE = ["#b91c1c", "#c2410c", "#a16207", "#4d7c0f", "#15803d", "#0f766e",
   "#0369a1", "#1d4ed8", "#4338ca", "#7e22ce", "#a21caf", "#be185d"];
@@ -16,7 +16,7 @@ export function initials(name) {
   return letters.join("").toUpperCase();
 }
 
-/** Paints an avatar. `info` is what some other client sent: nothing in it is trusted. */
+/** Paints an avatar. `info` comes from another client and is not trusted. */
 export function paint(avatar, id, info) {
   avatar.className = id === null ? "avatar nobody" : "avatar";
   avatar.textContent = id === null ? "?" : initials(id);
@@ -32,7 +32,7 @@ export function paint(avatar, id, info) {
 export const noteOf = (info) => (typeof info?.note === "string" ? info.note.slice(0, 120) : "");
 export const statusOf = (info) => (Object.hasOwn(STATUS, info?.status) ? STATUS[info.status] : "");
 
-/** Who a token says we are: only to mark "you" in the roster; the server does the checking. */
+/** The user in a token, only to mark "you" in the roster; the server verifies the token. */
 export function subjectOf(token) {
   try {
     const bytes = Uint8Array.from(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));

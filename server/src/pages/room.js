@@ -1,12 +1,12 @@
-// A room that one has joined: its connection, its frames, its pane.
+// A joined room: its connection, its frames, its pane.
 import { $, clock, copy, el, plural, recallJson, remember } from "./common.js";
 import { STATUS, colourOf, noteOf, paint, statusOf, subjectOf } from "./people.js";
 import { MAX, active, clip, countUnread, hashOf, log, rooms, saveRooms, show } from "./tabs.js";
 
 const CONNECT_TIMEOUT_MS = 10_000;
-const STABLE_MS = 10_000; // open for so long, the backoff starts afresh
+const STABLE_MS = 10_000; // how long a connection is open until the backoff is reset
 const BACKOFF_MS = { first: 500, most: 15_000 };
-const REFUSALS = 3; // failed handshakes before we ask /healthz why
+const REFUSALS = 3; // failed handshakes before /healthz is asked why
 
 const CAUSES = {
   left: "left", disconnected: "lost the connection", expired: "went silent for too long",
@@ -14,7 +14,7 @@ const CAUSES = {
   room_closed: "left as the room was closed", node_lost: "went away with a server node",
   shutdown: "left as the server stopped",
 };
-// After these the server does not want us back by ourselves.
+// After these the client should not reconnect by itself.
 const FINAL = {
   1000: "The server ended this connection.",
   1008: "The server ended this connection: it broke a rule, such as sending too fast.",
@@ -157,7 +157,7 @@ export class Room {
     const stale = () => rooms.get(this.name) !== this || this.session !== session || this.state === "open" || this.state === "stopped";
     if (stale()) return;
     if (!healthy) return this.notify("The server cannot be reached. Trying again…", "Try now");
-    // Often the same address without the upgrade is refused alike, but then with words.
+    // Without the upgrade the same address is often refused for the same reason, as JSON.
     const words = await get(this.path()).then(async (answer) =>
       ([401, 403, 503].includes(answer.status) ? (await answer.json()).error.message : ""), () => "").catch(() => "");
     if (stale()) return;
@@ -177,7 +177,7 @@ export class Room {
 
   beat() { this.raw('"heartbeat"'); }
 
-  /** The network or the user came back: no reason to sit out a delay. */
+  /** The network or the user is back: reconnect without a delay. */
   wake() {
     if (this.state === "waiting") this.connect();
     else this.beat();
@@ -230,7 +230,7 @@ export class Room {
     return true;
   }
 
-  /** Too many are here to be listed: the server only says how many, until a list is small enough again. */
+  /** The list is too large: the server sends only counts until it is small enough again. */
   tally({ users, lurkers, version }) {
     this.members.clear();
     Object.assign(this, { lurkers, version, unlisted: users });
@@ -253,7 +253,7 @@ export class Room {
 
   apply({ since, version, joins, leaves, lurkers }) {
     if (since !== this.version) {
-      // Not 1000, which would mean that we left: this session stays.
+      // Not 1000, which would mean a leave: the session goes on.
       this.drop(3000, "resync");
       return this.retry("A change was missed; fetching the roster afresh…", false);
     }
@@ -284,7 +284,7 @@ export class Room {
     body.dir = plain ? "auto" : "ltr";
     const avatar = el("span", "");
     paint(avatar, id, this.members.get(id)?.info);
-    delete avatar.dataset.status; // the message keeps its face, not its mood
+    delete avatar.dataset.status; // a message keeps the avatar, not the status
     if (from === null) avatar.textContent = "⚙";
     avatar.ariaHidden = "true";
     const by = el("div", "by", el("bdi", "", sender), " ");
@@ -302,14 +302,14 @@ export class Room {
   // --- drawing
 
   line(className, ...content) {
-    const spaced = [...content, clock()].flatMap((part) => [part, " "]); // for who hears or copies it
+    const spaced = [...content, clock()].flatMap((part) => [part, " "]); // for screen readers and for copying
     this.append(el("div", `sys ${className}`.trim(), ...spaced));
     this.last = null;
   }
 
   append(node) {
     const log = this.$log;
-    // Joining is not yet talking: the hint stays until the first message.
+    // The hint stays until the first message.
     if (node.classList.contains("msg")) $(".empty", log)?.remove();
     const hint = $(".empty", log);
     log.insertBefore(node, hint);
@@ -351,7 +351,7 @@ export class Room {
     for (const id of shown) {
       const row = this.rows.get(id) ?? this.row(id);
       this.fill(row, this.members.get(id));
-      // Moving a node restarts its animation, so move only what is out of place.
+      // Moving a node restarts its animation, so move only nodes that are out of place.
       let next = previous ? previous.nextElementSibling : this.$roster.firstElementChild;
       while (next?.classList.contains("leaving")) next = next.nextElementSibling;
       if (next !== row) this.$roster.insertBefore(row, next);

@@ -1,4 +1,4 @@
-// The rooms of this tab, which of them is shown, and what surrounds it.
+// The rooms of this tab, which one is shown, and the frame around it.
 import { $, el, remember } from "./common.js";
 
 export const MAX = { rooms: 8, lines: 300, frames: 50, roster: 200, shown: 4000 };
@@ -34,7 +34,7 @@ export function countUnread() {
   document.title = `${total ? `(${total}) ` : ""}${active ? `#${active.name} · presence` : "presence: who is where, right now"}`;
 }
 
-/** Shows a room, or the join form for null. */
+/** Shows a room; null shows the join form. */
 export function show(room) {
   active = room;
   const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -54,12 +54,12 @@ export function show(room) {
 }
 
 export function drawCurl() {
-  // A quote is the one character that encodeURIComponent leaves and a shell would not.
+  // encodeURIComponent leaves quotes, which a shell interprets.
   const room = encodeURIComponent(active?.name ?? ($("#room").value.trim() || "lobby")).replace(/'/g, "%27");
   $("#curl").textContent = `curl -X POST '${location.origin}/api/rooms/${room}/messages' \\\n  -H 'Content-Type: application/json' -d '{"text":"Hello from curl"}'`;
 }
 
-/** A reload comes back to the rooms it had; rooms joined with a token need it again. */
+/** A reload joins the same rooms again; rooms joined with a token need it once more. */
 export function saveRooms() {
   const list = [...rooms.values()].filter((room) => !room.token).map((room) => [room.name, room.me]);
   remember("sessionStorage", "rooms", JSON.stringify(list));

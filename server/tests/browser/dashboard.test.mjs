@@ -46,7 +46,7 @@ async function isOpen(t) {
   return status === 200;
 }
 
-test("a room is found, its presences are explained, and one is put out", async (t) => {
+test("a room is found, its presences are explained, and one is kicked", async (t) => {
   if (!await isOpen(t)) return;
   const room = `dashboard é/<b>${randomUUID()}`;
   const ada = await person(t, room, "ada");
@@ -83,7 +83,7 @@ test("a room is found, its presences are explained, and one is put out", async (
   await dialog.getByRole("button", { name: "Kick" }).click();
   // The open explanation stays, and says why it has gone.
   await presence.getByText("gone", { exact: true }).waitFor();
-  await presence.locator(".why").getByText("it was put out").waitFor();
+  await presence.locator(".why").getByText("it was kicked").waitFor();
   await ada.getByRole("alert").getByText("You were removed from this room").waitFor();
   await presence.getByRole("button", { name: "Explain" }).click();
   await presence.waitFor({ state: "detached" });

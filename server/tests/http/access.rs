@@ -1,9 +1,9 @@
-//! Who may ask, and as whom.
+//! Access: the API key, origins, tokens, and identities from the query.
 
 use super::*;
 
 #[actix::test]
-async fn the_api_needs_its_key_and_without_one_this_machine() {
+async fn the_api_requires_its_key_or_without_one_a_local_request() {
     let presence = start();
     let open = app!(presence);
     let outside = || TestRequest::get().uri("/api/rooms").insert_header(("host", "localhost"));
@@ -57,7 +57,7 @@ const API: [(Method, &str); 5] = [
 ];
 
 #[actix::test]
-async fn a_page_of_an_origin_that_is_not_named_gets_nothing() {
+async fn a_page_of_an_origin_that_is_not_allowed_is_refused() {
     let presence = start();
     let app = app!(presence, keyed(allowed(&["https://chat.example"])));
     let refusal = (403, "foreign_origin".to_owned());
@@ -74,7 +74,7 @@ async fn a_page_of_an_origin_that_is_not_named_gets_nothing() {
 }
 
 #[actix::test]
-async fn a_named_page_gets_sockets_and_with_the_key_the_api() {
+async fn a_page_of_an_allowed_origin_may_use_sockets_and_with_the_key_the_api() {
     let presence = start();
     let names = [
         "https://chat.example",
@@ -113,7 +113,7 @@ async fn a_named_page_gets_sockets_and_with_the_key_the_api() {
 }
 
 #[actix::test]
-async fn without_a_key_no_page_of_another_origin_gets_the_api() {
+async fn without_a_key_no_page_of_another_origin_may_use_the_api() {
     let presence = start();
     let app = app!(presence, allowed(&["https://chat.example", "*"]));
     for (origin, code) in
@@ -130,7 +130,7 @@ async fn without_a_key_no_page_of_another_origin_gets_the_api() {
 }
 
 #[actix::test]
-async fn a_star_opens_sockets_and_the_api_to_those_who_bring_the_key() {
+async fn a_wildcard_allows_sockets_and_with_the_key_the_api() {
     let presence = start();
     let app = app!(presence, keyed(allowed(&["*"])));
     for origin in ["https://evil.example", "null"] {
@@ -148,13 +148,13 @@ async fn a_star_opens_sockets_and_the_api_to_those_who_bring_the_key() {
 }
 
 #[actix::test]
-async fn a_token_says_who_one_is_and_where_one_may_go() {
+async fn a_token_is_verified_and_limits_the_rooms() {
     let presence = start();
     let secrets = vec![secret("new"), secret("old")];
     let app = app!(presence, ServerOptions { secrets, believe_query: true, ..options() });
     let soon = get_current_timestamp() + 60;
     let good = json!({"sub": "ada", "exp": soon, "rooms": ["lobby", "team:*"], "sid": "x"});
-    // A good one gets as far as the handshake, which is missing here.
+    // With a valid token only the handshake is missing.
     for (room, claims, key, refusal) in [
         ("lobby", good.clone(), "new", (400, "handshake")),
         ("team:red", good.clone(), "old", (400, "handshake")),
@@ -188,12 +188,12 @@ async fn a_token_says_who_one_is_and_where_one_may_go() {
 }
 
 #[actix::test]
-async fn the_query_is_believed_only_on_this_machine() {
+async fn the_query_is_trusted_only_in_local_requests() {
     let presence = start();
     let app = app!(presence, ServerOptions { believe_query: true, ..options() });
     let bad = || get("/ws/r?user=__proto__");
     assert_eq!(send(&app, bad()).await.refusal(), (400, "bad_user_id".to_owned()));
-    // Elsewhere nobody looks at it.
+    // In other requests it is ignored.
     let ignored = (400, "handshake".to_owned());
     let rebound = bad().insert_header(("host", "evil.example"));
     assert_eq!(send(&app, rebound).await.refusal(), ignored);
@@ -203,7 +203,7 @@ async fn the_query_is_believed_only_on_this_machine() {
 }
 
 #[actix::test]
-async fn a_room_that_does_not_take_one_says_so_before_the_handshake() {
+async fn a_refused_join_is_answered_before_the_handshake() {
     let presence = PresenceConfig::new("sqlite::memory:")
         .room_size(1)
         .authorize(|room, _, _| match room.as_str() {
@@ -223,7 +223,7 @@ async fn a_room_that_does_not_take_one_says_so_before_the_handshake() {
 }
 
 #[actix::test]
-async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
+async fn a_rebound_page_is_refused() {
     let presence = start();
     let from = |host: &'static str, method: Method, path: &str| {
         let request = from(method, path, &format!("http://{host}"));
@@ -237,7 +237,7 @@ async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
         for path in SOCKETS {
             let rebound = from("evil.example:8080", Method::GET, path);
             assert_eq!(send(&app, rebound).await.refusal(), foreign, "{others:?}");
-            // A proxy that says so, and this machine's own pages, come as far as the handshake.
+            // For a proxied page and for this machine's own pages only the handshake is missing.
             let proxied = from("chat.example", Method::GET, path);
             let proxied = proxied.insert_header(("x-forwarded-for", "10.0.0.1"));
             assert_eq!(send(&app, proxied).await.refusal(), handshake);
@@ -249,7 +249,7 @@ async fn a_page_whose_name_was_made_to_lead_here_does_not_get_in() {
         for (method, path) in API {
             let rebound = from("evil.example:8080", method.clone(), path);
             assert_eq!(send(&app, rebound).await.refusal(), foreign, "{path} {others:?}");
-            // A page may add such a header to its own requests.
+            // A page can add such a header to its own requests.
             let forged = from("evil.example:8080", method, path);
             let forged = forged.insert_header(("x-forwarded-for", "127.0.0.1"));
             assert_eq!(send(&app, forged).await.status, StatusCode::FORBIDDEN, "{path}");

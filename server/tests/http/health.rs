@@ -1,4 +1,4 @@
-//! Health of a registry that stands still, or is dead.
+//! Health of a registry that is blocked or dead.
 
 use std::{
     sync::{
@@ -13,16 +13,15 @@ use actix_presence::Clock;
 
 use super::*;
 
-/// Three times what the server takes to tell.
+/// Three times what the server takes to notice.
 const SILENCE: Duration = Duration::from_secs(3 * 10);
 const READY_TIMEOUT: Duration = Duration::from_secs(3 * 2);
 
-/// A join that stands still in the app's hook, until the sender is dropped.
+/// A presence system whose hook blocks the registry until the sender is dropped.
 fn stalled() -> (PresenceHandle, mpsc::Sender<()>) {
     let (release, hook) = mpsc::channel();
     let hook = Mutex::new(hook);
     let config = PresenceConfig::new("sqlite::memory:").authorize(move |_, _, _| {
-        // Until the test lets go.
         let _ = hook.lock().unwrap().recv();
         Decision::Allow
     });
@@ -30,7 +29,7 @@ fn stalled() -> (PresenceHandle, mpsc::Sender<()>) {
 }
 
 #[actix::test]
-async fn a_registry_that_stands_still_is_not_ready_at_once_and_dead_after_ten_seconds() {
+async fn a_blocked_registry_is_not_ready_at_once_and_dead_after_ten_seconds() {
     let (presence, release) = stalled();
     let app = app!(presence);
     assert_eq!(send(&app, get("/healthz")).await.status, 200);

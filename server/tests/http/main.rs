@@ -18,7 +18,7 @@ use jsonwebtoken::{EncodingKey, Header, get_current_timestamp};
 use presence_server::{Metrics, Secret, ServerOptions, ServerState, configure};
 use serde_json::{Value, json};
 
-/// A request made on this machine, for this machine.
+/// A request from this machine to this machine.
 fn request(method: Method, path: &str) -> TestRequest {
     let peer = "127.0.0.1:5000".parse().unwrap();
     TestRequest::with_uri(path).method(method).peer_addr(peer).insert_header(("host", "localhost"))
@@ -44,7 +44,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The status and the code of a refusal, which has a message, too.
+    /// The status and the code of an error, which must have a message.
     #[track_caller]
     fn refusal(&self) -> (u16, String) {
         let error = &self.json()["error"];
@@ -86,7 +86,7 @@ fn secret(text: &str) -> Secret {
     Secret::new(text).unwrap()
 }
 
-/// Somebody in a room, as long as this lives.
+/// A connection in a room, as long as this lives.
 struct Member {
     id: ConnectionId,
     probe: Addr<Probe<Heard>>,

@@ -1,4 +1,4 @@
-//! Pages, and how the server is.
+//! Pages, readiness, metrics and stats.
 
 use super::*;
 
@@ -23,7 +23,7 @@ async fn readiness_ends_with_the_registry_and_liveness_does_not() {
 }
 
 #[actix::test]
-async fn every_metric_says_what_it_is() {
+async fn every_metric_has_a_help_text() {
     let presence = start();
     let metrics = Some(Metrics::install().unwrap());
     let app = app!(presence, ServerOptions { metrics, ..options() });
@@ -38,13 +38,13 @@ async fn every_metric_says_what_it_is() {
     for name in ["joins_total", "leaves_total", "connections", "sockets_open", "database_up 1"] {
         assert!(text.contains(&format!("\npresence_{name}")), "{name}");
     }
-    // Without a collector there is nothing to tell.
+    // Without a collector there is no such route.
     let refusal = send(&app!(presence), get("/metrics")).await.refusal();
     assert_eq!(refusal, (404, "not_found".to_owned()));
 }
 
 #[actix::test]
-async fn the_page_comes_with_its_rules_and_only_once() {
+async fn pages_have_a_content_security_policy_and_are_cached_by_tag() {
     let presence = start();
     let app = app!(presence);
     for (path, content_type) in [
@@ -67,7 +67,7 @@ async fn the_page_comes_with_its_rules_and_only_once() {
 }
 
 #[actix::test]
-async fn the_routes_can_be_mounted_in_a_scope_beside_others() {
+async fn the_routes_can_be_mounted_in_a_scope() {
     let presence = start();
     let _ada = join(&presence, "a/b", Some("ada")).await;
     let state = ServerState::new(&presence, options());
@@ -88,7 +88,7 @@ async fn the_routes_can_be_mounted_in_a_scope_beside_others() {
 }
 
 #[actix::test]
-async fn whatever_a_page_asks_for_is_there_and_nothing_stands_inline() {
+async fn every_asset_exists_and_is_used_and_nothing_is_inline() {
     let presence = start();
     let app = app!(presence);
     let mut paths: Vec<String> = vec!["/".into(), "/dashboard".into()];
@@ -102,7 +102,7 @@ async fn whatever_a_page_asks_for_is_there_and_nothing_stands_inline() {
                 assert!(!text.contains(inline), "{path}: {inline}");
             }
         }
-        // Assets by their address, and modules by their name beside the one that imports them.
+        // Assets by address, and modules by their name relative to the importing one.
         for quoted in text.split('"').skip(1).step_by(2) {
             let found = match quoted.strip_prefix("./") {
                 Some(module) if path.ends_with(".js") => format!("/assets/{module}"),
@@ -120,7 +120,7 @@ async fn whatever_a_page_asks_for_is_there_and_nothing_stands_inline() {
 }
 
 #[actix::test]
-async fn the_feed_counts_what_is_and_what_was() {
+async fn stats_have_the_current_numbers_and_the_totals() {
     let clock = ManualClock::new();
     let config = PresenceConfig::new("sqlite::memory:").node("here").clock(clock.clock());
     let presence = config.start().unwrap();
@@ -142,7 +142,7 @@ async fn the_feed_counts_what_is_and_what_was() {
     assert_eq!(answer.header("cache-control"), "no-store");
     let mut stats = answer.json();
     assert!(stats["epoch"].take().as_str().is_some_and(|epoch| epoch.len() == 16));
-    // How many batches the rows took is the writer's business.
+    // How often a row is written depends on the batches.
     assert!(stats["counters"]["rows_written"].take().as_u64().is_some_and(|rows| rows >= 3));
     let room = |name, connections, users, anonymous, version| {
         json!({
@@ -171,7 +171,7 @@ async fn the_feed_counts_what_is_and_what_was() {
 }
 
 #[actix::test]
-async fn the_feed_is_behind_the_guard_and_the_page_is_not() {
+async fn stats_require_the_credentials_of_the_api_and_the_dashboard_does_not() {
     let presence = start();
     let locked = app!(presence, ServerOptions { api_key: Some(secret("k3y")), ..options() });
     let refusal = send(&locked, get("/api/stats/live")).await.refusal();
@@ -184,7 +184,7 @@ async fn the_feed_is_behind_the_guard_and_the_page_is_not() {
     let far = |path: &str| get(path).peer_addr("10.0.0.1:5000".parse().unwrap());
     let refusal = send(&open, far("/api/stats")).await.refusal();
     assert_eq!(refusal, (403, "loopback_only".to_owned()));
-    // It has nothing to tell by itself, and asks for the key.
+    // The page itself contains nothing, and asks for the key.
     for app in [&locked, &open] {
         assert_eq!(send(app, far("/dashboard")).await.status, StatusCode::OK);
     }

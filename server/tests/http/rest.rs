@@ -1,9 +1,9 @@
-//! Who is where, for backends.
+//! The REST routes of `/api`.
 
 use super::*;
 
 #[actix::test]
-async fn rooms_are_listed_by_name_in_pages_until_nothing_follows() {
+async fn rooms_are_listed_by_name_in_pages() {
     let presence = start();
     let app = app!(presence);
     let mut members = Vec::new();
@@ -32,7 +32,7 @@ async fn rooms_are_listed_by_name_in_pages_until_nothing_follows() {
 }
 
 #[actix::test]
-async fn a_room_is_shown_with_its_users_and_not_again_while_nothing_changes() {
+async fn a_room_is_shown_with_its_users_and_cached_by_tag() {
     let presence = start();
     let app = app!(presence);
     let _one = join_with(&presence, "café/7", Some("ada"), json!({"n": 1})).await;
@@ -101,7 +101,7 @@ async fn presences_are_listed_in_pages_with_their_times_and_their_node() {
 }
 
 #[actix::test]
-async fn a_user_is_found_in_all_its_rooms() {
+async fn a_user_is_found_in_all_rooms() {
     let presence = start();
     let app = app!(presence);
     let _members = [
@@ -120,7 +120,7 @@ async fn a_user_is_found_in_all_its_rooms() {
 }
 
 #[actix::test]
-async fn a_message_goes_to_the_members_as_it_was_written() {
+async fn a_message_is_delivered_byte_for_byte() {
     let presence = start();
     let app = app!(presence);
     let mut ada = join(&presence, "r", Some("ada")).await;
@@ -141,7 +141,7 @@ async fn a_message_goes_to_the_members_as_it_was_written() {
 }
 
 #[actix::test]
-async fn a_body_of_the_limit_is_taken_and_one_byte_more_is_not() {
+async fn a_body_over_the_limit_is_refused() {
     let presence = start();
     let app = app!(presence, ServerOptions { max_frame_size: 100, ..options() });
     let post = |bytes: usize| {
@@ -150,13 +150,13 @@ async fn a_body_of_the_limit_is_taken_and_one_byte_more_is_not() {
     };
     assert_eq!(send(&app, post(100)).await.status, StatusCode::OK);
     assert_eq!(send(&app, post(101)).await.refusal(), (413, "too_large".to_owned()));
-    // One that lies about its size is refused before it is read.
+    // An announced size over the limit is refused before the body is read.
     let announced = post(10).insert_header((header::CONTENT_LENGTH, "99999999999"));
     assert_eq!(send(&app, announced).await.refusal(), (413, "too_large".to_owned()));
 }
 
 #[actix::test]
-async fn a_connection_is_put_out_by_its_id() {
+async fn a_connection_is_kicked_by_its_id() {
     let presence = start();
     let app = app!(presence);
     let mut ada = join(&presence, "r", Some("ada")).await;
@@ -175,7 +175,7 @@ async fn a_connection_is_put_out_by_its_id() {
 }
 
 #[actix::test]
-async fn what_cannot_be_understood_is_refused_with_its_reason() {
+async fn malformed_requests_are_refused_with_the_reason() {
     let presence = start();
     let app = app!(presence, ServerOptions { believe_query: true, ..options() });
     let too_long = format!("/api/rooms/{}", "x".repeat(256));
@@ -216,7 +216,7 @@ async fn what_cannot_be_understood_is_refused_with_its_reason() {
 }
 
 #[actix::test]
-async fn unknown_addresses_and_wrong_methods_are_told_as_json() {
+async fn unknown_addresses_and_wrong_methods_are_answered_as_json() {
     let presence = start();
     let app = app!(presence);
     for path in

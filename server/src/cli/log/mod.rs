@@ -63,7 +63,8 @@ pub(super) fn print(text: &str) {
     }
 }
 
-/// Waits until the log is written, but not long, as nobody may read it; for the end of the process.
+/// Waits until the log is written, but not long, because stderr may be blocked. For the end of the
+/// process.
 pub(super) fn drain() {
     if let Some(queue) = QUEUE.get() {
         queue.drain(DRAIN_TIMEOUT);
