@@ -28,6 +28,7 @@ pub mod model;
 mod registry;
 pub mod session;
 #[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
 mod simulation;
 pub mod sockets;
 pub mod store;
