@@ -41,7 +41,7 @@ pub use presence::{
     Activity, Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
 };
 pub(crate) use recent_leaves::{RecentLeave, RecentLeaves};
-pub use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
+pub(crate) use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
 pub(crate) use shrink::Shrink;

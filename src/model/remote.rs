@@ -18,7 +18,7 @@ use super::{
 
 /// A presence that another node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remote {
+pub(crate) struct Remote {
     /// The presence.
     pub presence: Presence,
     /// The node that holds it.
@@ -39,7 +39,6 @@ pub struct Remote {
 
 impl Remote {
     /// The connection behind it now.
-    #[must_use]
     pub fn current_connection(&self) -> ConnectionId {
         self.current_connection.unwrap_or(self.presence.connection)
     }
@@ -47,7 +46,7 @@ impl Remote {
 
 /// What another node says of a presence in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RemoteChange {
+pub(crate) enum RemoteChange {
     /// It is there.
     Present(Remote),
     /// The node says that it has left.
@@ -63,7 +62,7 @@ pub enum RemoteChange {
 
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RemoteOutcome {
+pub(crate) struct RemoteOutcome {
     /// The room's change, if there is one.
     pub diff: Option<Diff>,
     /// Presences that this node held until now, and another holds from now on.
@@ -72,7 +71,7 @@ pub struct RemoteOutcome {
 
 /// A presence that another node has taken from this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Yielded {
+pub(crate) struct Yielded {
     /// Its id.
     pub presence: ConnectionId,
     /// The connection that was behind it here.
@@ -133,7 +132,7 @@ impl Rooms {
     /// Takes in what another node says of a room's presences; all of it is one change. `me` is this node.
     ///
     /// A presence may be named once in it.
-    pub fn apply_remote(
+    pub(crate) fn apply_remote(
         &mut self,
         room: &RoomName,
         changes: impl IntoIterator<Item = RemoteChange>,
@@ -173,7 +172,7 @@ impl Rooms {
 
     /// What changes if these are in a room on the other nodes, and no one else is: by node, for
     /// [`apply_rows`](Self::apply_rows). `cause` says why those of a node have left that are not among them.
-    pub fn changes_to(
+    pub(crate) fn changes_to(
         &self,
         room: &RoomName,
         everybody: Vec<Remote>,
@@ -197,7 +196,7 @@ impl Rooms {
     }
 
     /// As [`apply_remote`](Self::apply_remote), of what is newer than all that was heard before, whoever said it.
-    pub fn apply_rows(
+    pub(crate) fn apply_rows(
         &mut self,
         room: &RoomName,
         changes: impl IntoIterator<Item = RemoteChange>,
@@ -260,7 +259,7 @@ impl Rooms {
     }
 
     /// Everybody that the node holds has left: one change for each room.
-    pub fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
+    pub(crate) fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
         let mut rooms: Vec<_> = self.remotes.keys().cloned().collect();
         rooms.sort_unstable();
         let mut diffs = Vec::new();
@@ -284,7 +283,7 @@ impl Rooms {
     /// # Errors
     ///
     /// [`LimitReached::TooManyRooms`]; then nothing has changed.
-    pub fn adopt(
+    pub(crate) fn adopt(
         &mut self,
         room: &RoomName,
         presence: ConnectionId,
@@ -315,7 +314,12 @@ impl Rooms {
 
     /// This node goes on to hold the presence, though another has taken it with this generation. Answers
     /// whether it would have lost it.
-    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, generation: u32) -> bool {
+    pub(crate) fn outbid(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        generation: u32,
+    ) -> bool {
         let lost = self.generation(room, connection).is_some_and(|own| own <= generation);
         if lost {
             self.generations.insert((room.clone(), connection), generation.saturating_add(1));
@@ -332,7 +336,7 @@ impl Rooms {
 
     /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
     /// which is no change. Those that this node holds stay.
-    pub fn unfollow(&mut self, room: &RoomName) {
+    pub(crate) fn unfollow(&mut self, room: &RoomName) {
         let connections: Vec<_> =
             self.remotes_in(room).map(|remote| remote.presence.connection).collect();
         let mut unheard = None;
@@ -343,7 +347,11 @@ impl Rooms {
 
     /// The presences of this node in the room, as if they had left with the node and come again: what
     /// the others saw. Members and their places stay as they are.
-    pub fn reregister(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
+    pub(crate) fn reregister(
+        &mut self,
+        room: &RoomName,
+        presences: &[ConnectionId],
+    ) -> Option<[Diff; 2]> {
         let state = self.rooms.get_mut(room)?;
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
@@ -374,20 +382,18 @@ impl Rooms {
     }
 
     /// The presence of another node in the room.
-    #[must_use]
-    pub fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
+    pub(crate) fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
         self.member(room, connection).map(|member| &member.remote)
     }
 
     /// Every presence of other nodes in the room.
-    pub fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
+    pub(crate) fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
         let members = self.remotes.get(room).map(|members| members.presences.values());
         members.into_iter().flatten().map(|member| &member.remote)
     }
 
     /// The presence of another node in the room that belongs to this client session.
-    #[must_use]
-    pub fn remote_client(
+    pub(crate) fn remote_client(
         &self,
         room: &RoomName,
         session: &SessionKey,
@@ -399,8 +405,7 @@ impl Rooms {
 
     /// The presence of another node in the room that this connection is behind, though it founded another.
     /// O(the presences of other nodes there).
-    #[must_use]
-    pub fn remote_presence_of(
+    pub(crate) fn remote_presence_of(
         &self,
         room: &RoomName,
         connection: ConnectionId,
