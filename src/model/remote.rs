@@ -1,8 +1,8 @@
 //! Presences that other nodes hold, in the rooms that this node follows.
 //!
-//! Each presence has one node that holds it: the one of its connection, which alone judges its
-//! silence and ends it. The others show it in their rooms as they hear of it. A presence goes from
-//! one node to another when its client comes back there; the one with the higher generation holds it.
+//! Each presence is held by one node, that of its connection, which alone judges its silence and ends it.
+//! The others show it in their rooms as they hear of it. A presence goes from one node to another when its
+//! client comes back there; the node with the higher generation holds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -49,9 +49,9 @@ impl Remote {
 pub(crate) enum RemoteChange {
     /// It is there.
     Present(Remote),
-    /// The node says that it has left.
+    /// It has left.
     Gone {
-        /// Who says so; it counts if that one holds it.
+        /// The node that says so; it counts if that one holds it.
         node: NodeName,
         /// Which connection.
         connection: ConnectionId,
@@ -60,7 +60,7 @@ pub(crate) enum RemoteChange {
     },
 }
 
-/// What came of it.
+/// The outcome of applying changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RemoteOutcome {
     /// The room's change, if there is one.
@@ -217,7 +217,7 @@ impl Rooms {
         let presence = remote.presence.connection;
         let later = (remote.generation, &remote.node);
         let (before, joined) = if let Some(connection) = self.current_connection(room, presence) {
-            // It was here: whoever took it later holds it.
+            // It was here: the node that took it last holds it.
             let generation = self.generation(room, presence).unwrap_or(0);
             if later <= (generation, me) {
                 return;
@@ -241,7 +241,7 @@ impl Rooms {
         if before.joined_at == after.joined_at {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
-        // It has left and come again, and nobody said so.
+        // It has left and come again, which was not heard.
         let (cause, activity, last_seen) =
             (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
         let connection = presence;
@@ -258,7 +258,7 @@ impl Rooms {
         self.exit(room, left, &mut outcome.diff);
     }
 
-    /// Everybody that the node holds has left: one change for each room.
+    /// All presences that the node holds have left: one change for each room.
     pub(crate) fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
         let mut rooms: Vec<_> = self.remotes.keys().cloned().collect();
         rooms.sort_unstable();
@@ -334,8 +334,8 @@ impl Rooms {
         }
     }
 
-    /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
-    /// which is no change. Those that this node holds stay.
+    /// Forgets the presences of other nodes in a room that is not followed any more, which is no change. Those
+    /// that this node holds stay.
     pub(crate) fn unfollow(&mut self, room: &RoomName) {
         let connections: Vec<_> =
             self.remotes_in(room).map(|remote| remote.presence.connection).collect();
@@ -345,8 +345,8 @@ impl Rooms {
         }
     }
 
-    /// The presences of this node in the room, as if they had left with the node and come again: what
-    /// the others saw. Members and their places stay as they are.
+    /// Two changes, as if presences of this node had left with the node and come again, which is what the
+    /// others saw. Members and their places stay as they are.
     pub(crate) fn reregister(
         &mut self,
         room: &RoomName,
