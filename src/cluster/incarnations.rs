@@ -1,11 +1,11 @@
-//! Which incarnations of nodes are over, and which the database has to be asked about.
+//! Which incarnations of nodes are over, and which a survey has to confirm.
 
 use std::collections::VecDeque;
 
 use crate::model::Epoch;
 
-/// Incarnations that are remembered of each kind.
-const REMEMBERED: usize = 1024;
+/// How many incarnations are remembered of each kind.
+const MAX_REMEMBERED: usize = 1024;
 
 /// Incarnations of other nodes. The database has the last word on each of them.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub(super) struct Incarnations {
 #[derive(Debug)]
 struct Over {
     incarnation: Epoch,
-    /// The number of the survey after which it was called so.
+    /// The number of the survey after which it ended.
     survey: u64,
     /// Whether the node had stopped in order.
     stopped: bool,
@@ -41,14 +41,14 @@ impl Incarnations {
         if self.is_over(incarnation) {
             return;
         }
-        if self.over.len() >= REMEMBERED {
+        if self.over.len() >= MAX_REMEMBERED {
             self.over.pop_front();
         }
         self.over.push_back(Over { incarnation, survey: self.surveys, stopped });
     }
 
-    /// The database shows the incarnation alive. Answers whether it was called over before this survey
-    /// began, so that the survey is the later word.
+    /// The database shows the incarnation alive. Answers whether it had been taken for over before this survey
+    /// began, so that the survey is newer.
     pub fn revive(&mut self, incarnation: Epoch) -> bool {
         let before = self.over.len();
         self.over.retain(|over| over.incarnation != incarnation || over.survey == self.surveys);
@@ -58,7 +58,7 @@ impl Incarnations {
     /// The next survey has to say whether the incarnation is known to the database.
     pub fn doubt(&mut self, incarnation: Epoch) {
         let known = self.doubtful.contains(&incarnation) || self.asked.contains(&incarnation);
-        if !known && self.doubtful.len() < REMEMBERED {
+        if !known && self.doubtful.len() < MAX_REMEMBERED {
             self.doubtful.push(incarnation);
         }
     }

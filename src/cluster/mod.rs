@@ -1,6 +1,6 @@
-//! What a node makes of the others: which rooms it follows, what it has heard of them, who lives.
+//! This node's view of the others: the rooms it follows, what it knows of them, and which nodes live.
 //!
-//! A presence is committed before it is told ([`SentNumbers`]). A node subscribes to the channel of a
+//! A presence is committed before it is published ([`SentNumbers`]). A node subscribes to the channel of a
 //! room, then reads the room's rows, then takes what the bus brings that the rows do not have
 //! ([`View`]): everything is in the rows or comes after. What was missed shows in the numbers, and
 //! has the rows read again. Nodes are judged by their leases in the database ([`Peers`]), never by
@@ -64,7 +64,7 @@ pub(crate) struct Cluster {
     failures: u32,
     /// Rooms to read at once.
     at_once: usize,
-    /// Rooms that nobody here may need any more, and when to look.
+    /// Rooms that may not be needed here any more, and when to look.
     lingering: VecDeque<(u64, RoomName)>,
     unverified: Unverified,
     /// When all rooms were read last because of nodes that are not heard.
@@ -119,7 +119,7 @@ impl Cluster {
         self.bus.is_some()
     }
 
-    /// Says who hears what the bus brings.
+    /// Sets the recipient of what the bus brings.
     pub fn listen(&mut self, listener: Recipient<BusEvent>) {
         if let Some(bus) = &mut self.bus {
             bus.listen(listener);
@@ -137,20 +137,20 @@ impl Cluster {
         self.down
     }
 
-    /// This node incarnations again under its name: what it told counts from the beginning.
+    /// This node has a new incarnation: its numbers begin anew.
     pub fn register_again(&mut self, incarnation: Epoch) {
         self.incarnation = incarnation;
         self.sent = SentNumbers::default();
     }
 
-    /// Tells something; what is lost is made up later.
+    /// Publishes something. Answers whether the bus took it; what is lost is made up for later.
     pub fn tell(&mut self, message: BusMessage) -> bool {
         let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, message };
         let Some(bus) = self.bus.as_mut().filter(|_| self.down.is_none()) else { return false };
         bus.publish(&envelope).is_ok()
     }
 
-    /// Tells what was committed, room by room.
+    /// Publishes what was committed, room by room.
     pub fn tell_committed(&mut self, committed: &Committed) {
         if !self.is_shared() {
             return;
@@ -162,7 +162,7 @@ impl Cluster {
         }
     }
 
-    /// Tells the members of a room elsewhere what was published to it.
+    /// Publishes a message to the members of a room on other nodes.
     pub fn tell_said(
         &mut self,
         room: RoomName,
@@ -174,7 +174,7 @@ impl Cluster {
         self.tell(BusMessage::Published(RoomMessage { room, number, content, from, except }))
     }
 
-    /// Tells that this node incarnations, and what it has told since the last time.
+    /// Publishes that this node lives, with what it has published since the last beat.
     pub fn beat(&mut self) {
         if self.sent.missed && self.tell(BusMessage::Missed) {
             self.sent.missed = false;
@@ -187,16 +187,16 @@ impl Cluster {
 /// Whether a room is to be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interest {
-    /// Somebody here is in it.
+    /// It has members here.
     Member,
-    /// Somebody asked for it lately, or waits for it.
+    /// An observer or a waiting command wants it.
     Passing,
     None,
 }
 
 /// Which rooms are followed.
 impl Cluster {
-    /// Takes an interest in a room.
+    /// Follows a room from now on.
     pub fn follow(&mut self, room: &RoomName) {
         if self.is_shared() && !self.views.contains_key(room) {
             self.views.insert(room.clone(), View::default());
@@ -204,7 +204,7 @@ impl Cluster {
         }
     }
 
-    /// Whether all is known of a room that is in the database.
+    /// Whether the room's rows have been read, or need not be.
     pub fn knows(&self, room: &RoomName) -> bool {
         !self.is_shared() || self.views.get(room).is_some_and(View::is_complete)
     }
@@ -235,7 +235,7 @@ impl Cluster {
         self.everything
     }
 
-    /// Nobody wants to hear of every room any more.
+    /// No observer wants every room any more.
     pub fn follow_everything_no_longer(&mut self, now: Moment) {
         if !std::mem::take(&mut self.everything) {
             return;
@@ -256,7 +256,7 @@ impl Cluster {
         self.everything && std::mem::take(&mut self.unlisted)
     }
 
-    /// Nobody here is in the room, for now: it is followed a little longer.
+    /// The room has no member here, for now: it is followed for a while.
     pub fn linger(&mut self, room: &RoomName, now: Moment) {
         let Some(view) = self.views.get_mut(room) else { return };
         view.until = now.monotonic + micros(LINGER_TIME);
@@ -337,7 +337,7 @@ pub(crate) fn remote(node: NodeName, row: Row) -> Remote {
     Remote { node, record: row.record }
 }
 
-/// Why the presences of a node end with it.
+/// The cause of the leaves of a node's presences when it ends.
 pub(crate) fn cause_of(leaving: bool) -> Cause {
     if leaving { Cause::Shutdown } else { Cause::NodeLost }
 }

@@ -142,7 +142,7 @@ pub(crate) struct Peers {
     /// Since when this node has renewed its lease without a failure or a pause, and when it did last.
     steady: Option<Moment>,
     renewed: Option<Moment>,
-    /// When the silence of others was looked at last, and when a survey said who incarnations.
+    /// When the silence of others was last looked at, and when the last survey was.
     pub(super) listened: Option<Moment>,
     pub(super) surveyed: Option<Moment>,
 }
@@ -191,12 +191,12 @@ impl Peers {
     }
 
     /// Whether this node has been in touch with the database for so long that it may judge others:
-    /// who was away itself would call everybody dead.
+    /// one that was away itself would take all of them for dead.
     pub fn may_judge(&self, lease: Duration, now: Moment) -> bool {
         self.steady.is_some_and(|since| now.since(since) >= lease)
     }
 
-    /// Something was heard of a node.
+    /// What to make of something that was heard from a node.
     pub fn status_of(&mut self, node: &NodeName, incarnation: Epoch) -> SenderStatus {
         if self.incarnations.is_over(incarnation) {
             return SenderStatus::Ended;
@@ -221,7 +221,7 @@ impl Peers {
         }
     }
 
-    /// Somebody's row was seen beside what it is about.
+    /// As [`status_of`](Self::status_of), of a node whose row was read.
     pub fn row_status(&mut self, row: &NodeRow) -> SenderStatus {
         let status = self.status_of(&row.node, row.incarnation);
         if let (SenderStatus::New | SenderStatus::Known, Some(peer)) =
@@ -258,7 +258,7 @@ impl Peers {
         }
     }
 
-    /// The node says that it stops. Answers whether that is news; the database has the last word.
+    /// The node says that it stops. Answers whether that was not known; the database has the last word.
     pub fn says_that_it_stops(&mut self, node: &NodeName) -> bool {
         let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.listed) else { return false };
         peer.stopping = MAX_UNCONFIRMED_STOP;

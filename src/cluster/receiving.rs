@@ -34,7 +34,7 @@ pub(crate) struct RemoteChanges {
 /// Rooms as they were read.
 #[derive(Debug, Default)]
 pub(crate) struct ReadRooms {
-    /// Everybody who is there on the other nodes, by room.
+    /// All presences on the other nodes, by room.
     pub rooms: Vec<(RoomName, Vec<Remote>)>,
     /// The presences of which this node has rows there.
     pub own: HashSet<(RoomName, ConnectionId), RandomState>,
@@ -107,8 +107,8 @@ impl Cluster {
         }
     }
 
-    /// A node tells how far it has come with some rooms: who knows less of them, or has missed a beat,
-    /// has missed something. Who has heard more of them has heard what was not so.
+    /// Takes a beat, which has the numbers of the last batches of some rooms. If this node is behind, or has
+    /// missed a beat, it has missed something; if it is ahead, it has heard something untrue.
     pub fn beats(
         &mut self,
         node: &NodeName,
@@ -142,7 +142,7 @@ impl Cluster {
             self.unverified.note(&changes);
             return self.take(node, epoch, changes);
         }
-        // Only who follows everything hears of a room before it knows it.
+        // Only a node that follows everything hears of a room that it does not know.
         if self.everything {
             self.follow(&changes.room);
         }
@@ -167,8 +167,8 @@ impl Cluster {
             Verdict::Missed => {
                 tracing::debug!(%room, %node, "missed something: the room is read again");
                 metrics::counter!("presence_bus_gaps_total").increment(1);
-                // They are not held: the read begins after they came, and they were committed before
-                // that. Held, changes that no commit stands behind would be missed after every read.
+                // They are not held back: they were committed before the read begins. Forged ones, which no
+                // commit stands behind, would have the room read again after every read.
                 self.read_later(&room);
                 None
             }
@@ -182,7 +182,7 @@ impl Cluster {
         }
         let mut rooms = Vec::new();
         while rooms.len() < self.at_once {
-            // Somebody may be waiting for a room that is not known.
+            // Commands may wait for rooms that are not known.
             let next = self.to_read.pop_front().or_else(|| self.to_refresh.pop_front());
             let Some(room) = next else { break };
             if self.views.get_mut(&room).is_some_and(View::reads) {

@@ -50,7 +50,7 @@ impl Silence {
         self.heard.map_or(Duration::ZERO, |heard| now.since(heard))
     }
 
-    /// This node could not hear anybody: what it has not reported yet counts from now on.
+    /// This node could not hear: silence that is not reported yet counts from now on.
     pub fn forgive(&mut self, now: Moment) {
         if !self.reported {
             *self = Self { heard: Some(now), contradicted: false, ..*self };
@@ -96,7 +96,7 @@ impl Peers {
     }
 
     /// Looks, each [`listen_interval`](super::listen_interval), of which nodes two beats are missing
-    /// now. Needs no database. While this node `hears` nobody, that says nothing about the others.
+    /// now. Needs no database. While this node's own bus is down (it does not `hear`), silence means nothing.
     pub fn listen(
         &mut self,
         lease: Duration,
@@ -121,7 +121,7 @@ impl Peers {
 
     /// After a survey: notes which nodes the database shows alive.
     pub fn vouch(&mut self, lease: Duration, now: Moment) {
-        // Without surveys, nobody has vouched for anybody.
+        // After a time without surveys nothing is known of that time.
         let last = self.surveyed.replace(now);
         let was_away = last.is_none_or(|last| now.since(last) > lease * 2 / 3);
         for peer in self.peers.values_mut() {
@@ -146,7 +146,7 @@ impl Peers {
         news.collect()
     }
 
-    /// This node has heard nobody for a while, which was its own fault: silence counts from now on.
+    /// This node could not hear the others for a while: their silence counts from now on.
     pub fn forgive_silence(&mut self, now: Moment) {
         for peer in self.peers.values_mut() {
             peer.silence.forgive(now);

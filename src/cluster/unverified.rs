@@ -9,12 +9,12 @@ use crate::{
     model::{ConnectionId, RoomName},
 };
 
-/// Presences that are compared at once.
-const AT_ONCE: usize = 1024;
-/// Presences of one room that are compared one by one; of more the whole room is read.
-const OF_A_ROOM: usize = 1024;
-/// Presences that may wait for it; beyond that whole rooms are read.
-const WAITING: usize = 65_536;
+/// How many presences are compared at once.
+const MAX_COMPARED: usize = 1024;
+/// How many presences of one room are compared one by one; of more the whole room is read.
+const MAX_OF_A_ROOM: usize = 1024;
+/// How many presences may wait to be compared; beyond that whole rooms are read.
+const MAX_WAITING: usize = 65_536;
 
 type Connections = HashSet<ConnectionId, RandomState>;
 type Suspects = HashSet<(RoomName, ConnectionId), RandomState>;
@@ -34,7 +34,7 @@ pub(super) struct Unverified {
 }
 
 impl Unverified {
-    /// Notes whom some changes are about, whether they were taken or not.
+    /// Notes the presences that changes are about, whether they were applied or not.
     pub fn note(&mut self, changes: &RoomChanges) {
         for change in &changes.changes {
             let connection = match change {
@@ -54,7 +54,7 @@ impl Unverified {
         };
         let Some(connections) = known else { return };
         self.waiting += usize::from(connections.insert(connection));
-        if connections.len() > OF_A_ROOM || self.waiting > WAITING {
+        if connections.len() > MAX_OF_A_ROOM || self.waiting > MAX_WAITING {
             self.waiting -= connections.len();
             *known = None;
         }
@@ -98,7 +98,7 @@ impl Unverified {
             return None;
         }
         self.under_way = true;
-        let rest = self.asking.len().saturating_sub(AT_ONCE);
+        let rest = self.asking.len().saturating_sub(MAX_COMPARED);
         Some(self.asking.split_off(rest))
     }
 
@@ -194,20 +194,20 @@ mod tests {
     #[test]
     fn of_too_many_presences_whole_rooms_are_read() {
         let mut unverified = Unverified::default();
-        for connection in 0..=OF_A_ROOM {
+        for connection in 0..=MAX_OF_A_ROOM {
             unverified.note_one(&room("large"), id(connection));
         }
-        for number in 0..=WAITING {
+        for number in 0..=MAX_WAITING {
             unverified.note_one(&room(&format!("room {number}")), id(number));
         }
         assert!(unverified.is_noted(&room("large"), id(99_999)));
         let whole = unverified.begin();
-        assert_eq!(whole, [room("large"), room(&format!("room {WAITING}"))]);
+        assert_eq!(whole, [room("large"), room(&format!("room {MAX_WAITING}"))]);
         let asked = std::iter::from_fn(|| {
             let asked = unverified.next();
             unverified.answered();
             asked
         });
-        assert_eq!(asked.map(|asked| asked.len()).sum::<usize>(), WAITING);
+        assert_eq!(asked.map(|asked| asked.len()).sum::<usize>(), MAX_WAITING);
     }
 }

@@ -10,17 +10,8 @@ use crate::{
     store::NodeRow,
 };
 
-/// RoomChanges that may wait while a room is read.
-const HELD: usize = 1024;
-
-#[derive(Debug, Default, PartialEq, Eq)]
-enum State {
-    /// Nothing is known.
-    #[default]
-    Unknown,
-    /// What the rows said, and what came after.
-    Known,
-}
+/// How many changes are held back at most while a room is read.
+const MAX_HELD: usize = 1024;
 
 /// Whether a room's rows are to be read.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -51,7 +42,8 @@ pub(super) enum Verdict {
 /// One room as it is on the other nodes.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    state: State,
+    /// Whether its rows have been read: what they said is known, and what came after.
+    complete: bool,
     reading: Reading,
     /// The nodes when the rows were read, with the batches that were in them.
     read: Option<Arc<[NodeRow]>>,
@@ -59,7 +51,7 @@ pub(super) struct View {
     heads: SmallVec<[(NodeName, Epoch, u64); 1]>,
     /// What came while the rows were read.
     held: Vec<(NodeName, Epoch, RoomChanges)>,
-    /// Until when it is followed though nobody here is in it.
+    /// Until when it is followed without members here.
     pub until: u64,
     /// Whether it waits for that.
     pub lingers: bool,
@@ -67,7 +59,7 @@ pub(super) struct View {
 
 impl View {
     pub fn is_complete(&self) -> bool {
-        self.state == State::Known
+        self.complete
     }
 
     /// The number of the last batch of a node that is known here; 0 is none.
@@ -99,9 +91,7 @@ impl View {
 
     /// What to do with changes; those to be taken count as known.
     pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &RoomChanges) -> Verdict {
-        if self.state == State::Unknown
-            || matches!(self.reading, Reading::Now | Reading::NowAndAgain)
-        {
+        if !self.complete || matches!(self.reading, Reading::Now | Reading::NowAndAgain) {
             return Verdict::Later;
         }
         let head = self.head(node, incarnation);
@@ -118,7 +108,7 @@ impl View {
 
     /// Keeps changes until the rows are read; too many, and the rows are read again after that.
     pub fn hold(&mut self, node: NodeName, incarnation: Epoch, changes: RoomChanges) {
-        if self.held.len() < HELD {
+        if self.held.len() < MAX_HELD {
             self.held.push((node, incarnation, changes));
         } else if self.reading == Reading::Now {
             self.reading = Reading::NowAndAgain;
@@ -155,7 +145,7 @@ impl View {
         nodes: &Arc<[NodeRow]>,
     ) -> (Vec<(NodeName, Epoch, RoomChanges)>, bool) {
         let again = std::mem::take(&mut self.reading) == Reading::NowAndAgain;
-        self.state = State::Known;
+        self.complete = true;
         self.read = Some(Arc::clone(nodes));
         self.heads.clear();
         (std::mem::take(&mut self.held), again)
@@ -201,7 +191,7 @@ mod tests {
         assert_eq!(judge(7, 4), Verdict::Known, "twice");
         assert_eq!(judge(9, 8), Verdict::Missed);
         assert_eq!(judge(9, 7), Verdict::Take);
-        // Another life of the node begins from nothing.
+        // Another incarnation of the node begins from nothing.
         assert_eq!(view.judge(&node("n"), Epoch::new(), &changes(1, 0)), Verdict::Take);
         assert_eq!(view.judge(&node("m"), Epoch::new(), &changes(2, 1)), Verdict::Missed);
     }
@@ -223,11 +213,11 @@ mod tests {
         assert_eq!(view.judge(&node("n"), life, &changes(1, 0)), Verdict::Later);
         assert!(view.wants_reading() && !view.wants_reading());
         assert!(view.reads());
-        for number in 0..=HELD as u64 {
+        for number in 0..=MAX_HELD as u64 {
             view.hold(node("n"), life, changes(number, 0));
         }
         let (held, again) = view.was_read(&Arc::from([]));
-        assert_eq!((held.len(), again), (HELD, true));
+        assert_eq!((held.len(), again), (MAX_HELD, true));
         assert!(view.is_complete());
     }
 }

@@ -35,7 +35,7 @@ where
 {
     fn handle(self, _: &mut A::Context, tx: Option<actix::dev::OneshotSender<Self>>) {
         if let Some(tx) = tx {
-            // The asker may have gone.
+            // The receiver may have been dropped.
             let _ = tx.send(self);
         }
     }

@@ -6,7 +6,7 @@ use super::{
     Sessions, Superseded, UserId,
 };
 
-/// Who enters, and with what.
+/// A connection that enters a room.
 #[derive(Clone, Debug)]
 pub(crate) struct Entering {
     pub room: RoomName,
@@ -19,7 +19,7 @@ pub(crate) struct Entering {
     pub session: Option<SessionKey>,
 }
 
-/// What came of it.
+/// The outcome of entering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entered {
     /// The id under which the connection is shown in the room.
@@ -58,7 +58,7 @@ impl From<Superseded> for NotEntered {
     }
 }
 
-/// What a connection is to a room before it enters.
+/// How a connection stands to a room before it enters.
 enum Standing {
     /// Somebody new, or somebody who is in it already: under this id.
     Own(ConnectionId),

@@ -14,8 +14,8 @@ use super::{
     tree::Place,
 };
 
-/// A connection's presence in one room, as the connection remembers it: where it is to be found in the
-/// room. Its info is there.
+/// A connection's presence in one room, as kept with the connection: enough to find it in the room, which has
+/// its info.
 #[derive(Clone, Debug)]
 pub(super) struct Membership {
     pub(super) room: RoomName,
@@ -28,7 +28,7 @@ pub(super) struct Membership {
     pub(super) joined: u64,
 }
 
-/// When and how a connection was last heard of; the kind of the sign shares a word with the time.
+/// When and how a connection was last heard of; the kind of activity shares a word with the time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LastActivity {
     monotonic: u64,
@@ -107,7 +107,7 @@ impl Rooms {
         rooms.iter().find(|(name, _)| name == room).map(|(_, connection)| *connection)
     }
 
-    /// Puts the membership of a presence to a connection, which was heard of now.
+    /// Gives the membership of a presence to a connection, which was heard of now.
     pub(super) fn put_membership(
         &mut self,
         connection: ConnectionId,
@@ -133,7 +133,7 @@ impl Rooms {
         }
     }
 
-    /// Takes a membership from its connection, and the connection with its last one.
+    /// Takes a membership from its connection; with its last one the connection goes.
     pub(super) fn take_membership(
         &mut self,
         room: &RoomName,
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sign_fits_beside_its_time() {
+    fn a_kind_of_activity_fits_beside_its_time() {
         for activity in Activity::ALL {
             // Some three hundred years.
             for monotonic in [0, 1, 10_u64.pow(16)] {

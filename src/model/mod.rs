@@ -37,7 +37,8 @@ pub use presence::{
     Activity, Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
 };
 pub(crate) use recent_leaves::{RecentLeave, RecentLeaves};
-pub use remote::{PresenceRecord, Remote, RemoteChange, RemoteOutcome, Yielded};
+pub use remote::PresenceRecord;
+pub(crate) use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
 pub use sessions::{SessionKey, Sessions, Superseded};
 pub use snapshot::Snapshot;

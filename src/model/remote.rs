@@ -1,8 +1,8 @@
 //! Presences that other nodes hold, in the rooms that this node follows.
 //!
-//! Each presence has one node that holds it: the one of its connection, which alone judges its
-//! silence and ends it. The others show it in their rooms as they hear of it. A presence goes from
-//! one node to another when its client comes back there; the one with the higher generation holds it.
+//! Each presence is held by one node, that of its connection, which alone judges its silence and ends it.
+//! The others show it in their rooms as they hear of it. A presence goes from one node to another when its
+//! client comes back there; the node with the higher generation holds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -53,7 +53,7 @@ impl PresenceRecord {
 
 /// A presence that another node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remote {
+pub(crate) struct Remote {
     /// The node that holds it.
     pub node: NodeName,
     /// The presence.
@@ -62,7 +62,6 @@ pub struct Remote {
 
 impl Remote {
     /// The connection behind it now.
-    #[must_use]
     pub fn current_connection(&self) -> ConnectionId {
         self.record.current_connection.unwrap_or(self.record.presence.connection)
     }
@@ -70,12 +69,12 @@ impl Remote {
 
 /// What another node says of a presence in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RemoteChange {
+pub(crate) enum RemoteChange {
     /// It is there.
     Present(Remote),
-    /// The node says that it has left.
+    /// It has left.
     Gone {
-        /// Who says so; it counts if that one holds it.
+        /// The node that says so; it counts if that one holds it.
         node: NodeName,
         /// Which connection.
         connection: ConnectionId,
@@ -84,9 +83,9 @@ pub enum RemoteChange {
     },
 }
 
-/// What came of it.
+/// The outcome of applying changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RemoteOutcome {
+pub(crate) struct RemoteOutcome {
     /// The room's change, if there is one.
     pub diff: Option<Diff>,
     /// Presences that this node held until now, and another holds from now on.
@@ -95,7 +94,7 @@ pub struct RemoteOutcome {
 
 /// A presence that another node has taken from this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Yielded {
+pub(crate) struct Yielded {
     /// Its id.
     pub presence: ConnectionId,
     /// The connection that was behind it here.
@@ -156,7 +155,7 @@ impl Rooms {
     /// Takes in what another node says of a room's presences; all of it is one change. `me` is this node.
     ///
     /// A presence may be named once in it.
-    pub fn apply_remote(
+    pub(crate) fn apply_remote(
         &mut self,
         room: &RoomName,
         changes: impl IntoIterator<Item = RemoteChange>,
@@ -196,7 +195,7 @@ impl Rooms {
 
     /// What changes if these are in a room on the other nodes, and no one else is: by node, for
     /// [`apply_rows`](Self::apply_rows). `cause` says why those of a node have left that are not among them.
-    pub fn changes_to(
+    pub(crate) fn changes_to(
         &self,
         room: &RoomName,
         everybody: Vec<Remote>,
@@ -220,7 +219,7 @@ impl Rooms {
     }
 
     /// As [`apply_remote`](Self::apply_remote), of what is newer than all that was heard before, whoever said it.
-    pub fn apply_rows(
+    pub(crate) fn apply_rows(
         &mut self,
         room: &RoomName,
         changes: impl IntoIterator<Item = RemoteChange>,
@@ -241,7 +240,7 @@ impl Rooms {
         let presence = remote.record.presence.connection;
         let later = (remote.record.generation, &remote.node);
         let (before, joined) = if let Some(connection) = self.current_connection(room, presence) {
-            // It was here: whoever took it later holds it.
+            // It was here: the node that took it last holds it.
             let generation = self.generation(room, presence).unwrap_or(0);
             if later <= (generation, me) {
                 return;
@@ -268,7 +267,7 @@ impl Rooms {
         if before.joined_at == after.joined_at {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
-        // It has left and come again, and nobody said so.
+        // It has left and come again, which was not heard.
         let (cause, activity, last_seen) =
             (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
         let connection = presence;
@@ -285,8 +284,8 @@ impl Rooms {
         self.exit(room, left, &mut outcome.diff);
     }
 
-    /// Everybody that the node holds has left: one change for each room.
-    pub fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
+    /// All presences that the node holds have left: one change for each room.
+    pub(crate) fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
         let mut rooms: Vec<_> = self.remotes.keys().cloned().collect();
         rooms.sort_unstable();
         let mut diffs = Vec::new();
@@ -310,7 +309,7 @@ impl Rooms {
     /// # Errors
     ///
     /// [`LimitReached::TooManyRooms`]; then nothing has changed.
-    pub fn adopt(
+    pub(crate) fn adopt(
         &mut self,
         room: &RoomName,
         presence: ConnectionId,
@@ -341,7 +340,12 @@ impl Rooms {
 
     /// This node goes on to hold the presence, though another has taken it with this generation. Answers
     /// whether it would have lost it.
-    pub fn outbid(&mut self, room: &RoomName, connection: ConnectionId, generation: u32) -> bool {
+    pub(crate) fn outbid(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        generation: u32,
+    ) -> bool {
         let lost = self.generation(room, connection).is_some_and(|own| own <= generation);
         if lost {
             self.generations.insert((room.clone(), connection), generation.saturating_add(1));
@@ -356,9 +360,9 @@ impl Rooms {
         }
     }
 
-    /// Nobody here wants to know of the room any more: the presences of other nodes are forgotten,
-    /// which is no change. Those that this node holds stay.
-    pub fn unfollow(&mut self, room: &RoomName) {
+    /// Forgets the presences of other nodes in a room that is not followed any more, which is no change. Those
+    /// that this node holds stay.
+    pub(crate) fn unfollow(&mut self, room: &RoomName) {
         let connections: Vec<_> =
             self.remotes_in(room).map(|remote| remote.record.presence.connection).collect();
         let mut unheard = None;
@@ -367,9 +371,13 @@ impl Rooms {
         }
     }
 
-    /// The presences of this node in the room, as if they had left with the node and come again: what
-    /// the others saw. Members and their places stay as they are.
-    pub fn reregister(&mut self, room: &RoomName, presences: &[ConnectionId]) -> Option<[Diff; 2]> {
+    /// Two changes, as if presences of this node had left with the node and come again, which is what the
+    /// others saw. Members and their places stay as they are.
+    pub(crate) fn reregister(
+        &mut self,
+        room: &RoomName,
+        presences: &[ConnectionId],
+    ) -> Option<[Diff; 2]> {
         let state = self.rooms.get_mut(room)?;
         let versions = [state.next_version(), state.next_version()];
         let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
@@ -400,20 +408,18 @@ impl Rooms {
     }
 
     /// The presence of another node in the room.
-    #[must_use]
-    pub fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
+    pub(crate) fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
         self.member(room, connection).map(|member| &member.remote)
     }
 
     /// Every presence of other nodes in the room.
-    pub fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
+    pub(crate) fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
         let members = self.remotes.get(room).map(|members| members.presences.values());
         members.into_iter().flatten().map(|member| &member.remote)
     }
 
     /// The presence of another node in the room that belongs to this client session.
-    #[must_use]
-    pub fn remote_client(
+    pub(crate) fn remote_client(
         &self,
         room: &RoomName,
         session: &SessionKey,
@@ -425,8 +431,7 @@ impl Rooms {
 
     /// The presence of another node in the room that this connection is behind, though it founded another.
     /// O(the presences of other nodes there).
-    #[must_use]
-    pub fn remote_presence_of(
+    pub(crate) fn remote_presence_of(
         &self,
         room: &RoomName,
         connection: ConnectionId,

@@ -161,7 +161,7 @@ impl Sessions {
         self.session(room, presence).map(|session| session.fixed.clone()).unwrap_or_default()
     }
 
-    /// The client of the presence is away from the room: it may come back until `now + grace`.
+    /// The client of the presence is away: it may come back until `now + grace`.
     pub fn fade(&mut self, presence: ConnectionId, room: RoomName, now: Moment, grace: Duration) {
         let until = now.monotonic.saturating_add(micros(grace));
         self.fading.insert((presence, room), until);

@@ -1,5 +1,5 @@
-//! The end of this node: connections are told to close, batch by batch, and stay members until they
-//! have; then the rest is ended and the rows are written.
+//! A stop in order: connections are told to close, batch by batch, and are members until they have; then the
+//! remaining presences are ended and the rows are written.
 
 use std::{time::Duration, vec};
 
@@ -22,8 +22,8 @@ use crate::{
 const GOING_AWAY: u16 = 1001;
 const RESTARTING: u16 = 1012;
 
-/// How long the rows may take before anybody is told to close. A client that comes back to another
-/// node is recognized there by its row.
+/// How long to wait for the rows before anybody is told to close: a client that comes back to another node is
+/// recognized there by its row.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the sessions of the last batch may take to leave. A session whose client does not read is
 /// not run, and one of the app's own may ignore the order.
@@ -35,9 +35,9 @@ pub(super) struct Draining {
     /// How long clients with a session key may take to come back to another node, if there is one.
     grace: Option<Duration>,
     batches: vec::IntoIter<Vec<ConnectionId>>,
-    /// Dropped when everybody has left or had the time to. Set once all have been told.
-    waiting: Option<oneshot::Sender<()>>,
-    /// Who else has asked for the end, to be answered with it.
+    /// Set once all have been told to close; dropped when all have left, or had the time to.
+    all_left: Option<oneshot::Sender<()>>,
+    /// Further senders of [`Shutdown`], to be answered with the first.
     also_asking: Vec<oneshot::Sender<Result<(), FlushError>>>,
     is_over: bool,
 }
@@ -61,9 +61,9 @@ impl Handler<Shutdown> for RoomRegistry {
         let code = if others { RESTARTING } else { GOING_AWAY };
         let order = Disconnect { code, cause: Cause::Shutdown };
         let batches = Vec::new().into_iter();
-        let (waiting, also_asking) = (None, Vec::new());
+        let (all_left, also_asking) = (None, Vec::new());
         self.draining =
-            Some(Draining { order, grace, batches, waiting, also_asking, is_over: false });
+            Some(Draining { order, grace, batches, all_left, also_asking, is_over: false });
         self.run_all_commands(ctx);
         let committed = grace.map(|_| self.commit(ctx));
         let committed = async {
@@ -82,7 +82,7 @@ impl Handler<Shutdown> for RoomRegistry {
 }
 
 impl RoomRegistry {
-    /// Tells everybody to close. Answers when all have left, or had the time to.
+    /// Tells all connections to close. Done when all have left, or had the time to.
     fn drain(&mut self, ctx: &mut Context<Self>) -> impl ActorFuture<Self> + use<> {
         let (done, all_left) = oneshot::channel();
         if let Some(draining) = &mut self.draining {
@@ -102,12 +102,12 @@ impl RoomRegistry {
             ctx.run_later(DRAIN_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));
             return;
         }
-        draining.waiting = Some(done);
+        draining.all_left = Some(done);
         ctx.run_later(LEAVE_TIMEOUT, |registry, _| registry.stop_draining());
         self.stop_draining_if_empty();
     }
 
-    /// Goes on with the end as soon as everybody who was told to close has left.
+    /// Goes on as soon as all who were told to close have left.
     pub(super) fn stop_draining_if_empty(&mut self) {
         if self.draining.is_some() && self.delivery.is_empty() {
             self.stop_draining();
@@ -116,7 +116,7 @@ impl RoomRegistry {
 
     fn stop_draining(&mut self) {
         if let Some(draining) = &mut self.draining {
-            draining.waiting = None;
+            draining.all_left = None;
         }
     }
 
@@ -163,8 +163,8 @@ impl RoomRegistry {
         })
     }
 
-    /// Everybody who is here leaves, but for those who may come back to another node within the grace:
-    /// they fade.
+    /// All presences here end, but for those whose client may come back to another node within the grace: they
+    /// fade.
     fn end_all(&mut self, grace: Option<Duration>, now: Moment) {
         let rooms: Vec<_> =
             self.rooms.list(None, usize::MAX).into_iter().map(|summary| summary.room).collect();

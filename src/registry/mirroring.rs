@@ -26,7 +26,7 @@ pub(super) fn flush_result<T>(
 }
 
 impl RoomRegistry {
-    /// Starts what the mirror does by the clock on the wall: signs of life in bulk, and the lease.
+    /// Starts what the mirror does periodically: `last_seen` in bulk, and the lease.
     pub(super) fn keep_mirror(&mut self, ctx: &mut Context<Self>) {
         ctx.run_interval(self.max_age / 4, |registry, ctx| {
             registry.mirror.sweep();
@@ -110,7 +110,7 @@ impl RoomRegistry {
         }
     }
 
-    /// Has everything written, signs of life and all.
+    /// Has everything written, `last_seen` included.
     pub(super) fn flush(
         &mut self,
         ctx: &mut Context<Self>,

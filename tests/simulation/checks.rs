@@ -2,12 +2,41 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cluster::{World, look};
+use actix::prelude::*;
+
+use super::cluster::World;
 use crate::{
     messages::{Change, GetSnapshot, GetStatus},
     model::{ConnectionId, Info, NodeName, Presence, RoomName, Snapshot},
     registry::RoomRegistry,
 };
+
+/// Looks into a registry, or changes something there.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Look(Box<Looking>);
+
+type Looking = dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) + Send;
+
+impl Handler<Look> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, look: Look, ctx: &mut Context<Self>) {
+        (look.0)(self, ctx);
+    }
+}
+
+/// Looks into a registry.
+pub async fn look<T: Send + 'static>(
+    registry: &Addr<RoomRegistry>,
+    look: impl FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    registry.do_send(Look(Box::new(move |registry, ctx| {
+        let _ = sender.send(look(registry, ctx));
+    })));
+    receiver.await.ok()
+}
 
 /// Who holds a presence, and what of its info is fixed.
 type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence, Info)>;

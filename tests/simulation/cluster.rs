@@ -11,6 +11,7 @@ use actix::prelude::*;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use super::checks::look;
 use crate::{
     clock::Clock,
     handle::{Backend, PresenceConfig},
@@ -85,21 +86,6 @@ pub struct Connected {
     pub rooms: BTreeSet<RoomName>,
     pub heard: BTreeMap<String, usize>,
     lists: Vec<String>,
-}
-
-/// Looks into a registry, or changes something there.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Look(Box<Looking>);
-
-type Looking = dyn FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) + Send;
-
-impl Handler<Look> for RoomRegistry {
-    type Result = ();
-
-    fn handle(&mut self, look: Look, ctx: &mut Context<Self>) {
-        (look.0)(self, ctx);
-    }
 }
 
 /// The writer and the reader of a node, on the one thread there is; each call takes its time.
@@ -398,16 +384,4 @@ impl World {
             }
         }
     }
-}
-
-/// Looks into a registry.
-pub async fn look<T: Send + 'static>(
-    registry: &Addr<RoomRegistry>,
-    look: impl FnOnce(&mut RoomRegistry, &mut Context<RoomRegistry>) -> T + Send + 'static,
-) -> Option<T> {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    registry.do_send(Look(Box::new(move |registry, ctx| {
-        let _ = sender.send(look(registry, ctx));
-    })));
-    receiver.await.ok()
 }
