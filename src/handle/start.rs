@@ -85,7 +85,7 @@ impl PresenceConfig {
     }
 
     /// Starts the actors as [`start`](Self::start) does, on a shared database and a bus of one's own
-    /// implementation, or on those of [`testing`](crate::testing). The options come from
+    /// implementation, or on those of `testing`. The options come from
     /// [`PresenceConfig::default`](Self::default), since the database is given here.
     ///
     /// `writer` and `reader` are two stores on the same database, so that neither waits for the other.

@@ -68,8 +68,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
+    /// All causes.
+    pub const ALL: &[Self] = &[
         Self::Left,
         Self::Disconnected,
         Self::Expired,
@@ -125,8 +125,8 @@ pub enum Activity {
 }
 
 impl Activity {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
+    /// All activities.
+    pub const ALL: &[Self] = &[
         Self::Join,
         Self::Heartbeat,
         Self::Message,
