@@ -1,4 +1,4 @@
-//! The one place that reads clocks.
+//! The only place that reads clocks.
 
 use std::{
     fmt,
@@ -10,27 +10,27 @@ use chrono::Utc;
 
 use crate::model::Moment;
 
-/// Tells the time to the actors: the machine's, or a test's own.
+/// The clock of the actors: the system clock, or that of a test.
 ///
 /// Each actor reads it once per message. A clone reads the same clock.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Moment + Send + Sync>);
 
 impl Clock {
-    /// The machine's clocks.
+    /// The system clock.
     #[must_use]
     pub fn system() -> Self {
         let start = Instant::now();
         Self::from_fn(move || Moment::new(start.elapsed(), Utc::now()))
     }
 
-    /// A clock that asks a function. Its monotonic part should never step back.
+    /// A clock that calls a function. Its monotonic part must never step back.
     #[must_use]
     pub fn from_fn(now: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// The time now.
+    /// The current time.
     #[must_use]
     pub fn now(&self) -> Moment {
         (self.0)()
@@ -43,7 +43,7 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// How long a piece of work takes, whatever clock the actors are told the time by.
+/// Measures real time, whatever the clock of the actors is.
 pub(crate) struct Stopwatch(Instant);
 
 impl Stopwatch {
@@ -56,17 +56,17 @@ impl Stopwatch {
     }
 }
 
-/// The processor time of a thread: how busy it was, and not how long others kept it from its work.
+/// The processor time of a thread, which does not include the time in which it waited.
 #[derive(Clone, Copy)]
 pub(crate) struct ThreadTime(Duration);
 
 impl ThreadTime {
-    /// That of this thread up to now.
+    /// The processor time of this thread so far.
     pub fn now() -> Self {
         Self(thread_time())
     }
 
-    /// What this thread has taken since; to be asked on the same thread.
+    /// The processor time since then; to be called on the same thread.
     pub fn elapsed(self) -> Duration {
         thread_time().saturating_sub(self.0)
     }
@@ -78,7 +78,7 @@ fn thread_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// Elsewhere the time on the wall has to do.
+/// On other systems real time is used.
 #[cfg(not(unix))]
 fn thread_time() -> Duration {
     use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! What has happened since the start, counted once for both who ask: the metrics and the registry.
+//! Counters since the start, for both the metrics and the registry.
 
 use std::sync::{
     Arc,
@@ -7,8 +7,8 @@ use std::sync::{
 
 use crate::model::Cause;
 
-/// A number that only grows. What is added is reported to [`metrics`] under its name, too. A clone is
-/// the same number.
+/// A number that only grows, and is also reported to [`metrics`] under its name. A clone is the same
+/// counter.
 #[derive(Clone, Debug)]
 pub(crate) struct Counter {
     name: &'static str,
@@ -30,13 +30,13 @@ impl Counter {
     }
 }
 
-/// Ends of presences, by cause.
+/// The numbers of leaves by cause.
 #[derive(Debug)]
-pub(crate) struct LeaveCounters([(Cause, u64); Cause::ALL.len()]);
+pub(crate) struct LeaveCounters(Vec<(Cause, u64)>);
 
 impl LeaveCounters {
     pub fn new() -> Self {
-        Self(Cause::ALL.map(|cause| (cause, 0)))
+        Self(Cause::ALL.iter().map(|cause| (*cause, 0)).collect())
     }
 
     pub fn add(&mut self, cause: Cause, more: usize) {
@@ -48,7 +48,7 @@ impl LeaveCounters {
     }
 
     pub fn counts(&self) -> Vec<(Cause, u64)> {
-        self.0.to_vec()
+        self.0.clone()
     }
 }
 
@@ -57,13 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_counted_by_itself() {
+    fn causes_are_counted_separately() {
         let mut leaves = LeaveCounters::new();
-        for (more, cause) in Cause::ALL.into_iter().enumerate() {
-            leaves.add(cause, more);
-            leaves.add(cause, 1);
+        for (more, cause) in Cause::ALL.iter().enumerate() {
+            leaves.add(*cause, more);
+            leaves.add(*cause, 1);
         }
-        let expected: Vec<_> = Cause::ALL.into_iter().zip(1..).collect();
+        let expected: Vec<_> = Cause::ALL.iter().copied().zip(1..).collect();
         assert_eq!(leaves.counts(), expected);
     }
 }

@@ -1,4 +1,4 @@
-//! Log lines that others can cause as often as they please, let through at a bounded rate.
+//! A rate limit for log lines that clients can cause at will.
 
 use std::{
     sync::{
@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How far apart two lines of one [`LogLimit`] are.
+/// The time between two lines of one [`LogLimit`].
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Lets one line a minute through and counts those in between; one `static` for each kind of line.
+/// Lets one line a minute pass and counts the others; one `static` for each kind of line.
 ///
 /// ```
 /// use actix_presence::log_limit::LogLimit;
@@ -23,8 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// ```
 #[derive(Debug)]
 pub struct LogLimit {
-    /// When the last line was let through, in milliseconds since the first use of any limit, plus one;
-    /// 0 for never.
+    /// When the last line passed, in milliseconds since the first use of any limit, plus one; 0 for never.
     last: AtomicU64,
     suppressed: AtomicU64,
 }
@@ -42,19 +41,19 @@ impl LogLimit {
         Self { last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// Whether a line may be written now: how many were suppressed since the last one.
+    /// If a line may be written now, the number of lines suppressed since the last one.
     pub fn pass(&self) -> Option<u64> {
         static START: OnceLock<Instant> = OnceLock::new();
         self.pass_at(START.get_or_init(Instant::now).elapsed())
     }
 
-    /// As [`pass`](Self::pass), at this time since some start.
+    /// As [`pass`](Self::pass), at a time since some start.
     pub fn pass_at(&self, now: Duration) -> Option<u64> {
-        // A process does not live for half a billion years.
+        // It takes half a billion years to overflow.
         let now = now.as_millis() as u64 + 1;
         let last = self.last.load(Relaxed);
         let due = last == 0 || now >= last + INTERVAL.as_millis() as u64;
-        // Of threads that come at once, one writes.
+        // Of concurrent threads one writes.
         if due && self.last.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
             return Some(self.suppressed.swap(0, Relaxed));
         }
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_a_minute_passes_and_says_how_many_did_not() {
+    fn one_line_a_minute_passes_with_the_number_of_suppressed_ones() {
         let limit = LogLimit::new();
         let at = |secs| limit.pass_at(Duration::from_secs(secs));
         assert_eq!([0, 1, 59, 60, 61, 200].map(at), [Some(0), None, None, Some(2), None, Some(1)]);

@@ -1,5 +1,5 @@
-//! Whether the parts of a presence system still run: a part that ends although nobody stopped the system
-//! ends the system, see [`PresenceHandle::closed`](crate::PresenceHandle::closed).
+//! Notices parts of a presence system that crash; a crash ends the system, see
+//! [`PresenceHandle::closed`](crate::PresenceHandle::closed).
 
 use std::{
     sync::{
@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use crate::model::micros;
 
-/// A part of the presence system ended although nobody stopped it: it panicked, or its thread was ended.
-/// Nothing brings it back; the process should end.
+/// A part of the presence system has crashed: it panicked, or its thread was ended. It is not restarted;
+/// the process should end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Crashed {
@@ -35,20 +35,20 @@ pub enum Crashed {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Running,
-    /// Parts may end now.
+    /// Parts may end without having crashed.
     Stopping,
     Stopped,
     Crashed(Crashed),
 }
 
-/// Knows how a presence system ended. A clone is the same.
+/// The state of a presence system. A clone has the same state.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
     state: watch::Sender<State>,
     answers: Arc<Answers>,
 }
 
-/// When the registry answered last.
+/// The last answer of the registry.
 #[derive(Debug)]
 struct Answers {
     started: Instant,
@@ -64,22 +64,22 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// What a part keeps for as long as it runs.
+    /// A guard that a part holds for as long as it runs.
     pub fn guard(&self, part: Crashed) -> Guard {
         Guard { state: self.state.clone(), part }
     }
 
-    /// From now on parts end in order.
+    /// The system shuts down: parts may end.
     pub fn stopping(&self) {
         self.change(State::Stopping);
     }
 
-    /// The system has been shut down.
+    /// The system has shut down.
     pub fn stopped(&self) {
         self.change(State::Stopped);
     }
 
-    /// A system that crashed stays so.
+    /// Changes the state, unless the system has crashed.
     fn change(&self, to: State) {
         self.state.send_if_modified(|state| {
             let ends = !matches!(state, State::Crashed(_));
@@ -105,7 +105,7 @@ impl Supervisor {
         }
     }
 
-    /// For how long the registry has not answered.
+    /// How long the registry has not answered.
     pub fn silence(&self) -> Duration {
         let last = Duration::from_micros(self.answers.last.load(Relaxed));
         self.answers.started.elapsed().saturating_sub(last)
@@ -118,7 +118,7 @@ impl Supervisor {
     }
 }
 
-/// A part that is dropped with it while the system runs has crashed.
+/// If it is dropped while the system runs, its part has crashed.
 #[derive(Debug)]
 pub(crate) struct Guard {
     state: watch::Sender<State>,
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[actix::test]
-    async fn the_first_part_that_ends_while_the_system_runs_is_named() {
+    async fn the_first_part_that_crashes_is_reported() {
         let supervisor = Supervisor::default();
         let [registry, writer] = [Crashed::Registry, Crashed::Writer].map(|p| supervisor.guard(p));
         drop(writer);

@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     collections::BTreeSet,
+    error::Error as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -210,7 +211,9 @@ async fn a_read_only_database_costs_freshness_and_the_rows_converge_when_it_is_b
     set_readonly(&database.path, true);
     t.enter("lobby", Some("bob")).await;
     t.leave(&ada, "lobby").await;
-    assert_eq!(flush(&t).await.unwrap_err().reason(), "read_only", "a flush never lies");
+    let error = flush(&t).await.unwrap_err();
+    assert_eq!(error.reason(), "read_only", "a flush never lies");
+    assert_eq!(error.source().unwrap().to_string(), StoreError::ReadOnly.to_string());
     assert_eq!(t.users("lobby").await, ["bob"], "presence goes on");
     assert_eq!(t.changes().await.len(), 3);
     let status = t.registry.send(GetStatus).await.unwrap();

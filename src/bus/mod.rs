@@ -5,6 +5,7 @@
 //! the database before it is published; a node that has missed something reads it there.
 
 mod envelope;
+mod record;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -54,7 +55,7 @@ pub struct NotSent;
 /// A node's end of the bus.
 ///
 /// Every implementation has to obey these rules, which
-/// [`testing::bus_contract`](crate::testing::bus_contract) checks:
+/// `testing::bus_contract` checks:
 ///
 /// - Nothing here blocks or fails; the listener is told what happens. The first event is
 ///   [`BusEvent::Up`], or [`BusEvent::Down`] if there is nobody to connect to yet.

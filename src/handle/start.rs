@@ -85,7 +85,7 @@ impl PresenceConfig {
     }
 
     /// Starts the actors as [`start`](Self::start) does, on a shared database and a bus of one's own
-    /// implementation, or on those of [`testing`](crate::testing). The options come from
+    /// implementation, or on those of `testing`. The options come from
     /// [`PresenceConfig::default`](Self::default), since the database is given here.
     ///
     /// `writer` and `reader` are two stores on the same database, so that neither waits for the other.
@@ -314,7 +314,7 @@ mod tests {
         mirror::{Goodbye, PruneRoomRows, Renew, Write},
         model::{ConnectionId, RoomName},
         store::{Applied, Renewal},
-        testing::{Heard, Probe},
+        testing::{Heard, MemoryDatabase, MemoryHub, Probe},
     };
 
     /// A writer that records when it gets how many rows.
@@ -380,5 +380,17 @@ mod tests {
                 writes.borrow().iter().map(|(at, rows)| (tenths(*at), *rows)).collect();
             assert_eq!(writes, [(0, 1), (10, 3), (20, 3), (24, 1)]);
         });
+    }
+
+    #[test]
+    fn the_database_is_named_or_given_and_not_both() {
+        let database = MemoryDatabase::new();
+        let start = |config: PresenceConfig| {
+            let [writer, reader] = [(); 2].map(|()| Box::new(database.store()));
+            config.start_shared(writer, reader, Box::new(MemoryHub::new().bus()))
+        };
+        let both = start(PresenceConfig::new("sqlite::memory:"));
+        assert!(matches!(both, Err(StartError::TwoDatabases)));
+        assert!(matches!(PresenceConfig::default().start(), Err(StartError::NoDatabase)));
     }
 }

@@ -60,7 +60,7 @@ impl LastActivity {
 
     pub(super) fn activity(self) -> Activity {
         let number = self.monotonic & ((1 << Self::BITS) - 1);
-        Activity::ALL.into_iter().find(|activity| *activity as u64 == number).unwrap_or_default()
+        Activity::ALL.iter().copied().find(|one| *one as u64 == number).unwrap_or_default()
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_kind_of_activity_fits_beside_its_time() {
-        for activity in Activity::ALL {
+        for &activity in Activity::ALL {
             // Some three hundred years.
             for monotonic in [0, 1, 10_u64.pow(16)] {
                 let last = LastActivity::new(Moment { monotonic, wall: 0 }, activity);

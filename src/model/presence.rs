@@ -69,7 +69,7 @@ pub enum Cause {
 
 impl Cause {
     /// All causes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: &[Self] = &[
         Self::Left,
         Self::Disconnected,
         Self::Expired,
@@ -126,7 +126,7 @@ pub enum Activity {
 
 impl Activity {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: &[Self] = &[
         Self::Join,
         Self::Heartbeat,
         Self::Message,

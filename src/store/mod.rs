@@ -5,6 +5,8 @@
 //! a thread of its own (the [`Writer`](crate::mirror::Writer)'s), or in a command.
 
 mod error;
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+mod lease;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub(crate) mod reader;
@@ -16,9 +18,9 @@ mod transaction;
 mod url;
 mod values;
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::lease::{Incarnations, NodeLease};
 pub(crate) use self::values::Committed;
-#[cfg(any(test, feature = "testing", feature = "postgres"))]
-pub(crate) use self::values::{Incarnations, NodeLease};
 pub use self::{
     error::{Source, StoreError},
     traits::{SharedStore, Store},

@@ -26,7 +26,9 @@ pub(crate) fn retry_pause(failures: u32) -> Duration {
 /// A query to the store of a [`Reader`]; it sends its answer itself.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Query(Box<dyn FnOnce(&mut dyn SharedStore) + Send>);
+pub(crate) struct Query(Box<RunQuery>);
+
+type RunQuery = dyn FnOnce(&mut dyn SharedStore) + Send;
 
 /// The actor that owns a second store on the database: one thread, one query at a time.
 pub(crate) struct Reader {

@@ -16,7 +16,7 @@ use crate::{
 /// A database that mirrors presences: what the mirror and the commands need of it.
 ///
 /// Every implementation has to obey these rules, which
-/// [`testing::store_contract`](crate::testing::store_contract) checks:
+/// `testing::store_contract` checks:
 ///
 /// - A call is one transaction: all of it is committed when the call returns, or nothing is.
 /// - Every call can be repeated: the second time changes nothing.
@@ -123,7 +123,7 @@ pub trait Store: Send {
 /// A database that several nodes share. Each node writes the rows of its own presences only.
 ///
 /// Every implementation has to obey these rules besides those of [`Store`], which
-/// [`testing::store_contract`](crate::testing::store_contract) checks:
+/// `testing::store_contract` checks:
 ///
 /// - A commit by [`apply`](Store::apply) of a started node raises the head in its row to the
 ///   batch's number and extends its lease, in the same transaction. If its row is missing or belongs

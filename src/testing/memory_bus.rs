@@ -1,4 +1,4 @@
-//! A bus inside one process, whose connections a test breaks, slows and garbles as it likes.
+//! A bus inside one process, whose connections a test can cut, delay and garble.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -11,25 +11,25 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
-/// So many envelopes of one end wait while the hub is stalled.
-const MOST_WAITING: usize = 8_192;
+/// The largest number of envelopes of one end that wait while the hub is stalled.
+const MAX_WAITING: usize = 8_192;
 
-/// So much waits to be heard by one end.
-const MOST_UNHEARD: usize = 65_536;
+/// The largest number of events queued for one end.
+const MAX_QUEUE: usize = 65_536;
 
 /// What the ends of a [`MemoryBus`] are connected to. A clone is the same hub.
 ///
-/// It behaves as Redis does: a node hears its own envelopes, and one twice that it has subscribed to
-/// as a room and among all rooms. What is published is encoded and read again. There are no threads
-/// and no chance in it: in a runtime of one thread, also with a paused clock, everything happens in
-/// the same order each time.
+/// It behaves like Redis: a node receives its own envelopes, and an envelope twice if it has subscribed to
+/// the room and to all rooms. What is published is encoded and decoded. It has no threads and no
+/// randomness: in a runtime of one thread, also with a paused clock, everything happens in the same order
+/// each time.
 ///
 /// ```
 /// use actix_presence::testing::MemoryHub;
 ///
 /// let hub = MemoryHub::new();
 /// let (here, there) = (hub.bus(), hub.bus());
-/// // The ends go to their nodes; the test keeps hold of the connection.
+/// // The ends go to their nodes; the test keeps the connection.
 /// let connection = here.connection();
 /// connection.cut();
 /// connection.heal();
@@ -40,11 +40,11 @@ pub struct MemoryHub(Arc<Mutex<Hub>>);
 
 /// One end of a [`MemoryHub`], for one node. Dropping it disconnects it.
 ///
-/// `listen` has to be called inside a Tokio runtime, as that of actix is.
+/// `listen` has to be called inside a Tokio runtime, such as that of actix.
 #[derive(Debug)]
 pub struct MemoryBus(MemoryConnection);
 
-/// The connection between a [`MemoryBus`] and its hub, for the test to play with. A clone is the same
+/// The connection between a [`MemoryBus`] and its hub, for the test to disturb. A clone is the same
 /// connection.
 #[derive(Clone, Debug)]
 pub struct MemoryConnection {
@@ -57,8 +57,8 @@ struct Hub {
     ends: BTreeMap<u64, End>,
     links: HashMap<(u64, u64), Link>,
     last_end: u64,
-    /// Rises with each thing that is to be heard, so that none of the same moment overtakes another.
-    last_told: u64,
+    /// Counts the events, so that those of the same moment stay in order.
+    last_event: u64,
     stalled: bool,
     waiting: VecDeque<(u64, Published)>,
 }
@@ -67,7 +67,7 @@ struct Hub {
 #[derive(Debug, Default)]
 struct Link {
     delay: Duration,
-    /// When the last envelope arrives: none arrives before it.
+    /// When the last envelope arrives; no later one arrives before it.
     last: Option<Instant>,
 }
 
@@ -79,33 +79,33 @@ struct End {
     lose: usize,
     duplicate: usize,
     subscriptions: HashSet<Channel>,
-    /// By when it is to be heard.
-    unheard: BTreeMap<(Instant, u64), BusEvent>,
+    /// The queued events by the time at which they arrive.
+    queue: BTreeMap<(Instant, u64), BusEvent>,
     changed: Arc<Notify>,
 }
 
 #[derive(Clone, Debug)]
 struct Published {
     channel: Channel,
-    told: BusEvent,
+    event: BusEvent,
 }
 
-/// What the task of an end does next.
+/// The next step of the task of an end.
 enum Next {
-    Tell(BusEvent),
+    Deliver(BusEvent),
     WaitUntil(Instant),
     Wait,
     End,
 }
 
 impl MemoryHub {
-    /// Makes a hub without ends.
+    /// Creates a hub without ends.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes a further end.
+    /// Creates an end.
     #[must_use]
     pub fn bus(&self) -> MemoryBus {
         let mut hub = self.lock();
@@ -115,21 +115,20 @@ impl MemoryHub {
         MemoryBus(MemoryConnection { hub: self.clone(), end })
     }
 
-    /// Publishes bytes as somebody would who is no node: what is no [`Envelope`] is heard as
-    /// [`FromBus::Unreadable`].
+    /// Publishes bytes that no node has encoded: what is not an [`Envelope`] is received as
+    /// [`BusEvent::Unreadable`].
     pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-        let told = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        // Nobody has the number 0.
-        self.lock().publish(0, Published { channel: channel.clone(), told });
+        let event = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
+        // No end has the number 0.
+        self.lock().publish(0, Published { channel: channel.clone(), event });
     }
 
-    /// Lets nothing through any more, without anybody's being told: what is published waits, at most
-    /// 8,192 envelopes of each end.
+    /// Delivers nothing any more, which the ends do not notice: up to 8,192 envelopes of each end wait.
     pub fn stall(&self) {
         self.lock().stalled = true;
     }
 
-    /// Ends [`stall`](Self::stall): what waits is heard.
+    /// Ends [`stall`](Self::stall): the waiting envelopes are delivered.
     pub fn resume(&self) {
         let mut hub = self.lock();
         hub.stalled = false;
@@ -139,7 +138,7 @@ impl MemoryHub {
         hub.ends.values().for_each(End::wake);
     }
 
-    /// Breaks the connections of all ends, which come back at once, without subscriptions.
+    /// Cuts the connections of all ends, which reconnect at once, without subscriptions.
     pub fn break_connections(&self) {
         let ends: Vec<u64> = self.lock().ends.keys().copied().collect();
         for end in ends {
@@ -163,46 +162,45 @@ impl MemoryBus {
 }
 
 impl MemoryConnection {
-    /// Cuts it: the node is told [`FromBus::Down`], and hears and sends nothing any more. What it was
-    /// still to hear is lost, and its subscriptions are gone.
+    /// Cuts it: the node gets [`BusEvent::Down`], and receives and sends nothing any more. Its queued
+    /// events and its subscriptions are lost.
     pub fn cut(&self) {
         self.change(|hub, end| hub.cut(end, "cut"));
     }
 
-    /// Connects it again: the node is told [`FromBus::Up`]. Does nothing if it is not cut.
+    /// Reconnects it: the node gets [`BusEvent::Up`]. Does nothing if it is not cut.
     pub fn heal(&self) {
         self.change(Hub::heal);
     }
 
-    /// Keeps from the node what it is to hear, other than `Up` and `Down`, until
-    /// [`release`](Self::release). What it publishes goes out.
+    /// Holds back all events for the node but `Up` and `Down`, until [`release`](Self::release). What it
+    /// publishes is delivered.
     pub fn hold(&self) {
         self.change(|hub, end| hub.with(end, |end| end.held = true));
     }
 
-    /// Lets the node hear what was kept from it.
+    /// Delivers the events that were held back.
     pub fn release(&self) {
         self.change(|hub, end| hub.with(end, |end| end.held = false));
     }
 
-    /// Makes what this node publishes from now on arrive at the other (or at itself) so much later.
-    /// It stays in order, so it may arrive later still, after what was published before.
+    /// Delays what this node publishes from now on to the other one (or to itself). The order stays, so it
+    /// may be delayed further by what was published before.
     pub fn delay_to(&self, other: &Self, delay: Duration) {
         self.change(|hub, end| hub.links.entry((end, other.end)).or_default().delay = delay);
     }
 
-    /// Makes the next envelopes that this node publishes arrive twice.
+    /// Delivers the next envelopes of this node twice.
     pub fn duplicate_next(&self, envelopes: usize) {
         self.change(|hub, end| hub.with(end, |end| end.duplicate = envelopes));
     }
 
-    /// Makes the next envelopes that this node publishes arrive nowhere, without anybody's being told.
-    /// Redis does not do this.
+    /// Drops the next envelopes of this node, unnoticed. Redis does not do this.
     pub fn lose_next(&self, envelopes: usize) {
         self.change(|hub, end| hub.with(end, |end| end.lose = envelopes));
     }
 
-    /// What the node has subscribed to.
+    /// The subscriptions of the node.
     #[must_use]
     pub fn subscriptions(&self) -> HashSet<Channel> {
         let hub = self.hub.lock();
@@ -221,9 +219,9 @@ impl Bus for MemoryBus {
         self.0.change(|hub, end| {
             hub.with(end, |end| end.listens = true);
             let cut = hub.ends.get(&end).is_some_and(|end| end.cut);
-            hub.tell(end, if cut { BusEvent::Down("cut") } else { BusEvent::Up }, None);
+            hub.queue(end, if cut { BusEvent::Down("cut") } else { BusEvent::Up }, None);
         });
-        tokio::spawn(tell_all(self.connection(), listener));
+        tokio::spawn(deliver_all(self.connection(), listener));
     }
 
     fn subscribe(&mut self, channel: Channel) {
@@ -239,9 +237,9 @@ impl Bus for MemoryBus {
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
-        let told = Envelope::decode(&envelope.encode())
+        let event = Envelope::decode(&envelope.encode())
             .map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        self.0.hub.lock().take(self.0.end, Published { channel: envelope.channel(), told })
+        self.0.hub.lock().take(self.0.end, Published { channel: envelope.channel(), event })
     }
 }
 
@@ -263,27 +261,27 @@ impl Hub {
         let Some(state) = self.ends.get_mut(&end).filter(|end| !end.cut) else { return };
         state.cut = true;
         state.subscriptions.clear();
-        state.unheard.clear();
+        state.queue.clear();
         self.waiting.retain(|(from, _)| *from != end);
-        self.tell(end, BusEvent::Down(why), None);
+        self.queue(end, BusEvent::Down(why), None);
     }
 
     fn heal(&mut self, end: u64) {
         let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
         state.cut = false;
-        self.tell(end, BusEvent::Up, None);
+        self.queue(end, BusEvent::Up, None);
     }
 
     fn subscribe(&mut self, end: u64, channel: Channel) {
         let Some(state) = self.ends.get_mut(&end).filter(|end| end.connected()) else { return };
         state.subscriptions.insert(channel.clone());
-        self.tell(end, BusEvent::Subscribed(channel), None);
+        self.queue(end, BusEvent::Subscribed(channel), None);
     }
 
-    /// Takes what an end publishes.
+    /// Accepts an envelope of an end.
     fn take(&mut self, from: u64, published: Published) -> Result<(), NotSent> {
         let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
-        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MOST_WAITING {
+        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_WAITING {
             return Err(NotSent);
         }
         if state.lose > 0 {
@@ -302,26 +300,26 @@ impl Hub {
         if self.stalled {
             return self.waiting.push_back((from, published));
         }
-        let hearers: Vec<(u64, usize)> =
-            self.ends.iter().map(|(id, end)| (*id, end.hears(&published.channel))).collect();
-        for (end, times) in hearers {
+        let receivers: Vec<(u64, usize)> =
+            self.ends.iter().map(|(id, end)| (*id, end.matching(&published.channel))).collect();
+        for (end, times) in receivers {
             for _ in 0..times {
-                self.tell(end, published.told.clone(), Some(from));
+                self.queue(end, published.event.clone(), Some(from));
             }
         }
     }
 
-    /// Puts down what an end is to hear, perhaps from another.
-    fn tell(&mut self, to: u64, told: BusEvent, from: Option<u64>) {
+    /// Queues an event for an end, perhaps from another end.
+    fn queue(&mut self, to: u64, event: BusEvent, from: Option<u64>) {
         let now = Instant::now();
         let due = from.and_then(|from| self.links.get_mut(&(from, to))).map_or(now, |link| {
             let due = (now + link.delay).max(link.last.unwrap_or(now));
             *link.last.insert(due)
         });
-        self.last_told += 1;
+        self.last_event += 1;
         let Some(end) = self.ends.get_mut(&to).filter(|end| end.listens) else { return };
-        let overrun = end.unheard.len() >= MOST_UNHEARD;
-        end.unheard.insert((due, self.last_told), told);
+        let overrun = end.queue.len() >= MAX_QUEUE;
+        end.queue.insert((due, self.last_event), event);
         end.wake();
         if overrun {
             self.cut(to, "overrun");
@@ -332,12 +330,12 @@ impl Hub {
     fn next(&mut self, end: u64) -> Next {
         let stalled = self.stalled;
         let Some(end) = self.ends.get_mut(&end) else { return Next::End };
-        let Some(first) = end.unheard.first_entry() else { return Next::Wait };
+        let Some(first) = end.queue.first_entry() else { return Next::Wait };
         if (stalled || end.held) && !matches!(first.get(), BusEvent::Up | BusEvent::Down(_)) {
             return Next::Wait;
         }
         let (due, _) = *first.key();
-        if due > Instant::now() { Next::WaitUntil(due) } else { Next::Tell(first.remove()) }
+        if due > Instant::now() { Next::WaitUntil(due) } else { Next::Deliver(first.remove()) }
     }
 }
 
@@ -346,8 +344,8 @@ impl End {
         self.listens && !self.cut
     }
 
-    /// How many of its subscriptions a channel belongs to.
-    fn hears(&self, channel: &Channel) -> usize {
+    /// The number of its subscriptions that match a channel.
+    fn matching(&self, channel: &Channel) -> usize {
         let among_rooms =
             matches!(channel, Channel::Room(_)) && self.subscriptions.contains(&Channel::Rooms);
         usize::from(self.subscriptions.contains(channel)) + usize::from(among_rooms)
@@ -358,20 +356,20 @@ impl End {
     }
 }
 
-/// Tells the listener one thing after the other, until the end is dropped or the listener stops.
-async fn tell_all(connection: MemoryConnection, listener: Recipient<BusEvent>) {
+/// Sends the events to the listener until the end is dropped or the listener stops.
+async fn deliver_all(connection: MemoryConnection, listener: Recipient<BusEvent>) {
     let MemoryConnection { hub, end } = connection;
     let Some(changed) = hub.lock().ends.get(&end).map(|end| end.changed.clone()) else { return };
     loop {
         let next = hub.lock().next(end);
         match next {
-            Next::Tell(told) => {
-                if listener.send(told).await.is_err() {
+            Next::Deliver(event) => {
+                if listener.send(event).await.is_err() {
                     return;
                 }
             }
             Next::WaitUntil(due) => {
-                // It may change meanwhile what comes first.
+                // Another event may become the first meanwhile.
                 let _ = tokio::time::timeout_at(due, changed.notified()).await;
             }
             Next::Wait => changed.notified().await,

@@ -1,4 +1,4 @@
-//! Actors that pass on what they are sent.
+//! Actors that record what they are sent.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use tokio::sync::mpsc;
 use crate::bus::BusEvent;
 use crate::messages::{Disconnect, ForwardMessage, PresenceChanged};
 
-/// An actor that passes on what it is sent: a session or an observer for tests.
+/// An actor that records what it is sent: a session or an observer for tests.
 #[derive(Debug)]
 pub struct Probe<M>(mpsc::UnboundedSender<M>);
 
-/// What a [`Probe`] was sent.
+/// The messages that a [`Probe`] was sent.
 #[derive(Debug)]
 pub struct Seen<M>(pub(crate) mpsc::UnboundedReceiver<M>);
 
@@ -44,7 +44,7 @@ impl<M> Seen<M> {
     }
 }
 
-/// What a session hears.
+/// What a session is sent.
 #[derive(Clone, Debug)]
 pub enum Heard {
     /// A frame.
@@ -61,7 +61,7 @@ impl Handler<PresenceChanged> for Probe<PresenceChanged> {
     type Result = ();
 
     fn handle(&mut self, msg: PresenceChanged, _: &mut Context<Self>) {
-        // The test may have stopped listening.
+        // The receiver may have been dropped.
         let _ = self.0.send(msg);
     }
 }
@@ -70,7 +70,7 @@ impl Handler<ForwardMessage> for Probe<Heard> {
     type Result = ();
 
     fn handle(&mut self, msg: ForwardMessage, _: &mut Context<Self>) {
-        // A clone: what the test has not looked at yet does not make the probe slow.
+        // A clone, so that a message that the test has not read does not count as backlog.
         let _ = self.0.send(Heard::Frame(msg.clone()));
     }
 }

@@ -3,12 +3,12 @@
 use actix_presence::{
     bus::{Bus, Channel},
     bus_contract,
-    testing::{MemoryHub, bus_contract::Bench},
+    testing::{MemoryHub, bus_contract::BusFixture},
 };
 
 struct InMemory(MemoryHub);
 
-impl Bench for InMemory {
+impl BusFixture for InMemory {
     fn bus(&self) -> Box<dyn Bus> {
         Box::new(self.0.bus())
     }

@@ -14,16 +14,16 @@ use actix_presence::{
     bus_contract,
     messages::Content,
     model::{Epoch, NodeName, RoomName},
-    testing::{Probe, Seen, bus_contract::Bench},
+    testing::{Probe, Seen, bus_contract::BusFixture},
 };
 use tokio::sync::mpsc;
 
 use self::server::Redis;
 
 /// Nothing that is to happen takes longer.
-const MOST_WAIT: Duration = Duration::from_secs(30);
+const MAX_WAIT: Duration = Duration::from_secs(30);
 
-impl Bench for Redis {
+impl BusFixture for Redis {
     fn bus(&self) -> Box<dyn Bus> {
         Box::new(RedisBus::new(&self.url()).unwrap())
     }
@@ -80,7 +80,7 @@ impl Node {
 
     #[expect(clippy::await_holding_refcell_ref, reason = "one waits at a time")]
     async fn next(&self) -> BusEvent {
-        let until = Instant::now() + MOST_WAIT;
+        let until = Instant::now() + MAX_WAIT;
         loop {
             if let Some(told) = self.seen.borrow_mut().next().await {
                 return told;
@@ -138,7 +138,7 @@ fn lobby() -> Channel {
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + MOST_WAIT;
+    let until = Instant::now() + MAX_WAIT;
     while !is_so() {
         assert!(Instant::now() < until, "not so: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -312,7 +312,7 @@ async fn a_listener_that_is_slow_is_no_redis_that_hangs() {
         node.works().await;
     }
     for _ in 0..1_000 {
-        let told = tokio::time::timeout(MOST_WAIT, seen.recv()).await;
+        let told = tokio::time::timeout(MAX_WAIT, seen.recv()).await;
         assert!(matches!(told, Ok(Some(BusEvent::Received(_)))), "{told:?}");
     }
 }

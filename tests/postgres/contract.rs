@@ -3,7 +3,7 @@
 use actix_presence::{
     ConnectionId, NodeName, Presence, PresenceRecord, RoomName, SessionKey, UserId,
     store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
-    testing::store_contract::{Bench, Deed, SharedBench, Verb},
+    testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
 };
 use chrono::NaiveDateTime;
 use diesel::{
@@ -102,7 +102,7 @@ impl Columns {
     }
 }
 
-impl Bench for OnPostgres {
+impl StoreFixture for OnPostgres {
     type Store = PostgresStore;
 
     fn new() -> Self {
@@ -113,8 +113,8 @@ impl Bench for OnPostgres {
         &mut self.store
     }
 
-    fn by_hand(&mut self, deed: Deed<'_>) {
-        self.sql(&deed.to_sql());
+    fn change_manually(&mut self, change: ManualChange<'_>) {
+        self.sql(&change.to_sql());
     }
 
     fn rows(&mut self) -> Vec<(NodeName, Row)> {
@@ -141,7 +141,7 @@ impl Bench for OnPostgres {
     }
 }
 
-impl SharedBench for OnPostgres {
+impl SharedStoreFixture for OnPostgres {
     fn another(&mut self) -> PostgresStore {
         PostgresStore::open_with(&url(&self.url), options()).unwrap()
     }

@@ -7,7 +7,7 @@ use std::{
 
 use actix_presence::{
     store::{self, DatabaseUrl, PostgresStore, Store, migrate},
-    testing::store_contract::{Bench, at, node, row, upserts, write},
+    testing::store_contract::{StoreFixture, at, node, row, upserts, write},
 };
 use diesel::{
     PgConnection, connection::SimpleConnection, migration::MigrationSource, pg::Pg, prelude::*,
@@ -55,9 +55,9 @@ fn migrations_go_up_down_and_up_again() {
 
 #[test]
 fn both_databases_have_the_columns_that_people_read() {
-    let bench = OnPostgres::new();
+    let fixture = OnPostgres::new();
     let columns = lines(
-        &mut bench.shell(),
+        &mut fixture.shell(),
         "SELECT table_name || '.' || column_name AS line FROM information_schema.columns
          WHERE table_schema = 'public' AND table_name NOT LIKE '%diesel%' ORDER BY 1",
     );
@@ -106,12 +106,12 @@ fn who_may_not_make_tables_can_use_those_that_are_there() {
 
 #[test]
 fn a_database_of_any_kind_is_opened_by_its_url() {
-    let mut bench = OnPostgres::new();
-    let parsed: DatabaseUrl = bench.url.parse().unwrap();
+    let mut fixture = OnPostgres::new();
+    let parsed: DatabaseUrl = fixture.url.parse().unwrap();
     let mut opened = store::open(&parsed).unwrap();
     let _ = opened.apply(&node("n"), &upserts([row("a", 1, None)]), at(0)).unwrap();
-    assert_eq!(bench.rows().len(), 1);
-    assert_eq!(opened.rooms().unwrap(), bench.store.rooms().unwrap());
+    assert_eq!(fixture.rows().len(), 1);
+    assert_eq!(opened.rooms().unwrap(), fixture.store.rooms().unwrap());
     let mut memory = store::open(&DatabaseUrl::SqliteMemory).unwrap();
     assert_eq!(memory.rooms().unwrap(), []);
 }

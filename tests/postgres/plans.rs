@@ -31,14 +31,14 @@ const FILL: &str = "
 #[test]
 fn no_query_walks_the_tables() {
     let server = Postgres::start();
-    let bench = OnPostgres::on(&server);
-    bench.sql(FILL);
-    let database = bench.url.rsplit('/').next().unwrap();
+    let fixture = OnPostgres::on(&server);
+    fixture.sql(FILL);
+    let database = fixture.url.rsplit('/').next().unwrap();
     server.admin(&format!(
         "ALTER DATABASE {database} SET session_preload_libraries = 'auto_explain';
          ALTER DATABASE {database} SET auto_explain.log_min_duration = 0",
     ));
-    let mut store = PostgresStore::open_with(&url(&bench.url), options()).unwrap();
+    let mut store = PostgresStore::open_with(&url(&fixture.url), options()).unwrap();
     let mut check = |what: &str, call: &mut dyn FnMut(&mut PostgresStore)| {
         let before = server.log().len();
         call(&mut store);
@@ -83,7 +83,7 @@ fn no_query_walks_the_tables() {
         assert_ne!(store.connections(&Kick::User(user.clone())).unwrap(), []);
         assert_ne!(store.connections(&Kick::Connection(id(72))).unwrap(), []);
     });
-    check("bury", &mut |store| {
+    check("reap", &mut |store| {
         let second: Epoch = "0000000000000002".parse().unwrap();
         let _ = store.reap(&node("node-2"), second, at(100)).unwrap();
     });

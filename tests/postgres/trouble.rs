@@ -11,7 +11,7 @@ use actix_presence::{
         SharedStore, Store, StoreError,
     },
     testing::store_contract::{
-        Bench, Deed, LEASE, at, id, node, room, row, upserts, write, write_as,
+        LEASE, ManualChange, StoreFixture, at, id, node, room, row, upserts, write, write_as,
     },
 };
 use diesel::connection::SimpleConnection;
@@ -28,8 +28,8 @@ fn impatient() -> PostgresOptions {
     options
 }
 
-fn store(bench: &OnPostgres, options: PostgresOptions) -> PostgresStore {
-    PostgresStore::open_with(&url(&bench.url), options).unwrap()
+fn store(fixture: &OnPostgres, options: PostgresOptions) -> PostgresStore {
+    PostgresStore::open_with(&url(&fixture.url), options).unwrap()
 }
 
 fn fails(store: &mut PostgresStore, batch: &Batch) -> StoreError {
@@ -39,27 +39,27 @@ fn fails(store: &mut PostgresStore, batch: &Batch) -> StoreError {
 #[test]
 fn a_database_that_is_away_is_unavailable_and_found_when_it_is_back() {
     let server = Postgres::start();
-    let mut bench = OnPostgres::on(&server);
-    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
-    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    let mut fixture = OnPostgres::on(&server);
+    let _ = fixture.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut fixture.store, &upserts([row("a", 1, None)]));
     server.stop();
     let started = Instant::now();
     for _ in 0..3 {
-        let away = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+        let away = fails(&mut fixture.store, &upserts([row("a", 2, None)]));
         assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
     }
     assert!(started.elapsed() < Duration::from_secs(5), "a refused connection is no waiting");
     server.start_again();
-    write(&mut bench.store, &upserts([row("a", 2, None)]));
-    assert_eq!(bench.store.renew(&node("n"), at(1), LEASE).unwrap(), Renewal::Held);
+    write(&mut fixture.store, &upserts([row("a", 2, None)]));
+    assert_eq!(fixture.store.renew(&node("n"), at(1), LEASE).unwrap(), Renewal::Held);
 
     // Away and back between two calls: the first one finds out.
     server.stop();
     server.start_again();
-    let lost = fails(&mut bench.store, &upserts([row("a", 3, None)]));
+    let lost = fails(&mut fixture.store, &upserts([row("a", 3, None)]));
     assert!(matches!(lost, StoreError::Unavailable { .. }), "{lost:?}");
-    write(&mut bench.store, &upserts([row("a", 3, None)]));
-    assert_eq!(bench.rows().len(), 3);
+    write(&mut fixture.store, &upserts([row("a", 3, None)]));
+    assert_eq!(fixture.rows().len(), 3);
 }
 
 #[test]
@@ -92,10 +92,10 @@ fn what_cannot_be_reached_is_told_without_the_password() {
 
 #[test]
 fn what_others_hold_is_locked_and_then_written() {
-    let bench = OnPostgres::new();
-    let mut store = store(&bench, impatient());
+    let fixture = OnPostgres::new();
+    let mut store = store(&fixture, impatient());
     write(&mut store, &upserts([row("a", 1, None)]));
-    let mut shell = bench.shell();
+    let mut shell = fixture.shell();
     shell.batch_execute("BEGIN; LOCK TABLE presences IN EXCLUSIVE MODE").unwrap();
     let batch = upserts((0..100).map(|n| row("b", n, None)));
     let started = Instant::now();
@@ -113,30 +113,30 @@ fn what_others_hold_is_locked_and_then_written() {
 
 #[test]
 fn a_room_that_somebody_is_entering_is_not_pruned() {
-    let mut bench = OnPostgres::new();
-    bench.by_hand(Deed::AddRoom("a"));
-    bench.by_hand(Deed::AddRoom("b"));
-    let mut shell = bench.shell();
+    let mut fixture = OnPostgres::new();
+    fixture.change_manually(ManualChange::AddRoom("a"));
+    fixture.change_manually(ManualChange::AddRoom("b"));
+    let mut shell = fixture.shell();
     let enter = "BEGIN;
         INSERT INTO presences (room_id, channel_name, joined_at, last_seen, node_id)
         SELECT id, repeat('0', 32), '2024-01-01', '2024-01-01', 'n'
         FROM rooms WHERE channel_name = 'a'";
     shell.batch_execute(enter).unwrap();
     let pruned = thread::scope(|scope| {
-        let pruning = scope.spawn(|| bench.store.prune_rooms().unwrap());
+        let pruning = scope.spawn(|| fixture.store.prune_rooms().unwrap());
         // Whether it waits for the transaction or not.
         thread::sleep(Duration::from_millis(100));
         shell.batch_execute("COMMIT").unwrap();
         pruning.join().unwrap()
     });
-    assert_eq!((pruned, bench.rows().len()), (1, 1));
+    assert_eq!((pruned, fixture.rows().len()), (1, 1));
 }
 
 #[test]
 fn a_statement_that_takes_too_long_is_ended() {
-    let bench = OnPostgres::new();
-    let mut store = store(&bench, impatient());
-    bench.sql(
+    let fixture = OnPostgres::new();
+    let mut store = store(&fixture, impatient());
+    fixture.sql(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
          'BEGIN PERFORM pg_sleep(60); RETURN NEW; END';
          CREATE TRIGGER slow BEFORE INSERT ON presences FOR EACH ROW EXECUTE FUNCTION slow()",
@@ -144,43 +144,43 @@ fn a_statement_that_takes_too_long_is_ended() {
     let batch = upserts([row("b", 1, None), row("b", 2, None)]);
     let late = fails(&mut store, &batch);
     assert!(matches!(late, StoreError::Locked), "{late:?}");
-    bench.sql("DROP TRIGGER slow ON presences");
+    fixture.sql("DROP TRIGGER slow ON presences");
     write(&mut store, &batch);
 }
 
 #[test]
 fn a_session_that_is_ended_is_made_anew() {
-    let mut bench = OnPostgres::new();
-    write(&mut bench.store, &upserts([row("a", 1, None)]));
+    let mut fixture = OnPostgres::new();
+    write(&mut fixture.store, &upserts([row("a", 1, None)]));
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name = 'actix-presence' AND datname = current_database()";
-    bench.sql(end);
-    let ended = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+    fixture.sql(end);
+    let ended = fails(&mut fixture.store, &upserts([row("a", 2, None)]));
     assert!(matches!(ended, StoreError::Unavailable { .. }), "{ended:?}");
-    write(&mut bench.store, &upserts([row("a", 2, None)]));
+    write(&mut fixture.store, &upserts([row("a", 2, None)]));
 }
 
 #[test]
 fn rights_that_are_missing_are_told() {
-    let mut bench = OnPostgres::new();
-    write(&mut bench.store, &upserts([row("a", 1, None)]));
-    bench.sql("REVOKE INSERT ON presences FROM presence");
-    let refused = fails(&mut bench.store, &upserts([row("a", 2, None)]));
+    let mut fixture = OnPostgres::new();
+    write(&mut fixture.store, &upserts([row("a", 1, None)]));
+    fixture.sql("REVOKE INSERT ON presences FROM presence");
+    let refused = fails(&mut fixture.store, &upserts([row("a", 2, None)]));
     assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
-    bench.sql("GRANT INSERT ON presences TO presence");
-    write(&mut bench.store, &upserts([row("a", 2, None)]));
+    fixture.sql("GRANT INSERT ON presences TO presence");
+    write(&mut fixture.store, &upserts([row("a", 2, None)]));
 }
 
 #[test]
 fn a_database_that_may_only_be_read_is_read_only_until_it_may_be_written() {
-    let bench = OnPostgres::new();
-    let database = bench.url.rsplit('/').next().unwrap().to_owned();
-    bench.sql(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on"));
-    let mut store = store(&bench, options());
+    let fixture = OnPostgres::new();
+    let database = fixture.url.rsplit('/').next().unwrap().to_owned();
+    fixture.sql(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on"));
+    let mut store = store(&fixture, options());
     let refused = fails(&mut store, &upserts([row("a", 2, None)]));
     assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
     assert_eq!(store.rooms().unwrap(), []);
-    let mut shell = bench.shell();
+    let mut shell = fixture.shell();
     shell.batch_execute("SET default_transaction_read_only = off").unwrap();
     shell
         .batch_execute(&format!("ALTER DATABASE {database} RESET default_transaction_read_only"))
@@ -193,7 +193,7 @@ fn a_database_that_may_only_be_read_is_read_only_until_it_may_be_written() {
 
 #[test]
 fn tables_that_are_missing_are_told() {
-    let mut bench = OnPostgres::new();
+    let mut fixture = OnPostgres::new();
     for (broken, mended) in [
         ("ALTER TABLE presences RENAME TO p", "ALTER TABLE p RENAME TO presences"),
         ("ALTER TABLE presences RENAME turn TO t", "ALTER TABLE presences RENAME t TO turn"),
@@ -202,18 +202,18 @@ fn tables_that_are_missing_are_told() {
             "ALTER TABLE presences ADD UNIQUE (room_id, channel_name)",
         ),
     ] {
-        bench.sql(broken);
-        let failed = fails(&mut bench.store, &upserts([row("a", 1, None)]));
+        fixture.sql(broken);
+        let failed = fails(&mut fixture.store, &upserts([row("a", 1, None)]));
         assert!(matches!(failed, StoreError::Schema { .. }), "{failed:?}");
-        bench.sql(mended);
-        write(&mut bench.store, &upserts([row("a", 1, None)]));
+        fixture.sql(mended);
+        write(&mut fixture.store, &upserts([row("a", 1, None)]));
     }
 }
 
 #[test]
 fn a_row_that_is_left_out_without_an_error_is_set_aside() {
-    let mut bench = OnPostgres::new();
-    bench.sql(
+    let mut fixture = OnPostgres::new();
+    fixture.sql(
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
          CREATE TRIGGER no BEFORE INSERT ON rooms FOR EACH ROW
          WHEN (NEW.channel_name = 'b') EXECUTE FUNCTION no();
@@ -221,31 +221,31 @@ fn a_row_that_is_left_out_without_an_error_is_set_aside() {
          WHEN (NEW.user_id = 'eve') EXECUTE FUNCTION no()",
     );
     let batch = upserts([row("a", 1, None), row("a", 2, Some("eve")), row("b", 1, None)]);
-    let Applied { set_aside } = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    let Applied { set_aside } = fixture.store.apply(&node("n"), &batch, at(0)).unwrap();
     let changes: Vec<_> = set_aside.into_iter().map(|aside| aside.change).collect();
     let upsert = |name, number| BatchEntry::Upsert(room(name), id(number));
     assert_eq!(changes, [upsert("a", 2), upsert("b", 1)]);
-    assert_eq!(bench.rows().len(), 1);
+    assert_eq!(fixture.rows().len(), 1);
 }
 
 #[test]
 fn what_is_set_aside_does_not_keep_the_head_back() {
-    let mut bench = OnPostgres::new();
-    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
-    bench.sql("ALTER TABLE presences ADD CHECK (user_id <> 'eve')");
+    let mut fixture = OnPostgres::new();
+    let _ = fixture.store.start(&node("n"), at(0), LEASE).unwrap();
+    fixture.sql("ALTER TABLE presences ADD CHECK (user_id <> 'eve')");
     let rows = [row("a", 1, Some("eve")), row("a", 2, None)];
     let batch = Batch { number: 4, ..upserts(rows) };
-    let applied = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    let applied = fixture.store.apply(&node("n"), &batch, at(0)).unwrap();
     assert_eq!(applied.set_aside.len(), 1);
-    assert_eq!(bench.store.nodes(at(0)).unwrap()[0].head, 4);
+    assert_eq!(fixture.store.nodes(at(0)).unwrap()[0].head, 4);
 }
 
 #[test]
 fn rows_that_are_no_values_are_skipped() {
-    let mut bench = OnPostgres::new();
-    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
-    write(&mut bench.store, &upserts([row("a", 1, Some("ada"))]));
-    bench.sql(
+    let mut fixture = OnPostgres::new();
+    let _ = fixture.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut fixture.store, &upserts([row("a", 1, Some("ada"))]));
+    fixture.sql(
         "INSERT INTO nodes (id, started_at, lease_expires_at) VALUES ('', now(), now()), ('x', now(), now());
          INSERT INTO rooms (channel_name, created_at)
             SELECT E'b\\n' || n, now() FROM generate_series(1, 20) AS n;
@@ -265,30 +265,30 @@ fn rows_that_are_no_values_are_skipped() {
          SELECT id, repeat('5', 32), '2024-01-01', '2024-01-01', 'n'
          FROM rooms WHERE channel_name <> 'a'",
     );
-    let read = bench.store.read(&[room("a")], at(0)).unwrap();
+    let read = fixture.store.read(&[room("a")], at(0)).unwrap();
     assert_eq!(read.rows, [(node("n"), row("a", 1, Some("ada")))]);
     assert_eq!(read.nodes.len(), 1);
-    let listed = bench.store.list(Some(&room("a")), 3).unwrap();
+    let listed = fixture.store.list(Some(&room("a")), 3).unwrap();
     assert_eq!(listed.iter().map(|room| room.room.as_str()).collect::<Vec<_>>(), ["c"]);
     let forever = "UPDATE presences SET last_seen = 'infinity'";
-    assert!(bench.shell().batch_execute(forever).is_err(), "no such time is taken");
+    assert!(fixture.shell().batch_execute(forever).is_err(), "no such time is taken");
 }
 
 #[test]
 fn an_info_that_an_earlier_version_nested_deeper_is_read() {
-    let mut bench = OnPostgres::new();
-    let _ = bench.store.start(&node("n"), at(0), LEASE).unwrap();
-    write(&mut bench.store, &upserts([row("a", 1, Some("ada"))]));
+    let mut fixture = OnPostgres::new();
+    let _ = fixture.store.start(&node("n"), at(0), LEASE).unwrap();
+    write(&mut fixture.store, &upserts([row("a", 1, Some("ada"))]));
     let deep = r#"{"a":"#.repeat(126) + "1" + &"}".repeat(126);
-    bench.sql(&format!("UPDATE presences SET info = '{deep}'"));
-    let read = bench.store.read(&[room("a")], at(0)).unwrap();
+    fixture.sql(&format!("UPDATE presences SET info = '{deep}'"));
+    let read = fixture.store.read(&[room("a")], at(0)).unwrap();
     assert_eq!(read.rows[0].1.record.presence.info.as_json(), deep);
 }
 
 #[test]
 fn leases_go_by_the_clock_of_the_database() {
-    let mut bench = OnPostgres::new();
-    let mut store = store(&bench, PostgresOptions::default());
+    let mut fixture = OnPostgres::new();
+    let mut store = store(&fixture, PostgresOptions::default());
     let lease = Duration::from_millis(200);
     // Whatever this process thinks the time is.
     let _ = store.start(&node("n"), at(1_000_000_000), Duration::from_secs(60)).unwrap();
@@ -298,7 +298,7 @@ fn leases_go_by_the_clock_of_the_database() {
     assert!(store.nodes(at(0)).unwrap()[0].expired);
     write_as("n", &mut store, &upserts([row("a", 1, None)]));
     assert!(!store.nodes(at(0)).unwrap()[0].expired, "who writes lives");
-    assert_eq!(bench.rows().len(), 1);
+    assert_eq!(fixture.rows().len(), 1);
 }
 
 #[test]

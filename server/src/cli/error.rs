@@ -15,6 +15,7 @@ use actix_presence::{
 pub(super) enum CommandError {
     #[error("invalid --database")]
     DatabaseUrl(#[from] InvalidDatabaseUrl),
+    #[cfg(feature = "sqlite")]
     #[error("invalid --database: a database in memory ends with its server; name a file")]
     InMemory,
     #[error("invalid --user")]
@@ -56,9 +57,13 @@ impl CommandError {
     /// the process should be started again, and 1 for everything else.
     pub fn code(&self) -> u8 {
         match self {
-            Self::DatabaseUrl(_) | Self::InMemory | Self::User(_) | Self::InfoJson(_) => 2,
+            Self::DatabaseUrl(_) | Self::User(_) | Self::InfoJson(_) => 2,
             Self::Info(_) | Self::Session(_) | Self::ApiKey => 2,
-            Self::Start(StartError::Owner(_) | StartError::Store(_)) => 1,
+            #[cfg(feature = "sqlite")]
+            Self::InMemory => 2,
+            #[cfg(feature = "sqlite")]
+            Self::Start(StartError::Owner(_)) => 1,
+            Self::Start(StartError::Store(_)) => 1,
             Self::Start(_) => 2,
             Self::Crashed(_) | Self::Task(_) => 70,
             _ => 1,

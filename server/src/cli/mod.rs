@@ -78,6 +78,7 @@ fn run(command: Command) -> Result<(), CommandError> {
 /// Opens a database that exists; only `serve` and `migrate` create one.
 fn open(database: &DatabaseFlags) -> Result<Box<dyn Store>, CommandError> {
     let url: DatabaseUrl = database.url.parse()?;
+    #[cfg(feature = "sqlite")]
     if url == DatabaseUrl::SqliteMemory {
         return Err(CommandError::InMemory);
     }

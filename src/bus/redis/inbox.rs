@@ -1,20 +1,20 @@
-//! What waits to be told to the listener.
+//! The queue of events for the listener.
 //!
-//! The client for Redis reads on, whatever becomes of what it has read; so the bound is here, and not
-//! in Redis. For the same reason a slow listener does not look like a Redis that hangs.
+//! The client for Redis never stops reading, so the queue is bounded here, and not in Redis. For the same
+//! reason a slow listener does not look like a Redis that hangs.
 
 use std::{cell::RefCell, collections::VecDeque};
 
 use redis::Msg;
 use tokio::sync::Notify;
 
-use super::Channel;
+use crate::bus::Channel;
 
-/// So many messages wait at most.
-const MOST_UNHEARD: usize = 65_536;
+/// The largest number of queued messages.
+const MAX_MESSAGES: usize = 65_536;
 
-/// So many bytes wait at most.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// The largest size of all queued messages.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// Between the connections and the listener, on the thread of the bus.
 #[derive(Default)]
@@ -25,91 +25,91 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    /// Whether the bus is up, for all that the listener has been told.
-    told_up: Option<bool>,
-    waiting: VecDeque<Untold>,
+    /// The last state of the bus that the listener got.
+    reported_up: Option<bool>,
+    queue: VecDeque<QueuedEvent>,
     messages: usize,
     bytes: usize,
 }
 
-/// Something to tell.
-pub(super) enum Untold {
+/// An event for the listener.
+pub(super) enum QueuedEvent {
     Up,
     Down(&'static str),
     Subscribed(Channel),
     Message(Msg),
 }
 
-/// More waits than is kept.
+/// The queue is full.
 #[derive(Debug)]
 pub(super) struct Overrun;
 
 impl Inbox {
     pub fn up(&self) {
-        self.push(Untold::Up);
+        self.push(QueuedEvent::Up);
     }
 
-    /// Drops what waits, and says whether it is news that the bus is down.
-    pub fn down(&self, why: &'static str) -> bool {
+    /// Empties the queue. Returns whether the listener learns from it that the bus is down.
+    pub fn down(&self, reason: &'static str) -> bool {
         let mut state = self.state.borrow_mut();
-        let was_up = state.waiting.iter().any(|told| matches!(told, Untold::Up));
-        let was_down = state.waiting.iter().any(|told| matches!(told, Untold::Down(_)));
-        let told_up = state.told_up;
-        *state = State { told_up, ..State::default() };
-        // If it has not heard of the last `Up`, it need not.
-        if told_up != Some(false) {
-            state.waiting.push_back(Untold::Down(why));
+        let was_up = state.queue.iter().any(|event| matches!(event, QueuedEvent::Up));
+        let was_down = state.queue.iter().any(|event| matches!(event, QueuedEvent::Down(_)));
+        let reported_up = state.reported_up;
+        *state = State { reported_up, ..State::default() };
+        // If it has not got the last `Up`, it does not need a `Down`.
+        if reported_up != Some(false) {
+            state.queue.push_back(QueuedEvent::Down(reason));
             self.changed.notify_one();
         }
-        was_up || !was_down && told_up != Some(false)
+        was_up || !was_down && reported_up != Some(false)
     }
 
     pub fn subscribed(&self, channel: Channel) {
-        self.push(Untold::Subscribed(channel));
+        self.push(QueuedEvent::Subscribed(channel));
     }
 
     pub fn message(&self, message: Msg) -> Result<(), Overrun> {
         let mut state = self.state.borrow_mut();
         state.messages += 1;
         state.bytes += message.get_payload_bytes().len();
-        // A single one is taken whatever its size: it is in memory already.
-        if state.messages > 1 && (state.messages > MOST_UNHEARD || state.bytes > MOST_BYTES) {
+        // A single message is accepted whatever its size: it is in memory already.
+        if state.messages > 1 && (state.messages > MAX_MESSAGES || state.bytes > MAX_BYTES) {
             return Err(Overrun);
         }
         drop(state);
-        self.push(Untold::Message(message));
+        self.push(QueuedEvent::Message(message));
         Ok(())
     }
 
-    /// What to tell next.
-    pub async fn next(&self) -> Untold {
+    /// The next event.
+    pub async fn next(&self) -> QueuedEvent {
         loop {
-            if let Some(told) = self.state.borrow_mut().pop() {
-                return told;
+            if let Some(event) = self.state.borrow_mut().pop() {
+                return event;
             }
             self.changed.notified().await;
         }
     }
 
-    fn push(&self, told: Untold) {
-        self.state.borrow_mut().waiting.push_back(told);
+    fn push(&self, event: QueuedEvent) {
+        self.state.borrow_mut().queue.push_back(event);
         self.changed.notify_one();
     }
 }
 
 impl State {
-    fn pop(&mut self) -> Option<Untold> {
-        let told = self.waiting.pop_front()?;
-        match &told {
-            Untold::Up => self.told_up = Some(true),
-            Untold::Down(_) => self.told_up = Some(false),
-            Untold::Subscribed(_) => {}
-            Untold::Message(message) => {
+    fn pop(&mut self) -> Option<QueuedEvent> {
+        let event = self.queue.pop_front()?;
+        match &event {
+            QueuedEvent::Up => self.reported_up = Some(true),
+            QueuedEvent::Down(_) => self.reported_up = Some(false),
+            QueuedEvent::Subscribed(_) => {}
+            QueuedEvent::Message(message) => {
                 self.messages -= 1;
                 self.bytes -= message.get_payload_bytes().len();
             }
         }
-        Some(told)
+        Some(event)
     }
 }
 
@@ -127,16 +127,16 @@ mod tests {
     }
 
     fn take(inbox: &Inbox) -> Option<&'static str> {
-        inbox.next().now_or_never().map(|told| match told {
-            Untold::Up => "up",
-            Untold::Down(why) => why,
-            Untold::Subscribed(_) => "subscribed",
-            Untold::Message(_) => "message",
+        inbox.next().now_or_never().map(|event| match event {
+            QueuedEvent::Up => "up",
+            QueuedEvent::Down(reason) => reason,
+            QueuedEvent::Subscribed(_) => "subscribed",
+            QueuedEvent::Message(_) => "message",
         })
     }
 
     #[test]
-    fn down_is_told_once_and_at_once() {
+    fn down_is_reported_once_and_at_once() {
         let inbox = Inbox::default();
         assert!(inbox.down("refused"));
         assert!(!inbox.down("timeout"));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_up_that_has_not_been_told_is_taken_back() {
+    fn an_unreported_up_is_withdrawn() {
         let inbox = Inbox::default();
         inbox.down("refused");
         take(&inbox);
@@ -164,19 +164,19 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_so_many_and_so_much() {
+    fn its_number_and_its_size_are_bounded() {
         let inbox = Inbox::default();
         assert_eq!(
             (0..100_000).take_while(|_| inbox.message(message(1)).is_ok()).count(),
-            MOST_UNHEARD
+            MAX_MESSAGES
         );
         let inbox = Inbox::default();
-        inbox.message(message(MOST_BYTES)).unwrap();
+        inbox.message(message(MAX_BYTES)).unwrap();
         assert!(inbox.message(message(1)).is_err());
-        // One alone is taken whatever its size.
+        // A single message is accepted whatever its size.
         let inbox = Inbox::default();
-        inbox.message(message(MOST_BYTES + 1)).unwrap();
+        inbox.message(message(MAX_BYTES + 1)).unwrap();
         assert_eq!(take(&inbox), Some("message"));
-        inbox.message(message(MOST_BYTES)).unwrap();
+        inbox.message(message(MAX_BYTES)).unwrap();
     }
 }

@@ -16,67 +16,65 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
-    Channel,
     inbox::{Inbox, Overrun},
-    names::Names,
     outbox::{Outbox, Outgoing},
 };
+use crate::bus::Channel;
 
-/// Connecting takes at most so long.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a silent connection is asked for a sign of life.
-const PING_EVERY: Duration = Duration::from_secs(2);
+/// How often a silent connection is pinged.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a sign of life may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is sent takes at most a second longer for so many bytes.
+/// Sending may take a second longer for each of these many bytes.
 const BYTES_PER_SECOND: usize = 1024 * 1024;
 
-/// Connections that have answered.
+/// Two connections that have answered.
 pub(super) struct Connections {
     publish: MultiplexedConnection,
-    hear: PubSub,
+    receive: PubSub,
 }
 
-/// Connects; why not, in one word, if that fails.
+/// Connects; the error is a reason in one word.
 pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str> {
     let connect = async {
-        // How long an answer may take is judged here.
+        // The timeouts are those of this file.
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let mut publish = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut hear = client.get_async_pubsub().await?;
-        // The kernel connects to a Redis that hangs, too; an answer says more.
+        let mut receive = client.get_async_pubsub().await?;
+        // A Redis that hangs accepts connections, too, so an answer is required.
         redis::cmd("PING").exec_async(&mut publish).await?;
-        hear.ping::<Value>().await?;
-        Ok(Connections { publish, hear })
+        receive.ping::<Value>().await?;
+        Ok(Connections { publish, receive })
     };
-    match timeout(CONNECT_WITHIN, connect).await {
+    match timeout(CONNECT_TIMEOUT, connect).await {
         Ok(connected) => connected.map_err(|error: RedisError| {
-            // These words are not the server's: they say what is wrong with its certificate.
+            // Not the server's text; it tells what is wrong with a certificate.
             if error.is_io_error() {
                 tracing::debug!(%error, "not connected to the bus: {error}");
             }
-            why(&error, "unreachable")
+            reason(&error, "unreachable")
         }),
         Err(_) => Err("timeout"),
     }
 }
 
-/// Chooses how TLS encrypts, if an address asks for it and nobody has chosen in this process: rustls would
-/// panic.
+/// Installs a `CryptoProvider` for TLS unless the process has one: rustls would panic without.
 pub(super) fn provide_encryption(client: &Client) {
     let tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
     if tls && CryptoProvider::get_default().is_none() {
-        // Somebody else may have chosen just now.
+        // Another thread may have installed one just now.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }
 
-/// What an error means, in one word. Its text may have a password in it.
-fn why(error: &RedisError, otherwise: &'static str) -> &'static str {
+/// The reason in one word. The text of the error may contain a password.
+fn reason(error: &RedisError, otherwise: &'static str) -> &'static str {
     let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")];
     if error.kind() == ErrorKind::AuthenticationFailed || denied.contains(&error.code()) {
         "denied"
@@ -91,42 +89,72 @@ fn why(error: &RedisError, otherwise: &'static str) -> &'static str {
     }
 }
 
-/// What happens on the connections.
+/// The names of channels in Redis.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    prefix: String,
+    /// The prefix, escaped for a pattern.
+    escaped: String,
+}
+
+impl Names {
+    pub fn new(prefix: &str) -> Self {
+        let mut escaped = String::new();
+        for character in prefix.chars() {
+            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+                escaped.push('\\');
+            }
+            escaped.push(character);
+        }
+        Self { prefix: prefix.to_owned(), escaped }
+    }
+
+    /// The name of a channel; for [`Channel::Rooms`] the pattern that all rooms match.
+    pub fn of(&self, channel: &Channel) -> String {
+        match channel {
+            Channel::Nodes => format!("{}:nodes", self.prefix),
+            Channel::Room(room) => format!("{}:room:{room}", self.prefix),
+            Channel::Rooms => format!("{}:room:*", self.escaped),
+        }
+    }
+}
+
+/// The work on the two connections.
 pub(super) struct Link<'a> {
     names: &'a Names,
     outbox: &'a Outbox,
     inbox: &'a Inbox,
-    /// What the listener is to hear, by its name in Redis. It changes before Redis knows of the end of a
-    /// subscription, and after it knows of the begin.
+    /// The subscriptions by their names in Redis. Updated before Redis gets the end of a subscription, and
+    /// after it has confirmed a new one.
     subscribed: RefCell<HashSet<String>>,
-    /// Whether it is to hear all rooms: their pattern is also the name of a room.
+    /// Whether all rooms are subscribed to: their pattern may also be the name of a room.
     all_rooms: Cell<bool>,
-    /// When something last came from the connection that hears.
-    last_heard: Cell<Instant>,
+    /// When something was last received.
+    last_received: Cell<Instant>,
 }
 
 impl<'a> Link<'a> {
     pub fn new(names: &'a Names, outbox: &'a Outbox, inbox: &'a Inbox) -> Self {
-        let last_heard = Cell::new(Instant::now());
+        let last_received = Cell::new(Instant::now());
         let (subscribed, all_rooms) = (RefCell::default(), Cell::default());
-        Self { names, outbox, inbox, subscribed, all_rooms, last_heard }
+        Self { names, outbox, inbox, subscribed, all_rooms, last_received }
     }
 
-    /// Works until one of the connections is lost; why, in one word.
+    /// Runs until one of the connections is lost; returns the reason.
     pub async fn run(self, connections: Connections) -> &'static str {
-        let (sink, stream) = connections.hear.split();
+        let (sink, stream) = connections.receive.split();
         tokio::select! {
-            why = self.publish(connections.publish) => why,
-            why = self.ask(sink.clone()) => why,
-            why = self.hear(stream) => why,
-            why = self.ping(sink) => why,
+            reason = self.publish(connections.publish) => reason,
+            reason = self.change_subscriptions(sink.clone()) => reason,
+            reason = self.receive(stream) => reason,
+            reason = self.ping(sink) => reason,
         }
     }
 
-    /// Publishes what waits, as much as there is at once; or asks for a sign of life.
+    /// Publishes what is queued, batch by batch, or pings.
     async fn publish(&self, mut connection: MultiplexedConnection) -> &'static str {
         loop {
-            let batch = timeout(PING_EVERY, self.outbox.envelopes()).await.unwrap_or_default();
+            let batch = timeout(PING_INTERVAL, self.outbox.envelopes()).await.unwrap_or_default();
             let bytes: usize = batch.iter().map(|envelope| envelope.payload.len()).sum();
             let mut commands = redis::pipe();
             for Outgoing { channel, payload } in &batch {
@@ -135,35 +163,36 @@ impl<'a> Link<'a> {
             if batch.is_empty() {
                 commands.cmd("PING").ignore();
             }
-            let within = ANSWER_WITHIN + Duration::from_secs((bytes / BYTES_PER_SECOND) as u64);
-            match timeout(within, commands.exec_async(&mut connection)).await {
+            let limit = ANSWER_TIMEOUT + Duration::from_secs((bytes / BYTES_PER_SECOND) as u64);
+            match timeout(limit, commands.exec_async(&mut connection)).await {
                 Ok(Ok(())) => {
                     counter!("presence_bus_sent_total").increment(batch.len() as u64);
                     self.outbox.sent();
                 }
-                Ok(Err(error)) => return why(&error, "lost"),
+                Ok(Err(error)) => return reason(&error, "lost"),
                 Err(_) => return "timeout",
             }
         }
     }
 
-    /// Asks to hear channels, and not to. Whether Redis answers at all is left to [`ping`](Self::ping).
-    async fn ask(&self, mut sink: PubSubSink) -> &'static str {
+    /// Changes the subscriptions. Whether Redis answers at all is checked by [`ping`](Self::ping).
+    async fn change_subscriptions(&self, mut sink: PubSubSink) -> &'static str {
         loop {
-            let asked = self.outbox.channels().await;
-            if let Err(error) = self.ask_for(&mut sink, asked).await {
-                return why(&error, "lost");
+            let requested = self.outbox.channels().await;
+            if let Err(error) = self.subscribe(&mut sink, requested).await {
+                return reason(&error, "lost");
             }
         }
     }
 
-    async fn ask_for(
+    async fn subscribe(
         &self,
         sink: &mut PubSubSink,
-        asked: Vec<(Channel, bool)>,
+        requested: Vec<(Channel, bool)>,
     ) -> Result<(), RedisError> {
-        let (hear, unhear): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(_, hear)| *hear);
-        let (names, patterns) = self.names_of(&unhear);
+        let (begun, ended): (Vec<_>, Vec<_>) =
+            requested.into_iter().partition(|(_, subscribe)| *subscribe);
+        let (names, patterns) = self.names_of(&ended);
         for name in &names {
             self.subscribed.borrow_mut().remove(name);
         }
@@ -175,7 +204,7 @@ impl<'a> Link<'a> {
             sink.punsubscribe(patterns).await?;
         }
 
-        let (names, patterns) = self.names_of(&hear);
+        let (names, patterns) = self.names_of(&begun);
         if !names.is_empty() {
             sink.subscribe(&names).await?;
             self.subscribed.borrow_mut().extend(names);
@@ -184,11 +213,11 @@ impl<'a> Link<'a> {
             sink.psubscribe(patterns).await?;
             self.all_rooms.set(true);
         }
-        hear.into_iter().for_each(|(channel, _)| self.inbox.subscribed(channel));
+        begun.into_iter().for_each(|(channel, _)| self.inbox.subscribed(channel));
         Ok(())
     }
 
-    /// What channels are called in Redis: those with a name, and those with a pattern.
+    /// The names of channels in Redis, and the patterns.
     fn names_of(&self, channels: &[(Channel, bool)]) -> (Vec<String>, Vec<String>) {
         let (patterns, names): (Vec<_>, Vec<_>) =
             channels.iter().partition(|(channel, _)| *channel == Channel::Rooms);
@@ -196,11 +225,11 @@ impl<'a> Link<'a> {
         (names.into_iter().map(name).collect(), patterns.into_iter().map(name).collect())
     }
 
-    /// Puts what comes before the listener.
-    async fn hear(&self, mut stream: PubSubStream) -> &'static str {
+    /// Queues what is received.
+    async fn receive(&self, mut stream: PubSubStream) -> &'static str {
         while let Some(message) = stream.next().await {
-            self.last_heard.set(Instant::now());
-            if !self.concerns(&message) {
+            self.last_received.set(Instant::now());
+            if !self.is_subscribed(&message) {
                 continue;
             }
             if let Err(Overrun) = self.inbox.message(message) {
@@ -210,7 +239,7 @@ impl<'a> Link<'a> {
         "lost"
     }
 
-    fn concerns(&self, message: &Msg) -> bool {
+    fn is_subscribed(&self, message: &Msg) -> bool {
         if message.from_pattern() {
             self.all_rooms.get()
         } else {
@@ -218,22 +247,37 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Asks for a sign of life again and again, and takes what comes meanwhile for one, too: the answer
-    /// is behind it.
+    /// Pings the receiving connection. Anything received meanwhile extends the timeout: the answer is queued
+    /// behind it.
     async fn ping(&self, mut sink: PubSubSink) -> &'static str {
         loop {
-            sleep(PING_EVERY).await;
-            let asked = Instant::now();
+            sleep(PING_INTERVAL).await;
+            let sent = Instant::now();
             let mut answer = Box::pin(sink.ping::<Value>());
             loop {
-                let since = self.last_heard.get().max(asked);
-                match timeout_at(since + ANSWER_WITHIN, &mut answer).await {
+                let since = self.last_received.get().max(sent);
+                match timeout_at(since + ANSWER_TIMEOUT, &mut answer).await {
                     Ok(Ok(_)) => break,
-                    Ok(Err(error)) => return why(&error, "lost"),
-                    Err(_) if self.last_heard.get() > since => {}
+                    Ok(Err(error)) => return reason(&error, "lost"),
+                    Err(_) if self.last_received.get() > since => {}
                     Err(_) => return "timeout",
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::RoomName;
+
+    #[test]
+    fn only_the_prefix_of_a_pattern_is_escaped() {
+        let room = Channel::Room(RoomName::new("a*").unwrap());
+        let names = Names::new("a[1]*?\\");
+        assert_eq!(names.of(&Channel::Nodes), "a[1]*?\\:nodes");
+        assert_eq!(names.of(&room), "a[1]*?\\:room:a*");
+        assert_eq!(names.of(&Channel::Rooms), "a\\[1\\]\\*\\?\\\\:room:*");
     }
 }

@@ -2,7 +2,6 @@
 
 mod inbox;
 mod link;
-mod names;
 mod outbox;
 
 use std::{
@@ -18,38 +17,37 @@ use redis::Client;
 use uuid::Uuid;
 
 use self::{
-    inbox::{Inbox, Untold},
-    link::Link,
-    names::Names,
+    inbox::{Inbox, QueuedEvent},
+    link::{Link, Names},
     outbox::Outbox,
 };
-use super::{Bus, BusEvent, Channel, Envelope, NotSent};
+use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
 /// The pause after the first failure. Each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// The longest pause between two tries to connect.
+/// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-/// A connection that lasted so long had nothing to do with the failure before.
-const STEADY: Duration = Duration::from_secs(10);
+/// A connection that lasted this long resets the pause.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// So much is sent ahead to the listener before it is asked whether it has come so far.
-const MOST_AHEAD: u32 = 32;
+/// The number of events sent to the listener before one is confirmed by it.
+const MAX_UNCONFIRMED: u32 = 32;
 
-/// A bus of nodes that are connected to the same Redis: its `PUBLISH` and `SUBSCRIBE`.
+/// A bus between nodes on one Redis, by `PUBLISH` and `SUBSCRIBE`.
 ///
-/// It works on a thread of its own, with two connections: one to publish, one to hear. Every few
-/// seconds it asks both for a sign of life, so that a Redis that hangs is found out within ten seconds.
-/// Dropping the bus ends its thread and its connections; what waits to be sent has a second to go out.
+/// It runs on a thread of its own, with two connections: one to publish, one to receive. It pings both
+/// every few seconds, so that a Redis that hangs is noticed within ten seconds. Dropping the bus ends its
+/// thread and its connections; queued envelopes have a second to be sent.
 ///
-/// What waits is bounded: to be sent, 8,192 envelopes and 64 MiB; to be heard, 65,536 envelopes and 64
-/// MiB. An envelope of more than 16 MiB is refused ([`NotSent`]): Redis cuts off who is to be sent more
-/// than 32 MiB (`client-output-buffer-limit`).
+/// The queues are bounded: to send, 8,192 envelopes and 64 MiB; to receive, 65,536 envelopes and 64 MiB. An
+/// envelope of more than 16 MiB is refused ([`NotSent`]): Redis disconnects a client for which more than 32
+/// MiB are queued (`client-output-buffer-limit`).
 ///
-/// The reasons that come with [`FromBus::Down`] are `refused`, `unreachable`, `denied` (the password, or
-/// what it permits), `timeout`, `lost`, `overrun` (the listener did not keep up), `error` (Redis did not
-/// do what it was asked) and `ended` (the thread did, which is a bug: nothing comes after it).
+/// The reasons of [`BusEvent::Down`] are `refused`, `unreachable`, `denied` (the password, or its
+/// permissions), `timeout`, `lost`, `overrun` (the listener did not keep up), `error` (Redis refused a
+/// command) and `ended` (the thread ended, which is a bug: nothing comes after it).
 ///
 /// ```
 /// use actix_presence::bus::RedisBus;
@@ -64,24 +62,22 @@ pub struct RedisBus {
     outbox: Arc<Outbox>,
 }
 
-/// The address is not one of a Redis.
-///
-/// What was given is not repeated, since it may have a password in it.
+/// The URL of Redis is invalid. It is not repeated, since it may contain a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not the address of a Redis: \
+    "invalid Redis URL: it is \
      redis://[[user]:password@]host[:port], the same with rediss:// for TLS, or unix:path"
 )]
 #[non_exhaustive]
 pub struct InvalidRedisUrl;
 
 impl RedisBus {
-    /// A bus through the Redis at this address: `redis://[[user]:password@]host[:port]`, `rediss://` for
-    /// TLS with the certificates that the system trusts, or `unix:path`. It connects when it is listened
-    /// to. With TLS, if the process has not chosen a `CryptoProvider` of rustls by then, ring becomes it.
+    /// A bus through the Redis at this URL: `redis://[[user]:password@]host[:port]`, `rediss://` for TLS
+    /// with the certificates that the system trusts, or `unix:path`. It connects when it gets its listener.
+    /// With TLS, if the process has no default `CryptoProvider` of rustls by then, ring becomes it.
     ///
-    /// What is published in Redis is heard in all of its databases, so the number of one in the address
-    /// becomes a part of the [prefix](Self::prefix): systems that share a Redis need a number each.
+    /// Redis publishes to all of its databases, so the number of the database in the URL becomes part of
+    /// the [prefix](Self::prefix): systems that share a Redis need a number each.
     ///
     /// # Errors
     ///
@@ -95,8 +91,8 @@ impl RedisBus {
         Ok(Self { client, names, outbox: Arc::default() })
     }
 
-    /// What the names of its channels begin with. Default `presence`, with `:` and the number of the
-    /// database in the address unless that is 0: the channels are `presence:nodes`, and
+    /// The prefix of the names of its channels. Default `presence`, followed by `:` and the number of the
+    /// database in the URL unless that is 0: the channels are `presence:nodes`, and
     /// `presence:room:lobby` for the room `lobby`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
@@ -110,7 +106,7 @@ impl Bus for RedisBus {
         let (client, names) = (self.client.clone(), self.names.clone());
         link::provide_encryption(&client);
         let outbox = self.outbox.clone();
-        let last_words = LastWords { outbox: outbox.clone(), listener: listener.clone() };
+        let end_guard = EndGuard { outbox: outbox.clone(), listener: listener.clone() };
         let started = thread::Builder::new().name("presence-bus".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime.inspect_err(|error| tracing::error!(%error, "no bus")) else {
@@ -118,22 +114,22 @@ impl Bus for RedisBus {
             };
             let thread = BusThread { client, names, outbox, inbox: Inbox::default() };
             runtime.block_on(thread.run(&listener));
-            // Looking up a host may still be under way; nobody waits for it.
+            // A lookup of a host name may be under way; it is not waited for.
             runtime.shutdown_background();
-            drop(last_words);
+            drop(end_guard);
         });
         if let Err(error) = started {
-            // What was given to it is dropped, and has told the listener.
+            // Its closure is dropped, and the guard in it has told the listener.
             tracing::error!(%error, "no thread for the bus");
         }
     }
 
     fn subscribe(&mut self, channel: Channel) {
-        self.outbox.ask(channel, true);
+        self.outbox.request(channel, true);
     }
 
     fn unsubscribe(&mut self, channel: Channel) {
-        self.outbox.ask(channel, false);
+        self.outbox.request(channel, false);
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
@@ -158,13 +154,13 @@ impl fmt::Debug for RedisBus {
     }
 }
 
-/// Tells the listener if the thread ends by itself, or has never begun: it would wait for ever.
-struct LastWords {
+/// Tells the listener if the thread ends by itself or cannot be started: it would wait forever.
+struct EndGuard {
     outbox: Arc<Outbox>,
     listener: Recipient<BusEvent>,
 }
 
-impl Drop for LastWords {
+impl Drop for EndGuard {
     fn drop(&mut self) {
         self.outbox.close();
         if !self.outbox.ended() {
@@ -173,7 +169,7 @@ impl Drop for LastWords {
     }
 }
 
-/// What the thread of a bus works with.
+/// The state of the thread of a bus.
 struct BusThread {
     client: Client,
     names: Names,
@@ -182,12 +178,12 @@ struct BusThread {
 }
 
 impl BusThread {
-    /// Keeps connected, and tells the listener, until the bus is dropped or the listener stops.
+    /// Runs until the bus is dropped or the listener stops.
     async fn run(&self, listener: &Recipient<BusEvent>) {
         tokio::select! {
             () = self.outbox.ended_and_sent() => {}
-            () = self.tell_all(listener) => {}
-            () = gone(listener) => {}
+            () = self.forward_events(listener) => {}
+            () = listener_stopped(listener) => {}
             () = self.keep_connected() => {}
         }
         gauge!("presence_bus_up").set(0.0);
@@ -198,25 +194,25 @@ impl BusThread {
         let mut connected_before = false;
         loop {
             let started = Instant::now();
-            let why = match link::connect(&self.client).await {
+            let reason = match link::connect(&self.client).await {
                 Ok(connections) => {
                     self.up(connected_before);
                     connected_before = true;
                     Link::new(&self.names, &self.outbox, &self.inbox).run(connections).await
                 }
-                Err(why) => why,
+                Err(reason) => reason,
             };
-            self.down(why);
-            if started.elapsed() > STEADY {
+            self.down(reason);
+            if started.elapsed() > STABLE_AFTER {
                 pause = FIRST_PAUSE;
             }
-            tokio::time::sleep(with_chance(pause)).await;
+            tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
     fn up(&self, again: bool) {
-        // Who hears that it is up may publish at once.
+        // The listener may publish as soon as it knows.
         self.outbox.open();
         self.inbox.up();
         gauge!("presence_bus_up").set(1.0);
@@ -225,61 +221,61 @@ impl BusThread {
         tracing::info!(%address, "connected to the bus at {address}");
     }
 
-    fn down(&self, why: &'static str) {
+    fn down(&self, reason: &'static str) {
         self.outbox.close();
         gauge!("presence_bus_up").set(0.0);
         let address = self.client.get_connection_info().addr();
-        // The server's own words may repeat the password, so they are in no log.
-        if self.inbox.down(why) {
-            tracing::warn!(%address, why, "not connected to the bus at {address}: {why}");
+        // The server's error may repeat the password, so it is not logged.
+        if self.inbox.down(reason) {
+            tracing::warn!(%address, reason, "not connected to the bus at {address}: {reason}");
         } else {
-            tracing::debug!(%address, why, "still not connected to the bus at {address}: {why}");
+            tracing::debug!(%address, reason, "still not connected to the bus at {address}: {reason}");
         }
     }
 
-    /// Tells the listener one thing after the other, as it takes them, until it has stopped.
-    async fn tell_all(&self, listener: &Recipient<BusEvent>) {
-        let mut ahead = 0;
+    /// Sends the events to the listener, at its pace, until it has stopped.
+    async fn forward_events(&self, listener: &Recipient<BusEvent>) {
+        let mut unconfirmed = 0;
         loop {
-            let told = match self.inbox.next().await {
-                Untold::Up => BusEvent::Up,
-                Untold::Down(why) => BusEvent::Down(why),
-                Untold::Subscribed(channel) => BusEvent::Subscribed(channel),
-                Untold::Message(message) => {
+            let event = match self.inbox.next().await {
+                QueuedEvent::Up => BusEvent::Up,
+                QueuedEvent::Down(reason) => BusEvent::Down(reason),
+                QueuedEvent::Subscribed(channel) => BusEvent::Subscribed(channel),
+                QueuedEvent::Message(message) => {
                     counter!("presence_bus_heard_total").increment(1);
                     let bytes = message.get_payload_bytes();
                     Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received)
                 }
             };
-            let told = if ahead < MOST_AHEAD {
-                ahead += 1;
-                match listener.try_send(told) {
+            let event = if unconfirmed < MAX_UNCONFIRMED {
+                unconfirmed += 1;
+                match listener.try_send(event) {
                     Ok(()) => continue,
-                    Err(SendError::Full(told)) => told,
+                    Err(SendError::Full(event)) => event,
                     Err(SendError::Closed(_)) => return,
                 }
             } else {
-                told
+                event
             };
-            ahead = 0;
-            if listener.send(told).await.is_err() {
+            unconfirmed = 0;
+            if listener.send(event).await.is_err() {
                 return;
             }
         }
     }
 }
 
-/// Waits until the listener has stopped, also when there is nothing to tell.
-async fn gone(listener: &Recipient<BusEvent>) {
+/// Waits until the listener has stopped, even if there are no events.
+async fn listener_stopped(listener: &Recipient<BusEvent>) {
     while listener.connected() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Half as long, or up to as long: nodes that were cut off together do not come back together.
-fn with_chance(pause: Duration) -> Duration {
-    let chance = Uuid::new_v4().as_fields().0;
-    pause.mul_f64(0.5 + 0.5 * f64::from(chance) / f64::from(u32::MAX))
+/// A random pause of at least half this length: nodes that were cut off together do not reconnect together.
+fn jittered(pause: Duration) -> Duration {
+    let random = Uuid::new_v4().as_fields().0;
+    pause.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
@@ -287,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_looked_at_and_not_repeated() {
+    fn a_url_is_checked_and_not_repeated() {
         for good in
             ["redis://h", "redis://:secret@h:6379/1", "rediss://u:secret@h", "unix:/run/redis"]
         {
@@ -301,9 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_at_least_half_and_at_most_whole() {
+    fn a_jittered_pause_is_at_least_half_as_long() {
         for _ in 0..100 {
-            let pause = with_chance(FIRST_PAUSE);
+            let pause = jittered(FIRST_PAUSE);
             assert!(pause >= FIRST_PAUSE / 2 && pause <= FIRST_PAUSE, "{pause:?}");
         }
     }

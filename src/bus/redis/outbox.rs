@@ -1,4 +1,4 @@
-//! What waits to be told to Redis: envelopes, and which channels are to be heard.
+//! The queues for Redis: envelopes to publish, and subscriptions to change.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,33 +8,33 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout};
 
-use super::{Channel, NotSent};
+use crate::bus::{Channel, NotSent};
 
-/// So many envelopes wait at most.
-pub(super) const MOST_WAITING: usize = 8_192;
+/// The largest number of queued envelopes.
+pub(super) const MAX_ENVELOPES: usize = 8_192;
 
-/// So many bytes wait at most.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// The largest size of all queued envelopes.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// An envelope is at most so large.
-pub(super) const LARGEST: usize = 16 * 1024 * 1024;
+/// The size of the largest envelope.
+pub(super) const MAX_ENVELOPE_BYTES: usize = 16 * 1024 * 1024;
 
-/// So many envelopes, of so many bytes unless it is one alone, are sent in one go.
-const MOST_AT_ONCE: usize = 1_024;
-const BYTES_AT_ONCE: usize = 1024 * 1024;
+/// The largest number and size of the envelopes in a batch, unless it is a single one.
+const MAX_BATCH: usize = 1_024;
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
 
-/// So many channels are asked for in one go.
-const CHANNELS_AT_ONCE: usize = 1_024;
+/// The largest number of channels in a batch.
+const MAX_BATCH_CHANNELS: usize = 1_024;
 
-/// How long the last envelopes have to go out.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long the last envelopes may take to be sent.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between the node, which never waits, and the thread of its bus.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     state: Mutex<State>,
     put: Notify,
-    asked: Notify,
+    requested: Notify,
     end: Notify,
     sent: Notify,
 }
@@ -45,10 +45,10 @@ struct State {
     ended: bool,
     envelopes: VecDeque<Outgoing>,
     bytes: usize,
-    /// Whether some have been taken out, and have not arrived.
+    /// Whether a batch has been taken and not been sent yet.
     sending: bool,
-    /// By channel whether it is to be heard, so that what is asked often waits once.
-    asked: HashMap<Channel, bool>,
+    /// By channel whether to subscribe to it; the last request counts.
+    requested: HashMap<Channel, bool>,
 }
 
 /// An envelope for a channel of Redis.
@@ -59,14 +59,14 @@ pub(super) struct Outgoing {
 }
 
 impl Outbox {
-    /// Takes an envelope, which is made only if there is room for one.
+    /// Queues an envelope, which is encoded only if there is room.
     pub fn put(&self, encode: impl FnOnce() -> (String, Vec<u8>)) -> Result<(), NotSent> {
         if !self.lock().has_room(0) {
             return Err(NotSent);
         }
         let (channel, payload) = encode();
         let mut state = self.lock();
-        if payload.len() > LARGEST || !state.has_room(payload.len()) {
+        if payload.len() > MAX_ENVELOPE_BYTES || !state.has_room(payload.len()) {
             return Err(NotSent);
         }
         state.bytes += payload.len();
@@ -75,16 +75,16 @@ impl Outbox {
         Ok(())
     }
 
-    /// Asks that a channel be heard, or not. Nothing is asked of a bus that is down.
-    pub fn ask(&self, channel: Channel, hear: bool) {
+    /// Requests to subscribe to a channel, or to end that. A bus that is down ignores it.
+    pub fn request(&self, channel: Channel, subscribe: bool) {
         let mut state = self.lock();
         if state.open {
-            state.asked.insert(channel, hear);
-            self.asked.notify_one();
+            state.requested.insert(channel, subscribe);
+            self.requested.notify_one();
         }
     }
 
-    /// The envelopes to send next.
+    /// The next batch of envelopes.
     pub async fn envelopes(&self) -> Vec<Outgoing> {
         loop {
             let batch = self.lock().take_envelopes();
@@ -95,18 +95,18 @@ impl Outbox {
         }
     }
 
-    /// The channels to ask for next, and whether they are to be heard.
+    /// The next batch of channels, with whether to subscribe to them.
     pub async fn channels(&self) -> Vec<(Channel, bool)> {
         loop {
             let batch = self.lock().take_channels();
             if !batch.is_empty() {
                 return batch;
             }
-            self.asked.notified().await;
+            self.requested.notified().await;
         }
     }
 
-    /// What was taken out has arrived.
+    /// The batch has been sent.
     pub fn sent(&self) {
         self.lock().sending = false;
         self.sent.notify_one();
@@ -117,7 +117,7 @@ impl Outbox {
         self.lock().open = true;
     }
 
-    /// The bus is down: what waits is dropped, and nothing taken.
+    /// The bus is down: the queues are emptied and closed.
     pub fn close(&self) {
         let mut state = self.lock();
         *state = State { ended: state.ended, ..State::default() };
@@ -135,7 +135,7 @@ impl Outbox {
         self.lock().ended
     }
 
-    /// Waits for [`end`](Self::end), and then a little for what waits to be sent.
+    /// Waits for [`end`](Self::end), and then for a short time until the queue is sent.
     pub async fn ended_and_sent(&self) {
         self.end.notified().await;
         let sent = async {
@@ -143,8 +143,8 @@ impl Outbox {
                 self.sent.notified().await;
             }
         };
-        // Where it takes longer, who hears it reads the database.
-        let _ = timeout(GOODBYE, sent).await;
+        // If that takes longer, the other nodes read the database.
+        let _ = timeout(DRAIN_TIMEOUT, sent).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -154,7 +154,7 @@ impl Outbox {
 
 impl State {
     fn has_room(&self, bytes: usize) -> bool {
-        self.open && self.envelopes.len() < MOST_WAITING && self.bytes + bytes <= MOST_BYTES
+        self.open && self.envelopes.len() < MAX_ENVELOPES && self.bytes + bytes <= MAX_BYTES
     }
 
     fn has_work(&self) -> bool {
@@ -165,7 +165,7 @@ impl State {
         let mut bytes = 0;
         let within = |(taken, envelope): &(usize, &Outgoing)| {
             bytes += envelope.payload.len();
-            *taken == 0 || *taken < MOST_AT_ONCE && bytes <= BYTES_AT_ONCE
+            *taken == 0 || *taken < MAX_BATCH && bytes <= MAX_BATCH_BYTES
         };
         let taken = self.envelopes.iter().enumerate().take_while(within).count();
         let batch: Vec<Outgoing> = self.envelopes.drain(..taken).collect();
@@ -175,8 +175,9 @@ impl State {
     }
 
     fn take_channels(&mut self) -> Vec<(Channel, bool)> {
-        let channels: Vec<Channel> = self.asked.keys().take(CHANNELS_AT_ONCE).cloned().collect();
-        channels.into_iter().filter_map(|channel| self.asked.remove_entry(&channel)).collect()
+        let channels: Vec<Channel> =
+            self.requested.keys().take(MAX_BATCH_CHANNELS).cloned().collect();
+        channels.into_iter().filter_map(|channel| self.requested.remove_entry(&channel)).collect()
     }
 }
 
@@ -195,13 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn it_takes_so_many_so_much_and_nothing_too_large() {
+    fn its_number_and_its_size_are_bounded() {
         let outbox = open();
-        assert_eq!((0..10_000).filter(|_| put(&outbox, 1)).count(), MOST_WAITING);
+        assert_eq!((0..10_000).filter(|_| put(&outbox, 1)).count(), MAX_ENVELOPES);
         let outbox = open();
-        assert!(!put(&outbox, LARGEST + 1));
-        assert_eq!((0..10).filter(|_| put(&outbox, LARGEST)).count(), MOST_BYTES / LARGEST);
-        assert!(put(&open(), LARGEST));
+        assert!(!put(&outbox, MAX_ENVELOPE_BYTES + 1));
+        assert_eq!(
+            (0..10).filter(|_| put(&outbox, MAX_ENVELOPE_BYTES)).count(),
+            MAX_BYTES / MAX_ENVELOPE_BYTES
+        );
+        assert!(put(&open(), MAX_ENVELOPE_BYTES));
     }
 
     #[test]
@@ -210,31 +214,31 @@ mod tests {
         put(&outbox, 1);
         outbox.close();
         assert_eq!(outbox.put(|| unreachable!()), Err(NotSent));
-        outbox.ask(Channel::Nodes, true);
+        outbox.request(Channel::Nodes, true);
         outbox.open();
         assert!(outbox.lock().take_envelopes().is_empty());
         assert!(outbox.lock().take_channels().is_empty());
     }
 
     #[test]
-    fn it_is_taken_out_in_order_and_in_pieces() {
+    fn batches_are_in_order_and_bounded() {
         let outbox = open();
-        for bytes in [BYTES_AT_ONCE + 1, 1, BYTES_AT_ONCE, 1] {
+        for bytes in [MAX_BATCH_BYTES + 1, 1, MAX_BATCH_BYTES, 1] {
             assert!(put(&outbox, bytes));
         }
         let mut batches = (0..4).map(|_| outbox.lock().take_envelopes().len());
         assert_eq!(batches.by_ref().collect::<Vec<_>>(), [1, 1, 1, 1]);
-        (0..MOST_AT_ONCE + 1).for_each(|_| assert!(put(&outbox, 1)));
-        assert_eq!(outbox.lock().take_envelopes().len(), MOST_AT_ONCE);
+        (0..MAX_BATCH + 1).for_each(|_| assert!(put(&outbox, 1)));
+        assert_eq!(outbox.lock().take_envelopes().len(), MAX_BATCH);
         assert_eq!(outbox.lock().take_envelopes().len(), 1);
         assert_eq!(outbox.lock().bytes, 0);
     }
 
     #[test]
-    fn of_what_is_asked_for_a_channel_the_last_counts() {
+    fn the_last_request_for_a_channel_counts() {
         let outbox = open();
-        for hear in [true, false, true, false] {
-            outbox.ask(Channel::Nodes, hear);
+        for subscribe in [true, false, true, false] {
+            outbox.request(Channel::Nodes, subscribe);
         }
         assert_eq!(outbox.lock().take_channels(), [(Channel::Nodes, false)]);
         assert!(outbox.lock().take_channels().is_empty());

@@ -17,10 +17,11 @@ use self::{
 };
 use super::{
     error::StoreError,
+    lease::NodeLease,
     traits::Store,
     transaction::{Failure, transact},
     url::PostgresUrl,
-    values::{Applied, Batch, NodeLease, Renewal, RoomCounts, Started},
+    values::{Applied, Batch, Renewal, RoomCounts, Started},
 };
 use crate::model::NodeName;
 

@@ -16,8 +16,9 @@ use crate::{
     model::{Epoch, NodeName},
     store::{
         error::StoreError,
+        lease::Incarnations,
         transaction::Failure,
-        values::{Incarnations, Reaped, Renewal, Row},
+        values::{Reaped, Renewal, Row},
     },
 };
 

@@ -24,7 +24,9 @@ use crate::{
         schema::{presences, rooms},
     },
     store_contract,
-    testing::store_contract::{Bench, Deed, LEASE, Verb, at, node, row, upserts, write},
+    testing::store_contract::{
+        LEASE, ManualChange, StoreFixture, Verb, at, node, row, upserts, write,
+    },
 };
 
 store_contract!(in_memory, super::Memory);
@@ -96,7 +98,7 @@ impl Memory {
     }
 }
 
-impl Bench for Memory {
+impl StoreFixture for Memory {
     type Store = SqliteStore;
 
     fn new() -> Self {
@@ -107,8 +109,8 @@ impl Bench for Memory {
         &mut self.0
     }
 
-    fn by_hand(&mut self, deed: Deed<'_>) {
-        self.sql(&deed.to_sql());
+    fn change_manually(&mut self, change: ManualChange<'_>) {
+        self.sql(&change.to_sql());
     }
 
     fn rows(&mut self) -> Vec<(NodeName, Row)> {
@@ -163,7 +165,7 @@ impl InFile {
     }
 }
 
-impl Bench for InFile {
+impl StoreFixture for InFile {
     type Store = SqliteStore;
 
     fn new() -> Self {
@@ -174,8 +176,8 @@ impl Bench for InFile {
         &mut self.store
     }
 
-    fn by_hand(&mut self, deed: Deed<'_>) {
-        self.sql(&deed.to_sql());
+    fn change_manually(&mut self, change: ManualChange<'_>) {
+        self.sql(&change.to_sql());
     }
 
     fn rows(&mut self) -> Vec<(NodeName, Row)> {
@@ -189,120 +191,123 @@ impl Bench for InFile {
 
 /// A store whose database holds one row, and a batch that would add another.
 fn with_a_row() -> (InFile, Batch) {
-    let mut bench = InFile::new();
-    write(&mut bench.store, &upserts([row("a", 1, None)]));
-    (bench, upserts([row("b", 2, None)]))
+    let mut fixture = InFile::new();
+    write(&mut fixture.store, &upserts([row("a", 1, None)]));
+    (fixture, upserts([row("b", 2, None)]))
 }
 
-fn fails(bench: &mut InFile, batch: &Batch) -> StoreError {
-    bench.store.apply(&node("n"), batch, at(0)).unwrap_err()
+fn fails(fixture: &mut InFile, batch: &Batch) -> StoreError {
+    fixture.store.apply(&node("n"), batch, at(0)).unwrap_err()
 }
 
 #[test]
 fn a_row_is_readable_with_sql() {
-    let mut bench = Memory::new();
+    let mut fixture = Memory::new();
     let mut full = row("café", 1, Some("123"));
     full.record.presence.info = Info::new(json!({"b": 1.50, "a": "\u{0}ü\"\\"})).unwrap();
     full.record.last_seen = at(1) + TimeDelta::microseconds(250_000);
-    write(&mut bench.0, &upserts([full, row("x", 2, None)]));
+    write(&mut fixture.0, &upserts([full, row("x", 2, None)]));
     let sql = "SELECT user_id || ' ' || info || ' ' || joined_at || ' ' || last_seen AS line
         FROM presences WHERE user_id IS NOT NULL";
     let expected =
         r#"123 {"a":"\u0000ü\"\\","b":1.5} 2023-11-14 22:13:20 2023-11-14 22:13:21.250000"#;
-    assert_eq!(lines(&mut bench.0.database.connection(Access::Read).unwrap(), sql), [expected]);
+    assert_eq!(lines(&mut fixture.0.database.connection(Access::Read).unwrap(), sql), [expected]);
 }
 
 #[test]
 fn a_database_that_another_process_holds_is_locked_and_then_written() {
-    let (mut bench, batch) = with_a_row();
-    let mut other = bench.shell();
+    let (mut fixture, batch) = with_a_row();
+    let mut other = fixture.shell();
     other.batch_execute("BEGIN EXCLUSIVE").unwrap();
-    assert!(matches!(fails(&mut bench, &batch), StoreError::Locked));
-    assert!(matches!(bench.store.prune_rooms(), Err(StoreError::Locked)));
+    assert!(matches!(fails(&mut fixture, &batch), StoreError::Locked));
+    assert!(matches!(fixture.store.prune_rooms(), Err(StoreError::Locked)));
     other.batch_execute("COMMIT").unwrap();
-    write(&mut bench.store, &batch);
-    assert_eq!(bench.rows().len(), 2);
+    write(&mut fixture.store, &batch);
+    assert_eq!(fixture.rows().len(), 2);
 }
 
 #[test]
 fn a_full_database_fails_as_a_whole_and_is_written_when_there_is_room() {
-    let (mut bench, _) = with_a_row();
+    let (mut fixture, _) = with_a_row();
     let large = upserts((0..5000).map(|n| row("a room with a name", n, Some("a user"))));
-    let limit = |bench: &mut InFile, pages| {
+    let limit = |fixture: &mut InFile, pages| {
         let sql = format!("PRAGMA max_page_count = {pages}");
-        bench.store.database.connection(Access::Write).unwrap().batch_execute(&sql).unwrap();
+        fixture.store.database.connection(Access::Write).unwrap().batch_execute(&sql).unwrap();
     };
-    limit(&mut bench, 1);
-    let full = fails(&mut bench, &large);
+    limit(&mut fixture, 1);
+    let full = fails(&mut fixture, &large);
     assert!(matches!(full, StoreError::Full), "{full:?}");
-    assert_eq!(bench.rows().len(), 1);
-    limit(&mut bench, 1_000_000);
-    write(&mut bench.store, &large);
-    assert_eq!(bench.rows().len(), 5001);
+    assert_eq!(fixture.rows().len(), 1);
+    limit(&mut fixture, 1_000_000);
+    write(&mut fixture.store, &large);
+    assert_eq!(fixture.rows().len(), 5001);
 }
 
 #[test]
 fn a_row_that_is_skipped_without_an_error_is_set_aside() {
-    let (mut bench, batch) = with_a_row();
-    bench.sql(
+    let (mut fixture, batch) = with_a_row();
+    fixture.sql(
         "CREATE TRIGGER no_b BEFORE INSERT ON rooms WHEN NEW.channel_name = 'b'
          BEGIN SELECT RAISE(IGNORE); END",
     );
-    let applied = bench.store.apply(&node("n"), &batch, at(0)).unwrap();
+    let applied = fixture.store.apply(&node("n"), &batch, at(0)).unwrap();
     assert_eq!(applied.set_aside.len(), 1);
 }
 
 #[test]
 fn a_file_without_write_permission_is_read_only_until_it_has_it_again() {
-    let (mut bench, batch) = with_a_row();
-    bench.writable(false);
-    assert!(matches!(fails(&mut bench, &batch), StoreError::ReadOnly));
-    assert!(matches!(bench.store.stop(&node("n")), Err(StoreError::ReadOnly)));
-    assert_eq!(bench.store.rooms().unwrap().len(), 1, "reading goes on");
-    bench.writable(true);
-    write(&mut bench.store, &batch);
-    assert_eq!(bench.rows().len(), 2);
+    let (mut fixture, batch) = with_a_row();
+    fixture.writable(false);
+    assert!(matches!(fails(&mut fixture, &batch), StoreError::ReadOnly));
+    assert!(matches!(fixture.store.stop(&node("n")), Err(StoreError::ReadOnly)));
+    assert_eq!(fixture.store.rooms().unwrap().len(), 1, "reading goes on");
+    fixture.writable(true);
+    write(&mut fixture.store, &batch);
+    assert_eq!(fixture.rows().len(), 2);
 }
 
 #[test]
 fn a_deleted_file_is_created_again_and_reported_once() {
-    let (mut bench, batch) = with_a_row();
-    fs::remove_file(bench.file()).unwrap();
-    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
-    write(&mut bench.store, &batch);
-    let rows = bench.rows();
+    let (mut fixture, batch) = with_a_row();
+    fs::remove_file(fixture.file()).unwrap();
+    assert!(matches!(fails(&mut fixture, &batch), StoreError::Gone));
+    write(&mut fixture.store, &batch);
+    let rows = fixture.rows();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].1.room, "b", "only what was written since: {rows:?}");
-    assert!(matches!(bench.store.renew(&node("n"), at(0), LEASE).unwrap(), Renewal::Lapsed { .. }));
+    assert!(matches!(
+        fixture.store.renew(&node("n"), at(0), LEASE).unwrap(),
+        Renewal::Lapsed { .. }
+    ));
 }
 
 #[test]
 fn a_deleted_directory_is_unavailable_until_it_is_there_again() {
-    let (mut bench, batch) = with_a_row();
-    fs::remove_dir_all(bench.directory.path()).unwrap();
+    let (mut fixture, batch) = with_a_row();
+    fs::remove_dir_all(fixture.directory.path()).unwrap();
     for _ in 0..2 {
-        assert!(matches!(fails(&mut bench, &batch), StoreError::Unavailable { .. }));
+        assert!(matches!(fails(&mut fixture, &batch), StoreError::Unavailable { .. }));
     }
-    fs::create_dir(bench.directory.path()).unwrap();
-    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
-    write(&mut bench.store, &batch);
-    assert_eq!(bench.rows().len(), 1);
+    fs::create_dir(fixture.directory.path()).unwrap();
+    assert!(matches!(fails(&mut fixture, &batch), StoreError::Gone));
+    write(&mut fixture.store, &batch);
+    assert_eq!(fixture.rows().len(), 1);
 }
 
 #[test]
 fn another_file_in_its_place_is_noticed() {
-    let (mut bench, batch) = with_a_row();
+    let (mut fixture, batch) = with_a_row();
     let mut backup = InFile::new();
     write(&mut backup.store, &upserts([row("old", 7, None)]));
     backup.shell().batch_execute("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    let copy = bench.directory.path().join("copy");
+    let copy = fixture.directory.path().join("copy");
     fs::copy(backup.file(), &copy).unwrap();
-    fs::rename(&copy, bench.file()).unwrap();
-    assert!(matches!(fails(&mut bench, &batch), StoreError::Gone));
-    let dead = bench.store.start(&node("n"), at(0), LEASE).unwrap().dead;
+    fs::rename(&copy, fixture.file()).unwrap();
+    assert!(matches!(fails(&mut fixture, &batch), StoreError::Gone));
+    let dead = fixture.store.start(&node("n"), at(0), LEASE).unwrap().dead;
     assert_eq!(dead.len(), 1, "what the backup held is cleared by starting");
-    write(&mut bench.store, &batch);
-    assert_eq!(bench.rows().len(), 1);
+    write(&mut fixture.store, &batch);
+    assert_eq!(fixture.rows().len(), 1);
 }
 
 #[test]
@@ -332,9 +337,9 @@ fn a_directory_or_a_missing_one_cannot_be_opened() {
 fn a_path_is_only_a_path() {
     for name in ["a?mode=memory", "a#b", "%41.db", "a b", "ü ☃", ":memory:", "file:x", "sqlite:y"]
     {
-        let mut bench = InFile::named(name);
-        write(&mut bench.store, &upserts([row("a", 1, None)]));
-        let made = fs::read_dir(bench.directory.path()).unwrap();
+        let mut fixture = InFile::named(name);
+        write(&mut fixture.store, &upserts([row("a", 1, None)]));
+        let made = fs::read_dir(fixture.directory.path()).unwrap();
         let made: Vec<_> = made.map(|file| file.unwrap().file_name()).collect();
         assert!(made.iter().any(|file| file == name), "{name}: {made:?}");
         assert!(made.iter().all(|file| file.to_str().unwrap().starts_with(name)), "{made:?}");
@@ -364,8 +369,8 @@ fn many_may_open_and_migrate_a_new_file_at_once() {
 
 #[test]
 fn the_file_is_written_ahead_and_keeps_its_keys() {
-    let mut bench = InFile::new();
-    let mut conn = bench.store.database.connection(Access::Read).unwrap();
+    let mut fixture = InFile::new();
+    let mut conn = fixture.store.database.connection(Access::Read).unwrap();
     assert_eq!(lines(&mut conn, "SELECT journal_mode AS line FROM pragma_journal_mode"), ["wal"]);
     for (pragma, value) in [("synchronous", "1"), ("foreign_keys", "1"), ("busy_timeout", "20")] {
         let column = if pragma == "busy_timeout" { "timeout" } else { pragma };

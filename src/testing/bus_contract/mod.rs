@@ -1,18 +1,18 @@
-//! What every [`Bus`] has to do, as tests.
+//! The rules of every [`Bus`], as tests.
 //!
-//! Who writes a bus writes a [`Bench`] for it, and calls
-//! [`bus_contract!`](crate::bus_contract!) in a test:
+//! An implementation of a bus gets a [`BusFixture`], and its tests call
+//! [`bus_contract!`](crate::bus_contract!):
 //!
 //! ```
 //! use actix_presence::{
 //!     bus::{Bus, Channel},
 //!     bus_contract,
-//!     testing::{MemoryHub, bus_contract::Bench},
+//!     testing::{MemoryHub, bus_contract::BusFixture},
 //! };
 //!
 //! struct InMemory(MemoryHub);
 //!
-//! impl Bench for InMemory {
+//! impl BusFixture for InMemory {
 //!     fn bus(&self) -> Box<dyn Bus> {
 //!         Box::new(self.0.bus())
 //!     }
@@ -40,48 +40,48 @@ use std::{collections::HashMap, future::Future, time::Duration};
 
 use actix::prelude::*;
 
-use self::node::{MOST_WAIT, Node, channel};
+use self::node::{MAX_WAIT, Node, channel};
 use crate::bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent};
 
-/// So many envelopes are sent where many are.
+/// The number of envelopes where many are sent.
 const MANY: u64 = 10_000;
 
-/// Fewer than these are taken that go nowhere.
-const MOST_UNSENT: u64 = 100_000;
+/// A stalled bus accepts fewer envelopes than this.
+const MAX_UNSENT: u64 = 100_000;
 
-/// Fewer than these wait for a listener that stands still.
-const MOST_UNHEARD: u64 = 1_000_000;
+/// Fewer envelopes than this are queued for a listener that does not read.
+const MAX_UNHEARD: u64 = 1_000_000;
 
-/// So many it takes in at a time then.
+/// The number of envelopes that such a listener reads at a time.
 const FEW: usize = 100;
 
-/// What the tests need of a kind of bus: ends of one bus that nobody else uses, and ways to disturb it.
+/// What the tests need of an implementation: ends of a bus of their own, and ways to disturb it.
 #[expect(async_fn_in_trait, reason = "the tests run in one thread")]
-pub trait Bench {
-    /// A further end, for one more node.
+pub trait BusFixture {
+    /// Another end, for one more node.
     fn bus(&self) -> Box<dyn Bus>;
 
-    /// Publishes bytes as somebody would who is no node.
+    /// Publishes bytes that no node has encoded.
     async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]);
 
-    /// Breaks the connections that the ends have now. They come back by themselves.
+    /// Breaks the current connections of the ends. They reconnect by themselves.
     async fn break_connections(&self);
 
-    /// Lets nothing through any more, in a way that the ends do not notice at once.
+    /// Delivers nothing any more, in a way that the ends do not notice at once.
     async fn stall(&self);
 
-    /// Ends [`stall`](Self::stall), which lasts a second or so: the connections are as before.
+    /// Ends [`stall`](Self::stall), which lasts about a second: the connections are as before.
     async fn resume(&self);
 }
 
-/// Makes a module with a test for each duty of a [`Bus`]; see
+/// Creates a module with a test for each rule of a [`Bus`]; see
 /// [`testing::bus_contract`](crate::testing::bus_contract).
 ///
-/// It takes the module's name, and a closure that makes the [`Bench`] of one test.
+/// Its arguments are the name of the module, and a closure that creates the [`BusFixture`] of one test.
 #[macro_export]
 macro_rules! bus_contract {
-    ($name:ident, $bench:expr) => {
-        $crate::bus_contract!(@tests $name, $bench,
+    ($name:ident, $fixture:expr) => {
+        $crate::bus_contract!(@tests $name, $fixture,
             up_comes_first
             subscribed_comes_before_what_is_heard
             each_node_is_heard_in_its_order
@@ -94,22 +94,22 @@ macro_rules! bus_contract {
             large_envelopes_arrive
             what_waits_to_be_sent_is_bounded
             what_waits_to_be_heard_is_bounded
-            a_lost_connection_is_told_and_comes_back_without_subscriptions
-            what_is_no_envelope_is_told
-            who_does_not_listen_any_more_disturbs_nobody
+            a_lost_connection_is_reported_and_comes_back_without_subscriptions
+            what_is_not_an_envelope_is_reported
+            a_stopped_listener_disturbs_nobody
         );
     };
-    (@tests $name:ident, $bench:expr, $($test:ident)*) => {
+    (@tests $name:ident, $fixture:expr, $($test:ident)*) => {
         mod $name {
-            #[allow(unused_imports, reason = "the bench may be named with its path")]
+            #[allow(unused_imports, reason = "the fixture may be named with its path")]
             use super::*;
 
             $(
                 #[test]
                 fn $test() {
                     $crate::testing::bus_contract::run(|| {
-                        let bench = ($bench)();
-                        async move { $crate::testing::bus_contract::$test(&bench).await }
+                        let fixture = ($fixture)();
+                        async move { $crate::testing::bus_contract::$test(&fixture).await }
                     });
                 }
             )*
@@ -122,15 +122,15 @@ pub fn run<T: Future<Output = ()>>(test: impl FnOnce() -> T) {
     System::new().block_on(async { test().await });
 }
 
-/// The first thing that a listener hears is that the bus is up.
-pub async fn up_comes_first(bench: &impl Bench) {
-    let mut node = Node::unheard(bench, "a");
+/// The first event of a listener is `Up`.
+pub async fn up_comes_first(fixture: &impl BusFixture) {
+    let mut node = Node::unheard(fixture, "a");
     assert!(matches!(node.next().await, BusEvent::Up));
 }
 
-/// A channel is not heard before `Subscribed`, and wholly from then on.
-pub async fn subscribed_comes_before_what_is_heard(bench: &impl Bench) {
-    let (mut a, mut b) = (Node::new(bench, "a").await, Node::new(bench, "b").await);
+/// Nothing of a channel is received before `Subscribed`, and everything from then on.
+pub async fn subscribed_comes_before_what_is_heard(fixture: &impl BusFixture) {
+    let (mut a, mut b) = (Node::new(fixture, "a").await, Node::new(fixture, "b").await);
     a.bus.subscribe(channel("lobby"));
     // Something is published all the while.
     let first = loop {
@@ -150,10 +150,10 @@ pub async fn subscribed_comes_before_what_is_heard(bench: &impl Bench) {
     }
 }
 
-/// Each node's envelopes come in its order, with none missing.
-pub async fn each_node_is_heard_in_its_order(bench: &impl Bench) {
-    let mut hearer = Node::hearing(bench, "hearer", &["lobby"]).await;
-    let mut nodes = [Node::new(bench, "a").await, Node::new(bench, "b").await];
+/// The envelopes of each node arrive in its order, with none missing.
+pub async fn each_node_is_heard_in_its_order(fixture: &impl BusFixture) {
+    let mut hearer = Node::hearing(fixture, "hearer", &["lobby"]).await;
+    let mut nodes = [Node::new(fixture, "a").await, Node::new(fixture, "b").await];
     for _ in 0..MANY / 2 {
         for node in &mut nodes {
             node.say("lobby").await;
@@ -169,11 +169,11 @@ pub async fn each_node_is_heard_in_its_order(bench: &impl Bench) {
     assert_eq!(last.into_values().sum::<u64>(), MANY);
 }
 
-/// Several nodes hear the same; a channel that one has not subscribed to is not heard.
-pub async fn all_who_have_subscribed_hear(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut b = Node::hearing(bench, "b", &["lobby", "garden"]).await;
-    let mut c = Node::new(bench, "c").await;
+/// All subscribers of a channel receive the same, and nobody else does.
+pub async fn all_who_have_subscribed_hear(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = Node::hearing(fixture, "b", &["lobby", "garden"]).await;
+    let mut c = Node::new(fixture, "c").await;
     c.say("garden").await;
     c.say("lobby").await;
     assert_eq!(a.heard("lobby").await, ("c".to_owned(), 2));
@@ -181,10 +181,10 @@ pub async fn all_who_have_subscribed_hear(bench: &impl Bench) {
     assert_eq!(b.heard("lobby").await, ("c".to_owned(), 2));
 }
 
-/// After `unsubscribe` a channel falls silent soon, others do not, and it can be subscribed to again.
-pub async fn an_unsubscribed_channel_falls_silent(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby", "garden"]).await;
-    let mut b = Node::new(bench, "b").await;
+/// After `unsubscribe` nothing of a channel is received soon, and it can be subscribed to again.
+pub async fn an_unsubscribed_channel_falls_silent(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby", "garden"]).await;
+    let mut b = Node::new(fixture, "b").await;
     a.bus.unsubscribe(channel("lobby"));
     let silent = async {
         loop {
@@ -203,23 +203,23 @@ pub async fn an_unsubscribed_channel_falls_silent(bench: &impl Bench) {
             }
         }
     };
-    tokio::time::timeout(MOST_WAIT, silent).await.expect("silence");
+    tokio::time::timeout(MAX_WAIT, silent).await.expect("silence");
     a.subscribe(channel("lobby")).await;
     let number = b.say("lobby").await;
     assert_eq!(a.heard("lobby").await.1, number);
 }
 
 /// [`Channel::Rooms`] is every room, and not the nodes.
-pub async fn all_rooms_are_heard_and_not_the_nodes(bench: &impl Bench) {
-    let mut a = Node::new(bench, "a").await;
+pub async fn all_rooms_are_heard_and_not_the_nodes(fixture: &impl BusFixture) {
+    let mut a = Node::new(fixture, "a").await;
     a.subscribe(Channel::Rooms).await;
-    let mut b = Node::new(bench, "b").await;
+    let mut b = Node::new(fixture, "b").await;
     b.tell(BusMessage::Missed).await;
     for room in ["lobby", "garden", "nodes", "*"] {
         let number = b.say(room).await;
         assert_eq!(a.heard(room).await, ("b".to_owned(), number));
     }
-    // Subscribed to twice, it is heard at least once.
+    // Subscribed to twice, it is received at least once.
     a.subscribe(channel("lobby")).await;
     let number = b.say("lobby").await;
     assert_eq!(a.heard("lobby").await.1, number);
@@ -229,12 +229,12 @@ pub async fn all_rooms_are_heard_and_not_the_nodes(bench: &impl Bench) {
     while a.heard_anywhere().await.1 != number {}
 }
 
-/// [`Channel::Nodes`] is heard by those who have subscribed to it, and by no others.
-pub async fn the_nodes_are_heard_by_who_has_subscribed(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby", "nodes"]).await;
+/// [`Channel::Nodes`] is received by its subscribers only.
+pub async fn the_nodes_are_heard_by_who_has_subscribed(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby", "nodes"]).await;
     a.subscribe(Channel::Nodes).await;
-    let mut b = Node::hearing(bench, "b", &["lobby"]).await;
-    let mut c = Node::new(bench, "c").await;
+    let mut b = Node::hearing(fixture, "b", &["lobby"]).await;
+    let mut c = Node::new(fixture, "c").await;
     c.tell(BusMessage::Missed).await;
     let number = c.say("lobby").await;
     let told = a.next().await;
@@ -246,10 +246,10 @@ pub async fn the_nodes_are_heard_by_who_has_subscribed(bench: &impl Bench) {
     assert_eq!(b.heard("lobby").await.1, number);
 }
 
-/// A node may hear its own envelopes, which are then as those of others.
-pub async fn a_node_may_hear_itself(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut b = Node::hearing(bench, "b", &["lobby"]).await;
+/// A node may receive its own envelopes, and those are like those of others.
+pub async fn a_node_may_hear_itself(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = Node::hearing(fixture, "b", &["lobby"]).await;
     a.say("lobby").await;
     assert_eq!(b.heard("lobby").await, ("a".to_owned(), 1));
     b.say("lobby").await;
@@ -261,41 +261,16 @@ pub async fn a_node_may_hear_itself(bench: &impl Bench) {
     }
 }
 
-/// Whatever a room may be called, it is heard by its name only.
-pub async fn odd_names_are_names(bench: &impl Bench) {
+/// Special characters in the name of a room have no meaning.
+pub async fn odd_names_are_names(fixture: &impl BusFixture) {
     let long = "é".repeat(255);
-    let names = [
-        "*",
-        "?",
-        "[a-z]",
-        "\\",
-        "\\*",
-        "a*",
-        "a?",
-        "[a]",
-        "a",
-        "ab",
-        " ",
-        " a ",
-        "a:b",
-        ":",
-        "nodes",
-        "room:a",
-        "\u{1F426} ü \u{200D}",
-        "{a}",
-        "%s%n",
-        "'\"",
-        "^",
-        "[^a]",
-        "PING",
-        "..",
-        "/",
-        &long,
-    ];
-    let mut a = Node::hearing(bench, "a", &names).await;
-    let mut b = Node::hearing(bench, "b", &["*", "a*", "?", "[a-z]", "\\*"]).await;
-    let mut c = Node::new(bench, "c").await;
-    for name in names {
+    let names = "* ? [a-z] \\ \\* a* a? [a] a ab a:b : nodes room:a {a} %s%n '\" ^ [^a] PING .. /";
+    let names: Vec<&str> =
+        names.split(' ').chain([" ", " a ", "\u{1F426} ü \u{200D}", &long]).collect();
+    let mut a = Node::hearing(fixture, "a", &names).await;
+    let mut b = Node::hearing(fixture, "b", &["*", "a*", "?", "[a-z]", "\\*"]).await;
+    let mut c = Node::new(fixture, "c").await;
+    for name in &names {
         let number = c.say(name).await;
         assert_eq!(a.heard(name).await, ("c".to_owned(), number));
     }
@@ -305,10 +280,10 @@ pub async fn odd_names_are_names(bench: &impl Bench) {
     assert!(b.seen.now().is_none());
 }
 
-/// A batch of a megabyte arrives as it was sent.
-pub async fn large_envelopes_arrive(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut b = Node::new(bench, "b").await;
+/// A batch of a megabyte arrives unchanged.
+pub async fn large_envelopes_arrive(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = Node::new(fixture, "b").await;
     let changes = node::large_changes("lobby", 1_000_000);
     b.tell(BusMessage::Changes(changes.clone())).await;
     let number = b.say("lobby").await;
@@ -321,16 +296,16 @@ pub async fn large_envelopes_arrive(bench: &impl Bench) {
     assert_eq!(a.heard("lobby").await.1, number);
 }
 
-/// Where nothing goes out, publishing is refused in the end; and only what was taken is heard.
-pub async fn what_waits_to_be_sent_is_bounded(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut b = Node::new(bench, "b").await;
-    bench.stall().await;
-    let taken = (0..MOST_UNSENT).take_while(|_| b.try_say("lobby").is_ok()).count() as u64;
-    bench.resume().await;
-    assert!(taken < MOST_UNSENT, "{taken} envelopes were taken that went nowhere");
+/// A stalled bus refuses envelopes in the end, and exactly the accepted ones arrive.
+pub async fn what_waits_to_be_sent_is_bounded(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = Node::new(fixture, "b").await;
+    fixture.stall().await;
+    let taken = (0..MAX_UNSENT).take_while(|_| b.try_say("lobby").is_ok()).count() as u64;
+    fixture.resume().await;
+    assert!(taken < MAX_UNSENT, "a stalled bus accepted {taken} envelopes");
     for expected in 1..=taken {
-        // If it has taken too long, nothing is promised.
+        // If the bus has reconnected, nothing is guaranteed.
         let told = tokio::select! { told = a.next() => told, told = b.next() => told };
         match told {
             BusEvent::Received(Envelope { message: BusMessage::Published(said), .. }) => {
@@ -342,15 +317,15 @@ pub async fn what_waits_to_be_sent_is_bounded(bench: &impl Bench) {
     }
 }
 
-/// A listener that does not keep up is told `Down` and `Up`, and what it had waiting is lost.
-pub async fn what_waits_to_be_heard_is_bounded(bench: &impl Bench) {
-    let mut stuck = Node::stuck(bench, "stuck").await;
-    let mut b = Node::new(bench, "b").await;
-    'told: for _ in 0..MOST_UNHEARD / MANY {
+/// A listener that does not keep up gets `Down` and `Up`, and its queue is lost.
+pub async fn what_waits_to_be_heard_is_bounded(fixture: &impl BusFixture) {
+    let mut stuck = Node::stuck(fixture, "stuck").await;
+    let mut b = Node::new(fixture, "b").await;
+    'told: for _ in 0..MAX_UNHEARD / MANY {
         for _ in 0..MANY {
             b.say("lobby").await;
         }
-        // What was on its way to the listener comes first.
+        // What had been sent to the listener comes first.
         stuck.take_in(FEW);
         for _ in 0..FEW {
             match stuck.next().await {
@@ -367,12 +342,14 @@ pub async fn what_waits_to_be_heard_is_bounded(bench: &impl Bench) {
     while stuck.heard("lobby").await.1 != number {}
 }
 
-/// A lost connection is told and made again. Nothing is subscribed to then, until asked for.
-pub async fn a_lost_connection_is_told_and_comes_back_without_subscriptions(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby", "garden"]).await;
-    let mut b = Node::new(bench, "b").await;
+/// A lost connection is reported and made again, without subscriptions.
+pub async fn a_lost_connection_is_reported_and_comes_back_without_subscriptions(
+    fixture: &impl BusFixture,
+) {
+    let mut a = Node::hearing(fixture, "a", &["lobby", "garden"]).await;
+    let mut b = Node::new(fixture, "b").await;
     for _ in 0..3 {
-        bench.break_connections().await;
+        fixture.break_connections().await;
         for node in [&mut a, &mut b] {
             assert!(matches!(node.next().await, BusEvent::Down(_)));
             assert!(matches!(node.next().await, BusEvent::Up));
@@ -387,12 +364,12 @@ pub async fn a_lost_connection_is_told_and_comes_back_without_subscriptions(benc
     }
 }
 
-/// What somebody else publishes is told as unreadable, and what follows is heard.
-pub async fn what_is_no_envelope_is_told(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut b = Node::new(bench, "b").await;
+/// What is not an envelope is reported as unreadable, and what follows is received.
+pub async fn what_is_not_an_envelope_is_reported(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = Node::new(fixture, "b").await;
     for bytes in [b"hello".as_slice(), b"", b"\xff\0\r\n", b"{\"v\":77}"] {
-        bench.publish_bytes(&channel("lobby"), bytes).await;
+        fixture.publish_bytes(&channel("lobby"), bytes).await;
         let told = a.next().await;
         assert!(matches!(told, BusEvent::Unreadable(_)), "{told:?}");
     }
@@ -400,14 +377,14 @@ pub async fn what_is_no_envelope_is_told(bench: &impl Bench) {
     assert_eq!(a.heard("lobby").await.1, number);
 }
 
-/// A node that ends, or whose listener has stopped, is no trouble for others, and can be asked as before.
-pub async fn who_does_not_listen_any_more_disturbs_nobody(bench: &impl Bench) {
-    let mut a = Node::hearing(bench, "a", &["lobby"]).await;
-    let mut deaf = Node::hearing(bench, "deaf", &["lobby"]).await;
-    let gone = Node::hearing(bench, "gone", &["lobby"]).await;
+/// A node that ends, or whose listener has stopped, does not affect others.
+pub async fn a_stopped_listener_disturbs_nobody(fixture: &impl BusFixture) {
+    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
+    let mut deaf = Node::hearing(fixture, "deaf", &["lobby"]).await;
+    let gone = Node::hearing(fixture, "gone", &["lobby"]).await;
     deaf.stop_listening().await;
     drop(gone);
-    let mut b = Node::new(bench, "b").await;
+    let mut b = Node::new(fixture, "b").await;
     for number in 1..=100 {
         b.say("lobby").await;
         assert_eq!(a.heard("lobby").await, ("b".to_owned(), number));
@@ -416,5 +393,5 @@ pub async fn who_does_not_listen_any_more_disturbs_nobody(bench: &impl Bench) {
     }
 }
 
-/// How long a test waits between two tries.
-const A_MOMENT: Duration = Duration::from_millis(1);
+/// The time between two attempts of a test.
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);

@@ -7,7 +7,7 @@ use chrono::DateTime;
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{A_MOMENT, Bench};
+use super::{BusFixture, RETRY_INTERVAL};
 use crate::{
     bus::{
         Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RoomChanges, RoomMessage, RowChange,
@@ -17,10 +17,10 @@ use crate::{
     testing::Seen,
 };
 
-/// Nothing takes longer than this that happens at all.
-pub(super) const MOST_WAIT: Duration = Duration::from_secs(60);
+/// Whatever happens at all happens within this time.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// More than a listener takes in.
+/// More permits than a listener uses.
 const OPEN: usize = usize::MAX >> 8;
 
 /// An end of the bus, and an actor that listens to it.
@@ -35,47 +35,47 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A node that has heard nothing yet.
-    pub fn unheard(bench: &impl Bench, name: &str) -> Self {
+    /// A node that has received no event yet.
+    pub fn unheard(fixture: &impl BusFixture, name: &str) -> Self {
         let gate = Arc::new(Semaphore::new(OPEN));
         let (sender, seen) = mpsc::unbounded_channel();
         let listener = Listener { gate: gate.clone(), sender }.start();
-        let mut bus = bench.bus();
+        let mut bus = fixture.bus();
         bus.listen(listener.clone().recipient());
         let name = NodeName::new(name).expect("a name");
         Self { bus, seen: Seen(seen), name, incarnation: Epoch::new(), said: 0, gate, listener }
     }
 
     /// A node whose bus is up.
-    pub async fn new(bench: &impl Bench, name: &str) -> Self {
-        let mut node = Self::unheard(bench, name);
+    pub async fn new(fixture: &impl BusFixture, name: &str) -> Self {
+        let mut node = Self::unheard(fixture, name);
         let first = node.next().await;
         assert!(matches!(first, BusEvent::Up), "{first:?}");
         node
     }
 
     /// A node that has subscribed to rooms.
-    pub async fn hearing(bench: &impl Bench, name: &str, rooms: &[&str]) -> Self {
-        let mut node = Self::new(bench, name).await;
+    pub async fn hearing(fixture: &impl BusFixture, name: &str, rooms: &[&str]) -> Self {
+        let mut node = Self::new(fixture, name).await;
         for room in rooms {
             node.subscribe(channel(room)).await;
         }
         node
     }
 
-    /// A node that has subscribed to the lobby, and whose listener stands still from then on.
-    pub async fn stuck(bench: &impl Bench, name: &str) -> Self {
-        let node = Self::hearing(bench, name, &["lobby"]).await;
+    /// A node that has subscribed to the lobby, and whose listener is blocked from then on.
+    pub async fn stuck(fixture: &impl BusFixture, name: &str) -> Self {
+        let node = Self::hearing(fixture, name, &["lobby"]).await;
         node.gate.forget_permits(OPEN);
         node
     }
 
-    /// Lets the listener of a stuck node go on.
+    /// Unblocks the listener of a stuck node.
     pub fn release(&self) {
         self.gate.add_permits(OPEN);
     }
 
-    /// Lets the listener of a stuck node take in so much.
+    /// Lets the listener of a stuck node handle this many events.
     pub fn take_in(&self, messages: usize) {
         self.gate.add_permits(messages);
     }
@@ -85,13 +85,13 @@ impl Node {
         self.listener.send(Stop).await.expect("a listener");
         let stopped = async {
             while self.listener.connected() {
-                tokio::time::sleep(A_MOMENT).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::time::timeout(MOST_WAIT, stopped).await.expect("an end");
+        tokio::time::timeout(MAX_WAIT, stopped).await.expect("an end");
     }
 
-    /// Subscribes, and waits until it is so.
+    /// Subscribes, and waits for the confirmation.
     pub async fn subscribe(&mut self, channel: Channel) {
         self.bus.subscribe(channel.clone());
         loop {
@@ -103,7 +103,7 @@ impl Node {
         }
     }
 
-    /// Says something in a room, if the bus takes it. The numbers of what a node says begin with 1.
+    /// Publishes to a room, if the bus accepts it. The numbers of a node begin with 1.
     pub fn try_say(&mut self, room: &str) -> Result<(), NotSent> {
         let room = RoomName::new(room).expect("a name");
         let number = self.said + 1;
@@ -115,25 +115,25 @@ impl Node {
         Ok(())
     }
 
-    /// Says something in a room, as soon as the bus takes it; with which number.
+    /// Publishes to a room as soon as the bus accepts it, and returns the number.
     pub async fn say(&mut self, room: &str) -> u64 {
         let taken = async {
             while self.try_say(room).is_err() {
-                tokio::time::sleep(A_MOMENT).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::time::timeout(MOST_WAIT, taken).await.expect("a bus that takes it");
+        tokio::time::timeout(MAX_WAIT, taken).await.expect("a bus that takes it");
         self.said
     }
 
-    /// Tells something, as soon as the bus takes it.
+    /// Publishes a message as soon as the bus accepts it.
     pub async fn tell(&mut self, message: BusMessage) {
         let taken = async {
             while self.try_tell(message.clone()).is_err() {
-                tokio::time::sleep(A_MOMENT).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         };
-        tokio::time::timeout(MOST_WAIT, taken).await.expect("a bus that takes it");
+        tokio::time::timeout(MAX_WAIT, taken).await.expect("a bus that takes it");
     }
 
     fn try_tell(&mut self, message: BusMessage) -> Result<(), NotSent> {
@@ -141,19 +141,19 @@ impl Node {
         self.bus.publish(&Envelope { node, incarnation, message })
     }
 
-    /// The next thing that the listener hears.
+    /// The next event of the listener.
     pub async fn next(&mut self) -> BusEvent {
-        let next = tokio::time::timeout(MOST_WAIT, self.seen.0.recv()).await;
+        let next = tokio::time::timeout(MAX_WAIT, self.seen.0.recv()).await;
         next.ok().flatten().unwrap_or_else(|| panic!("{} hears nothing", self.name))
     }
 
-    /// Who says something next in whatever room, with which number.
+    /// The sender and the number of the next message to any room.
     pub async fn heard_anywhere(&mut self) -> (String, u64) {
         let (_, node, number) = self.next_said().await;
         (node, number)
     }
 
-    /// Who says something next, which has to be in this room, and with which number.
+    /// The sender and the number of the next message, which has to be to this room.
     pub async fn heard(&mut self, room: &str) -> (String, u64) {
         let (heard, node, number) = self.next_said().await;
         assert_eq!(heard, room);
@@ -175,7 +175,7 @@ pub(super) fn channel(room: &str) -> Channel {
     Channel::Room(RoomName::new(room).expect("a name"))
 }
 
-/// Changes of a room with at least so many bytes.
+/// Changes of a room of at least this size.
 pub(super) fn large_changes(room: &str, bytes: usize) -> RoomChanges {
     let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap_or_default();
     let info = Info::new(json!({ "text": "\u{1F426}\"\\\n".repeat(200) })).expect("an info");
@@ -189,7 +189,7 @@ pub(super) fn large_changes(room: &str, bytes: usize) -> RoomChanges {
     RoomChanges { room, number: 2, previous: 1, changes }
 }
 
-/// Passes on what it hears, as its gate lets it.
+/// Forwards the events that its gate admits.
 struct Listener {
     gate: Arc<Semaphore>,
     sender: mpsc::UnboundedSender<BusEvent>,
@@ -215,7 +215,7 @@ impl Handler<BusEvent> for Listener {
     }
 }
 
-/// "Stop listening."
+/// Stops the listener.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Stop;

@@ -10,7 +10,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use self::tables::{Node, Tables};
-use super::store_contract::{Deed, Verb};
+use super::store_contract::{ManualChange, Verb};
 use crate::{
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
@@ -22,7 +22,7 @@ use crate::{
 
 /// A database in memory, for tests of several nodes in one process. A clone is the same database.
 ///
-/// Its clock is the `now` of each call, so nothing happens by itself and a run can be repeated.
+/// Its clock is the time argument of each call, so that runs are reproducible.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,7 +52,7 @@ impl MemoryDatabase {
         Self::default()
     }
 
-    /// A store on it: one node's, with a link of its own.
+    /// A store on it for one node, with a link of its own.
     #[must_use]
     pub fn store(&self) -> MemoryStore {
         MemoryStore {
@@ -68,7 +68,7 @@ impl MemoryDatabase {
         self.with(|tables| tables.presences.values().cloned().collect())
     }
 
-    /// How often a store has read the rows of rooms.
+    /// The number of reads of rooms.
     #[must_use]
     pub fn reads(&self) -> usize {
         self.with(|tables| tables.reads)
@@ -79,33 +79,33 @@ impl MemoryDatabase {
         self.with(|tables| tables.refused.insert((verb, connection)));
     }
 
-    /// Does something behind the stores' backs.
+    /// Changes the database from outside.
     ///
     /// # Panics
     ///
-    /// If the deed names something that is no name.
-    pub fn by_hand(&self, deed: Deed<'_>) {
-        self.with(|tables| match deed {
-            Deed::DeletePresences => tables.presences.clear(),
-            Deed::DeleteRoom(name) => {
+    /// If a name is invalid.
+    pub fn change_manually(&self, change: ManualChange<'_>) {
+        self.with(|tables| match change {
+            ManualChange::DeletePresences => tables.presences.clear(),
+            ManualChange::DeleteRoom(name) => {
                 tables.rooms.retain(|room| room != name);
                 tables.presences.retain(|(room, _), _| room != name);
             }
-            Deed::AddRoom(name) => {
-                tables.rooms.insert(RoomName::new(name).expect("a deed has good names"));
+            ManualChange::AddRoom(name) => {
+                tables.rooms.insert(RoomName::new(name).expect("a valid name"));
             }
-            Deed::AddDeadNode(name) => {
+            ManualChange::AddDeadNode(name) => {
                 let node = Node {
                     incarnation: Epoch::new(),
                     head: 0,
                     lease_expires_at: DateTime::UNIX_EPOCH,
                     leaving: false,
                 };
-                tables.nodes.insert(NodeName::new(name).expect("a deed has good names"), node);
+                tables.nodes.insert(NodeName::new(name).expect("a valid name"), node);
             }
-            Deed::DeleteNodes => tables.nodes.clear(),
-            Deed::HideNodes => tables.hidden = true,
-            Deed::ShowNodes => tables.hidden = false,
+            ManualChange::DeleteNodes => tables.nodes.clear(),
+            ManualChange::HideNodes => tables.hidden = true,
+            ManualChange::ShowNodes => tables.hidden = false,
         });
     }
 
@@ -114,7 +114,7 @@ impl MemoryDatabase {
     }
 }
 
-/// The way from a [`MemoryStore`] to its database, to be cut and healed. A clone is the same link.
+/// The link between a [`MemoryStore`] and its database. A clone is the same link.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryLink(Arc<Mutex<State>>);
 
@@ -127,17 +127,17 @@ enum State {
 }
 
 impl MemoryLink {
-    /// Lets every call fail with [`StoreError::Unavailable`], and do nothing.
+    /// Makes every call fail with [`StoreError::Unavailable`] without an effect.
     pub fn cut(&self) {
         self.set(State::Cut);
     }
 
-    /// Lets every call do its work, and fail all the same: what is lost is the answer.
+    /// Makes every call fail after it has taken effect: the answer is lost.
     pub fn mute(&self) {
         self.set(State::Mute);
     }
 
-    /// Lets calls succeed again.
+    /// Makes calls succeed again.
     pub fn heal(&self) {
         self.set(State::Whole);
     }
@@ -160,7 +160,7 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// The way to the database.
+    /// The link to the database.
     #[must_use]
     pub fn link(&self) -> MemoryLink {
         self.link.clone()
@@ -306,12 +306,12 @@ impl SharedStore for MemoryStore {
 mod tests {
     use super::*;
     use crate::testing::store_contract::{
-        Bench, LEASE, SharedBench, at, node, row, upserts, write,
+        LEASE, SharedStoreFixture, StoreFixture, at, node, row, upserts, write,
     };
 
     struct Memory(MemoryDatabase, MemoryStore);
 
-    impl Bench for Memory {
+    impl StoreFixture for Memory {
         type Store = MemoryStore;
 
         fn new() -> Self {
@@ -324,8 +324,8 @@ mod tests {
             &mut self.1
         }
 
-        fn by_hand(&mut self, deed: Deed<'_>) {
-            self.0.by_hand(deed);
+        fn change_manually(&mut self, change: ManualChange<'_>) {
+            self.0.change_manually(change);
         }
 
         fn rows(&mut self) -> Vec<(NodeName, Row)> {
@@ -337,7 +337,7 @@ mod tests {
         }
     }
 
-    impl SharedBench for Memory {
+    impl SharedStoreFixture for Memory {
         fn another(&mut self) -> MemoryStore {
             self.0.store()
         }
@@ -367,7 +367,7 @@ mod tests {
         let database = MemoryDatabase::new();
         let mut store = database.store();
         let _ = store.start(&node("n"), at(0), LEASE).unwrap();
-        database.by_hand(Deed::DeleteNodes);
+        database.change_manually(ManualChange::DeleteNodes);
         store.link().mute();
         let _ = store.renew(&node("n"), at(1), LEASE).unwrap_err();
         store.link().heal();

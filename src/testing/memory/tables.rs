@@ -24,11 +24,11 @@ pub(super) struct Tables {
     pub rooms: BTreeSet<RoomName>,
     pub presences: BTreeMap<Key, (NodeName, Row)>,
     pub nodes: BTreeMap<NodeName, Node>,
-    /// What is refused, as a trigger would.
+    /// What is refused, as by a trigger.
     pub refused: BTreeSet<(Verb, ConnectionId)>,
-    /// Somebody has taken a table away.
+    /// Whether a table is missing.
     pub hidden: bool,
-    /// How often rooms were read.
+    /// The number of reads of rooms.
     pub reads: usize,
 }
 
@@ -47,14 +47,14 @@ fn after(now: DateTime<Utc>, lease: Duration) -> DateTime<Utc> {
 }
 
 impl Tables {
-    /// Those of a room, ordered.
+    /// The presences of a room, ordered.
     fn of_room(&self, room: &RoomName) -> impl Iterator<Item = &(NodeName, Row)> {
         let (first, last) = (ConnectionId::from_u128(0), ConnectionId::from_u128(u128::MAX));
         let range = (room.clone(), first)..=(room.clone(), last);
         self.presences.range(range).map(|(_, held)| held)
     }
 
-    /// Those whose node has a row: others are no presences.
+    /// The presences whose node has a row: others do not count.
     fn vouched<'a>(
         &'a self,
         held: impl Iterator<Item = &'a (NodeName, Row)>,
@@ -62,7 +62,7 @@ impl Tables {
         held.filter(|(node, _)| self.nodes.contains_key(node))
     }
 
-    /// Removes the presences that are so, and answers them.
+    /// Removes the matching presences, and returns them.
     fn take(&mut self, is: impl Fn(&NodeName, &Row) -> bool) -> Vec<Row> {
         let mut taken = Vec::new();
         self.presences.retain(|_, (node, row)| {
@@ -121,7 +121,7 @@ impl Tables {
         let connection = row.record.presence.connection;
         let key = (row.room.clone(), connection);
         let held = self.presences.get(&key);
-        // As SQL does, which tries to insert first.
+        // SQL tries to insert first.
         let verbs = [Some(Verb::Insert), held.map(|_| Verb::Update)];
         let change = || BatchEntry::Upsert(row.room.clone(), connection);
         let refusal =
@@ -256,7 +256,7 @@ impl Tables {
             .map(|(key, _)| key.clone())
             .collect();
         for key in &pruned {
-            // Its node, should it come back, has to find that out.
+            // Its node has to notice that when it comes back.
             if let Some((node, _)) = self.presences.remove(key) {
                 self.nodes.remove(&node);
             }

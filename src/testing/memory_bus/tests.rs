@@ -142,7 +142,7 @@ fn a_stalled_hub_keeps_what_it_takes_and_takes_no_more_than_its_bound() {
         let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
         hub.stall();
         let taken = (0..10_000).take_while(|number| a.say(*number).is_ok()).count();
-        assert_eq!(taken, MOST_WAITING);
+        assert_eq!(taken, MAX_WAITING);
         b.say(0).unwrap();
         b.silent().await;
         hub.resume();
@@ -154,12 +154,12 @@ fn a_stalled_hub_keeps_what_it_takes_and_takes_no_more_than_its_bound() {
 }
 
 #[test]
-fn who_cannot_keep_up_loses_the_connection() {
+fn a_listener_that_cannot_keep_up_loses_the_connection() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
         let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
         a.bus.connection().delay_to(&b.bus.connection(), Duration::from_secs(3600));
-        (0..=MOST_UNHEARD as u64).for_each(|number| a.say(number).unwrap());
+        (0..=MAX_QUEUE as u64).for_each(|number| a.say(number).unwrap());
         assert!(matches!(b.next().await, BusEvent::Down("overrun")));
         assert!(matches!(b.next().await, BusEvent::Up));
         b.silent().await;

@@ -1,9 +1,9 @@
-//! What every [`Store`] has to do, as tests to run on one.
+//! The rules of every [`Store`], as tests.
 //!
-//! Whoever writes a store gives it a [`Bench`], and a module of tests with one of the macros:
-//! [`store_contract!`](crate::store_contract) for what every store does;
+//! An implementation of a store gets a [`StoreFixture`], and a module of tests with one of the macros:
+//! [`store_contract!`](crate::store_contract) for every store;
 //! [`shared_store_contract!`](crate::shared_store_contract) for a [`SharedStore`], on a
-//! [`SharedBench`]; [`owned_store_contract!`](crate::owned_store_contract) for a store that belongs
+//! [`SharedStoreFixture`]; [`owned_store_contract!`](crate::owned_store_contract) for a store that belongs
 //! to one process.
 //!
 //! ```
@@ -13,13 +13,13 @@
 //!     store::Row,
 //!     testing::{
 //!         MemoryDatabase, MemoryStore,
-//!         store_contract::{Bench, Deed, Verb},
+//!         store_contract::{StoreFixture, ManualChange, Verb},
 //!     },
 //! };
 //!
 //! struct Memory(MemoryDatabase, MemoryStore);
 //!
-//! impl Bench for Memory {
+//! impl StoreFixture for Memory {
 //!     type Store = MemoryStore;
 //!     fn new() -> Self {
 //!         let database = MemoryDatabase::new();
@@ -29,8 +29,8 @@
 //!     fn store(&mut self) -> &mut MemoryStore {
 //!         &mut self.1
 //!     }
-//!     fn by_hand(&mut self, deed: Deed<'_>) {
-//!         self.0.by_hand(deed)
+//!     fn change_manually(&mut self, change: ManualChange<'_>) {
+//!         self.0.change_manually(change)
 //!     }
 //!     fn rows(&mut self) -> Vec<(NodeName, Row)> {
 //!         self.0.rows()
@@ -55,47 +55,46 @@ use crate::{
     store::{Applied, Batch, RoomCounts, Row, SharedStore, Store},
 };
 
-/// A store with a way to meddle with its database behind its back.
-pub trait Bench {
+/// A store, with access to its database from outside.
+pub trait StoreFixture {
     /// The store to test.
     type Store: Store;
 
     /// An empty database with the tables in it.
     fn new() -> Self;
 
-    /// The store, always the same one.
+    /// The store; always the same one.
     fn store(&mut self) -> &mut Self::Store;
 
-    /// Does something as somebody with a shell would.
-    fn by_hand(&mut self, deed: Deed<'_>);
+    /// Changes the database as somebody with a shell would.
+    fn change_manually(&mut self, change: ManualChange<'_>);
 
     /// Every presence with the node that holds it, ordered by room (byte by byte) and connection.
     fn rows(&mut self) -> Vec<(NodeName, Row)>;
 
-    /// Makes the database refuse every presence of a connection, with a reason that has the word
-    /// "refused" in it.
+    /// Makes the database refuse every presence of a connection, with a message that contains "refused".
     fn refuse(&mut self, verb: Verb, connection: ConnectionId);
 }
 
-/// A [`Bench`] whose database several stores share. Leases are judged by the time they are given.
-pub trait SharedBench: Bench<Store: SharedStore> {
-    /// Another store on the same database, as another node has it.
+/// A [`StoreFixture`] whose database several stores share. Leases are judged by the time argument.
+pub trait SharedStoreFixture: StoreFixture<Store: SharedStore> {
+    /// Another store on the same database, for another node.
     fn another(&mut self) -> Self::Store;
 }
 
-/// What is done to a row.
+/// The kind of a statement on a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
-    /// It is made.
+    /// It is inserted.
     Insert,
-    /// It is changed.
+    /// It is updated.
     Update,
-    /// It is removed.
+    /// It is deleted.
     Delete,
 }
 
 impl Verb {
-    /// The verb in SQL.
+    /// The keyword in SQL.
     #[must_use]
     pub fn as_sql(self) -> &'static str {
         match self {
@@ -106,27 +105,27 @@ impl Verb {
     }
 }
 
-/// Something that is done to a database by hand.
+/// A change that somebody makes in the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed<'a> {
+pub enum ManualChange<'a> {
     /// All presences are deleted.
     DeletePresences,
     /// A room is deleted, and so are its presences.
     DeleteRoom(&'a str),
-    /// A room is made.
+    /// A room is inserted.
     AddRoom(&'a str),
-    /// A node is made whose lease has run out long ago.
+    /// A node is inserted whose lease expired long ago.
     AddDeadNode(&'a str),
     /// All nodes are deleted.
     DeleteNodes,
-    /// The table of the nodes is taken away.
+    /// The table of the nodes is renamed.
     HideNodes,
-    /// The table of the nodes is there again.
+    /// The table of the nodes has its name again.
     ShowNodes,
 }
 
-impl Deed<'_> {
-    /// The deed in SQL, for names without quotes.
+impl ManualChange<'_> {
+    /// The change in SQL, for names without quotes.
     #[must_use]
     pub fn to_sql(self) -> String {
         match self {
@@ -146,14 +145,14 @@ impl Deed<'_> {
     }
 }
 
-/// The lease in these tests.
+/// The duration of leases in these tests.
 pub const LEASE: Duration = Duration::from_secs(15);
 
-/// A time, so many seconds after some start.
+/// A time, in seconds after some start.
 ///
 /// # Panics
 ///
-/// Never with a number of seconds that makes sense.
+/// If the time is out of range.
 #[must_use]
 pub fn at(seconds: i64) -> DateTime<Utc> {
     let start: DateTime<Utc> = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
@@ -164,7 +163,7 @@ pub fn at(seconds: i64) -> DateTime<Utc> {
 ///
 /// # Panics
 ///
-/// If it is none.
+/// If it is invalid.
 #[must_use]
 pub fn node(name: &str) -> NodeName {
     NodeName::new(name).unwrap()
@@ -174,7 +173,7 @@ pub fn node(name: &str) -> NodeName {
 ///
 /// # Panics
 ///
-/// If it is none.
+/// If it is invalid.
 #[must_use]
 pub fn room(name: &str) -> RoomName {
     RoomName::new(name).unwrap()
@@ -186,11 +185,11 @@ pub fn id(number: u128) -> ConnectionId {
     ConnectionId::from_u128(number)
 }
 
-/// A row of a presence that joined and was heard of at the start.
+/// A row of a presence that joined at the start.
 ///
 /// # Panics
 ///
-/// If a name is none.
+/// If a name is invalid.
 #[must_use]
 pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
     let presence = Presence {
@@ -215,20 +214,20 @@ pub fn upserts(rows: impl IntoIterator<Item = Row>) -> Batch {
     Batch { upserts: rows.into_iter().collect(), ..Batch::default() }
 }
 
-/// Writes a batch as node `n`, all of it.
+/// Writes a batch as node `n`.
 ///
 /// # Panics
 ///
-/// If the store does not.
+/// If the store does not write all of it.
 pub fn write(store: &mut impl Store, batch: &Batch) {
     write_as("n", store, batch);
 }
 
-/// Writes a batch as some node, all of it.
+/// Writes a batch as this node.
 ///
 /// # Panics
 ///
-/// If the store does not.
+/// If the store does not write all of it.
 pub fn write_as(name: &str, store: &mut impl Store, batch: &Batch) {
     assert_eq!(store.apply(&node(name), batch, at(0)).unwrap(), Applied::default());
 }
@@ -237,14 +236,14 @@ fn counts(name: &str, connections: usize, users: usize, anonymous: usize) -> Roo
     RoomCounts { channel_name: name.to_owned(), connections, users, anonymous }
 }
 
-/// Makes a module of tests: the duties of every [`Store`](crate::store::Store), on a
-/// [`Bench`](crate::testing::store_contract::Bench).
+/// Creates a module with tests for the rules of every [`Store`](crate::store::Store), on a
+/// [`StoreFixture`](crate::testing::store_contract::StoreFixture).
 ///
 /// The type is named as seen from that module, so with `super::`.
 #[macro_export]
 macro_rules! store_contract {
-    ($module:ident, $bench:ty) => {
-        $crate::store_contract! { $module, $bench, every:
+    ($module:ident, $fixture:ty) => {
+        $crate::store_contract! { $module, $fixture, every:
             a_row_holds_what_was_written
             a_batch_can_be_given_twice
             a_sign_of_life_is_for_all_presences_of_this_node
@@ -256,43 +255,43 @@ macro_rules! store_contract {
             pruning_spares_equal_age_and_living_owners
             pruning_rooms_removes_the_empty_ones
             rooms_count_users_once_and_the_anonymous_each
-            stopping_takes_what_is_ones_own
+            stopping_removes_the_presences_of_the_node
             a_store_answers_after_a_failed_call
         }
     };
-    ($module:ident, $bench:ty, $part:ident: $($test:ident)*) => {
+    ($module:ident, $fixture:ty, $part:ident: $($test:ident)*) => {
         mod $module {
             $(
                 #[test]
                 fn $test() {
-                    use $crate::testing::store_contract::{Bench, $part};
-                    $part::$test(<$bench as Bench>::new());
+                    use $crate::testing::store_contract::{StoreFixture, $part};
+                    $part::$test(<$fixture as StoreFixture>::new());
                 }
             )*
         }
     };
 }
 
-/// Makes a module of tests: the duties of a [`SharedStore`](crate::store::SharedStore)
-/// besides those of every store, on a [`SharedBench`](crate::testing::store_contract::SharedBench).
+/// Creates a module with tests for the rules of a [`SharedStore`](crate::store::SharedStore)
+/// besides those of every store, on a [`SharedStoreFixture`](crate::testing::store_contract::SharedStoreFixture).
 #[macro_export]
 macro_rules! shared_store_contract {
-    ($module:ident, $bench:ty) => {
-        $crate::store_contract! { $module, $bench, shared:
-            a_row_holds_its_session_its_fading_and_its_turn
+    ($module:ident, $fixture:ty) => {
+        $crate::store_contract! { $module, $fixture, shared:
+            a_row_holds_its_session_its_grace_and_its_generation
             a_batch_raises_the_head_and_extends_the_lease
             a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed
             what_a_node_without_a_row_had_left_is_gone_when_it_renews
-            a_lease_that_is_over_is_held_again_if_nobody_has_buried_the_node
-            a_name_that_another_process_has_taken_is_told
+            an_expired_lease_is_held_again_unless_the_node_was_reaped
+            a_name_that_another_process_has_taken_is_reported
             a_start_inherits_what_an_earlier_life_left
-            the_higher_turn_holds_a_presence_and_then_the_later_name
+            the_higher_generation_holds_a_presence_and_then_the_later_name
             the_rows_of_others_are_not_deleted_and_not_touched
             the_head_and_the_rows_are_of_one_moment
             what_is_read_is_of_the_rooms_asked_for_and_of_nodes_that_have_a_row
-            a_node_is_buried_once_its_lease_is_over
-            of_two_who_bury_at_once_one_does
-            a_node_is_buried_or_goes_on_but_not_both
+            a_node_is_reaped_once_its_lease_has_expired
+            of_two_that_reap_at_once_one_does
+            a_node_is_reaped_or_goes_on_but_not_both
             a_node_that_hands_over_leaves_what_fades
             connections_are_found_in_their_rooms
             presences_are_found_by_room_and_connection
@@ -301,17 +300,17 @@ macro_rules! shared_store_contract {
             connections_are_each_named_once_with_their_node
             two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out
             a_room_that_somebody_enters_is_not_pruned
-            a_node_whose_presences_are_pruned_hears_of_it
+            a_node_whose_presences_are_pruned_notices
         }
     };
 }
 
-/// Makes a module of tests: the duties of a [`Store`](crate::store::Store) that belongs to
-/// one process, besides those of every store, on a [`Bench`](crate::testing::store_contract::Bench).
+/// Creates a module with tests for the rules of a [`Store`](crate::store::Store) that belongs to
+/// one process, besides those of every store, on a [`StoreFixture`](crate::testing::store_contract::StoreFixture).
 #[macro_export]
 macro_rules! owned_store_contract {
-    ($module:ident, $bench:ty) => {
-        $crate::store_contract! { $module, $bench, every:
+    ($module:ident, $fixture:ty) => {
+        $crate::store_contract! { $module, $fixture, every:
             starting_removes_and_names_the_dead
             a_lease_lapses_when_it_is_over
         }

@@ -5,7 +5,9 @@ mod rows;
 
 use std::{sync::Barrier, thread, time::Duration};
 
-use super::{Deed, LEASE, SharedBench, at, node, row, seen_at, upserts, write, write_as};
+use super::{
+    LEASE, ManualChange, SharedStoreFixture, at, node, row, seen_at, upserts, write, write_as,
+};
 use crate::{
     model::{ConnectionId, Epoch, NodeName, PresenceRecord},
     store::{
@@ -15,7 +17,7 @@ use crate::{
 
 pub use self::rows::*;
 
-/// The lease of a node that started at 0 and was not heard of since is over.
+/// A time at which the lease of a node has expired that started at 0 and did nothing since.
 const LATE: i64 = 16;
 
 fn started(store: &mut impl Store, name: &str) -> Started {
@@ -50,58 +52,62 @@ fn node_row(store: &mut impl SharedStore, name: &str) -> Option<NodeRow> {
 }
 
 /// Others have removed what it had written, so it must not go on as if they had not.
-pub fn a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed<B: SharedBench>(mut bench: B) {
-    let Started { incarnation, .. } = started(bench.store(), "n");
-    bench.by_hand(Deed::DeleteNodes);
+pub fn a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed<B: SharedStoreFixture>(
+    mut fixture: B,
+) {
+    let Started { incarnation, .. } = started(fixture.store(), "n");
+    fixture.change_manually(ManualChange::DeleteNodes);
     let batch = number(1, [row("a", 1, None)]);
     for _ in 0..2 {
-        let lapsed = bench.store().apply(&node("n"), &batch, at(1)).unwrap_err();
+        let lapsed = fixture.store().apply(&node("n"), &batch, at(1)).unwrap_err();
         assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
     }
-    assert_eq!(bench.rows(), []);
-    assert_eq!(bench.store().rooms().unwrap(), [], "not even a room");
-    let renewal = bench.store().renew(&node("n"), at(2), LEASE).unwrap();
+    assert_eq!(fixture.rows(), []);
+    assert_eq!(fixture.store().rooms().unwrap(), [], "not even a room");
+    let renewal = fixture.store().renew(&node("n"), at(2), LEASE).unwrap();
     let Renewal::Lapsed { incarnation: next } = renewal else { panic!("{renewal:?}") };
     assert_ne!(next, incarnation);
-    let found = node_row(bench.store(), "n").unwrap();
+    let found = node_row(fixture.store(), "n").unwrap();
     assert_eq!((found.incarnation, found.head, found.leaving), (next, 0, false));
-    write(bench.store(), &batch);
-    assert_eq!(node_row(bench.store(), "n").unwrap().head, 1);
-    assert_eq!(bench.rows().len(), 1);
-    assert_eq!(bench.store().renew(&node("n"), at(3), LEASE).unwrap(), Renewal::Held);
+    write(fixture.store(), &batch);
+    assert_eq!(node_row(fixture.store(), "n").unwrap().head, 1);
+    assert_eq!(fixture.rows().len(), 1);
+    assert_eq!(fixture.store().renew(&node("n"), at(3), LEASE).unwrap(), Renewal::Held);
 }
 
 /// A node without a row has no presences, so those it wrote in its next life are all it has.
-pub fn what_a_node_without_a_row_had_left_is_gone_when_it_renews<B: SharedBench>(mut bench: B) {
-    let _ = started(bench.store(), "n");
-    write(bench.store(), &upserts([row("a", 1, None)]));
-    write_as("m", &mut bench.another(), &upserts([row("a", 2, None)]));
-    bench.by_hand(Deed::DeleteNodes);
-    let renewal = bench.store().renew(&node("n"), at(2), LEASE).unwrap();
+pub fn what_a_node_without_a_row_had_left_is_gone_when_it_renews<B: SharedStoreFixture>(
+    mut fixture: B,
+) {
+    let _ = started(fixture.store(), "n");
+    write(fixture.store(), &upserts([row("a", 1, None)]));
+    write_as("m", &mut fixture.another(), &upserts([row("a", 2, None)]));
+    fixture.change_manually(ManualChange::DeleteNodes);
+    let renewal = fixture.store().renew(&node("n"), at(2), LEASE).unwrap();
     assert!(matches!(renewal, Renewal::Lapsed { .. }));
-    assert_eq!(bench.rows(), [(node("m"), row("a", 2, None))]);
+    assert_eq!(fixture.rows(), [(node("m"), row("a", 2, None))]);
 }
 
 /// A database that was away must not make everybody write everything.
-pub fn a_lease_that_is_over_is_held_again_if_nobody_has_buried_the_node<B: SharedBench>(
-    mut bench: B,
+pub fn an_expired_lease_is_held_again_unless_the_node_was_reaped<B: SharedStoreFixture>(
+    mut fixture: B,
 ) {
-    let _ = started(bench.store(), "n");
-    assert_eq!(bench.store().renew(&node("n"), at(100), LEASE).unwrap(), Renewal::Held);
-    assert!(!bench.store().nodes(at(115)).unwrap()[0].expired);
+    let _ = started(fixture.store(), "n");
+    assert_eq!(fixture.store().renew(&node("n"), at(100), LEASE).unwrap(), Renewal::Held);
+    assert!(!fixture.store().nodes(at(115)).unwrap()[0].expired);
     let batch = number(1, [row("a", 1, None)]);
     assert_eq!(
-        bench.store().apply(&node("n"), &batch, at(200)).unwrap(),
+        fixture.store().apply(&node("n"), &batch, at(200)).unwrap(),
         Applied::default(),
         "a batch does so too"
     );
-    assert!(!bench.store().nodes(at(215)).unwrap()[0].expired);
+    assert!(!fixture.store().nodes(at(215)).unwrap()[0].expired);
 }
 
 /// Two processes of one name would undo each other's work.
-pub fn a_name_that_another_process_has_taken_is_told<B: SharedBench>(mut bench: B) {
-    let mut second = bench.another();
-    let first = bench.store();
+pub fn a_name_that_another_process_has_taken_is_reported<B: SharedStoreFixture>(mut fixture: B) {
+    let mut second = fixture.another();
+    let first = fixture.store();
     let _ = started(first, "n");
     write(first, &number(1, [row("a", 1, None)]));
     let taken = started(&mut second, "n");
@@ -119,37 +125,37 @@ pub fn a_name_that_another_process_has_taken_is_told<B: SharedBench>(mut bench: 
 }
 
 /// A process that is back before its lease is over goes on with what it had.
-pub fn a_start_inherits_what_an_earlier_life_left<B: SharedBench>(mut bench: B) {
-    let before = started(bench.store(), "n");
+pub fn a_start_inherits_what_an_earlier_life_left<B: SharedStoreFixture>(mut fixture: B) {
+    let before = started(fixture.store(), "n");
     assert_eq!((before.dead, before.inherited, before.stopped), (vec![], vec![], false));
     let left = [fading(row("a", 1, Some("ada"))), row("b", 1, Some("ada"))];
-    write(bench.store(), &number(5, left.clone()));
-    let mut other = bench.another();
+    write(fixture.store(), &number(5, left.clone()));
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
     write_as("m", &mut other, &upserts([row("a", 3, None)]));
     let _ = other.hand_over(&node("n"), at(0), LEASE).unwrap();
-    write(bench.store(), &number(6, left.clone()));
+    write(fixture.store(), &number(6, left.clone()));
 
-    let mut again = bench.another();
+    let mut again = fixture.another();
     let after = again.start(&node("n"), at(1), LEASE).unwrap();
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!((after.dead, after.stopped), (vec![], true), "it had handed over");
     assert!(!again.start(&node("n"), at(1), LEASE).unwrap().stopped, "this one had not");
     let after = again.start(&node("n"), at(1), LEASE).unwrap();
     assert_eq!(sorted(after.inherited), left);
-    assert_eq!(bench.rows().len(), 3, "they stay, and so do those of others");
+    assert_eq!(fixture.rows().len(), 3, "they stay, and so do those of others");
     let found = node_row(&mut again, "n").unwrap();
     let is = (found.incarnation, found.head, found.leaving, found.expired);
     assert_eq!(is, (after.incarnation, 0, false, false));
 }
 
 /// Not before, not twice, and not if it is another life.
-pub fn a_node_is_buried_once_its_lease_is_over<B: SharedBench>(mut bench: B) {
-    let mut dying = bench.another();
+pub fn a_node_is_reaped_once_its_lease_has_expired<B: SharedStoreFixture>(mut fixture: B) {
+    let mut dying = fixture.another();
     let Started { incarnation, .. } = started(&mut dying, "n");
     let left = [row("a", 1, Some("ada")), fading(row("b", 1, Some("ada"))), row("b", 2, None)];
     write(&mut dying, &number(1, left.clone()));
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "m");
     write_as("m", store, &number(1, [row("a", 3, None)]));
 
@@ -163,48 +169,48 @@ pub fn a_node_is_buried_once_its_lease_is_over<B: SharedBench>(mut bench: B) {
     }
     assert_eq!(store.reap(&n, incarnation, at(LATE)).unwrap(), Reaped::Gone);
     assert_eq!(node_row(store, "n"), None);
-    assert_eq!(bench.rows(), [(node("m"), row("a", 3, None))]);
+    assert_eq!(fixture.rows(), [(node("m"), row("a", 3, None))]);
     let lapsed = dying.apply(&n, &number(2, [row("a", 1, None)]), at(LATE)).unwrap_err();
     assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
 }
 
 /// All nodes see at the same time that one is dead.
-pub fn of_two_who_bury_at_once_one_does<B: SharedBench>(mut bench: B) {
+pub fn of_two_that_reap_at_once_one_does<B: SharedStoreFixture>(mut fixture: B) {
     for round in 0..20 {
-        let mut dead = bench.another();
+        let mut dead = fixture.another();
         let Started { incarnation, .. } = started(&mut dead, "n");
         write(&mut dead, &upserts((0..50).map(|n| row("a", n, None))));
         let barrier = Barrier::new(2);
-        let burials = thread::scope(|scope| {
-            let diggers = [bench.another(), bench.another()].map(|mut store| {
+        let results = thread::scope(|scope| {
+            let reapers = [fixture.another(), fixture.another()].map(|mut store| {
                 let barrier = &barrier;
                 scope.spawn(move || {
                     barrier.wait();
                     store.reap(&node("n"), incarnation, at(LATE)).unwrap()
                 })
             });
-            diggers.map(|digger| digger.join().unwrap())
+            reapers.map(|reaper| reaper.join().unwrap())
         });
-        let buried =
-            |burial: &&Reaped| matches!(burial, Reaped::Removed { rows, .. } if rows.len() == 50);
-        let idle = |burial: &&Reaped| matches!(burial, Reaped::Gone | Reaped::Alive);
-        assert_eq!(burials.iter().filter(buried).count(), 1, "round {round}: {burials:?}");
-        assert_eq!(burials.iter().filter(idle).count(), 1, "round {round}: {burials:?}");
+        let reaped =
+            |result: &&Reaped| matches!(result, Reaped::Removed { rows, .. } if rows.len() == 50);
+        let idle = |result: &&Reaped| matches!(result, Reaped::Gone | Reaped::Alive);
+        assert_eq!(results.iter().filter(reaped).count(), 1, "round {round}: {results:?}");
+        assert_eq!(results.iter().filter(idle).count(), 1, "round {round}: {results:?}");
     }
 }
 
 /// A node that was only slow either keeps all, or knows that it has lost all.
-pub fn a_node_is_buried_or_goes_on_but_not_both<B: SharedBench>(mut bench: B) {
+pub fn a_node_is_reaped_or_goes_on_but_not_both<B: SharedStoreFixture>(mut fixture: B) {
     for round in 0..20 {
-        let mut slow = bench.another();
+        let mut slow = fixture.another();
         let Started { incarnation, .. } = started(&mut slow, "n");
         write(&mut slow, &number(1, (0..50).map(|n| row("a", n, None))));
-        let mut digger = bench.another();
+        let mut reaper = fixture.another();
         let barrier = Barrier::new(2);
-        let (burial, wrote) = thread::scope(|scope| {
-            let digging = scope.spawn(|| {
+        let (result, wrote) = thread::scope(|scope| {
+            let reaping = scope.spawn(|| {
                 barrier.wait();
-                digger.reap(&node("n"), incarnation, at(LATE)).unwrap()
+                reaper.reap(&node("n"), incarnation, at(LATE)).unwrap()
             });
             barrier.wait();
             let wrote = match round % 2 {
@@ -214,26 +220,26 @@ pub fn a_node_is_buried_or_goes_on_but_not_both<B: SharedBench>(mut bench: B) {
                     Renewal::Lapsed { .. } => Err(StoreError::Lapsed),
                 },
             };
-            (digging.join().unwrap(), wrote)
+            (reaping.join().unwrap(), wrote)
         });
-        let rows = bench.rows().len();
-        match (&burial, wrote) {
+        let rows = fixture.rows().len();
+        match (&result, wrote) {
             (Reaped::Alive, Ok(())) => assert!(rows >= 50, "round {round}"),
             (Reaped::Removed { .. }, Err(StoreError::Lapsed)) => assert_eq!(rows, 0),
-            (_, wrote) => panic!("round {round}: {burial:?}, {wrote:?}"),
+            (_, wrote) => panic!("round {round}: {result:?}, {wrote:?}"),
         }
         let _ = slow.stop(&node("n")).unwrap();
-        bench.by_hand(Deed::DeletePresences);
+        fixture.change_manually(ManualChange::DeletePresences);
     }
 }
 
 /// Their clients are on their way to another node; if they do not arrive, somebody says so.
-pub fn a_node_that_hands_over_leaves_what_fades<B: SharedBench>(mut bench: B) {
-    let mut leaving = bench.another();
+pub fn a_node_that_hands_over_leaves_what_fades<B: SharedStoreFixture>(mut fixture: B) {
+    let mut leaving = fixture.another();
     let Started { incarnation, .. } = started(&mut leaving, "n");
     let left = fading(row("a", 1, Some("ada")));
     write(&mut leaving, &number(1, [left.clone(), row("a", 2, None), row("b", 3, None)]));
-    let store = bench.store();
+    let store = fixture.store();
     write_as("m", store, &upserts([row("a", 9, None)]));
     let grace = Duration::from_secs(5);
     assert_eq!(leaving.hand_over(&node("n"), at(20), grace).unwrap(), 2);
@@ -243,22 +249,22 @@ pub fn a_node_that_hands_over_leaves_what_fades<B: SharedBench>(mut bench: B) {
     assert_eq!(store.reap(&node("n"), incarnation, at(25)).unwrap(), Reaped::Alive);
     let expected = Reaped::Removed { rows: vec![left], leaving: true };
     assert_eq!(store.reap(&node("n"), incarnation, at(26)).unwrap(), expected);
-    assert_eq!(bench.rows().len(), 1);
+    assert_eq!(fixture.rows().len(), 1);
 }
 
 /// Otherwise it would go on, and its rows would not come back.
-pub fn a_node_whose_presences_are_pruned_hears_of_it<B: SharedBench>(mut bench: B) {
+pub fn a_node_whose_presences_are_pruned_notices<B: SharedStoreFixture>(mut fixture: B) {
     let age = Duration::from_secs(60);
-    let mut other = bench.another();
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     write(store, &number(1, [row("a", 1, None)]));
     let fresh = seen_at(100, row("a", 2, None));
     write_as("m", &mut other, &number(1, [fresh.clone()]));
     assert_eq!(store.prune_presences(at(100), age).unwrap(), 1);
-    assert_eq!(bench.rows(), [(node("m"), fresh)]);
-    let lapsed = bench.store().apply(&node("n"), &number(2, []), at(100)).unwrap_err();
+    assert_eq!(fixture.rows(), [(node("m"), fresh)]);
+    let lapsed = fixture.store().apply(&node("n"), &number(2, []), at(100)).unwrap_err();
     assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
     assert_eq!(other.renew(&node("m"), at(100), LEASE).unwrap(), Renewal::Held, "it lost nothing");
 }

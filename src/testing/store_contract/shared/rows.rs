@@ -6,7 +6,9 @@ use chrono::TimeDelta;
 use serde_json::json;
 
 use super::{
-    super::{Deed, LEASE, SharedBench, at, id, node, room, row, upserts, write, write_as},
+    super::{
+        LEASE, ManualChange, SharedStoreFixture, at, id, node, room, row, upserts, write, write_as,
+    },
     LATE, node_row, number, sorted_with_nodes, started,
 };
 use crate::{
@@ -16,9 +18,9 @@ use crate::{
 };
 
 /// Who reads a head of 7 has the rows of batch 7, and none of batch 8.
-pub fn the_head_and_the_rows_are_of_one_moment<B: SharedBench>(mut bench: B) {
+pub fn the_head_and_the_rows_are_of_one_moment<B: SharedStoreFixture>(mut fixture: B) {
     const BATCHES: u64 = 200;
-    let mut writer = bench.another();
+    let mut writer = fixture.another();
     let _ = started(&mut writer, "n");
     let (a, b) = (room("a"), room("b"));
     thread::scope(|scope| {
@@ -33,7 +35,7 @@ pub fn the_head_and_the_rows_are_of_one_moment<B: SharedBench>(mut bench: B) {
                 write_as("n", &mut writer, &number(batch, rows));
             }
         });
-        let store = bench.store();
+        let store = fixture.store();
         let mut heads = Vec::new();
         while !writing.is_finished() {
             let RoomRows { nodes, rows } = store.read(&[a.clone(), b.clone()], at(0)).unwrap();
@@ -45,19 +47,21 @@ pub fn the_head_and_the_rows_are_of_one_moment<B: SharedBench>(mut bench: B) {
         }
         assert!(heads.is_sorted());
     });
-    assert_eq!(node_row(bench.store(), "n").unwrap().head, BATCHES);
+    assert_eq!(node_row(fixture.store(), "n").unwrap().head, BATCHES);
 }
 
 /// Also of rooms with names that mean something to SQL or sort oddly.
-pub fn what_is_read_is_of_the_rooms_asked_for_and_of_nodes_that_have_a_row<B: SharedBench>(
-    mut bench: B,
+pub fn what_is_read_is_of_the_rooms_asked_for_and_of_nodes_that_have_a_row<
+    B: SharedStoreFixture,
+>(
+    mut fixture: B,
 ) {
     let odd = ["'; --", "{a,b}", "NULL", "\\", "\"", "%_", "é", "e\u{301}", "😀", " "];
-    let _ = started(bench.store(), "n");
-    write(bench.store(), &upserts(odd.iter().zip(1..).map(|(name, n)| row(name, n, Some(name)))));
-    let mut other = bench.another();
+    let _ = started(fixture.store(), "n");
+    write(fixture.store(), &upserts(odd.iter().zip(1..).map(|(name, n)| row(name, n, Some(name)))));
+    let mut other = fixture.another();
     write_as("m", &mut other, &upserts([row("é", 99, None), row("other", 98, None)]));
-    let store = bench.store();
+    let store = fixture.store();
     for (name, n) in odd.iter().zip(1..) {
         let RoomRows { nodes, rows } = store.read(&[room(name)], at(0)).unwrap();
         assert_eq!(rows, [(node("n"), row(name, n, Some(name)))], "m has no row");
@@ -74,10 +78,10 @@ pub fn what_is_read_is_of_the_rooms_asked_for_and_of_nodes_that_have_a_row<B: Sh
 }
 
 /// Those asked for, if they are there.
-pub fn connections_are_found_in_their_rooms<B: SharedBench>(mut bench: B) {
-    let mut other = bench.another();
+pub fn connections_are_found_in_their_rooms<B: SharedStoreFixture>(mut fixture: B) {
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     write(store, &upserts([row("a", 1, Some("ada")), row("a", 2, None), row("b", 3, None)]));
     write_as("m", &mut other, &upserts([row("a", 4, None)]));
@@ -91,10 +95,10 @@ pub fn connections_are_found_in_their_rooms<B: SharedBench>(mut bench: B) {
 }
 
 /// Each once, whatever other rooms their connections are in.
-pub fn presences_are_found_by_room_and_connection<B: SharedBench>(mut bench: B) {
-    let mut other = bench.another();
+pub fn presences_are_found_by_room_and_connection<B: SharedStoreFixture>(mut fixture: B) {
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     write(store, &upserts([row("a", 1, Some("ada")), row("b", 1, None), row("c", 1, None)]));
     write(store, &upserts([row("a", 2, None), row("b", 3, None)]));
@@ -112,16 +116,16 @@ pub fn presences_are_found_by_room_and_connection<B: SharedBench>(mut bench: B) 
 }
 
 /// A page ends where the next begins, in the order that every node sorts by.
-pub fn rooms_are_listed_by_their_bytes_a_page_at_a_time<B: SharedBench>(mut bench: B) {
+pub fn rooms_are_listed_by_their_bytes_a_page_at_a_time<B: SharedStoreFixture>(mut fixture: B) {
     let mut names = ["b", "B", "a b", "a", "Z", "é", "z", "_", "~", "ab", "a-b", "😀", "\u{ffff}"];
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     write(store, &upserts(names.map(|name| row(name, 1, Some("ada")))));
     write(store, &upserts([row("a", 2, Some("ada")), row("a", 3, Some("bob")), row("a", 4, None)]));
-    write_as("none", &mut bench.another(), &upserts([row("a", 5, None), row("nobody", 6, None)]));
-    bench.by_hand(Deed::AddRoom("c"));
+    write_as("none", &mut fixture.another(), &upserts([row("a", 5, None), row("nobody", 6, None)]));
+    fixture.change_manually(ManualChange::AddRoom("c"));
     names.sort_unstable();
-    let store = bench.store();
+    let store = fixture.store();
     let (mut after, mut listed) = (None, Vec::<RoomSummary>::new());
     loop {
         let page = store.list(after.as_ref(), 4).unwrap();
@@ -143,10 +147,10 @@ pub fn rooms_are_listed_by_their_bytes_a_page_at_a_time<B: SharedBench>(mut benc
 }
 
 /// Wherever those connections are held.
-pub fn a_user_is_where_their_connections_are<B: SharedBench>(mut bench: B) {
-    let mut other = bench.another();
+pub fn a_user_is_where_their_connections_are<B: SharedStoreFixture>(mut fixture: B) {
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     let ada = Some("ada");
     write(store, &upserts([row("b", 1, ada), row("B", 1, ada), row("b", 2, Some("bob"))]));
@@ -158,10 +162,10 @@ pub fn a_user_is_where_their_connections_are<B: SharedBench>(mut bench: B) {
 }
 
 /// So that each of them can be told to go.
-pub fn connections_are_each_named_once_with_their_node<B: SharedBench>(mut bench: B) {
-    let mut other = bench.another();
+pub fn connections_are_each_named_once_with_their_node<B: SharedStoreFixture>(mut fixture: B) {
+    let mut other = fixture.another();
     let _ = started(&mut other, "m");
-    let store = bench.store();
+    let store = fixture.store();
     let _ = started(store, "n");
     let ada = Some("ada");
     write(store, &upserts([row("a", 1, ada), row("b", 1, ada), row("b", 2, Some("bob"))]));
@@ -182,7 +186,7 @@ pub fn connections_are_each_named_once_with_their_node<B: SharedBench>(mut bench
 }
 
 /// So the next node knows whose place a client takes, what of its info is fixed, and how long to wait.
-pub fn a_row_holds_its_session_its_fading_and_its_turn<B: SharedBench>(mut bench: B) {
+pub fn a_row_holds_its_session_its_grace_and_its_generation<B: SharedStoreFixture>(mut fixture: B) {
     let mut full = row("a", 1, Some("ada"));
     full.record = PresenceRecord {
         session: Some(SessionKey::new("tab \" 1").unwrap()),
@@ -193,16 +197,16 @@ pub fn a_row_holds_its_session_its_fading_and_its_turn<B: SharedBench>(mut bench
         ..full.record
     };
     let rows = [full, row("a", 2, None)].map(|row| (node("n"), row));
-    write(bench.store(), &upserts(rows.clone().map(|(_, row)| row)));
-    assert_eq!(bench.rows(), rows);
+    write(fixture.store(), &upserts(rows.clone().map(|(_, row)| row)));
+    assert_eq!(fixture.rows(), rows);
     let bare = row("a", 1, None);
-    write(bench.store(), &upserts([bare.clone()]));
-    assert_eq!(bench.rows()[0].1, bare);
+    write(fixture.store(), &upserts([bare.clone()]));
+    assert_eq!(fixture.rows()[0].1, bare);
 }
 
 /// The head says which batches are in the rows; a node that writes lives.
-pub fn a_batch_raises_the_head_and_extends_the_lease<B: SharedBench>(mut bench: B) {
-    let store = bench.store();
+pub fn a_batch_raises_the_head_and_extends_the_lease<B: SharedStoreFixture>(mut fixture: B) {
+    let store = fixture.store();
     let Started { incarnation, .. } = started(store, "n");
     let row_at = |store: &mut B::Store, time| store.nodes(at(time)).unwrap();
     let is =
@@ -222,7 +226,9 @@ fn of_generation(generation: u32, mut row: Row) -> Row {
 }
 
 /// When a client comes to another node, both may have its presence for a while.
-pub fn the_higher_turn_holds_a_presence_and_then_the_later_name<B: SharedBench>(mut bench: B) {
+pub fn the_higher_generation_holds_a_presence_and_then_the_later_name<B: SharedStoreFixture>(
+    mut fixture: B,
+) {
     let mut held = None;
     for (number, (name, generation, wins)) in (1..).zip([
         ("m", 1, true),
@@ -239,28 +245,28 @@ pub fn the_higher_turn_holds_a_presence_and_then_the_later_name<B: SharedBench>(
         let claimed = row("a", 1, Some(&format!("{name} {generation}")));
         let claimed = of_generation(generation, claimed);
         let other = row(&format!("b {number}"), 2, None);
-        write_as(name, bench.store(), &upserts([claimed.clone(), other]));
+        write_as(name, fixture.store(), &upserts([claimed.clone(), other]));
         if wins {
             held = Some((node(name), claimed));
         }
-        let rows = bench.rows();
+        let rows = fixture.rows();
         assert_eq!(rows.first(), held.as_ref());
         assert_eq!(rows.len(), 1 + number, "what is outranked keeps nothing else out");
     }
 }
 
 /// Each presence has one writer.
-pub fn the_rows_of_others_are_not_deleted_and_not_touched<B: SharedBench>(mut bench: B) {
-    write_as("m", &mut bench.another(), &upserts([row("a", 1, None)]));
+pub fn the_rows_of_others_are_not_deleted_and_not_touched<B: SharedStoreFixture>(mut fixture: B) {
+    write_as("m", &mut fixture.another(), &upserts([row("a", 1, None)]));
     let batch =
         Batch { deletes: vec![(room("a"), id(1))], seen: vec![(id(1), at(9))], ..Batch::default() };
-    write_as("n", bench.store(), &batch);
-    assert_eq!(bench.rows(), [(node("m"), row("a", 1, None))]);
+    write_as("n", fixture.store(), &batch);
+    assert_eq!(fixture.rows(), [(node("m"), row("a", 1, None))]);
 }
 
 /// Each writes in its own order, with presences that both claim, while rooms are pruned.
-pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: SharedBench>(
-    mut bench: B,
+pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: SharedStoreFixture>(
+    mut fixture: B,
 ) {
     const BATCHES: u64 = 20;
     const ROWS: u128 = 300;
@@ -281,7 +287,7 @@ pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: Shared
     };
     thread::scope(|scope| {
         for (name, seed) in [("n", 1), ("m", 2)] {
-            let mut store = bench.another();
+            let mut store = fixture.another();
             scope.spawn(move || {
                 let _ = started(&mut store, name);
                 barrier.wait();
@@ -290,22 +296,22 @@ pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: Shared
                 }
             });
         }
-        let store = bench.store();
+        let store = fixture.store();
         barrier.wait();
         for _ in 0..BATCHES {
             store.prune_rooms().unwrap();
         }
     });
-    let rows = bench.rows();
+    let rows = fixture.rows();
     let last = format!("{BATCHES} ");
     let both = rows.iter().filter(|(_, row)| row.room.as_str().starts_with(&last));
     assert_eq!(both.count(), 100 + 2 * 200);
 }
 
 /// A room may be empty when it is looked at, and not any more when it is removed.
-pub fn a_room_that_somebody_enters_is_not_pruned<B: SharedBench>(mut bench: B) {
+pub fn a_room_that_somebody_enters_is_not_pruned<B: SharedStoreFixture>(mut fixture: B) {
     const ROOMS: usize = 40;
-    let mut writer = bench.another();
+    let mut writer = fixture.another();
     let _ = started(&mut writer, "n");
     let names: Vec<_> = (0..ROOMS).map(|n| format!("r{n}")).collect();
     thread::scope(|scope| {
@@ -321,7 +327,7 @@ pub fn a_room_that_somebody_enters_is_not_pruned<B: SharedBench>(mut bench: B) {
             }
         });
         while !entering.is_finished() {
-            bench.store().prune_rooms().unwrap();
+            fixture.store().prune_rooms().unwrap();
         }
     });
 }
