@@ -12,7 +12,7 @@ use super::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Snapshot,
     Update, UserId,
     few::Few,
-    membership::{Connection, LastActivity, Membership},
+    membership::{LastActivity, LiveConnection, Membership},
     remote::Remotes,
     shrink::Shrink,
     time::{micros, utc},
@@ -88,7 +88,7 @@ pub struct Rooms {
     /// The same rooms by name, for lists.
     pub(super) names: BTreeSet<RoomName>,
     /// By age: every touch moves to the back, so the silent are in front.
-    pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
+    pub(super) connections: LinkedHashMap<ConnectionId, LiveConnection, RandomState>,
     /// What other nodes hold.
     pub(super) remotes: Remotes,
     /// The rooms each user is in, sorted, with the number of connections in each.
