@@ -16,14 +16,14 @@ const MAX_OF_A_ROOM: usize = 1024;
 /// How many presences may wait to be compared; beyond that whole rooms are read.
 const MAX_WAITING: usize = 65_536;
 
-type Connections = HashSet<ConnectionId, RandomState>;
+type ConnectionSet = HashSet<ConnectionId, RandomState>;
 type Suspects = HashSet<(RoomName, ConnectionId), RandomState>;
 
 /// Presences of which something was heard on the bus since the rows were last compared.
 #[derive(Debug, Default)]
 pub(super) struct Unverified {
     /// By room; a room without a set is to be read as a whole.
-    rooms: HashMap<RoomName, Option<Connections>, RandomState>,
+    rooms: HashMap<RoomName, Option<ConnectionSet>, RandomState>,
     waiting: usize,
     /// Those that the comparison under way is still to ask about.
     asking: Vec<(RoomName, ConnectionId)>,
@@ -50,7 +50,9 @@ impl Unverified {
     pub fn note_one(&mut self, room: &RoomName, connection: ConnectionId) {
         let known = match self.rooms.get_mut(room) {
             Some(known) => known,
-            None => self.rooms.entry(room.clone()).or_insert_with(|| Some(Connections::default())),
+            None => {
+                self.rooms.entry(room.clone()).or_insert_with(|| Some(ConnectionSet::default()))
+            }
         };
         let Some(connections) = known else { return };
         self.waiting += usize::from(connections.insert(connection));

@@ -36,7 +36,7 @@ pub(super) struct LastActivity {
 }
 
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct LiveConnection {
     pub(super) last: LastActivity,
     pub(super) memberships: Few<Membership>,
 }
@@ -75,7 +75,7 @@ impl Membership {
     }
 }
 
-impl Connection {
+impl LiveConnection {
     pub(super) fn membership(&self, room: &RoomName) -> Option<&Membership> {
         self.memberships.iter().find(|membership| membership.room == *room)
     }
@@ -87,7 +87,7 @@ impl Rooms {
         &self,
         room: &RoomName,
         presence: ConnectionId,
-    ) -> Option<(ConnectionId, &Connection, &Membership)> {
+    ) -> Option<(ConnectionId, &LiveConnection, &Membership)> {
         let connection = self.successor(room, presence).unwrap_or(presence);
         let known = self.connections.get(&connection)?;
         let membership = known.membership(room)?;
@@ -128,7 +128,7 @@ impl Rooms {
             }
             None => {
                 let memberships = Few::One(membership);
-                self.connections.insert(connection, Connection { last, memberships });
+                self.connections.insert(connection, LiveConnection { last, memberships });
             }
         }
     }

@@ -101,7 +101,7 @@ pub(crate) struct Yielded {
     pub connection: ConnectionId,
 }
 
-type Client = (SessionKey, Option<UserId>);
+type ClientKey = (SessionKey, Option<UserId>);
 
 /// A presence of another node, with the room's version when this node first saw it.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ struct RemoteMember {
 pub(super) struct RemoteMembers {
     presences: HashMap<ConnectionId, RemoteMember, RandomState>,
     /// Those that may come back here, by client session.
-    clients: HashMap<Client, ConnectionId, RandomState>,
+    clients: HashMap<ClientKey, ConnectionId, RandomState>,
 }
 
 impl RemoteMembers {
@@ -123,7 +123,7 @@ impl RemoteMembers {
         self.presences.len()
     }
 
-    fn client(remote: &Remote) -> Option<Client> {
+    fn client(remote: &Remote) -> Option<ClientKey> {
         Some((remote.record.session.clone()?, remote.record.presence.user.clone()))
     }
 

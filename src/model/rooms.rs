@@ -12,7 +12,7 @@ use super::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, Left, Moment, Presence, RoomName, Snapshot,
     Update, UserId,
     collections::{Few, Shrink},
-    membership::{Connection, LastActivity, Membership},
+    membership::{LastActivity, LiveConnection, Membership},
     remote::Remotes,
     time::{micros, utc},
 };
@@ -87,7 +87,7 @@ pub struct Rooms {
     /// The same rooms ordered by name, for listing.
     pub(super) names: BTreeSet<RoomName>,
     /// Ordered by last activity: a touch moves to the back, so the longest silent are at the front.
-    pub(super) connections: LinkedHashMap<ConnectionId, Connection, RandomState>,
+    pub(super) connections: LinkedHashMap<ConnectionId, LiveConnection, RandomState>,
     /// Presences that other nodes own.
     pub(super) remotes: Remotes,
     /// The rooms of each user, sorted, with the number of the user's connections in each.

@@ -50,7 +50,7 @@ impl fmt::Debug for SessionKey {
 }
 
 /// A client in a room. Without a room it sorts before all rooms of the client.
-type Client = (SessionKey, Option<UserId>, Option<RoomName>);
+type ClientInRoom = (SessionKey, Option<UserId>, Option<RoomName>);
 
 /// The client session that a presence belongs to.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ pub struct Superseded;
 #[derive(Debug, Default)]
 pub struct Sessions {
     /// The presence of each client in each room; the latest, if a change of users has made two of one.
-    clients: BTreeMap<Client, ConnectionId>,
+    clients: BTreeMap<ClientInRoom, ConnectionId>,
     sessions: HashMap<(ConnectionId, RoomName), Session, RandomState>,
     /// Presences whose client is away, in the order in which they end: when, on the monotonic clock.
     fading: LinkedHashMap<(ConnectionId, RoomName), u64, RandomState>,
@@ -136,7 +136,7 @@ impl Sessions {
     }
 
     /// The presence is not that of the client any more.
-    fn unbind(&mut self, client: &Client, presence: ConnectionId) {
+    fn unbind(&mut self, client: &ClientInRoom, presence: ConnectionId) {
         if self.clients.get(client) == Some(&presence) {
             self.clients.remove(client);
         }
@@ -215,7 +215,7 @@ impl Sessions {
 }
 
 impl Session {
-    fn client(&self, room: &RoomName) -> Client {
+    fn client(&self, room: &RoomName) -> ClientInRoom {
         (self.key.clone(), self.user.clone(), Some(room.clone()))
     }
 }

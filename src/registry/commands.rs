@@ -30,7 +30,7 @@ use crate::{
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A command that waits, with where its answer goes.
-pub(super) enum Command {
+pub(super) enum RoomCommand {
     Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
     Join(PendingJoin),
     Leave(Leave, oneshot::Sender<bool>),
@@ -44,7 +44,7 @@ pub(super) enum Command {
     Explain(Explain, oneshot::Sender<Option<Explained>>),
 }
 
-impl Command {
+impl RoomCommand {
     fn room(&self) -> &RoomName {
         match self {
             Self::Admit(msg, _) => &msg.room,
@@ -91,7 +91,7 @@ impl Command {
 pub(super) struct CommandQueue {
     /// With when the first command of the room has waited for long enough, in microseconds of the monotonic
     /// clock.
-    rooms: LinkedHashMap<RoomName, (u64, Vec<Command>), RandomState>,
+    rooms: LinkedHashMap<RoomName, (u64, Vec<RoomCommand>), RandomState>,
     /// The rooms that connections wait to join, once for each join.
     joins: HashMap<ConnectionId, Few<RoomName>, RandomState>,
 }
@@ -106,7 +106,7 @@ impl CommandQueue {
         self.rooms.front().map(|(_, (deadline, _))| *deadline)
     }
 
-    fn push(&mut self, command: Command, now: Moment) {
+    fn push(&mut self, command: RoomCommand, now: Moment) {
         let room = command.room().clone();
         if let Some(join) = command.as_join() {
             self.joins.entry(join.connection).or_default().push(room.clone());
@@ -120,9 +120,9 @@ impl CommandQueue {
         }
     }
 
-    fn take(&mut self, room: &RoomName) -> Vec<Command> {
+    fn take(&mut self, room: &RoomName) -> Vec<RoomCommand> {
         let Some((_, commands)) = self.rooms.remove(room) else { return Vec::new() };
-        for join in commands.iter().filter_map(Command::as_join) {
+        for join in commands.iter().filter_map(RoomCommand::as_join) {
             if let Some(rooms) = self.joins.get_mut(&join.connection) {
                 let index = rooms.iter().position(|one| one == room);
                 index.and_then(|index| rooms.remove(index));
@@ -135,7 +135,7 @@ impl CommandQueue {
     }
 
     /// Takes the commands of all rooms that have waited until then.
-    fn take_until(&mut self, deadline: u64) -> Vec<Command> {
+    fn take_until(&mut self, deadline: u64) -> Vec<RoomCommand> {
         let mut taken = Vec::new();
         while let Some((room, _)) = self.rooms.front().filter(|(_, (at, _))| *at <= deadline) {
             let room = room.clone();
@@ -154,9 +154,9 @@ impl CommandQueue {
         for room in rooms.iter() {
             let Some((_, commands)) = self.rooms.get_mut(room) else { continue };
             let is_its =
-                |one: &mut Command| one.as_join().is_some_and(|j| j.connection == connection);
+                |one: &mut RoomCommand| one.as_join().is_some_and(|j| j.connection == connection);
             for command in commands.extract_if(.., is_its) {
-                if let Command::Join(asked) = command {
+                if let RoomCommand::Join(asked) = command {
                     taken.push(asked);
                 }
             }
@@ -167,7 +167,7 @@ impl CommandQueue {
     /// The connections that wait to join some room as this user.
     pub fn joining_as(&self, user: &UserId) -> Vec<ConnectionId> {
         let commands = self.rooms.values().flat_map(|(_, commands)| commands);
-        let joins = commands.filter_map(Command::as_join);
+        let joins = commands.filter_map(RoomCommand::as_join);
         joins.filter(|join| join.user.as_ref() == Some(user)).map(|join| join.connection).collect()
     }
 }
@@ -185,7 +185,7 @@ impl RoomRegistry {
     }
 
     /// Has a command wait until all is known of its room.
-    pub(super) fn queue(&mut self, command: Command, ctx: &mut Context<Self>) {
+    pub(super) fn queue(&mut self, command: RoomCommand, ctx: &mut Context<Self>) {
         let now = self.clock.now();
         self.commands.push(command, now);
         self.set_timer(ctx, now);
@@ -195,7 +195,7 @@ impl RoomRegistry {
     pub(super) fn reply_later<T>(
         &mut self,
         ctx: &mut Context<Self>,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+        command: impl FnOnce(oneshot::Sender<T>) -> RoomCommand,
     ) -> Reply<T> {
         let (reply, answer) = oneshot::channel();
         self.queue(command(reply), ctx);

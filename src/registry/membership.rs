@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{
     RoomRegistry,
-    commands::{Command, Reply},
+    commands::{Reply, RoomCommand},
 };
 use crate::{
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
@@ -32,7 +32,7 @@ impl Handler<Admit> for RoomRegistry {
 
     fn handle(&mut self, msg: Admit, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Admit(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Admit(msg, reply));
         }
         Reply::Now(self.may_join(msg))
     }
@@ -88,7 +88,7 @@ impl RoomRegistry {
 
     fn ask_to_join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         if self.must_wait(&asked.join.room, ctx) {
-            return self.queue(Command::Join(asked), ctx);
+            return self.queue(RoomCommand::Join(asked), ctx);
         }
         self.join(asked, ctx);
     }
@@ -150,7 +150,7 @@ impl Handler<Leave> for RoomRegistry {
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> Self::Result {
         if self.commands.has(&msg.room) {
-            return self.reply_later(ctx, |reply| Command::Leave(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Leave(msg, reply));
         }
         Reply::Now(self.leave(msg, ctx))
     }
@@ -204,7 +204,7 @@ impl Handler<UpdateInfo> for RoomRegistry {
 
     fn handle(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> Self::Result {
         if self.commands.has(&msg.room) {
-            return self.reply_later(ctx, |reply| Command::UpdateInfo(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::UpdateInfo(msg, reply));
         }
         Reply::Now(self.update_info(msg, ctx))
     }
@@ -255,7 +255,7 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
     ) -> Reply<Result<usize, NotAMember>> {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Publish(msg, timeout, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Publish(msg, timeout, reply));
         }
         Reply::when_done(self.publish(msg, timeout, ctx))
     }
@@ -360,7 +360,7 @@ impl Handler<CloseRoom> for RoomRegistry {
 
     fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::CloseRoom(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::CloseRoom(msg, reply));
         }
         Reply::Now(self.close_everywhere(msg, ctx))
     }

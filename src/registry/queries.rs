@@ -6,7 +6,7 @@ use actix::prelude::*;
 
 use super::{
     RoomRegistry,
-    commands::{Command, Reply},
+    commands::{Reply, RoomCommand},
 };
 use crate::{
     messages::{
@@ -27,7 +27,7 @@ impl Handler<GetSnapshot> for RoomRegistry {
 
     fn handle(&mut self, msg: GetSnapshot, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Snapshot(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Snapshot(msg, reply));
         }
         Reply::Now(self.snapshot(&msg))
     }
@@ -38,7 +38,7 @@ impl Handler<GetOccupancy> for RoomRegistry {
 
     fn handle(&mut self, msg: GetOccupancy, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Occupancy(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Occupancy(msg, reply));
         }
         Reply::Now(self.rooms.occupancy(&msg.room))
     }
@@ -49,7 +49,7 @@ impl Handler<ListPresences> for RoomRegistry {
 
     fn handle(&mut self, msg: ListPresences, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Presences(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Presences(msg, reply));
         }
         Reply::when_done(self.list_presences(msg))
     }
@@ -60,7 +60,7 @@ impl Handler<Explain> for RoomRegistry {
 
     fn handle(&mut self, msg: Explain, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| Command::Explain(msg, reply));
+            return self.reply_later(ctx, |reply| RoomCommand::Explain(msg, reply));
         }
         Reply::when_done(self.explain(msg))
     }

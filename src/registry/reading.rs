@@ -19,7 +19,7 @@ const ROOMS_PAGE: usize = 1000;
 /// How long after a failure they are listed again.
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-type Rows = HashMap<(RoomName, ConnectionId), (NodeName, Row), RandomState>;
+type RowsByPlace = HashMap<(RoomName, ConnectionId), (NodeName, Row), RandomState>;
 
 impl RoomRegistry {
     /// Reads the rooms that are to be read, if nothing is being read.
@@ -47,7 +47,7 @@ impl RoomRegistry {
         let now = self.clock.now();
         match found {
             Ok(found) => {
-                // Rows have session keys, which nobody may read in a log.
+                // RowsByPlace have session keys, which nobody may read in a log.
                 tracing::trace!(node = %cluster.me(), ?rooms, rows = found.rows.len(), "read");
                 let read = cluster.read(rooms, found);
                 self.survey_is_due |= read.unsure;
@@ -181,7 +181,7 @@ impl RoomRegistry {
         let by_place = |(node, row): (NodeName, Row)| {
             ((row.room.clone(), row.record.presence.connection), (node, row))
         };
-        let mut rows: Rows = rows.into_iter().map(by_place).collect();
+        let mut rows: RowsByPlace = rows.into_iter().map(by_place).collect();
         for place in asked {
             let row = rows.remove(&place);
             let (room, connection) = place;

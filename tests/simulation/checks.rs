@@ -39,7 +39,7 @@ pub async fn look<T: Send + 'static>(
 }
 
 /// Who holds a presence, and what of its info is fixed.
-type Held = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence, Info)>;
+type HeldPresences = BTreeMap<(RoomName, ConnectionId), (NodeName, Presence, Info)>;
 
 /// The presences that a registry holds.
 fn held(registry: &RoomRegistry) -> Vec<(RoomName, Presence, Info)> {
@@ -55,7 +55,7 @@ pub async fn everybody_agrees(world: &mut World) {
     for client in 0..world.clients.len() {
         world.observe(client);
     }
-    let mut all = Held::new();
+    let mut all = HeldPresences::new();
     for node in world.nodes.iter().flatten() {
         let held = look(&node.registry, |registry, _| held(registry)).await.unwrap();
         for (room, presence, fixed) in held {
@@ -82,7 +82,7 @@ async fn everybody_is_heard_and_counted(world: &World) {
 }
 
 /// Exactly those are there who are connected.
-async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
+async fn nobody_is_lost_or_there_twice(world: &World, all: &HeldPresences) {
     let mut expected = BTreeSet::new();
     for (number, client) in world.clients.iter().enumerate() {
         let Some(connected) = &client.connection else { continue };
@@ -108,15 +108,15 @@ async fn nobody_is_lost_or_there_twice(world: &World, all: &Held) {
 }
 
 /// Law 8.
-fn rows_are_memory(world: &World, all: &Held) {
+fn rows_are_memory(world: &World, all: &HeldPresences) {
     let rows = world.database.rows().into_iter().map(|(node, row)| {
         ((row.room, row.record.presence.connection), (node, row.record.presence, row.record.fixed))
     });
-    assert_eq!(rows.collect::<Held>(), *all, "rows and memory");
+    assert_eq!(rows.collect::<HeldPresences>(), *all, "rows and memory");
 }
 
 /// Law 10.
-async fn views_are_equal(world: &World, all: &Held) {
+async fn views_are_equal(world: &World, all: &HeldPresences) {
     for room in World::rooms() {
         let here = all.iter().filter(|((name, _), _)| *name == room);
         let expected: BTreeMap<_, _> = here
@@ -133,7 +133,7 @@ async fn views_are_equal(world: &World, all: &Held) {
 
 /// An observer of the cluster has heard one join and one leave of each presence, in turn, and what it
 /// has heard in all is who is there.
-fn observers_have_heard_it(world: &mut World, all: &Held) {
+fn observers_have_heard_it(world: &mut World, all: &HeldPresences) {
     for node in world.nodes.iter_mut().flatten() {
         let inherited = node.inherited.iter().map(|row| {
             ((row.room.clone(), row.record.presence.connection), row.record.presence.clone())
