@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{
-    error::StoreError,
+    error::Result,
     values::{Applied, Batch, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row, Started},
 };
 use crate::{
@@ -34,12 +34,7 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// [`StoreError`]; the same batch can be passed again.
-    fn apply(
-        &mut self,
-        node: &NodeName,
-        batch: &Batch,
-        now: DateTime<Utc>,
-    ) -> Result<Applied, StoreError>;
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied>;
 
     /// Writes the row of `node` with a lease until `now + lease`, in a new incarnation.
     ///
@@ -50,31 +45,21 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn start(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Started, StoreError>;
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started>;
 
     /// Extends the lease of `node` to `now + lease`; creates its row if it is missing.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn renew(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Renewal, StoreError>;
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal>;
 
     /// Removes the presences and the lease of `node`. Returns the number of presences removed.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError>;
+    fn stop(&mut self, node: &NodeName) -> Result<usize>;
 
     /// Stops the node as [`stop`](Self::stop) does, except that in a [`SharedStore`] fading
     /// presences and the node's row stay for `grace` after `now`; other nodes
@@ -88,7 +73,7 @@ pub trait Store: Send {
         node: &NodeName,
         _now: DateTime<Utc>,
         _grace: Duration,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<usize> {
         self.stop(node)
     }
 
@@ -98,11 +83,7 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn prune_presences(
-        &mut self,
-        now: DateTime<Utc>,
-        max_age: Duration,
-    ) -> Result<usize, StoreError>;
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize>;
 
     /// Removes rooms without presences, with a constant number of statements. Returns the number
     /// removed.
@@ -110,14 +91,14 @@ pub trait Store: Send {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn prune_rooms(&mut self) -> Result<usize, StoreError>;
+    fn prune_rooms(&mut self) -> Result<usize>;
 
     /// All rooms with their counts, including empty ones, ordered by name.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError>;
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>>;
 }
 
 /// A database that several nodes share. Each node writes the rows of its own presences only.
@@ -139,26 +120,21 @@ pub trait SharedStore: Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError>;
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;
 
     /// All nodes.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError>;
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>>;
 
     /// Removes a dead node with its presences, unless it lives or was removed already.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn reap(
-        &mut self,
-        node: &NodeName,
-        incarnation: Epoch,
-        now: DateTime<Utc>,
-    ) -> Result<Reaped, StoreError>;
+    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped>;
 
     /// The rows of some connections in a room, with the nodes that hold them.
     ///
@@ -169,17 +145,14 @@ pub trait SharedStore: Store {
         &mut self,
         room: &RoomName,
         connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    ) -> Result<Vec<(NodeName, Row)>>;
 
     /// The rows of some presences, each once, with the nodes that hold them.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn held(
-        &mut self,
-        presences: &[(RoomName, ConnectionId)],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>>;
 
     /// At most `limit` occupied rooms, ordered by name (byte by byte), after the given one; their
     /// version is 0.
@@ -187,23 +160,19 @@ pub trait SharedStore: Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    fn list(
-        &mut self,
-        after: Option<&RoomName>,
-        limit: usize,
-    ) -> Result<Vec<RoomSummary>, StoreError>;
+    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>>;
 
     /// The rooms a user is in, by name, with the number of connections in each.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError>;
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>>;
 
     /// The connections to kick that are in some room, each once, with a node that holds them.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError>;
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
 }
