@@ -33,7 +33,7 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; the same batch can be passed again.
+    /// [`StoreError`](super::StoreError); the same batch can be passed again.
     fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied>;
 
     /// Writes the row of `node` with a lease until `now + lease`, in a new incarnation.
@@ -44,21 +44,21 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started>;
 
     /// Extends the lease of `node` to `now + lease`; creates its row if it is missing.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal>;
 
     /// Removes the presences and the lease of `node`. Returns the number of presences removed.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn stop(&mut self, node: &NodeName) -> Result<usize>;
 
     /// Stops the node as [`stop`](Self::stop) does, except that in a [`SharedStore`] fading
@@ -67,7 +67,7 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn hand_over(
         &mut self,
         node: &NodeName,
@@ -82,7 +82,7 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize>;
 
     /// Removes rooms without presences, with a constant number of statements. Returns the number
@@ -90,14 +90,14 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn prune_rooms(&mut self) -> Result<usize>;
 
     /// All rooms with their counts, including empty ones, ordered by name.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn rooms(&mut self) -> Result<Vec<RoomCounts>>;
 }
 
@@ -119,28 +119,28 @@ pub trait SharedStore: Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;
 
     /// All nodes.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>>;
 
     /// Removes a dead node with its presences, unless it lives or was removed already.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped>;
 
     /// The rows of some connections in a room, with the nodes that hold them.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn find(
         &mut self,
         room: &RoomName,
@@ -151,7 +151,7 @@ pub trait SharedStore: Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>>;
 
     /// At most `limit` occupied rooms, ordered by name (byte by byte), after the given one; their
@@ -159,20 +159,20 @@ pub trait SharedStore: Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>>;
 
     /// The rooms a user is in, by name, with the number of connections in each.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>>;
 
     /// The connections to kick that are in some room, each once, with a node that holds them.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
 }

@@ -54,7 +54,7 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; a missing directory is not created.
+    /// [`StoreError`](super::StoreError); a missing directory is not created.
     pub fn open(url: &DatabaseUrl) -> Result<Self> {
         Self::open_with(url, SqliteOptions::default())
     }
@@ -63,7 +63,7 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     pub fn open_with(url: &DatabaseUrl, options: SqliteOptions) -> Result<Self> {
         let (database, _) = Database::open(url, options)?;
         Ok(Self { database, _owner: None })
