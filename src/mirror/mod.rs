@@ -25,12 +25,16 @@ use self::{
     memory::Key,
     schedule::{Flushed, Waiters, WriteSchedule, flush_error},
 };
-pub(crate) use self::{memory::Memory, schedule::COMMIT_INTERVAL, writer::WriterHandle};
+pub(crate) use self::{
+    memory::Memory,
+    schedule::{COMMIT_INTERVAL, NextStep, Trouble},
+    writer::WriterHandle,
+};
 use crate::{
     counters::Counter,
     log_limit::LogLimit,
     messages::FlushError,
-    model::{ConnectionId, Diff, Epoch, Moment, RoomName, Rooms},
+    model::{ConnectionId, Diff, Moment, RoomName, Rooms},
     store::{Applied, Batch, BatchEntry, Committed, Renewal, Row, StoreError},
 };
 
@@ -39,13 +43,6 @@ const MAX_BATCH: usize = 4096;
 
 /// A write that takes longer than this, which is more than a lock is waited for, hangs.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
-
-/// Why the database cannot be written, and since when.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Trouble {
-    pub reason: &'static str,
-    pub since: Moment,
-}
 
 /// The registry's side of the mirror: what has to be written, and when.
 pub(crate) struct Mirror {
@@ -72,21 +69,6 @@ struct InFlight {
     taken: Taken,
     batch: Arc<Batch>,
     since: Moment,
-}
-
-/// What to do after an answer of the writer.
-#[derive(Debug)]
-pub(crate) enum NextStep {
-    /// Write the next batch.
-    Write,
-    /// Publish what was committed, and write the next batch.
-    Publish(Committed),
-    /// Write the next batch after this pause.
-    RetryAfter(Duration),
-    /// Renew the lease: other nodes have removed the rows of this one.
-    Renew,
-    /// Write every row again, in this incarnation.
-    BeginIncarnation(Epoch),
 }
 
 impl Mirror {

@@ -7,7 +7,8 @@ use tokio::sync::oneshot;
 use super::dirty::Dirty;
 use crate::{
     messages::FlushError,
-    store::{StoreError, reader::retry_pause},
+    model::{Epoch, Moment},
+    store::{Committed, StoreError, reader::retry_pause},
 };
 
 /// The time between two commits that nobody waits for: a commit costs about as much for one row as for a
@@ -68,6 +69,28 @@ impl WriteSchedule {
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
+}
+
+/// What to do after an answer of the writer.
+#[derive(Debug)]
+pub(crate) enum NextStep {
+    /// Write the next batch.
+    Write,
+    /// Publish what was committed, and write the next batch.
+    Publish(Committed),
+    /// Write the next batch after this pause.
+    RetryAfter(Duration),
+    /// Renew the lease: other nodes have removed the rows of this one.
+    Renew,
+    /// Write every row again, in this incarnation.
+    BeginIncarnation(Epoch),
+}
+
+/// Why the database cannot be written, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Trouble {
+    pub reason: &'static str,
+    pub since: Moment,
 }
 
 pub(super) type Flushed = oneshot::Receiver<Result<(), FlushError>>;

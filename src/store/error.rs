@@ -3,6 +3,9 @@
 /// The cause of a [`StoreError`].
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
+/// The result of a call of a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
 /// Why a call of a store failed. Nothing of the call was done; every call can be repeated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -22,7 +22,7 @@ mod values;
 pub(crate) use self::lease::{Incarnations, NodeLease};
 pub(crate) use self::values::Committed;
 pub use self::{
-    error::{Source, StoreError},
+    error::{Result, Source, StoreError},
     traits::{SharedStore, Store},
     url::{DatabaseUrl, InvalidDatabaseUrl},
     values::{
@@ -46,7 +46,7 @@ pub use self::{
 /// # Errors
 ///
 /// [`StoreError`].
-pub fn open(url: &DatabaseUrl) -> Result<Box<dyn Store>, StoreError> {
+pub fn open(url: &DatabaseUrl) -> Result<Box<dyn Store>> {
     match url {
         #[cfg(feature = "sqlite")]
         DatabaseUrl::SqliteMemory | DatabaseUrl::SqliteFile(_) => {
@@ -65,7 +65,7 @@ pub fn open(url: &DatabaseUrl) -> Result<Box<dyn Store>, StoreError> {
 /// # Errors
 ///
 /// [`StoreError`]; the migrations applied until then stay, each one is all or nothing.
-pub fn migrate(url: &DatabaseUrl) -> Result<usize, StoreError> {
+pub fn migrate(url: &DatabaseUrl) -> Result<usize> {
     match url {
         #[cfg(feature = "sqlite")]
         DatabaseUrl::SqliteMemory | DatabaseUrl::SqliteFile(_) => {

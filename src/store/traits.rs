@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::{
-    error::StoreError,
+    error::Result,
     values::{Applied, Batch, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row, Started},
 };
 use crate::{
@@ -33,13 +33,8 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; the same batch can be passed again.
-    fn apply(
-        &mut self,
-        node: &NodeName,
-        batch: &Batch,
-        now: DateTime<Utc>,
-    ) -> Result<Applied, StoreError>;
+    /// [`StoreError`](super::StoreError); the same batch can be passed again.
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied>;
 
     /// Writes the row of `node` with a lease until `now + lease`, in a new incarnation.
     ///
@@ -49,32 +44,22 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn start(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Started, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started>;
 
     /// Extends the lease of `node` to `now + lease`; creates its row if it is missing.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn renew(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Renewal, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal>;
 
     /// Removes the presences and the lease of `node`. Returns the number of presences removed.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn stop(&mut self, node: &NodeName) -> Result<usize>;
 
     /// Stops the node as [`stop`](Self::stop) does, except that in a [`SharedStore`] fading
     /// presences and the node's row stay for `grace` after `now`; other nodes
@@ -82,13 +67,13 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn hand_over(
         &mut self,
         node: &NodeName,
         _now: DateTime<Utc>,
         _grace: Duration,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<usize> {
         self.stop(node)
     }
 
@@ -97,27 +82,23 @@ pub trait Store: Send {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn prune_presences(
-        &mut self,
-        now: DateTime<Utc>,
-        max_age: Duration,
-    ) -> Result<usize, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize>;
 
     /// Removes rooms without presences, with a constant number of statements. Returns the number
     /// removed.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn prune_rooms(&mut self) -> Result<usize, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn prune_rooms(&mut self) -> Result<usize>;
 
     /// All rooms with their counts, including empty ones, ordered by name.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>>;
 }
 
 /// A database that several nodes share. Each node writes the rows of its own presences only.
@@ -138,72 +119,60 @@ pub trait SharedStore: Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;
 
     /// All nodes.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>>;
 
     /// Removes a dead node with its presences, unless it lives or was removed already.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn reap(
-        &mut self,
-        node: &NodeName,
-        incarnation: Epoch,
-        now: DateTime<Utc>,
-    ) -> Result<Reaped, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped>;
 
     /// The rows of some connections in a room, with the nodes that hold them.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
+    /// [`StoreError`](super::StoreError).
     fn find(
         &mut self,
         room: &RoomName,
         connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    ) -> Result<Vec<(NodeName, Row)>>;
 
     /// The rows of some presences, each once, with the nodes that hold them.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn held(
-        &mut self,
-        presences: &[(RoomName, ConnectionId)],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>>;
 
     /// At most `limit` occupied rooms, ordered by name (byte by byte), after the given one; their
     /// version is 0.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn list(
-        &mut self,
-        after: Option<&RoomName>,
-        limit: usize,
-    ) -> Result<Vec<RoomSummary>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>>;
 
     /// The rooms a user is in, by name, with the number of connections in each.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>>;
 
     /// The connections to kick that are in some room, each once, with a node that holds them.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError>;
+    /// [`StoreError`](super::StoreError).
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
 }

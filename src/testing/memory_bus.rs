@@ -9,6 +9,7 @@ use std::{
 use actix::prelude::*;
 use tokio::{sync::Notify, time::Instant};
 
+use super::bus_contract::BusFixture;
 use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
 /// The largest number of envelopes of one end that wait while the hub is stalled.
@@ -150,6 +151,28 @@ impl MemoryHub {
 
     fn lock(&self) -> MutexGuard<'_, Hub> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusFixture for MemoryHub {
+    fn bus(&self) -> Box<dyn Bus> {
+        Box::new(self.bus())
+    }
+
+    async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
+        self.publish_bytes(channel, bytes);
+    }
+
+    async fn break_connections(&self) {
+        self.break_connections();
+    }
+
+    async fn stall(&self) {
+        self.stall();
+    }
+
+    async fn resume(&self) {
+        self.resume();
     }
 }
 

@@ -1,5 +1,6 @@
-//! The buses, and what they have to do.
+//! The rules of a bus, on the buses of the crate.
 
-mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+
+actix_presence::bus_contract!(memory, actix_presence::testing::MemoryHub::new);

@@ -16,7 +16,7 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::store::{
-    error::StoreError,
+    error::{Result, StoreError},
     transaction::{Classify, Failure, Kind, kind_of, migration_error},
     url::PostgresUrl,
 };
@@ -71,10 +71,7 @@ impl Default for PostgresOptions {
 }
 
 /// Opens a connection.
-pub(super) fn connect(
-    url: &PostgresUrl,
-    options: PostgresOptions,
-) -> Result<PgConnection, StoreError> {
+pub(super) fn connect(url: &PostgresUrl, options: PostgresOptions) -> Result<PgConnection> {
     let mut conn =
         PgConnection::establish(&with_options(url, options)).map_err(StoreError::unavailable)?;
     conn.batch_execute(&settings(options)).map_err(query_error)?;
@@ -192,10 +189,7 @@ fn query_error(error: DieselError) -> StoreError {
 }
 
 /// Migrates the tables to this version. Returns the number of migrations applied.
-pub(in crate::store) fn migrate(
-    url: &PostgresUrl,
-    options: PostgresOptions,
-) -> Result<usize, StoreError> {
+pub(in crate::store) fn migrate(url: &PostgresUrl, options: PostgresOptions) -> Result<usize> {
     let mut conn = connect(url, options)?;
     // Checked first without the lock, and for roles that may not create tables.
     if is_up_to_date(&mut conn)? {
@@ -220,7 +214,7 @@ struct Version {
 }
 
 /// Whether every migration has been applied; not so if the table of migrations is missing.
-fn is_up_to_date(conn: &mut PgConnection) -> Result<bool, StoreError> {
+fn is_up_to_date(conn: &mut PgConnection) -> Result<bool> {
     let versions = sql_query("SELECT version FROM __diesel_schema_migrations").load(conn);
     let versions: Vec<Version> = match versions.map_err(query_error) {
         Err(StoreError::Schema { .. }) => return Ok(false),

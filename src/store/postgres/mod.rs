@@ -16,7 +16,7 @@ use self::{
     connection::{connect, millis, statement},
 };
 use super::{
-    error::StoreError,
+    error::{Result, StoreError},
     lease::NodeLease,
     traits::Store,
     transaction::{Failure, transact},
@@ -58,7 +58,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn open(url: &PostgresUrl) -> Result<Self, StoreError> {
+    pub fn open(url: &PostgresUrl) -> Result<Self> {
         Self::open_with(url, PostgresOptions::default())
     }
 
@@ -67,7 +67,7 @@ impl PostgresStore {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn open_with(url: &PostgresUrl, options: PostgresOptions) -> Result<Self, StoreError> {
+    pub fn open_with(url: &PostgresUrl, options: PostgresOptions) -> Result<Self> {
         migrate(url, options)?;
         Ok(Self { url: url.clone(), options, conn: None, lease: NodeLease::default() })
     }
@@ -132,7 +132,7 @@ impl PostgresStore {
         &mut self,
         extent: Extent,
         body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         self.attempt(extent, body).map_err(Failure::into_error::<PgConnection>)
     }
 
@@ -146,12 +146,7 @@ impl PostgresStore {
 }
 
 impl Store for PostgresStore {
-    fn apply(
-        &mut self,
-        node: &NodeName,
-        batch: &Batch,
-        now: DateTime<Utc>,
-    ) -> Result<Applied, StoreError> {
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
         let fence = self.lease.fence(node);
         let clock = self.clock(now);
         let sorted = Sorted::new(batch);
@@ -175,12 +170,7 @@ impl Store for PostgresStore {
         })
     }
 
-    fn start(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Started, StoreError> {
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
         let incarnation = self.lease.set(node, lease).next;
         let clock = self.clock(now);
         let (inherited, stopped) = self.transact(Extent::All, |conn| {
@@ -190,12 +180,7 @@ impl Store for PostgresStore {
         Ok(Started { incarnation, dead: Vec::new(), inherited, stopped })
     }
 
-    fn renew(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Renewal, StoreError> {
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
         let incarnations = self.lease.set(node, lease);
         let clock = self.clock(now);
         let renewal = self.transact(Extent::All, |conn| {
@@ -207,37 +192,28 @@ impl Store for PostgresStore {
         Ok(renewal)
     }
 
-    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
+    fn stop(&mut self, node: &NodeName) -> Result<usize> {
         let own = self.lease.incarnation(node);
         self.transact(Extent::All, |conn| nodes::stop(conn, node, own))
     }
 
-    fn hand_over(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        grace: Duration,
-    ) -> Result<usize, StoreError> {
+    fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
         let (own, clock) = (self.lease.incarnation(node), self.clock(now));
         self.transact(Extent::All, |conn| nodes::hand_over(conn, node, own, clock, grace))
     }
 
-    fn prune_presences(
-        &mut self,
-        now: DateTime<Utc>,
-        max_age: Duration,
-    ) -> Result<usize, StoreError> {
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
         let age = TimeDelta::from_std(max_age).ok();
         let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
         let clock = self.clock(now);
         self.transact(Extent::All, |conn| nodes::prune_presences(conn, oldest.naive_utc(), clock))
     }
 
-    fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+    fn prune_rooms(&mut self) -> Result<usize> {
         self.transact(Extent::All, queries::prune_rooms)
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
         self.transact(Extent::All, queries::rooms)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        error::StoreError,
+        error::Result,
         traits::SharedStore,
         transaction::Failure,
         values::{NodeRow, Reaped, RoomCounts, RoomRows, Row},
@@ -150,7 +150,7 @@ impl Counted {
 
 impl PostgresStore {
     /// Runs one query.
-    fn load<T>(&mut self, query: Statement<'_>) -> Result<Vec<T>, StoreError>
+    fn load<T>(&mut self, query: Statement<'_>) -> Result<Vec<T>>
     where
         T: QueryableByName<Pg> + 'static,
     {
@@ -159,7 +159,7 @@ impl PostgresStore {
 }
 
 impl SharedStore for PostgresStore {
-    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError> {
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);
         let found = self.call(|conn| {
@@ -176,16 +176,11 @@ impl SharedStore for PostgresStore {
         Ok(RoomRows { nodes: rows::nodes(nodes), rows: rows::presences(held) })
     }
 
-    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError> {
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
         Ok(rows::nodes(self.load(all_nodes(self.clock(now)))?))
     }
 
-    fn reap(
-        &mut self,
-        node: &NodeName,
-        incarnation: Epoch,
-        now: DateTime<Utc>,
-    ) -> Result<Reaped, StoreError> {
+    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
         let clock = self.clock(now);
         self.transact(Extent::All, |conn| nodes::reap(conn, node, incarnation, clock))
     }
@@ -194,27 +189,20 @@ impl SharedStore for PostgresStore {
         &mut self,
         room: &RoomName,
         connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+    ) -> Result<Vec<(NodeName, Row)>> {
         let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
         let query = statement(FIND).bind::<Text>(room.as_str()).bind::<Array<Text>>(ids);
         Ok(rows::presences(self.load(query)?))
     }
 
-    fn held(
-        &mut self,
-        presences: &[(RoomName, ConnectionId)],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>> {
         let rooms: Vec<&str> = presences.iter().map(|(room, _)| room.as_str()).collect();
         let ids: Vec<String> = presences.iter().map(|(_, one)| one.to_string()).collect();
         let query = statement(HELD).bind::<Array<Text>>(rooms).bind::<Array<Text>>(ids);
         Ok(rows::presences(self.load(query)?))
     }
 
-    fn list(
-        &mut self,
-        after: Option<&RoomName>,
-        limit: usize,
-    ) -> Result<Vec<RoomSummary>, StoreError> {
+    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>> {
         let mut after = after.map_or(String::new(), RoomName::to_string);
         let mut summaries = Vec::new();
         // Invalid names are skipped, and must not shorten the page.
@@ -239,13 +227,13 @@ impl SharedStore for PostgresStore {
         Ok(summaries)
     }
 
-    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError> {
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>> {
         let counted: Vec<Counted> = self.load(statement(WHERE_IS).bind::<Text>(user.as_str()))?;
         let read = counted.iter().map(|counted| Ok((counted.room()?, number(counted.connections))));
         Ok(rows::all("rooms", read))
     }
 
-    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
         let query = match kick {
             Kick::Connection(connection) => {
                 statement(CONNECTION).bind::<Text>(connection.to_string())

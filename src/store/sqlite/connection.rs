@@ -21,7 +21,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::store::{
-    error::StoreError,
+    error::{Result, StoreError},
     transaction::{Classify, Failure, Kind, kind_of, migration_error, transact_by},
     url::{DatabaseUrl, SqlitePath},
 };
@@ -136,7 +136,7 @@ pub(super) enum Access {
 
 impl Database {
     /// Opens a database, and returns the number of migrations that were applied.
-    pub fn open(url: &DatabaseUrl, options: SqliteOptions) -> Result<(Self, usize), StoreError> {
+    pub fn open(url: &DatabaseUrl, options: SqliteOptions) -> Result<(Self, usize)> {
         let place = match url {
             DatabaseUrl::SqliteMemory => Place::Memory,
             DatabaseUrl::SqliteFile(path) => Place::File(path.clone()),
@@ -153,7 +153,7 @@ impl Database {
     pub fn read<T>(
         &mut self,
         call: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         self.call(Access::Read, call)
     }
 
@@ -162,7 +162,7 @@ impl Database {
     pub fn write<T>(
         &mut self,
         body: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         self.call(Access::Write, |conn| transact_by(body, |run| conn.immediate_transaction(run)))
     }
 
@@ -171,7 +171,7 @@ impl Database {
         &mut self,
         access: Access,
         call: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T> {
         let mut conn = self.connection(access)?;
         let result = call(&mut conn).map_err(Failure::into_error::<SqliteConnection>);
         drop(conn);
@@ -189,7 +189,7 @@ impl Database {
     }
 
     /// A connection to the database that is at the path now.
-    pub fn connection(&mut self, access: Access) -> Result<Connected, StoreError> {
+    pub fn connection(&mut self, access: Access) -> Result<Connected> {
         let writable = self.check_file()?;
         if access == Access::Write && !writable {
             // SQLite decides when it opens a file whether it may write.
@@ -206,7 +206,7 @@ impl Database {
     }
 
     /// Closes the connection if its file is no longer at the path. Returns whether the file is writable.
-    fn check_file(&mut self) -> Result<bool, StoreError> {
+    fn check_file(&mut self) -> Result<bool> {
         let Place::File(path) = &self.place else { return Ok(true) };
         let file = match fs::metadata(path.as_path()) {
             Ok(file) => file,
@@ -234,7 +234,7 @@ impl Database {
     }
 
     /// The connection, prepared; with the number of migrations if it is new.
-    fn connect(&mut self, timeout: Duration) -> Result<(Connected, Option<usize>), StoreError> {
+    fn connect(&mut self, timeout: Duration) -> Result<(Connected, Option<usize>)> {
         let open = self.open.get_or_insert_with(|| Open::new(&self.place, self.options));
         let mut conn = open.pool.get().map_err(StoreError::unavailable)?;
         if !open.fresh.swap(false, Ordering::Relaxed) {
@@ -315,7 +315,7 @@ impl CustomizeConnection<SqliteConnection, ConnectError> for Settings {
 ///
 /// SQLite returns "locked" at once where waiting could end in a deadlock, for example when two processes
 /// change the journal mode of a new file, so it is retried until the timeout.
-fn prepare(conn: &mut SqliteConnection, timeout: Duration) -> Result<usize, StoreError> {
+fn prepare(conn: &mut SqliteConnection, timeout: Duration) -> Result<usize> {
     const PAUSE: Duration = Duration::from_millis(10);
     let started = Instant::now();
     loop {

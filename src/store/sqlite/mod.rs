@@ -21,7 +21,7 @@ use self::{
     statements::{Stamp, apply},
 };
 use super::{
-    error::StoreError,
+    error::Result,
     schema::{nodes, presences, rooms},
     traits::Store,
     url::DatabaseUrl,
@@ -35,7 +35,7 @@ pub use self::{
 };
 
 /// Migrates a database, creating it if there is none. Returns the number of migrations applied.
-pub(super) fn migrate(url: &DatabaseUrl, options: SqliteOptions) -> Result<usize, StoreError> {
+pub(super) fn migrate(url: &DatabaseUrl, options: SqliteOptions) -> Result<usize> {
     Database::open(url, options).map(|(_, migrations)| migrations)
 }
 
@@ -54,8 +54,8 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; a missing directory is not created.
-    pub fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
+    /// [`StoreError`](super::StoreError); a missing directory is not created.
+    pub fn open(url: &DatabaseUrl) -> Result<Self> {
         Self::open_with(url, SqliteOptions::default())
     }
 
@@ -63,8 +63,8 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    pub fn open_with(url: &DatabaseUrl, options: SqliteOptions) -> Result<Self, StoreError> {
+    /// [`StoreError`](super::StoreError).
+    pub fn open_with(url: &DatabaseUrl, options: SqliteOptions) -> Result<Self> {
         let (database, _) = Database::open(url, options)?;
         Ok(Self { database, _owner: None })
     }
@@ -92,21 +92,11 @@ impl<'a> Lease<'a> {
 }
 
 impl Store for SqliteStore {
-    fn apply(
-        &mut self,
-        node: &NodeName,
-        batch: &Batch,
-        now: DateTime<Utc>,
-    ) -> Result<Applied, StoreError> {
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
         self.database.write(|conn| apply(conn, node, batch, now))
     }
 
-    fn start(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Started, StoreError> {
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
         self.database.write(|conn| {
             let dead = dead_nodes(conn)?;
             diesel::delete(presences::table).execute(conn)?;
@@ -117,12 +107,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn renew(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Renewal, StoreError> {
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
         self.database.write(|conn| {
             let end: Option<Stamp> = nodes::table
                 .find(node.as_str())
@@ -143,7 +128,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
+    fn stop(&mut self, node: &NodeName) -> Result<usize> {
         self.database.write(|conn| {
             let own = presences::node_id.eq(node.as_str());
             let removed = diesel::delete(presences::table.filter(own)).execute(conn)?;
@@ -152,11 +137,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn prune_presences(
-        &mut self,
-        now: DateTime<Utc>,
-        max_age: Duration,
-    ) -> Result<usize, StoreError> {
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
         let age = TimeDelta::from_std(max_age).ok();
         let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
         let owner = nodes::table.filter(nodes::id.eq(presences::node_id));
@@ -166,14 +147,14 @@ impl Store for SqliteStore {
             .write(|conn| Ok(diesel::delete(presences::table.filter(stale)).execute(conn)?))
     }
 
-    fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+    fn prune_rooms(&mut self) -> Result<usize> {
         let inside = presences::table.filter(presences::room_id.eq(rooms::id));
         self.database.write(|conn| {
             Ok(diesel::delete(rooms::table.filter(not(exists(inside)))).execute(conn)?)
         })
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
         let counts = (
             rooms::channel_name,
             count(presences::id.nullable()),

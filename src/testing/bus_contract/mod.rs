@@ -1,36 +1,12 @@
 //! The rules of every [`Bus`], as tests.
 //!
-//! An implementation of a bus gets a [`BusFixture`], and its tests call
-//! [`bus_contract!`](crate::bus_contract!):
+//! An implementation of a bus gets a [`BusFixture`], as [`MemoryHub`](super::MemoryHub) has one, and its
+//! tests call [`bus_contract!`](crate::bus_contract!):
 //!
 //! ```
-//! use actix_presence::{
-//!     bus::{Bus, Channel},
-//!     bus_contract,
-//!     testing::{MemoryHub, bus_contract::BusFixture},
-//! };
+//! use actix_presence::{bus_contract, testing::MemoryHub};
 //!
-//! struct InMemory(MemoryHub);
-//!
-//! impl BusFixture for InMemory {
-//!     fn bus(&self) -> Box<dyn Bus> {
-//!         Box::new(self.0.bus())
-//!     }
-//!     async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-//!         self.0.publish_bytes(channel, bytes);
-//!     }
-//!     async fn break_connections(&self) {
-//!         self.0.break_connections();
-//!     }
-//!     async fn stall(&self) {
-//!         self.0.stall();
-//!     }
-//!     async fn resume(&self) {
-//!         self.0.resume();
-//!     }
-//! }
-//!
-//! bus_contract!(in_memory, || InMemory(MemoryHub::new()));
+//! bus_contract!(in_memory, MemoryHub::new);
 //! # fn main() {}
 //! ```
 

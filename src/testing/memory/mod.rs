@@ -15,7 +15,7 @@ use crate::{
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, NodeLease, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row,
+        Applied, Batch, NodeLease, NodeRow, Reaped, Renewal, Result, RoomCounts, RoomRows, Row,
         SharedStore, Started, Store, StoreError,
     },
 };
@@ -166,10 +166,7 @@ impl MemoryStore {
         self.link.clone()
     }
 
-    fn call<T>(
-        &self,
-        call: impl FnOnce(&mut Tables) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+    fn call<T>(&self, call: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
         let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
         let state = self.link.state();
         if state == State::Cut {
@@ -184,34 +181,19 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn apply(
-        &mut self,
-        node: &NodeName,
-        batch: &Batch,
-        now: DateTime<Utc>,
-    ) -> Result<Applied, StoreError> {
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
         let fence = self.lease.fence(node);
         self.call(|tables| tables.apply(node, fence, batch, now))
     }
 
-    fn start(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Started, StoreError> {
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
         let next = self.lease.set(node, lease).next;
         let started = self.call(|tables| Ok(tables.start(node, next, now, lease)))?;
         self.lease.begin();
         Ok(started)
     }
 
-    fn renew(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Renewal, StoreError> {
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
         let incarnations = self.lease.set(node, lease);
         let renewal = self.call(|tables| tables.renew(node, incarnations, now, lease))?;
         if matches!(renewal, Renewal::Lapsed { .. }) {
@@ -220,53 +202,39 @@ impl Store for MemoryStore {
         Ok(renewal)
     }
 
-    fn stop(&mut self, node: &NodeName) -> Result<usize, StoreError> {
+    fn stop(&mut self, node: &NodeName) -> Result<usize> {
         let own = self.lease.incarnation(node);
         self.call(|tables| Ok(tables.stop(node, own)))
     }
 
-    fn hand_over(
-        &mut self,
-        node: &NodeName,
-        now: DateTime<Utc>,
-        grace: Duration,
-    ) -> Result<usize, StoreError> {
+    fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
         let own = self.lease.incarnation(node);
         self.call(|tables| Ok(tables.hand_over(node, own, now, grace)))
     }
 
-    fn prune_presences(
-        &mut self,
-        now: DateTime<Utc>,
-        max_age: Duration,
-    ) -> Result<usize, StoreError> {
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
         self.call(|tables| Ok(tables.prune_presences(now, max_age)))
     }
 
-    fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+    fn prune_rooms(&mut self) -> Result<usize> {
         self.call(|tables| Ok(tables.prune_rooms()))
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
         self.call(|tables| Ok(tables.rooms()))
     }
 }
 
 impl SharedStore for MemoryStore {
-    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows, StoreError> {
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         self.call(|tables| Ok(tables.read(rooms, now)))
     }
 
-    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>, StoreError> {
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
         self.call(|tables| Ok(tables.nodes(now)))
     }
 
-    fn reap(
-        &mut self,
-        node: &NodeName,
-        incarnation: Epoch,
-        now: DateTime<Utc>,
-    ) -> Result<Reaped, StoreError> {
+    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
         self.call(|tables| Ok(tables.reap(node, incarnation, now)))
     }
 
@@ -274,30 +242,23 @@ impl SharedStore for MemoryStore {
         &mut self,
         room: &RoomName,
         connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+    ) -> Result<Vec<(NodeName, Row)>> {
         self.call(|tables| Ok(tables.find(room, connections)))
     }
 
-    fn held(
-        &mut self,
-        presences: &[(RoomName, ConnectionId)],
-    ) -> Result<Vec<(NodeName, Row)>, StoreError> {
+    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>> {
         self.call(|tables| Ok(tables.held(presences)))
     }
 
-    fn list(
-        &mut self,
-        after: Option<&RoomName>,
-        limit: usize,
-    ) -> Result<Vec<RoomSummary>, StoreError> {
+    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>> {
         self.call(|tables| Ok(tables.list(after, limit)))
     }
 
-    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>, StoreError> {
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>> {
         self.call(|tables| Ok(tables.where_is(user)))
     }
 
-    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>, StoreError> {
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
         self.call(|tables| Ok(tables.connections(kick)))
     }
 }
