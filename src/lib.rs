@@ -1,15 +1,25 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # Map of the crate
+//! # Where to find what
 //!
-//! - [`model`]: rooms and presences as plain values
-//! - [`messages`]: what one sends to the actors, and gets from them
-//! - [`RoomRegistry`], [`Pruner`]: the actors; [`PresenceConfig`] starts them
-//! - [`session`]: the side of the sockets
-//! - [`mirror`]: the database that follows
-//! - [`bus`]: what nodes tell each other
-//! - [`mod@wire`]: the bytes of the frames
-//! - `testing` (a feature): a manual clock, probes, a bus to cut, and the rules of a bus as tests
+//! Everything an app uses is here at the root:
+//!
+//! - start: [`PresenceConfig`] starts the actors and gives a [`PresenceHandle`]
+//! - sessions: [`Connection`] for actors of an app's own; [`WsSession`] and [`PhoenixSession`] ready-made
+//! - messages to the [`RoomRegistry`]: [`Join`], [`Leave`], [`Touch`], [`Publish`], [`Kick`],
+//!   [`Subscribe`], queries such as [`GetSnapshot`] and [`ListRooms`]
+//! - values: [`RoomName`], [`UserId`], [`ConnectionId`], [`Presence`], [`Snapshot`], [`Diff`]
+//!
+//! [`store`] and [`bus`] are what several nodes are made of, [`sockets`] is for who runs an
+//! `HttpServer`.
+//!
+//! # Features
+//!
+//! - `sqlite` (default): databases in a file or in memory; SQLite is compiled in
+//! - `postgres`: databases that several nodes share; needs the system's libpq
+//! - `redis`: several nodes, over Redis (implies `postgres`)
+//! - `testing`: the module `testing`, with a manual clock, probe actors, and the contracts of stores
+//!   and buses as tests
 #![deny(missing_docs)]
 
 #[cfg(not(any(feature = "sqlite", feature = "postgres")))]
@@ -22,11 +32,11 @@ mod counters;
 mod delivery;
 mod handle;
 pub mod log_limit;
-pub mod messages;
-pub mod mirror;
-pub mod model;
+mod messages;
+mod mirror;
+mod model;
 mod registry;
-pub mod session;
+mod session;
 #[cfg(test)]
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
@@ -35,13 +45,40 @@ pub mod store;
 mod supervision;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod wire;
+mod wire;
 
-pub use clock::Clock;
-pub use handle::{PresenceConfig, PresenceHandle, StartError};
-pub use messages::*;
-pub use model::*;
-pub use registry::{Pruner, RoomRegistry};
-pub use session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError};
-pub use sockets::{configure_tcp, watch_socket};
-pub use supervision::Crashed;
+// Starting, and what runs then.
+pub use self::{
+    clock::Clock,
+    handle::{PresenceConfig, PresenceHandle, StartError},
+    messages::{BusState, Counters, Decision, GetStatus, Shutdown, Status, UnheardNode},
+    registry::{Pruner, RoomRegistry},
+    supervision::Crashed,
+};
+// Sessions.
+pub use self::{
+    messages::{
+        Dialect, Disconnect, Feed, ForwardMessage, Forwarded, SessionPlace, SessionPlaces,
+        TakePlace, close_code,
+    },
+    session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError},
+    sockets::{configure_tcp, watch_socket},
+};
+// Being in rooms, and talking there.
+pub use self::messages::{
+    Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Leave, LeaveAll,
+    NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch, UpdateInfo,
+};
+// Asking and observing.
+pub use self::messages::{
+    Change, Departed, Explain, Explained, GetOccupancy, GetSnapshot, ListPresences, ListRooms,
+    PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe, WhereIs,
+};
+// Who is where, as values.
+pub use self::model::{
+    Activity, Cause, ConnectionId, Diff, Epoch, Info, InvalidConnectionId, InvalidEpoch,
+    InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
+    MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
+    Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
+    Snapshot, Superseded, Update, UserId, is_shallow,
+};

@@ -24,7 +24,7 @@ pub enum Crashed {
     /// The [`Pruner`](crate::Pruner): presences no longer expire.
     #[error("the pruner ended unexpectedly")]
     Pruner,
-    /// The [`Writer`](crate::mirror::Writer): nothing is written to the database.
+    /// The writer: nothing is written to the database.
     #[error("the thread that writes to the database ended unexpectedly")]
     Writer,
     /// The thread that reads what other nodes have written.

@@ -6,8 +6,8 @@
 use std::{error::Error, io, net::TcpListener, time::Duration};
 
 use actix_presence::{
-    Decision, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
-    messages::GetSnapshot, watch_socket,
+    Decision, GetSnapshot, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
+    watch_socket,
 };
 use actix_web::{App, HttpServer, Responder, dev::Server, error, web};
 use presence_server::{ServerOptions, ServerState, configure};

@@ -18,12 +18,8 @@ use crate::{
     state::ServerState,
 };
 use actix_presence::{
-    messages::{GetSnapshot, Kick, ListPresences, ListRooms, Publish, WhereIs},
-    model::{
-        ConnectionId, Epoch, Info, MAX_DEPTH, NodeName, Occupancy, RoomName, RoomSummary, Snapshot,
-        UserId, is_shallow,
-    },
-    wire::json::encode_within,
+    ConnectionId, Epoch, GetSnapshot, Info, Kick, ListPresences, ListRooms, MAX_DEPTH, NodeName,
+    Occupancy, Publish, RoomName, RoomSummary, Snapshot, UserId, WhereIs, is_shallow,
 };
 
 /// A room in a list.
@@ -97,7 +93,7 @@ pub(crate) async fn show_room(
     let Occupancy { connections, anonymous, .. } = snapshot.occupancy();
     let body = |users: Option<&Snapshot>, limit| {
         let (channel_name, truncated) = (snapshot.room(), users.is_none());
-        encode_within(
+        response::encode_within(
             limit,
             &RoomState { channel_name, epoch, version, connections, anonymous, users, truncated },
         )

@@ -10,8 +10,8 @@ use crate::{
     state::ServerState,
 };
 use actix_presence::{
-    messages::{Departed, Explain, Explained},
-    model::{Activity, Cause, ConnectionId, NodeName, PresenceState, RoomName, UserId},
+    Activity, Cause, ConnectionId, Departed, Explain, Explained, NodeName, PresenceState, RoomName,
+    UserId,
 };
 
 #[derive(Serialize)]

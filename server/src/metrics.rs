@@ -6,7 +6,7 @@ use metrics::{counter, describe_counter, describe_gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::refusals::{self, REFUSALS_TOTAL};
-use actix_presence::model::Cause;
+use actix_presence::Cause;
 
 const COUNTERS: [(&str, &str); 26] = [
     ("presence_joins_total", "Presences that joined a room."),

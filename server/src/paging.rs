@@ -8,7 +8,7 @@ use chrono::DateTime;
 use serde::Deserialize;
 
 use crate::{request, response::ApiError};
-use actix_presence::model::{ConnectionId, Info, Presence, RoomName, UserId};
+use actix_presence::{ConnectionId, Info, Presence, RoomName, UserId};
 
 const DEFAULT_PAGE_LEN: usize = 100;
 const MAX_PAGE_LEN: usize = 1000;

@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, time::Duration};
 
-use actix_presence::model::{RoomName, RoomSummary};
+use actix_presence::{RoomName, RoomSummary};
 
 /// Rooms scanned at a time, and remembered: many more than are shown, so that others take the place of
 /// those that are found to be gone.
@@ -76,7 +76,7 @@ impl TopRooms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use actix_presence::model::Occupancy;
+    use actix_presence::Occupancy;
 
     fn rooms(sizes: impl IntoIterator<Item = (usize, usize)>) -> Vec<RoomSummary> {
         let summary = |(name, connections)| RoomSummary {

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use crate::response::ApiError;
-use actix_presence::model::{ConnectionId, RoomName, UserId};
+use actix_presence::{ConnectionId, RoomName, UserId};
 
 /// Why a text is not percent-encoded UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -8,12 +8,13 @@ use actix_web::{
         StatusCode,
         header::{self, EntityTag, Header, IfNoneMatch},
     },
+    web::{BufMut, Bytes, BytesMut},
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::json;
 
-use actix_presence::{WsSessionError, messages::JoinError, model::LimitReached};
+use actix_presence::{JoinError, LimitReached, WsSessionError};
 
 /// A JSON body that no cache keeps.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
@@ -21,6 +22,13 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
         .insert_header((header::CACHE_CONTROL, "no-store"))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .json(body)
+}
+
+/// The JSON text of a value, unless that has more bytes than the limit.
+pub(crate) fn encode_within(limit: usize, body: &impl Serialize) -> Option<Bytes> {
+    let mut text = BytesMut::new().limit(limit).writer();
+    serde_json::to_writer(&mut text, body).ok()?;
+    Some(text.into_inner().into_inner().freeze())
 }
 
 /// A time in JSON.

@@ -21,9 +21,8 @@ use crate::{
     token::{self, Claims},
 };
 use actix_presence::{
-    PhoenixSession, WsOptions, WsSession, WsSessionError,
-    messages::{Admit, Feed, TakePlace},
-    model::{Info, InvalidInfo, RoomName, SessionKey, UserId, is_shallow},
+    Admit, Feed, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, TakePlace, UserId,
+    WsOptions, WsSession, WsSessionError, is_shallow,
 };
 
 /// `GET /ws/{room}`.

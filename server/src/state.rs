@@ -19,8 +19,8 @@ use crate::{
     metrics::Metrics, origin::AllowedOrigin, ranking::TopRooms, response::ApiError, token::Secret,
 };
 use actix_presence::{
-    PresenceConfig, PresenceHandle, RoomRegistry, StopSignal,
-    messages::{SessionPlace, SessionPlaces, TakePlace},
+    PresenceConfig, PresenceHandle, RoomRegistry, SessionPlace, SessionPlaces, StopSignal,
+    TakePlace,
 };
 
 /// Clients that may read the live numbers at the same time.

@@ -20,10 +20,7 @@ use crate::{
     response::{self, ApiError, error_chain},
     state::ServerState,
 };
-use actix_presence::{
-    messages::{BusState, Counters, GetStatus, ListRooms, Status},
-    model::{Cause, Epoch, NodeName},
-};
+use actix_presence::{BusState, Cause, Counters, Epoch, GetStatus, ListRooms, NodeName, Status};
 
 /// A registry that has not answered for this long counts as dead.
 const REGISTRY_DEAD_AFTER: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Number, Value};
 use subtle::ConstantTimeEq;
 
-use actix_presence::model::{Info, InvalidInfo, RoomName};
+use actix_presence::{Info, InvalidInfo, RoomName};
 
 /// A text that is never shown: a key of tokens, or the key of the API.
 #[derive(Clone, PartialEq, Eq)]

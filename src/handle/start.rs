@@ -203,7 +203,7 @@ pub struct PresenceHandle {
 }
 
 impl PresenceHandle {
-    /// The registry, to send [messages](crate::messages) to.
+    /// The registry, to send messages to.
     #[must_use]
     pub fn registry(&self) -> Addr<RoomRegistry> {
         self.registry.clone()

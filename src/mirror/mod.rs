@@ -390,7 +390,7 @@ mod tests {
     #[actix::test]
     async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fail() {
         let store = Box::new(MemoryDatabase::new().store());
-        let writer = Writer::start(store, NodeName::new("n").unwrap(), Duration::from_secs(15));
+        let writer = Writer::new(store, NodeName::new("n").unwrap(), Duration::from_secs(15)).run();
         let mut mirror = Mirror::new(writer.into(), Duration::ZERO);
         let mut rooms = Rooms::default();
         let room = RoomName::new("lobby").unwrap();

@@ -40,12 +40,6 @@ struct Shared {
 }
 
 impl Writer {
-    /// Starts the writer's thread. The store has to be started for this node already.
-    #[must_use]
-    pub fn start(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Addr<Self> {
-        Self::new(store, node, lease).run()
-    }
-
     pub(crate) fn new(store: Box<dyn Store>, node: NodeName, lease: Duration) -> Self {
         let shared = Arc::new(Mutex::new(Shared { store: Some(store), restart: false }));
         Self { node, lease, shared, _guard: None }
@@ -62,7 +56,7 @@ impl Writer {
         Self { _guard, ..Self::new(store, node, lease) }.run()
     }
 
-    fn run(self) -> Addr<Self> {
+    pub(super) fn run(self) -> Addr<Self> {
         SyncArbiter::start(1, move || self.clone())
     }
 
@@ -309,7 +303,7 @@ mod tests {
     }
 
     fn start(store: impl Store + 'static) -> Addr<Writer> {
-        Writer::start(Box::new(store), NodeName::new("n").unwrap(), Duration::from_secs(15))
+        Writer::new(Box::new(store), NodeName::new("n").unwrap(), Duration::from_secs(15)).run()
     }
 
     fn write() -> Write {

@@ -20,7 +20,7 @@ pub const MAX_DEPTH: usize = 32;
 /// Whether a JSON text is nested at most [`MAX_DEPTH`] deep. The text has to be valid JSON.
 ///
 /// ```
-/// use actix_presence::model::{MAX_DEPTH, is_shallow};
+/// use actix_presence::{MAX_DEPTH, is_shallow};
 ///
 /// assert!(is_shallow(&format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH))));
 /// assert!(!is_shallow(&format!("[{}{}]", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH))));

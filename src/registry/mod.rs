@@ -84,8 +84,8 @@ pub(crate) struct Parts {
 
 /// The actor that owns all rooms: who is where, right now.
 ///
-/// Started by [`PresenceConfig::start`](crate::PresenceConfig::start); its messages are in
-/// [`messages`](crate::messages). It never waits for a database, a session or an observer.
+/// Started by [`PresenceConfig::start`](crate::PresenceConfig::start). The messages that it takes are
+/// listed below as its [`Handler`]s. It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
     /// Dropped first: the writer and the reader end with the registry.
     _guard: Guard,

@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the interface to a database, [`SharedStore`] that to one which several nodes share.
 //! `SqliteStore` implements the first, `PostgresStore` both. A store blocks and may fail; it belongs on
-//! a thread of its own (the [`Writer`](crate::mirror::Writer)'s), or in a command.
+//! a thread of its own (a writer's or a reader's), or in a command.
 
 mod error;
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
@@ -40,6 +40,7 @@ pub use self::{
     sqlite::{OwnerError, OwnerLock, SqliteOptions, SqliteStore},
     url::SqlitePath,
 };
+pub use crate::model::PresenceRecord;
 
 /// Opens a database of any kind, creating and migrating it as needed.
 ///

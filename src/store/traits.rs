@@ -108,7 +108,7 @@ pub trait Store: Send {
 ///
 /// - A commit by [`apply`](Store::apply) of a started node raises the head in its row to the
 ///   batch's number and extends its lease, in the same transaction. If its row is missing or belongs
-///   to another incarnation, nothing is written ([`StoreError::Lapsed`]).
+///   to another incarnation, nothing is written ([`StoreError::Lapsed`](super::StoreError::Lapsed)).
 /// - A presence held by another node is overwritten only with a higher generation, or with an equal one
 ///   by a node whose name sorts after the other's; it is never deleted.
 /// - Leases are judged by the database's clock.

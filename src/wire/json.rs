@@ -78,13 +78,7 @@ pub(crate) fn presence_within(limit: usize, snapshot: &Snapshot) -> Option<ByteS
     encode_within(limit, &Frame { r#type: "presence", payload: members(snapshot, None) })
 }
 
-/// The frame `presence_state`: the list to which later diffs apply.
-#[must_use]
-pub fn presence_state(snapshot: &Snapshot) -> ByteString {
-    frame("presence_state", members(snapshot, Some(snapshot.epoch())))
-}
-
-/// The frame `presence_state`, unless it has more bytes than the limit.
+/// The frame `presence_state`, to which later diffs apply, unless it has more bytes than the limit.
 pub(crate) fn presence_state_within(limit: usize, snapshot: &Snapshot) -> Option<ByteString> {
     let payload = members(snapshot, Some(snapshot.epoch()));
     encode_within(limit, &Frame { r#type: "presence_state", payload })

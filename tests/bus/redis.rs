@@ -10,10 +10,9 @@ use std::{
 
 use actix::prelude::*;
 use actix_presence::{
+    Content, Epoch, NodeName, RoomName,
     bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RedisBus, RoomMessage},
     bus_contract,
-    messages::Content,
-    model::{Epoch, NodeName, RoomName},
     testing::{Probe, Seen, bus_contract::BusFixture},
 };
 use tokio::sync::mpsc;

@@ -1,8 +1,10 @@
 //! The contract of stores.
 
 use actix_presence::{
-    ConnectionId, NodeName, Presence, PresenceRecord, RoomName, SessionKey, UserId,
-    store::{DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, Row},
+    ConnectionId, NodeName, Presence, RoomName, SessionKey, UserId,
+    store::{
+        DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, PresenceRecord, Row,
+    },
     testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
 };
 use chrono::NaiveDateTime;

@@ -5,8 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use super::{descriptors::TooFewDescriptors, log};
 use crate::response::error_chain;
 use actix_presence::{
-    Crashed, StartError,
-    model::{InvalidInfo, InvalidName},
+    Crashed, InvalidInfo, InvalidName, StartError,
     store::{InvalidDatabaseUrl, StoreError},
 };
 

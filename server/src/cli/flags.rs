@@ -20,7 +20,7 @@ use crate::{
     origin::{AllowedOrigin, InvalidOrigin},
     token::{EmptySecret, Secret},
 };
-use actix_presence::model::{InvalidName, RoomName};
+use actix_presence::{InvalidName, RoomName};
 
 /// Who is where, right now: rooms, presences, heartbeats and messages over WebSockets.
 #[derive(Debug, Parser)]

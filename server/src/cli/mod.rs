@@ -26,8 +26,7 @@ use self::{
 };
 use crate::token::{self, Claims};
 use actix_presence::{
-    Clock,
-    model::{Info, SessionKey, UserId},
+    Clock, Info, SessionKey, UserId,
     store::{self, DatabaseUrl, RoomCounts, Store, migrate},
 };
 

@@ -13,12 +13,9 @@ use std::{
 
 use bytestring::ByteString;
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::{
-    Value, json,
-    value::{RawValue, to_raw_value},
-};
+use serde_json::{Value, json, value::RawValue};
 
-pub use self::read::{Frame, MAX_TEXT_BYTES, TooLong, read};
+pub use self::read::{Frame, TooLong, read};
 use super::json::{Sender, encode, encode_within};
 use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
@@ -93,13 +90,7 @@ pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>)
     frame(None, None, room.as_str(), "message", &Message { payload, from })
 }
 
-/// The state of a room, as a client gets it on joining; see [`addressed`].
-#[must_use]
-pub fn presence_state(room: &Snapshot) -> ByteString {
-    frame(None, None, room.room().as_str(), STATE, &Everybody(room))
-}
-
-/// The state of a room, unless it has more bytes than the limit.
+/// The state of a room, unless it has more bytes than the limit; see [`addressed`].
 pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<ByteString> {
     // The fewest bytes that a presence takes: a much larger room is refused without encoding it.
     const LEAST: usize = 60;
@@ -132,7 +123,7 @@ pub fn presence_count(room: &Snapshot) -> ByteString {
     frame(None, None, room.room().as_str(), COUNT, &count)
 }
 
-/// Adds the reference of the client's join to a frame of [`presence_state`].
+/// Adds the reference of the client's join to a frame of [`presence_state_within`].
 #[must_use]
 pub fn addressed(state: &str, join_ref: &str) -> ByteString {
     let join_ref = encode(&join_ref);
@@ -318,12 +309,6 @@ pub fn params(payload: &RawValue) -> Option<HashMap<String, &RawValue>> {
     serde_json::from_str(payload.get()).ok()
 }
 
-/// A text as a JSON value.
-#[must_use]
-pub fn text(text: &str) -> Box<RawValue> {
-    to_raw_value(text).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
@@ -354,7 +339,8 @@ mod tests {
             r#"[null,"4","r","phx_reply",{"response":{"reason":"unmatched topic"},"status":"error"}]"#
         );
         assert_eq!(close("3", "r"), r#"["3","3","r","phx_close",{}]"#);
-        let state = presence_state(&Snapshot::empty(RoomName::new("r").unwrap(), Epoch::new(), 0));
+        let empty = Snapshot::empty(RoomName::new("r").unwrap(), Epoch::new(), 0);
+        let state = presence_state_within(usize::MAX, &empty).unwrap();
         assert_eq!(state, r#"[null,null,"r","presence_state",{}]"#);
         assert_eq!(addressed(&state, "3\""), r#"["3\"",null,"r","presence_state",{}]"#);
     }
