@@ -46,6 +46,7 @@ async fn who_comes_back_within_the_grace_was_never_away() {
     t.clock.advance(secs(GRACE - 1));
     let joined = enter(&t, &new, "lobby").await.unwrap();
     assert!(!joined.changed);
+    assert_eq!(joined.presence, old.id, "the presence keeps its id");
     assert_eq!(joined.snapshot, before, "not even the version has changed");
     assert_eq!(states(&t, "lobby").await, [(old.id, "live")]);
 

@@ -70,7 +70,7 @@ async fn run(steps: Vec<Step>) {
                     socket: None,
                 };
                 let state = rooms.snapshot(&name(room));
-                let joined = Joined { snapshot: state.clone(), changed: true };
+                let joined = Joined { presence: connection, snapshot: state.clone(), changed: true };
                 // Nobody waits for the answer.
                 let reply = JoinReply { channel: tokio::sync::oneshot::channel().0, joined };
                 delivery.enter(&state, Arrival { connection, recipients, thread: None, reply }, 0);

@@ -167,7 +167,11 @@ impl SessionThread {
 
 /// The answer to a [`Join`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Joined {
+    /// The id of the connection's presence, under which the snapshot, diffs and other clients know it:
+    /// the connection's own, or that of the connection that it replaced.
+    pub presence: ConnectionId,
     /// The room with the newcomer in it.
     pub snapshot: Snapshot,
     /// Whether the join changed anything.

@@ -102,13 +102,13 @@ impl RoomRegistry {
         let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
-        let changed = match self.let_in(entering, now) {
-            Ok(changed) => changed,
+        let (presence, changed) = match self.let_in(entering, now) {
+            Ok(entered) => entered,
             // The session may have ended.
             Err(refused) => return drop(reply.send(Err(refused))),
         };
         let snapshot = self.rooms.snapshot(&room);
-        let joined = Joined { snapshot: snapshot.clone(), changed };
+        let joined = Joined { presence, snapshot: snapshot.clone(), changed };
         let reply = JoinReply { channel: reply, joined };
         let recipients = Recipients { forward, disconnect, dialect, backlog_limit, socket };
         let arrival = Arrival { connection, recipients, thread, reply };
@@ -116,8 +116,8 @@ impl RoomRegistry {
         self.advance_batch(ctx, now);
     }
 
-    /// Lets a connection into a room. Answers whether that changed anything.
-    fn let_in(&mut self, entering: Entering, now: Moment) -> Result<bool, JoinError> {
+    /// Lets a connection into a room. Answers the id of its presence, and whether that changed anything.
+    fn let_in(&mut self, entering: Entering, now: Moment) -> Result<(ConnectionId, bool), JoinError> {
         let Entering { room, connection, .. } = &entering;
         let (room, connection) = (room.clone(), *connection);
         self.admit(&room, entering.user.as_ref(), &entering.info)?;
@@ -141,7 +141,7 @@ impl RoomRegistry {
         if rewrite {
             self.mark_shared(room, presence);
         }
-        Ok(changed)
+        Ok((presence, changed))
     }
 }
 
