@@ -11,7 +11,7 @@ use std::{
 use actix::{WeakRecipient, prelude::*};
 use tokio::sync::oneshot;
 
-use crate::messages::{Batch, Join, JoinError, Joined, PendingJoin, Touch};
+use crate::messages::{Join, JoinError, Joined, PendingJoin, SessionBatch, Touch};
 
 /// How long a touch may wait. A join waits until the sessions of the thread that are ready have run.
 const TOUCH_DELAY: Duration = Duration::from_millis(20);
@@ -28,8 +28,8 @@ thread_local! {
 struct RegistryBatch {
     /// Identity of the registry's mailbox, unique for as long as `registry` is kept.
     id: u64,
-    registry: WeakRecipient<Batch>,
-    batch: Batch,
+    registry: WeakRecipient<SessionBatch>,
+    batch: SessionBatch,
     /// Shared with the batches that the registry has not read, which are thereby counted.
     unread: Arc<()>,
 }
@@ -37,7 +37,7 @@ struct RegistryBatch {
 /// Queues a touch. One that finds too many batches unread is dropped; the next one makes up for it.
 pub(crate) fn touch<A>(registry: &Addr<A>, touch: Touch)
 where
-    A: Actor<Context = Context<A>> + Handler<Batch>,
+    A: Actor<Context = Context<A>> + Handler<SessionBatch>,
 {
     let (is_first, full) = with_batch(registry, |pending| {
         let touches = &mut pending.batch.touches;
@@ -63,7 +63,7 @@ where
 /// Joins; `None` if the registry has stopped.
 pub(crate) async fn join<A>(registry: Addr<A>, join: Join) -> Option<Result<Joined, JoinError>>
 where
-    A: Actor<Context = Context<A>> + Handler<Batch>,
+    A: Actor<Context = Context<A>> + Handler<SessionBatch>,
 {
     let (reply, joined) = oneshot::channel();
     let is_first = with_batch(&registry, |pending| {
@@ -91,7 +91,7 @@ pub(crate) fn flush() {
 
 fn with_batch<A, T>(registry: &Addr<A>, act: impl FnOnce(&mut RegistryBatch) -> T) -> T
 where
-    A: Actor<Context = Context<A>> + Handler<Batch>,
+    A: Actor<Context = Context<A>> + Handler<SessionBatch>,
 {
     let id = BuildHasherDefault::<DefaultHasher>::default().hash_one(registry);
     BATCHES.with_borrow_mut(|batches| {
@@ -102,7 +102,7 @@ where
             batches.push(RegistryBatch {
                 id,
                 registry,
-                batch: Batch::default(),
+                batch: SessionBatch::default(),
                 unread: Arc::default(),
             });
             batches.len() - 1
@@ -113,7 +113,7 @@ where
 
 impl RegistryBatch {
     /// Takes what is to be sent, if there is anything.
-    fn take(&mut self) -> Option<(Recipient<Batch>, Batch)> {
+    fn take(&mut self) -> Option<(Recipient<SessionBatch>, SessionBatch)> {
         let batch = std::mem::take(&mut self.batch);
         let unread = Arc::strong_count(&self.unread) - 1;
         let is_dropped = batch.touches.is_empty() || unread >= MAX_UNREAD_BATCHES;
@@ -121,6 +121,6 @@ impl RegistryBatch {
             return None;
         }
         let unread = Some(Arc::clone(&self.unread));
-        Some((self.registry.upgrade()?, Batch { unread, ..batch }))
+        Some((self.registry.upgrade()?, SessionBatch { unread, ..batch }))
     }
 }

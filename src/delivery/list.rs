@@ -17,7 +17,7 @@ use crate::{
     clock::Stopwatch,
     log_limit::LogLimit,
     messages::{Dialect, Feed},
-    model::{Cause, Diff, Place, RoomName, Snapshot, Update, UserId, micros},
+    model::{Cause, Diff, Position, RoomName, Snapshot, Update, UserId, micros},
     wire::{json, phoenix},
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Changes {
     /// Users whose entry may have changed, with the cause of the last leave.
     users: HashMap<UserId, (Cause, u64), RandomState>,
     /// Places where presences came, went or changed, with the cause of the last leave.
-    places: BTreeMap<Place, (Cause, u64)>,
+    places: BTreeMap<Position, (Cause, u64)>,
 }
 
 impl Changes {

@@ -26,7 +26,10 @@ use super::{
     outgoing::{Outgoing, Writer},
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, NotAMember, Publish, Say, SessionPlace, backlog_limit},
+    messages::{
+        Disconnect, ForwardMessage, NotAMember, Publish, SessionPlace, SessionPublish,
+        backlog_limit,
+    },
     model::Cause,
 };
 
@@ -141,7 +144,7 @@ impl<P: Protocol> Socket<P> {
         publish: Publish,
         then: impl FnOnce(&mut Self, Result<usize, NotAMember>) + 'static,
     ) {
-        let published = self.me.registry().send(Say(publish.sent_by(self.me.id())));
+        let published = self.me.registry().send(SessionPublish(publish.sent_by(self.me.id())));
         ctx.wait(published.into_actor(self).map(|answer, socket, ctx| match answer {
             Ok(answer) => then(socket, answer),
             Err(_) => socket.registry_stopped(ctx),
