@@ -7,8 +7,8 @@ use ahash::RandomState;
 use super::{
     Delivery, Newcomer, Route,
     dispatchers::{DeliveryOrder, DeliveryReport, DispatcherId, SendOutcome},
-    list::List,
-    published::{DeliveryCount, Publication, Published, RoomMessage},
+    frames::List,
+    frames::{DeliveryCount, LocalMessage, MessageFrames, Publication},
     schedule::{Broadcast, ListSchedule},
 };
 use crate::{
@@ -55,7 +55,7 @@ impl Delivery {
         }
     }
 
-    /// Sends to every member that is here but one: at once, unless the sender's join has to be listed first.
+    /// Sends a message to the members on this node: at once, unless the sender's join has to be listed first.
     pub fn publish(
         &mut self,
         room: &Snapshot,
@@ -75,10 +75,10 @@ impl Delivery {
         }
         let Publication { content, from, joined, except } = publication;
         let Some(route) = self.routes.get_mut(name) else { return DeliveryCount::none() };
-        let (published, count) =
-            Published::new(name.clone(), content, from, self.deliveries.clone());
-        let message = RoomMessage {
-            published: Arc::new(published),
+        let (frames, count) =
+            MessageFrames::new(name.clone(), content, from, self.deliveries.clone());
+        let message = LocalMessage {
+            frames: Arc::new(frames),
             sender: joined.map(|(sender, _)| sender),
             except,
             last_entry: self.last_entry,
@@ -97,11 +97,11 @@ impl Delivery {
     /// Sends the messages that need not wait for a list any more.
     pub fn send_released(&mut self, now: u64) {
         for message in std::mem::take(&mut self.released) {
-            self.send_message(&message.published.room().clone(), &message, now);
+            self.send_message(&message.frames.room().clone(), &message, now);
         }
     }
 
-    fn send_message(&mut self, room: &RoomName, message: &RoomMessage, now: u64) {
+    fn send_message(&mut self, room: &RoomName, message: &LocalMessage, now: u64) {
         let order = |_| (DeliveryOrder::Message(message.clone()), DeliveryReport::default());
         self.request_all(room, order, now);
     }
@@ -248,7 +248,6 @@ impl Delivery {
         }
     }
 
-    /// Gives an order that is acknowledged with a report.
     fn request(
         &mut self,
         dispatcher: DispatcherId,
@@ -266,7 +265,6 @@ impl Delivery {
         }
     }
 
-    /// Takes the outcome of an order.
     pub fn take_report(&mut self, report: DeliveryReport, now: u64) {
         let DeliveryReport { room, listed, needs_full_list, busy, slow, gone } = report;
         if let Some(room) = &room
@@ -280,7 +278,7 @@ impl Delivery {
             }
             self.set_due(room, now);
         }
-        // Another connection may have come under the same id meanwhile.
+        // Another connection may have entered with the same id meanwhile.
         let is_same = |(id, serial): &(ConnectionId, u32)| {
             self.memberships.get(id).is_some_and(|known| known.serial == *serial)
         };

@@ -1,8 +1,8 @@
 //! The dispatcher of a thread: delivers to the sessions there.
 //!
 //! Its mailbox is one sequence of orders, so a connection that has left a room gets none of the room's
-//! later messages. Lists for everybody are handed out in slices, between which other orders are carried
-//! out: see [`slices`](super::slices).
+//! later messages. Lists are handed out in slices, between which other orders are carried out: see
+//! [`slices`](super::slices).
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
         AckGuard, DeliveryOrder, DeliveryReport, JoinReplies, OrderEnvelope, RoomEntry,
         send_replies,
     },
-    list::List,
-    published::RoomMessage,
+    frames::List,
+    frames::LocalMessage,
     receiver::{Knowledge, Receiver, SendFailure},
     slices::{Handout, QueuedTask, RoomQueue, Slices},
 };
@@ -54,7 +54,6 @@ pub(super) struct LocalRoom {
 pub(super) struct InitialDelivery {
     connection: ConnectionId,
     list: Arc<List>,
-    /// Whether it was a member before.
     rejoins: bool,
     replies: JoinReplies,
     now: u64,
@@ -70,7 +69,7 @@ struct PendingDrain {
 /// Delivers to the sessions of its thread.
 #[derive(Default)]
 pub(crate) struct Dispatcher {
-    /// Broadcasts since the sessions ran.
+    /// How many since the sessions ran.
     broadcasts: usize,
     pub(super) receivers: HashMap<ConnectionId, Receiver, RandomState>,
     pub(super) rooms: HashMap<RoomName, LocalRoom, RandomState>,
@@ -264,9 +263,9 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn send_message(&mut self, message: &RoomMessage, report: &mut DeliveryReport) {
-        let RoomMessage { published, except, last_entry, min_version, .. } = message;
-        let Some(room) = self.rooms.get_mut(published.room()) else { return };
+    pub(super) fn send_message(&mut self, message: &LocalMessage, report: &mut DeliveryReport) {
+        let LocalMessage { frames, except, last_entry, min_version, .. } = message;
+        let Some(room) = self.rooms.get_mut(frames.room()) else { return };
         let work = Stopwatch::start();
         let mut taken = 0;
         for (connection, member) in &mut room.members {
@@ -280,8 +279,8 @@ impl Dispatcher {
                 // A session too slow for this is too slow for the message, or gets it without.
                 _ = receiver.send_list_first(list, &mut member.knowledge, *now);
             }
-            let payload = published.frame(receiver.recipients.dialect);
-            let failed = match receiver.send_sized(published.room(), Forwarded::Message, payload) {
+            let payload = frames.frame(receiver.recipients.dialect);
+            let failed = match receiver.send_sized(frames.room(), Forwarded::Message, payload) {
                 Ok(()) => {
                     taken += 1;
                     continue;
@@ -292,7 +291,7 @@ impl Dispatcher {
             receiver.has_ended = true;
             failed.push((*connection, receiver.serial));
         }
-        published.count_taken(taken);
+        frames.count_taken(taken);
         let busy = micros(work.elapsed());
         metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
     }

@@ -1,15 +1,12 @@
-//! The dispatchers that the registry delivers through: its own, and one on each thread that has sessions.
-//!
-//! A session's dispatcher is that of the thread its [`Join`](crate::messages::Join) was made on, and is
-//! started there when the registry first needs it. The registry's own delivers for joins that were made
-//! where no actix arbiter runs.
+//! The dispatchers: the registry's own, and one on each thread that has sessions, which is started when the
+//! registry first needs it. The own one serves joins that were made where no actix arbiter runs.
 
 use std::{sync::Arc, thread::ThreadId, time::Duration};
 
 use actix::{WeakRecipient, dev::OneshotSender, prelude::*};
 use smallvec::SmallVec;
 
-use super::{dispatcher::Dispatcher, list::List, published::RoomMessage, receiver::Recipients};
+use super::{dispatcher::Dispatcher, frames::List, frames::LocalMessage, receiver::Recipients};
 use crate::{
     messages::{Disconnect, JoinError, Joined, SessionThread},
     model::{ConnectionId, Few, RoomName, micros},
@@ -32,12 +29,16 @@ impl DispatcherId {
 
 /// What a dispatcher has to do.
 pub(super) enum DeliveryOrder {
-    /// Adds a member to a room.
     Enter(RoomEntry),
-    /// Removes a member from a room.
-    Exit { connection: ConnectionId, room: RoomName },
+    Exit {
+        connection: ConnectionId,
+        room: RoomName,
+    },
     /// Tells a connection that it was removed from one of its rooms.
-    NotifyRemoved { connection: ConnectionId, room: RoomName },
+    NotifyRemoved {
+        connection: ConnectionId,
+        room: RoomName,
+    },
     /// Removes a connection from its last rooms, and closes it within the timeout if it has not closed
     /// itself.
     End {
@@ -46,13 +47,21 @@ pub(super) enum DeliveryOrder {
         close: Option<(Disconnect, Duration)>,
     },
     /// Closes connections, which stay members until they leave by themselves.
-    Drain { connections: Vec<ConnectionId>, disconnect: Disconnect },
-    /// A message for the members of a room.
-    Message(RoomMessage),
-    /// A list for the listeners of a room.
-    List { list: Arc<List>, now: u64 },
+    Drain {
+        connections: Vec<ConnectionId>,
+        disconnect: Disconnect,
+    },
+    Message(LocalMessage),
+    List {
+        list: Arc<List>,
+        now: u64,
+    },
     /// The full list for the listeners that need it, or for the newcomers among them.
-    FullList { list: Arc<List>, only_newcomers: bool, now: u64 },
+    FullList {
+        list: Arc<List>,
+        only_newcomers: bool,
+        now: u64,
+    },
 }
 
 /// A connection that enters a room.
@@ -64,7 +73,6 @@ pub(super) struct RoomEntry {
     pub serial: u32,
     /// Ascending number of the entry.
     pub number: u64,
-    /// The room's version.
     pub version: u64,
     /// The initial list; `None` for a connection that does not listen, or gets its list later.
     pub list: Option<Arc<List>>,
@@ -79,10 +87,8 @@ pub(crate) struct JoinReply {
     pub joined: Joined,
 }
 
-/// Nearly always one.
 pub(super) type JoinReplies = SmallVec<[JoinReply; 1]>;
 
-/// Answers joins.
 pub(super) fn send_replies(replies: JoinReplies) {
     for JoinReply { channel, joined } in replies {
         // The receiver may have been dropped.
@@ -114,10 +120,8 @@ impl DeliveryReport {
     }
 
     fn is_empty(&self) -> bool {
-        self.listed.is_none()
-            && !self.needs_full_list
-            && self.slow.is_empty()
-            && self.gone.is_empty()
+        let failed = self.slow.len() + self.gone.len();
+        self.listed.is_none() && !self.needs_full_list && failed == 0
     }
 }
 
@@ -155,7 +159,7 @@ pub(super) enum SendOutcome {
 }
 
 /// The dispatcher of another thread.
-struct Remote {
+struct ThreadDispatcher {
     thread: ThreadId,
     dispatcher: Addr<Dispatcher>,
     /// Shared with the pending orders, which are thereby counted.
@@ -170,13 +174,12 @@ struct Remote {
 #[derive(Default)]
 pub(super) struct Dispatchers {
     own: Dispatcher,
-    remotes: Vec<Remote>,
+    threads: Vec<ThreadDispatcher>,
     reports: Option<WeakRecipient<DeliveryReport>>,
 }
 
 impl Dispatchers {
-    /// Sets the recipient for delivery reports of other threads; without one, the own dispatcher serves
-    /// everybody.
+    /// Sets the recipient for delivery reports of other threads; without one, the own dispatcher serves all.
     pub fn report_to(&mut self, reports: WeakRecipient<DeliveryReport>) {
         self.reports = Some(reports);
     }
@@ -187,13 +190,13 @@ impl Dispatchers {
         let Some(index) = thread.and_then(|thread| self.find_or_start(thread)) else {
             return DispatcherId(None);
         };
-        self.remotes[index].connections += 1;
+        self.threads[index].connections += 1;
         DispatcherId(u32::try_from(index).ok())
     }
 
     fn find_or_start(&mut self, SessionThread { id, arbiter }: SessionThread) -> Option<usize> {
-        let lives = |it: &Remote| it.thread == id && it.dispatcher.connected();
-        if let Some(index) = self.remotes.iter().position(lives) {
+        let is_live = |it: &ThreadDispatcher| it.thread == id && it.dispatcher.connected();
+        if let Some(index) = self.threads.iter().position(is_live) {
             return Some(index);
         }
         let reports = Arc::new(self.reports.clone()?);
@@ -202,33 +205,33 @@ impl Dispatchers {
         if !dispatcher.connected() {
             return None;
         }
-        let remote =
-            Remote { thread: id, dispatcher, reports, pending: 0, since: 0, connections: 0 };
-        let is_unused = |it: &Remote| it.connections == 0 && !it.dispatcher.connected();
-        match self.remotes.iter().position(is_unused) {
+        let (thread, pending, since, connections) = (id, 0, 0, 0);
+        let new = ThreadDispatcher { thread, dispatcher, reports, pending, since, connections };
+        let is_unused = |it: &ThreadDispatcher| it.connections == 0 && !it.dispatcher.connected();
+        match self.threads.iter().position(is_unused) {
             Some(index) => {
-                self.remotes[index] = remote;
+                self.threads[index] = new;
                 Some(index)
             }
             None => {
-                self.remotes.push(remote);
-                Some(self.remotes.len() - 1)
+                self.threads.push(new);
+                Some(self.threads.len() - 1)
             }
         }
     }
 
     /// Removes a connection from its dispatcher, which is kept for the next one of its thread.
     pub fn unassign(&mut self, dispatcher: DispatcherId) {
-        if let Some(remote) = self.remote(dispatcher) {
-            remote.connections -= 1;
+        if let Some(thread) = self.on_thread(dispatcher) {
+            thread.connections -= 1;
         }
     }
 
     /// Gives an order that is not acknowledged.
     pub fn notify(&mut self, dispatcher: DispatcherId, order: DeliveryOrder) {
-        match self.remote(dispatcher) {
+        match self.on_thread(dispatcher) {
             None => self.own.execute(order, &mut DeliveryReport::default()),
-            Some(remote) => remote.dispatcher.do_send(OrderEnvelope(order, None)),
+            Some(thread) => thread.dispatcher.do_send(OrderEnvelope(order, None)),
         }
     }
 
@@ -240,30 +243,29 @@ impl Dispatchers {
         mut report: DeliveryReport,
         now: u64,
     ) -> SendOutcome {
-        let Some(remote) = self.remote(dispatcher) else {
+        let Some(thread) = self.on_thread(dispatcher) else {
             self.own.execute(order, &mut report);
             return SendOutcome::Done(report);
         };
-        if remote.is_stalled(now) {
+        if thread.is_stalled(now) {
             return SendOutcome::Unreachable;
         }
-        let ack = AckGuard { reports: Arc::clone(&remote.reports), report };
-        remote.dispatcher.do_send(OrderEnvelope(order, Some(ack)));
+        let ack = AckGuard { reports: Arc::clone(&thread.reports), report };
+        thread.dispatcher.do_send(OrderEnvelope(order, Some(ack)));
         SendOutcome::Pending
     }
 
-    /// Whether nobody is served.
     #[cfg(test)]
     pub fn is_idle(&self) -> bool {
-        self.own.is_idle() && self.remotes.iter().all(|remote| remote.connections == 0)
+        self.own.is_idle() && self.threads.iter().all(|thread| thread.connections == 0)
     }
 
-    fn remote(&mut self, DispatcherId(index): DispatcherId) -> Option<&mut Remote> {
-        self.remotes.get_mut(index? as usize)
+    fn on_thread(&mut self, DispatcherId(index): DispatcherId) -> Option<&mut ThreadDispatcher> {
+        self.threads.get_mut(index? as usize)
     }
 }
 
-impl Remote {
+impl ThreadDispatcher {
     /// Whether it takes no orders any more. Counts one more if it does.
     fn is_stalled(&mut self, now: u64) -> bool {
         let pending = Arc::strong_count(&self.reports) - 1;

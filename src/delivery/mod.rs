@@ -1,18 +1,14 @@
-//! Who gets what: the one part that knows the recipients of sessions and observers.
+//! Delivers frames to sessions and events to observers.
 //!
-//! The registry keeps which threads have members of a room ([`Delivery`]), and gives each of these threads
-//! one order for what all members get. One [dispatcher](dispatcher) per thread carries it out for the
-//! sessions there; in the other direction [`batch`] collects what the sessions of a thread tell the
-//! registry. Frames are encoded once per dialect and shared. Nothing here waits: a recipient that does not
-//! take its frame is reported to the registry, which decides.
+//! [`Delivery`] has the threads that have members of a room, and gives each one order for what all members
+//! get; the [dispatcher](dispatcher) of the thread carries it out. Frames are encoded once per dialect and
+//! shared. Nothing here waits: a recipient that does not take its frame is reported to the registry.
 
-pub(crate) mod batch;
 mod broadcast;
 mod dispatcher;
 mod dispatchers;
-mod list;
+mod frames;
 mod observers;
-mod published;
 mod receiver;
 mod schedule;
 mod slices;
@@ -31,13 +27,13 @@ use smallvec::SmallVec;
 
 use self::{
     dispatchers::{DeliveryOrder, DispatcherId, Dispatchers, JoinReplies, RoomEntry},
-    published::RoomMessage,
+    frames::LocalMessage,
     schedule::ListSchedule,
 };
 pub(crate) use self::{
     dispatchers::{DeliveryReport, JoinReply},
+    frames::{DeliveryCount, Publication},
     observers::Observers,
-    published::{DeliveryCount, Publication},
     receiver::Recipients,
 };
 use crate::{
@@ -47,8 +43,8 @@ use crate::{
     sockets::CLOSE_TIMEOUT,
 };
 
-/// Draining closes all connections in at most this many batches, this far apart, so that their clients
-/// do not all come back at once: everybody is told within two seconds.
+/// Draining closes all connections in at most this many batches, this far apart, so that their clients do not
+/// all reconnect at once: two seconds at most.
 const MAX_DRAIN_BATCHES: usize = 20;
 pub(crate) const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MIN_DRAIN_BATCH: usize = 64;
@@ -60,7 +56,6 @@ struct Memberships {
     serial: u32,
     /// Its rooms, and whether it listens to their lists.
     rooms: Few<(RoomName, bool)>,
-    /// Whether it was told to close because this node stops.
     is_draining: bool,
 }
 
@@ -69,7 +64,7 @@ struct Memberships {
 struct Route {
     /// How many members each dispatcher has.
     members: SmallVec<[(DispatcherId, u32); 2]>,
-    /// The lists for those who listen, if anybody does.
+    /// The lists for the listeners, if there are any.
     schedule: Option<Box<ListSchedule>>,
 }
 
@@ -120,8 +115,8 @@ pub(crate) struct Delivery {
     /// The number of the last entry into a room.
     last_entry: u64,
     newcomers: Vec<Newcomer>,
-    /// Messages that waited for a list which nobody needs any more, as the last listener has left.
-    released: Vec<RoomMessage>,
+    /// Messages that waited for a list that is no longer needed, as the last listener has left.
+    released: Vec<LocalMessage>,
     routes: HashMap<RoomName, Route, RandomState>,
     /// Rooms in the order in which their next list is due.
     due: BTreeSet<(u64, RoomName)>,
@@ -150,13 +145,13 @@ impl Delivery {
         }
     }
 
-    /// Gives back memory after a crowd has left.
+    /// Releases memory that was needed for more connections than there are now.
     pub fn shrink(&mut self) {
         self.memberships.shrink();
         self.routes.shrink();
     }
 
-    /// Sets the recipient for delivery reports of other threads; without one there are none.
+    /// Sets the recipient for delivery reports of other threads.
     pub fn report_to(&mut self, reports: WeakRecipient<DeliveryReport>) {
         self.dispatchers.report_to(reports);
     }
@@ -236,8 +231,8 @@ impl Delivery {
         self.dispatchers.notify(dispatcher, DeliveryOrder::Exit { connection, room });
     }
 
-    /// Sends the entries of a connection into a room, or into all its rooms, that wait for the end of the
-    /// turn: before anything that must not overtake them.
+    /// Sends the pending entries of a connection into a room, or all rooms, before orders that must not overtake
+    /// them.
     fn send_entries(&mut self, connection: ConnectionId, room: Option<&RoomName>) {
         for newcomer in self.newcomers.extract_if(.., |one| one.is(connection, room)) {
             let enter = DeliveryOrder::Enter(newcomer.entry);
@@ -245,7 +240,7 @@ impl Delivery {
         }
     }
 
-    /// Forgets a connection that has left its last room, and closes it unless it closed itself.
+    /// Forgets a connection that has left its last room, and closes it unless the cause is its own.
     pub fn disconnect(&mut self, connection: ConnectionId, cause: Cause) {
         self.close_within(connection, cause, CLOSE_TIMEOUT);
     }
@@ -284,7 +279,6 @@ impl Delivery {
         }
     }
 
-    /// A dispatcher has one member less in the room.
     fn remove_from_route(&mut self, room: &RoomName, dispatcher: DispatcherId, listened: bool) {
         let Some(route) = self.routes.get_mut(room) else { return };
         if let Some(schedule) = route.schedule.as_mut().filter(|_| listened) {
@@ -300,7 +294,6 @@ impl Delivery {
         }
     }
 
-    /// Whether there is no connection.
     pub fn is_empty(&self) -> bool {
         self.memberships.is_empty()
     }
@@ -313,8 +306,8 @@ impl Delivery {
         all.chunks(size).map(<[_]>::to_vec).collect()
     }
 
-    /// Tells connections to close. Each stays a member of its rooms until its session has left them, and
-    /// gets what was published before.
+    /// Tells connections to close. Each stays a member until its session has left, and gets what was published
+    /// before.
     pub fn drain(
         &mut self,
         connections: Vec<ConnectionId>,

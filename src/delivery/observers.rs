@@ -1,9 +1,8 @@
-//! Tells observers of every change, without ever waiting for one.
+//! Sends every change to the observers, without ever waiting for one.
 //!
-//! Each observer has a bounded queue and a task of its own that sends one event at a time. When the queue
-//! is full, further changes of a room are conflated into its latest state ([`Change::Resync`]). When that
-//! is so for too many rooms, the queue is replaced by one event that tells the observer to read everything
-//! again ([`Change::ResyncAll`]).
+//! Each observer has a bounded queue and a task of its own that sends one event at a time. When the queue is
+//! full, further changes of a room are conflated into its latest state ([`Change::Resync`]); for too many
+//! rooms the queue is replaced by one event to read all rooms again ([`Change::ResyncAll`]).
 
 use std::{
     cell::RefCell,
@@ -21,10 +20,9 @@ use crate::{
     model::{NodeName, RoomName, Snapshot},
 };
 
-/// In how many rooms changes are conflated for an observer, before it is told to read all of them again.
+/// In how many rooms changes are conflated for an observer.
 const MAX_CONFLATED_ROOMS: usize = 65_536;
 
-/// All observers.
 pub(crate) struct Observers {
     observers: Vec<Observer>,
     next_id: u64,
@@ -35,7 +33,7 @@ struct Observer {
     id: SubscriptionId,
     filter: RoomFilter,
     scope: Scope,
-    /// Tells whether its actor has stopped, also when there is nothing to send.
+    /// Shows whether its actor has stopped, also when there is nothing to send.
     recipient: Recipient<PresenceChanged>,
     queue: Rc<ObserverQueue>,
 }
@@ -52,31 +50,27 @@ impl Observers {
         Self { observers: Vec::new(), next_id: 0, capacity }
     }
 
-    /// Whether somebody observes this very room on all nodes.
+    /// Whether an observer names this room, on all nodes.
     pub fn follow(&self, room: &RoomName) -> bool {
         let named = |filter: &RoomFilter| matches!(filter, RoomFilter::Room(only) if only == room);
         let mut observers = self.observers.iter();
         observers.any(|one| one.scope == Scope::Cluster && named(&one.filter))
     }
 
-    /// Whether somebody observes all rooms on all nodes.
+    /// Whether an observer observes all rooms, on all nodes.
     pub fn follow_everything(&self) -> bool {
         let mut observers = self.observers.iter().filter(|one| one.recipient.connected());
         observers.any(|one| one.scope == Scope::Cluster && one.filter == RoomFilter::Any)
     }
 
-    /// Whether there are observers.
     pub fn any(&self) -> bool {
         !self.observers.is_empty()
     }
 
     /// Queued events of the observer that lags most.
     pub fn lag(&self) -> usize {
-        self.observers
-            .iter()
-            .map(|observer| observer.queue.events.borrow().len())
-            .max()
-            .unwrap_or(0)
+        let lags = self.observers.iter().map(|observer| observer.queue.events.borrow().len());
+        lags.max().unwrap_or(0)
     }
 
     pub fn subscribe(
@@ -122,18 +116,16 @@ impl Observers {
             let mut events = observer.queue.events.borrow_mut();
             let admits = ours || observer.scope == Scope::Cluster;
             if admits && !events.is_closed && observer.filter.admits(&event.room) {
-                let overflowed = events.push(event, capacity);
-                observer.queue.wake.notify_one();
-                if overflowed {
+                if events.push(event, capacity) {
                     warn_overflow(observer.id);
                 }
+                observer.queue.wake.notify_one();
             }
             !events.is_closed
         });
     }
 }
 
-/// An observer lags in too many rooms.
 fn warn_overflow(SubscriptionId(id): SubscriptionId) {
     static OVERFLOW: LogLimit = LogLimit::new();
     if let Some(suppressed) = OVERFLOW.pass() {
@@ -239,8 +231,7 @@ mod tests {
     use crate::{model::Rooms, testing::Probe};
 
     #[actix::test]
-    async fn an_observer_that_lags_in_too_many_rooms_is_told_to_read_all_of_them_and_stays_subscribed()
-     {
+    async fn an_observer_that_lags_in_too_many_rooms_gets_one_event_for_all_and_stays_subscribed() {
         let (rooms, node) = (Rooms::default(), NodeName::new("node").unwrap());
         let change = |room: &str| {
             let room = RoomName::new(room).unwrap();

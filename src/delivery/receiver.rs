@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use bytestring::ByteString;
 
-use super::list::{FullFrame, List};
+use super::frames::{FullFrame, List};
 use crate::{
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::RoomName,
@@ -75,8 +75,8 @@ pub(super) struct FullNeeded {
 }
 
 impl FullNeeded {
-    /// Whether it is to be offered the full list before the next list for everybody: it was sent nothing,
-    /// or did not take it. One that got a count waits for the next list.
+    /// Whether it is to be offered the full list before the next list for all: it was sent nothing, or did not
+    /// take it. One that got a count waits for the next list.
     pub fn waits_for_offer(&self, only_newcomers: bool) -> bool {
         let needs_it = !self.has_list && self.counted.is_none();
         let is_new = needs_it && self.sent.is_none() && self.refused_since.is_none();
@@ -247,7 +247,7 @@ impl Receiver {
     }
 
     /// Sends the initial list to a newcomer. A list that is probably too large is not encoded before the
-    /// next list for everybody.
+    /// next list for all.
     pub fn send_initial_list(
         &mut self,
         list: &List,

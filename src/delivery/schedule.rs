@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::{
     dispatchers::DispatcherId,
-    list::{Changes, FullFrame, List, Sizes},
-    published::RoomMessage,
+    frames::LocalMessage,
+    frames::{Changes, FullFrame, List, Sizes},
     throttle::Throttle,
 };
 use crate::model::{ConnectionId, Diff, Snapshot, micros};
@@ -29,11 +29,11 @@ const MAX_NEWCOMER_WAIT: Duration = Duration::from_millis(50);
 /// When a listener that did not take the full list is offered it again.
 const OFFER_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What goes to everybody in the room, in this order.
+/// What is sent to all members of a room, in this order.
 pub(super) enum Broadcast {
     List(Arc<List>),
     /// A message that has waited for the list before.
-    Message(RoomMessage),
+    Message(LocalMessage),
 }
 
 /// The version that the next list starts from, and what has changed since.
@@ -45,8 +45,7 @@ struct Baseline {
     newcomers: Vec<Snapshot>,
 }
 
-/// Whether some listeners need the full list before the next list for everybody, and when they are to be
-/// offered it.
+/// Whether some listeners need the full list before the next list for all, and when it is offered.
 enum FullOffer {
     None,
     /// Only listeners that did not take a list, or got a count as it was too large.
@@ -60,12 +59,11 @@ enum FullOffer {
 }
 
 /// Messages that wait for lists, as their senders' joins have not been listed.
-struct Held {
-    /// Since when.
+struct HeldMessages {
     since: u64,
     bytes: usize,
     /// Lists up to the leave of a sender, each with the messages that wait for it.
-    closed: Vec<(List, Vec<RoomMessage>)>,
+    closed: Vec<(List, Vec<LocalMessage>)>,
     /// Messages that wait for the next list.
     open: Option<OpenHold>,
 }
@@ -74,7 +72,7 @@ struct OpenHold {
     /// The latest version that has all senders in it.
     room: Snapshot,
     senders: SmallVec<[ConnectionId; 2]>,
-    messages: Vec<RoomMessage>,
+    messages: Vec<LocalMessage>,
 }
 
 /// The list schedule of one room. All times are in microseconds of the monotonic clock.
@@ -88,7 +86,7 @@ pub(super) struct ListSchedule {
     full_offer: FullOffer,
     /// When newcomers with [`Feed::Full`](crate::messages::Feed::Full) got their list last.
     full_sent: u64,
-    held: Option<Box<Held>>,
+    held: Option<Box<HeldMessages>>,
     /// When something is due, if that was noted.
     pub due: Option<u64>,
 }
@@ -129,7 +127,7 @@ impl ListSchedule {
     /// The initial list for newcomers, of whom so many listen. Their next list starts from it.
     pub fn initial_list(&mut self, room: &Snapshot, newcomers: usize) -> Arc<List> {
         if newcomers == self.listeners && self.held.is_none() {
-            // Nobody has an earlier version.
+            // No listener has an earlier version.
             self.baseline = Baseline::new(room.clone());
             self.listed_version = room.version();
         } else {
@@ -173,10 +171,11 @@ impl ListSchedule {
     }
 
     /// Holds a message until the list that has its sender; the room is this now.
-    pub fn hold(&mut self, message: RoomMessage, sender: ConnectionId, room: &Snapshot, now: u64) {
-        let new = || Box::new(Held { since: now, bytes: 0, closed: Vec::new(), open: None });
+    pub fn hold(&mut self, message: LocalMessage, sender: ConnectionId, room: &Snapshot, now: u64) {
+        let new =
+            || Box::new(HeldMessages { since: now, bytes: 0, closed: Vec::new(), open: None });
         let held = self.held.get_or_insert_with(new);
-        held.bytes = held.bytes.saturating_add(message.published.bytes() + MESSAGE_OVERHEAD);
+        held.bytes = held.bytes.saturating_add(message.frames.bytes() + MESSAGE_OVERHEAD);
         let new = || {
             let (senders, messages) = (SmallVec::new(), Vec::new());
             OpenHold { room: room.clone(), senders, messages }
@@ -224,7 +223,7 @@ impl ListSchedule {
         }
     }
 
-    /// Takes what is due for everybody: lists, and the messages that waited for them.
+    /// Takes what is due for all: lists, and the messages that waited for them.
     pub fn take(&mut self, room: &Snapshot, threads: usize, now: u64) -> Vec<Broadcast> {
         if !self.has_changed() || self.next_list(now) > now {
             return Vec::new();
@@ -276,8 +275,8 @@ impl ListSchedule {
         self.take_full(room, now)
     }
 
-    /// Takes the held messages, as nobody listens any more.
-    pub fn take_held(&mut self) -> impl Iterator<Item = RoomMessage> + use<> {
+    /// Takes the held messages, as there are no listeners any more.
+    pub fn take_held(&mut self) -> impl Iterator<Item = LocalMessage> + use<> {
         let held = self.held.take().into_iter();
         held.flat_map(|held| {
             let closed = held.closed.into_iter().flat_map(|(_, messages)| messages);
@@ -285,7 +284,6 @@ impl ListSchedule {
         })
     }
 
-    /// A thread has handed out a list.
     pub fn handed_out(&mut self, dispatcher: DispatcherId, busy: Duration, now: u64) {
         self.throttle.handed_out(dispatcher, busy, now);
     }
@@ -300,7 +298,7 @@ impl FullOffer {
     }
 }
 
-impl Held {
+impl HeldMessages {
     /// Makes a list of the room as the open messages need it: later changes are in a later list.
     fn close(&mut self, baseline: &mut Baseline, sizes: &Arc<Sizes>) {
         let Some(OpenHold { room, messages, .. }) = self.open.take() else { return };

@@ -20,8 +20,8 @@ use ahash::RandomState;
 use super::{
     dispatcher::{Dispatcher, InitialDelivery, LocalRoom, live, note_sent},
     dispatchers::{AckGuard, DeliveryReport},
-    list::List,
-    published::RoomMessage,
+    frames::List,
+    frames::LocalMessage,
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},
@@ -65,9 +65,9 @@ impl ListenerTime {
 pub(super) struct Handout {
     list: Arc<List>,
     now: u64,
-    /// Who is to get it yet.
+    /// The listeners that have not got it yet.
     left: Vec<ConnectionId>,
-    /// Whether somebody did not take it.
+    /// Whether a listener did not take it.
     is_refused: bool,
     /// The slices so far: how many listeners they had, and how busy the thread was.
     slices: Vec<(u32, Duration)>,
@@ -103,7 +103,7 @@ impl Handout {
 /// What waits in the queue of a room.
 pub(super) enum QueuedTask {
     List(Arc<List>, u64),
-    Message(RoomMessage),
+    Message(LocalMessage),
     /// The initial list for a member that has joined again.
     InitialList(InitialDelivery),
     /// The full list for the listeners that need it.
@@ -124,14 +124,14 @@ pub(super) struct RoomQueue {
 
 impl RoomQueue {
     pub fn push(&mut self, task: QueuedTask, ack: AckGuard) {
-        if let QueuedTask::Message(RoomMessage { sender: Some(sender), .. }) = &task {
+        if let QueuedTask::Message(LocalMessage { sender: Some(sender), .. }) = &task {
             self.senders.insert(*sender);
         }
         self.tasks.push_back((task, ack));
     }
 
     /// Whether a message has to wait in the queue.
-    fn holds_back(&self, message: &RoomMessage) -> bool {
+    fn holds_back(&self, message: &LocalMessage) -> bool {
         message.min_version > self.listed_version
             || message.sender.is_some_and(|sender| self.senders.contains(&sender))
     }
@@ -144,10 +144,9 @@ impl RoomQueue {
 /// What a slice has sent, until the sessions have written it; then its orders are acknowledged.
 #[derive(Default)]
 struct Slice {
-    /// How many listeners it had.
     listeners: usize,
     lists: Vec<ListSlice>,
-    acks: Vec<(Option<RoomMessage>, AckGuard)>,
+    acks: Vec<(Option<LocalMessage>, AckGuard)>,
 }
 
 /// The part of one list in a slice.
@@ -167,11 +166,9 @@ pub(super) struct Slices {
     rooms: VecDeque<RoomName>,
     /// The slice that the sessions are writing, with its number and when it began.
     current: Option<(Slice, u64, ThreadTime)>,
-    /// How many slices there have been.
     count: u64,
     /// Thread time of other work meanwhile.
     other_work: Duration,
-    /// How many queues there have been.
     queue_count: u64,
 }
 
@@ -252,18 +249,18 @@ impl Dispatcher {
     /// out.
     pub(super) fn send_message_in_order(
         &mut self,
-        message: RoomMessage,
+        message: LocalMessage,
         mut ack: AckGuard,
         ctx: &mut Context<Self>,
     ) {
-        if let Some(room) = self.rooms.get_mut(message.published.room())
+        if let Some(room) = self.rooms.get_mut(message.frames.room())
             && let Some(queue) = &mut room.queue
             && queue.holds_back(&message)
         {
             return queue.push(QueuedTask::Message(message), ack);
         }
         self.send_message(&message, &mut ack.report);
-        let bytes = message.published.bytes();
+        let bytes = message.frames.bytes();
         // Acknowledged when the sessions that it woke have run: a publisher that waits for that cannot
         // fill their mailboxes.
         let barrier = actix::spawn(async { drop((message, ack)) });
@@ -366,7 +363,7 @@ impl Dispatcher {
                 }
                 QueuedTask::Message(message) => {
                     self.send_message(&message, &mut ack.report);
-                    ends_turn = self.ends_turn(message.published.bytes());
+                    ends_turn = self.ends_turn(message.frames.bytes());
                     slice.acks.push((Some(message), ack));
                 }
             }

@@ -11,8 +11,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    list::{FullFrame, List, Sizes, well_below},
-    published::Published,
+    frames::{FullFrame, List, MessageFrames, Sizes, well_below},
     schedule::{Broadcast, MAX_HELD_BYTES, MAX_NEWCOMER_VERSIONS, MESSAGE_OVERHEAD},
     *,
 };
@@ -70,7 +69,8 @@ async fn run(steps: Vec<Step>) {
                     socket: None,
                 };
                 let state = rooms.snapshot(&name(room));
-                let joined = Joined { presence: connection, snapshot: state.clone(), changed: true };
+                let joined =
+                    Joined { presence: connection, snapshot: state.clone(), changed: true };
                 // Nobody waits for the answer.
                 let reply = JoinReply { channel: tokio::sync::oneshot::channel().0, joined };
                 delivery.enter(&state, Arrival { connection, recipients, thread: None, reply }, 0);
@@ -142,7 +142,7 @@ impl Stage {
         Self { rooms, room, schedule, joined: 0 }
     }
 
-    /// Somebody joins, at this time.
+    /// A new user joins at this time.
     fn join(&mut self, now: u64) -> (ConnectionId, Snapshot) {
         self.joined += 1;
         let id = ConnectionId::from_u128(self.joined);
@@ -167,9 +167,9 @@ impl Stage {
         let room = self.rooms.snapshot(&self.room);
         let content = Content::Text("x".repeat(bytes).into());
         let deliveries = Counter::new("presence_deliveries_total");
-        let (published, _) = Published::new(self.room.clone(), content, None, deliveries);
-        let message = RoomMessage {
-            published: Arc::new(published),
+        let (frames, _) = MessageFrames::new(self.room.clone(), content, None, deliveries);
+        let message = LocalMessage {
+            frames: Arc::new(frames),
             sender: Some(sender),
             except: None,
             last_entry: u64::MAX,
@@ -323,13 +323,13 @@ proptest! {
         let mut schedule = ListSchedule::new(rooms.snapshot(&room), usize::MAX);
         // The listener from the beginning, and later ones.
         let mut clients = vec![Client::new(&rooms.snapshot(&room))];
-        for (at, (step, somebody_joins)) in (1..).zip(&steps) {
+        for (at, (step, has_newcomer)) in (1..).zip(&steps) {
             let now = at * 2_000_000;
             for diff in take(&mut rooms, &room, step, at) {
                 schedule.note(&diff, Some(&rooms.snapshot(&room)), now);
             }
             let state = rooms.snapshot(&room);
-            if *somebody_joins {
+            if *has_newcomer {
                 schedule.listeners += 2;
                 schedule.initial_list(&state, 1);
                 clients.push(Client::new(&state));

@@ -1,5 +1,5 @@
-//! How often lists of a room are sent: at once while there is time, otherwise as often as a tenth of a
-//! thread's time allows.
+//! How often lists of a room are sent: at once if possible, otherwise as often as a tenth of a thread's time
+//! allows.
 //!
 //! The first change is sent at once, later ones after a window of 50 ms or ten times the thread time that
 //! the lists have cost, whichever is later. When a crowd has come and the room falls quiet, one list may be
@@ -22,7 +22,7 @@ const MAX_DEBT: Duration = Duration::from_secs(1);
 const QUIET_SHARE: u64 = 8;
 /// How long a list waits for all threads to hand out the one before.
 const HAND_OUT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The largest cost of a list that counts, so that nobody waits longer than three seconds, whatever is
+/// The largest cost of a list that counts, so that the next one follows within three seconds, whatever is
 /// measured.
 const MAX_COST: Duration = Duration::from_millis(300);
 /// How long a message waits at most until its sender's join has been listed.
@@ -46,7 +46,6 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Notes a change of the room.
     pub fn note_change(&mut self, now: u64) {
         self.changed = now;
     }
@@ -201,11 +200,8 @@ mod tests {
         throttle.sent(2, 1000);
         let [one, other] = [1, 2].map(DispatcherId::numbered);
         throttle.handed_out(one, Duration::from_micros(300), 1300);
-        assert_eq!(
-            throttle.next_for_message(1300, 1300),
-            1000 + micros(HAND_OUT_TIMEOUT),
-            "one is pending"
-        );
+        let deadline = 1000 + micros(HAND_OUT_TIMEOUT);
+        assert_eq!(throttle.next_for_message(1300, 1300), deadline, "one is pending");
         throttle.handed_out(other, Duration::from_micros(500), 1500);
         assert_eq!(throttle.next_for_message(1300, 1500), 1000 + 5000);
         assert_eq!(throttle.next_for_message(1300, 9000), 9000);

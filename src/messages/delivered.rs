@@ -1,27 +1,34 @@
-//! Messages to the members of a room.
+//! Messages to the members of a room, and the backlog of frames that a member's socket has not taken yet.
+//!
+//! A mailbox is bounded in frames, which may be large. So each delivered frame carries a [`Reservation`] of
+//! its bytes, which ends when the frame is dropped.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
 
 use actix::prelude::*;
 use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::Reservation;
 use crate::model::{Cause, ConnectionId, RoomName};
 
-/// Sends something to every member of a room: to exactly those who are in it when the registry reads
-/// this. Answers how many took it; a thread that has not delivered it within a second is not counted.
+/// Sends something to every member of a room: to exactly those who are in it when the registry handles
+/// this. Returns how many took it; a thread that has not delivered it within a second is not counted.
 ///
-/// A member whose mailbox is full loses its place ([`Cause::SlowConsumer`]); the others never wait.
+/// A member whose mailbox is full is removed ([`Cause::SlowConsumer`]); the others never wait.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, NotAMember>")]
 pub struct Publish {
-    /// To which room.
+    /// The room.
     pub room: RoomName,
-    /// What.
+    /// What to send.
     pub content: Content,
-    /// Who says it. A sender has to be in the room, and sending is a sign of life.
+    /// The sender, which has to be in the room; sending counts as its activity.
     pub from: Option<ConnectionId>,
-    /// A member that shall not get it, usually the sender.
+    /// A member that does not get it, usually the sender.
     pub except: Option<ConnectionId>,
 }
 
@@ -58,11 +65,11 @@ impl Publish {
     }
 }
 
-/// A [`Publish`] of a session that waits for the answer before it handles anything else: answered soon, even
-/// if a thread has not delivered the message yet.
+/// A [`Publish`] of a session that waits for the reply before it handles anything else: the reply does not wait
+/// for the delivery.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, NotAMember>")]
-pub(crate) struct Say(pub Publish);
+pub(crate) struct SessionPublish(pub Publish);
 
 /// What is published.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,30 +125,29 @@ mod event {
     }
 }
 
-/// The sender of a [`Publish`] is not in the room; nobody got it.
+/// The sender of a [`Publish`] is not in the room; nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the sender is not in the room")]
 pub struct NotAMember;
 
-/// Something for a member's client, encoded once and shared by all who get it.
+/// A frame for a member's client, encoded once and shared by all members.
 ///
-/// Its bytes count towards what may wait for the connection until it is dropped: a session that holds
-/// messages back should hold back this, and not just its payload.
+/// Its bytes count towards the connection's backlog until it is dropped: a session that queues messages
+/// should queue this, and not just the payload.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ForwardMessage {
-    /// From which room.
+    /// The room.
     pub room: RoomName,
     /// What it is.
     pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
-    /// `None` for a message that no dispatcher has sent.
     pub(crate) reservation: Option<Reservation>,
 }
 
 impl ForwardMessage {
-    /// A message that does not count towards what waits for a connection.
+    /// A message that does not count towards a backlog.
     #[must_use]
     pub fn new(room: RoomName, kind: Forwarded, payload: impl Into<ByteString>) -> Self {
         Self { room, kind, payload: payload.into(), reservation: None }
@@ -149,7 +155,7 @@ impl ForwardMessage {
 }
 
 impl Clone for ForwardMessage {
-    /// The same message; only the original counts towards what waits for the connection.
+    /// The same message; only the original counts towards the backlog.
     fn clone(&self) -> Self {
         Self::new(self.room.clone(), self.kind, self.payload.clone())
     }
@@ -161,33 +167,31 @@ impl Clone for ForwardMessage {
 pub enum Forwarded {
     /// Something published to the room.
     Message,
-    /// Who is in the room: the whole of it.
+    /// The full member list.
     State,
     /// What changed in the room.
     Diff,
-    /// The connection was removed from this room, and is in others still: the room was closed, or a newer
-    /// connection of its client session has taken its place. The payload is empty, and not to be sent to
-    /// the client as it is.
+    /// The connection was removed from this room and is still in others: the room was closed, or a newer
+    /// connection of its client session has taken over. The payload is empty, and not for the client.
     Closed,
 }
 
-/// Tells a session to close; it gets nothing more. The connection has left its last room or, where the
-/// registry is [shutting down](crate::Shutdown), stays a member until its session has left, which it should
-/// do at once.
+/// Tells a session to close; nothing follows it. The connection was removed from its last room or, during a
+/// [`Shutdown`](crate::Shutdown), stays a member until its session leaves, which it should do at once.
 ///
 /// Sent at most once, also to a full mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
-    /// The WebSocket close code that tells the client what to do next: see [`close_code`].
+    /// The WebSocket close code: see [`close_code`].
     pub code: u16,
-    /// Why.
+    /// Why the session has to close.
     pub cause: Cause,
 }
 
 /// The WebSocket close code for a cause, if the registry closes connections for it.
 ///
-/// After 4001, 4002 and 4004 a client should not come back by itself.
+/// After 4001, 4002 and 4004 a client should not reconnect by itself.
 #[must_use]
 pub fn close_code(cause: Cause) -> Option<u16> {
     match cause {
@@ -198,5 +202,104 @@ pub fn close_code(cause: Cause) -> Option<u16> {
         Cause::SlowConsumer => Some(4003),
         Cause::RoomClosed => Some(4004),
         Cause::Shutdown => Some(1001),
+    }
+}
+
+/// How many bytes may wait for a connection by default.
+pub(crate) const DEFAULT_BACKLOG_LIMIT: usize = 1024 * 1024;
+
+/// How many bytes may wait for a connection whose own frames have at most this size.
+pub(crate) fn backlog_limit(max_frame_size: usize) -> usize {
+    max_frame_size.saturating_mul(2).max(DEFAULT_BACKLOG_LIMIT)
+}
+
+/// The size of the frames that wait for one connection. Its dispatcher adds, dropped frames subtract.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    limit: usize,
+    /// Bytes of messages, diffs and counts.
+    bytes: AtomicUsize,
+    /// Whether a full list waits; there is at most one.
+    state: AtomicBool,
+}
+
+/// A frame's part of a [`Backlog`], released when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    backlog: Arc<Backlog>,
+    part: ReservedPart,
+}
+
+#[derive(Debug)]
+enum ReservedPart {
+    Bytes(usize),
+    State,
+}
+
+impl Backlog {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, bytes: AtomicUsize::new(0), state: AtomicBool::new(false) })
+    }
+
+    /// Reserves the bytes of a frame; one larger than the limit is accepted when nothing else waits.
+    // Only the connection's dispatcher reserves, so nothing is added between check and update.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        let waiting = self.bytes.load(Relaxed);
+        if waiting > 0 && waiting.saturating_add(bytes) > self.limit {
+            return None;
+        }
+        self.bytes.fetch_add(bytes, Relaxed);
+        Some(Reservation { backlog: Arc::clone(self), part: ReservedPart::Bytes(bytes) })
+    }
+
+    /// Reserves space for a full list, if none waits.
+    pub fn reserve_state(self: &Arc<Self>) -> Option<Reservation> {
+        let taken = self.state.swap(true, Relaxed);
+        (!taken).then(|| Reservation { backlog: Arc::clone(self), part: ReservedPart::State })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        match self.part {
+            ReservedPart::Bytes(bytes) => drop(self.backlog.bytes.fetch_sub(bytes, Relaxed)),
+            ReservedPart::State => self.backlog.state.store(false, Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_accepted_up_to_the_limit_and_again_when_others_are_dropped() {
+        let backlog = Backlog::new(100);
+        let first = backlog.reserve(60).unwrap();
+        let second = backlog.reserve(40).unwrap();
+        assert!(backlog.reserve(1).is_none());
+        drop(first);
+        assert!(backlog.reserve(61).is_none());
+        assert!(backlog.reserve(60).is_some());
+        drop(second);
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_accepted_when_nothing_else_waits() {
+        let backlog = Backlog::new(100);
+        let large = backlog.reserve(1000).unwrap();
+        assert!(backlog.reserve(1).is_none());
+        drop(large);
+        let _small = backlog.reserve(1).unwrap();
+        assert!(backlog.reserve(1000).is_none());
+    }
+
+    #[test]
+    fn at_most_one_full_list_waits_whatever_else_does() {
+        let backlog = Backlog::new(100);
+        let (_frame, state) = (backlog.reserve(100).unwrap(), backlog.reserve_state().unwrap());
+        assert!(backlog.reserve_state().is_none());
+        drop(state);
+        assert!(backlog.reserve_state().is_some());
     }
 }

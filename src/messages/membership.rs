@@ -1,4 +1,4 @@
-//! Coming, staying and going.
+//! Joining, staying and leaving.
 
 use std::{
     borrow::Cow,
@@ -19,68 +19,67 @@ use crate::{
     sockets::SocketKey,
 };
 
-/// How a connection wants to hear of its rooms.
+/// The frames that a connection gets from its rooms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
     /// Published text as it is, and no member lists: for apps with a protocol of their own.
     #[default]
     Raw,
-    /// The JSON frames of the server, with this much about who is there.
+    /// The JSON frames of the server, with member lists as the feed says.
     Json(Feed),
     /// The frames of Phoenix Channels, version 2.0.0.
     Phoenix,
 }
 
-/// How much a JSON connection hears about who is in its room.
+/// How much a JSON connection is sent about the members of its room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Feed {
-    /// The whole member list after changes: the frame of the original's documentation.
+    /// The full member list after changes: the frame of the documentation of django-channels-presence.
     #[default]
     Full,
-    /// The whole list once, then what changed; for large rooms.
+    /// The full list once, then diffs; for large rooms.
     Diff,
-    /// Only how many; for very large rooms.
+    /// Only the number of members; for very large rooms.
     Count,
     /// Nothing.
     None,
 }
 
-/// "I enter this room." Sent by a session before it reads anything from its client.
+/// Adds a connection to a room. Sent by a session before it reads anything from its client.
 ///
-/// Makes the room if need be, and is idempotent: the same connection joining again with the same user
-/// and info changes nothing, with others it changes its presence in one step. Every join is a sign of
-/// life of the connection in all its rooms.
+/// Creates the room if necessary, and is idempotent: a member that joins again with the same user and info
+/// changes nothing, with others it updates its presence in one change. Counts as activity of the connection
+/// in all its rooms.
 ///
-/// Make it on the session's own thread: what the room gets is sent to `forward` from there, without
-/// waiting. A session needs a mailbox with room for a burst (`ctx.set_mailbox_capacity(256)`); one whose
-/// mailbox is full loses its place with [`Cause::SlowConsumer`]. A join that is made where no actix arbiter
-/// runs is served by the registry's own thread.
+/// Make it on the session's own thread: frames are sent to `forward` from there, without waiting. A session
+/// needs a mailbox with room for a burst (`ctx.set_mailbox_capacity(256)`); one whose mailbox is full is
+/// removed with [`Cause::SlowConsumer`]. A join that is made where no actix arbiter runs is served by the
+/// registry's own thread.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Joined, JoinError>")]
 pub struct Join {
     /// The room to enter.
     pub room: RoomName,
-    /// Who enters; the same in every message of this session.
+    /// The connection; the same in every message of this session.
     pub connection: ConnectionId,
-    /// Whose connection it is; `None` is anonymous.
+    /// The user; `None` is anonymous.
     pub user: Option<UserId>,
-    /// What to attach to the presence. A join that resumes a client session keeps what is attached
-    /// there already.
+    /// What to attach to the presence. A resumed client session keeps its info.
     pub info: Info,
-    /// The part of the info that is fixed, as by a token. In a session that is resumed it replaces what
-    /// was fixed before: keys that it no longer has go.
+    /// The part of the info that is fixed, as by a token. In a resumed session it replaces the earlier
+    /// fixed part: keys that it no longer has are removed.
     pub fixed: Info,
-    /// The client session it is a connection of, if the client has one that survives reconnects.
+    /// The client session that survives reconnects, if the client has one.
     pub session: Option<SessionKey>,
-    /// How it wants to hear of its rooms; the latest join of a connection counts for all of them.
+    /// The frames that it gets; the latest join of a connection counts for all its rooms.
     pub dialect: Dialect,
-    /// Takes what is published to the room.
+    /// The recipient of the room's frames.
     pub forward: Recipient<ForwardMessage>,
-    /// Takes the order to close, once, when the registry puts the connection out of its last room.
+    /// The recipient of the order to close, sent when the registry removes it from its last room.
     pub disconnect: Option<Recipient<Disconnect>>,
-    /// Where it was made, if an arbiter runs there.
+    /// The thread it was made on, if an arbiter runs there.
     pub(crate) thread: Option<SessionThread>,
     /// How many bytes of frames may wait for it.
     pub(crate) backlog_limit: usize,
@@ -89,7 +88,7 @@ pub struct Join {
 }
 
 impl Join {
-    /// An anonymous join; [`user`](Self::user) says whose connection it is.
+    /// An anonymous join.
     #[must_use]
     pub fn new(
         room: RoomName,
@@ -112,7 +111,7 @@ impl Join {
         }
     }
 
-    /// Says whose connection it is, if it is known.
+    /// Sets the user; `None` is anonymous.
     #[must_use]
     pub fn user(self, user: impl Into<Option<UserId>>) -> Self {
         Self { user: user.into(), ..self }
@@ -124,27 +123,27 @@ impl Join {
         Self { info, ..self }
     }
 
-    /// Says which part of the [info](Self::info) is fixed: see [`fixed`](Self::fixed).
+    /// Sets which part of the [info](Self::info) is fixed: see [`fixed`](Self::fixed).
     #[must_use]
     pub fn fixed_info(self, fixed: Info) -> Self {
         Self { fixed, ..self }
     }
 
-    /// Names the client session, if there is one: a connection that ends without a goodbye then
-    /// fades for [`grace`](crate::PresenceConfig::grace), and a newer one of the same session and
-    /// user takes its place unnoticed, in each room that it joins.
+    /// Sets the client session, if there is one: a connection that is lost then fades for
+    /// [`grace`](crate::PresenceConfig::grace), and a newer one of the same session and user takes over its
+    /// presence, without a leave or a join, in each room that it joins.
     #[must_use]
     pub fn session(self, session: impl Into<Option<SessionKey>>) -> Self {
         Self { session: session.into(), ..self }
     }
 
-    /// Chooses how to hear of the room.
+    /// Sets the frames to get.
     #[must_use]
     pub fn dialect(self, dialect: Dialect) -> Self {
         Self { dialect, ..self }
     }
 
-    /// Takes the order to close.
+    /// Sets the recipient of the order to close.
     #[must_use]
     pub fn disconnect(self, disconnect: Recipient<Disconnect>) -> Self {
         Self { disconnect: Some(disconnect), ..self }
@@ -159,7 +158,6 @@ pub(crate) struct SessionThread {
 }
 
 impl SessionThread {
-    /// This thread, if an arbiter runs here.
     fn current() -> Option<Self> {
         Some(Self { id: thread::current().id(), arbiter: Arbiter::try_current()? })
     }
@@ -178,12 +176,12 @@ pub struct Joined {
     pub changed: bool,
 }
 
-/// Whether somebody may join: what the [`authorize`](crate::PresenceConfig::authorize) hook answers.
+/// Whether a user may join: the result of the [`authorize`](crate::PresenceConfig::authorize) hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Yes.
     Allow,
-    /// No, and what to tell the client.
+    /// No, with the reason for the client.
     Deny(Cow<'static, str>),
 }
 
@@ -199,113 +197,110 @@ impl Decision {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// The connection has left everything while its join waited for what other nodes know.
+    /// The connection has left all rooms while its join waited for the room's rows.
     #[error("the connection has left before it could join")]
     Withdrawn,
-    /// A limit forbids it; somebody has to leave first.
+    /// A limit is reached; retrying helps only after a leave.
     #[error(transparent)]
     Limit(#[from] LimitReached),
-    /// The app's `authorize` hook said no; asking again will not help.
+    /// The app's `authorize` hook has refused it; retrying will not help.
     #[error("not allowed: {reason}")]
     Denied {
-        /// What the hook gave as its reason.
+        /// The reason that the hook gave.
         reason: Cow<'static, str>,
     },
-    /// A newer connection of the same client session has taken its place in the room.
+    /// A newer connection of the same client session has taken over its presence.
     #[error(transparent)]
     Superseded(#[from] Superseded),
-    /// The registry is shutting down; another node may take it.
+    /// The registry is shutting down; another node may accept it.
     #[error("shutting down")]
     ShuttingDown,
 }
 
-/// "Could this user join now?" The [`Join`] itself may still be refused when others are quicker.
+/// Asks whether a user could join now. The [`Join`] itself may still be refused.
 ///
 /// A browser does not tell a page why a WebSocket failed: only a request that cannot become a session, such
-/// as a plain GET of the same address, can show the reason, and limits and the `authorize` hook are the
-/// registry's.
+/// as a plain GET of the same address, can show the reason.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<(), JoinError>")]
 pub struct Admit {
     /// The room to enter.
     pub room: RoomName,
-    /// Whose connection it would be; `None` is anonymous.
+    /// The user; `None` is anonymous.
     pub user: Option<UserId>,
     /// What would be attached to the presence.
     pub info: Info,
-    /// The client session, if there is one: resuming it needs no place in the room.
+    /// The client session, if there is one: resuming it needs no space in the room.
     pub session: Option<SessionKey>,
 }
 
-/// "I go out of this room." Answers whether the connection was in it; else nothing happens.
+/// Removes a connection from a room. Returns whether it was in it.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Leave {
     /// The room to leave.
     pub room: RoomName,
-    /// Who leaves.
+    /// The connection.
     pub connection: ConnectionId,
     /// Why; default [`Cause::Left`].
     pub cause: Cause,
 }
 
 impl Leave {
-    /// A goodbye.
+    /// A leave with [`Cause::Left`].
     #[must_use]
     pub fn new(room: RoomName, connection: ConnectionId) -> Self {
         Self { room, connection, cause: Cause::Left }
     }
 }
 
-/// "I go out of all my rooms": one change for each. Answers how many; an unknown connection is in
-/// none.
+/// Removes a connection from all its rooms: one change for each. Returns how many.
 ///
 /// Sent with `do_send` when a session ends, because it must not be lost.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "usize")]
 pub struct LeaveAll {
-    /// Who leaves.
+    /// The connection.
     pub connection: ConnectionId,
     /// Why; default [`Cause::Left`].
     pub cause: Cause,
 }
 
 impl LeaveAll {
-    /// A goodbye.
+    /// A leave with [`Cause::Left`].
     #[must_use]
     pub fn new(connection: ConnectionId) -> Self {
         Self { connection, cause: Cause::Left }
     }
 
-    /// The end of a session for a cause of its own.
+    /// A leave with another cause.
     #[must_use]
     pub fn because(connection: ConnectionId, cause: Cause) -> Self {
         Self { connection, cause }
     }
 }
 
-/// "I am still here." Sent by a session on any traffic; at least every third of `max_age`.
+/// Records activity of a connection. Sent by a session on any traffic; at least every third of `max_age`.
 ///
 /// Moves `last_seen` of every presence of the connection, in memory; the rows follow in bulk.
-/// Unknown connections are ignored: a late touch never brings anybody back. A touch may be lost; the
-/// next one makes up for it.
+/// Unknown connections are ignored: a late touch never brings one back. A touch may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Touch {
-    /// Who is alive.
+    /// The connection.
     pub connection: ConnectionId,
-    /// How it showed.
+    /// The kind of activity.
     pub activity: Activity,
 }
 
 impl Touch {
-    /// A sign of life: some frame.
+    /// A touch for some frame.
     #[must_use]
     pub fn new(connection: ConnectionId) -> Self {
         Self { connection, activity: Activity::Frame }
     }
 
-    /// A heartbeat.
+    /// A touch for a heartbeat.
     #[must_use]
     pub fn heartbeat(connection: ConnectionId) -> Self {
         Self { connection, activity: Activity::Heartbeat }
@@ -315,10 +310,10 @@ impl Touch {
 /// Touches in their order, then joins, of several sessions of a thread.
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Batch {
+pub(crate) struct SessionBatch {
     pub touches: Vec<Touch>,
     pub joins: Vec<PendingJoin>,
-    /// Dropped when the registry has read the batch, which tells the thread how many are unread.
+    /// Dropped when the registry has read the batch: the thread counts the unread ones.
     pub unread: Option<Arc<()>>,
 }
 
@@ -329,52 +324,50 @@ pub(crate) struct PendingJoin {
     pub reply: OneshotSender<Result<Joined, JoinError>>,
 }
 
-/// Replaces the info of a presence. Answers whether that changed anything.
+/// Replaces the info of a presence. Returns whether that changed anything.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct UpdateInfo {
-    /// In which room.
+    /// The room.
     pub room: RoomName,
-    /// Whose.
+    /// The connection.
     pub connection: ConnectionId,
     /// The new info.
     pub info: Info,
 }
 
-/// Puts out a connection, or all connections of a user, with [`Cause::Kicked`]. Answers how many
-/// connections went.
+/// Removes a connection, or all connections of a user, from all rooms with [`Cause::Kicked`]. Returns how many
+/// connections that were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[serde(rename_all = "snake_case")]
 #[rtype(result = "usize")]
 pub enum Kick {
-    /// This connection, out of all its rooms: by its own id, or by that of its presence, which is another
-    /// one's if it has taken over a client session.
+    /// This connection: by its own id, or by that of its presence, which differs after it has taken over a
+    /// client session.
     Connection(ConnectionId),
-    /// Every connection that is in some room as this user, out of all its rooms.
+    /// Every connection that is in some room as this user.
     User(UserId),
 }
 
-/// Puts everybody out of a room with [`Cause::RoomClosed`], in one change. Answers how many went.
-/// Anybody may join it again.
+/// Removes all members of a room with [`Cause::RoomClosed`], in one change. Returns how many. They may join
+/// it again.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "usize")]
 pub struct CloseRoom {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
 }
 
-/// Removes every presence that was silent for longer than the age. Sent by the
-/// [`Pruner`](crate::Pruner), or by anybody who does not want to wait for it.
-///
-/// Costs as much as there are to remove.
+/// Removes every presence that was silent for longer than the age; O(number removed). Sent by the
+/// [`Pruner`](crate::Pruner); an app may send it, too.
 #[derive(Clone, Copy, Debug, Default, Message)]
 #[rtype(result = "PruneReport")]
 pub struct PrunePresences {
-    /// Strictly older than this goes; `None` is `max_age`.
+    /// Presences that are strictly older are removed; `None` is `max_age`.
     pub age: Option<Duration>,
 }
 
-/// Who was pruned.
+/// The result of [`PrunePresences`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, MessageResponse)]
 pub struct PruneReport {
     /// The rooms that changed, by name.
@@ -389,18 +382,16 @@ impl PruneReport {
     }
 }
 
-/// Who was pruned from one room.
+/// The presences that were pruned from one room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pruned {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
-    /// Who went.
+    /// The presences.
     pub presences: Vec<Presence>,
 }
 
-/// Removes the rows of rooms in which nobody is. Answers how many rows went.
-///
-/// In memory an empty room is gone at once; only its row stays for a while.
+/// Removes the rows of empty rooms. Returns how many. (In memory an empty room is removed at once.)
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<usize, super::FlushError>")]
 pub struct PruneRooms;

@@ -5,15 +5,15 @@
 //! [`ForwardMessage`]s, and at most one [`Disconnect`]. An observer sends [`Subscribe`] and gets
 //! [`PresenceChanged`].
 
-mod backlog;
 mod delivered;
 mod membership;
 mod observing;
 mod places;
 mod queries;
 
-pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
-pub(crate) use delivered::Say;
+pub(crate) use delivered::{
+    Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
+};
 pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };
@@ -21,7 +21,7 @@ pub use membership::{
     Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
     PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
-pub(crate) use membership::{Batch, PendingJoin, SessionThread};
+pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };

@@ -1,4 +1,4 @@
-//! Hearing of every change.
+//! Observing changes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::model::{
     Cause, Diff, Epoch, Left, NodeName, Offline, Presence, RoomName, Snapshot, Update, UserId,
 };
 
-/// Which rooms an observer wants to hear of.
+/// The rooms that an observer observes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RoomFilter {
@@ -27,33 +27,33 @@ impl RoomFilter {
     }
 }
 
-/// Whose changes an observer wants to hear of, where several nodes share their rooms.
+/// Whose changes an observer gets, where several nodes share their rooms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
-    /// Those of the presences that this node holds: of observers on all nodes, exactly one hears of
-    /// each change. Presences that end with their node are told by the one that notices.
+    /// Those of the presences that this node holds: of the observers on all nodes exactly one gets each
+    /// change. The end of presences whose node has died is reported by the node that notices.
     #[default]
     Node,
-    /// Those of all nodes. This node follows the rooms of the filter then, which for
-    /// [`RoomFilter::Any`] is everything that happens anywhere.
+    /// Those of all nodes. This node then follows the rooms of the filter, which for [`RoomFilter::Any`] are
+    /// all rooms of the cluster.
     Cluster,
 }
 
-/// Asks for a [`PresenceChanged`] after every change from now on. Answers an id to
-/// [`Unsubscribe`] with; an observer whose actor has stopped is forgotten by itself.
+/// Asks for a [`PresenceChanged`] after every change from now on. Returns an id for [`Unsubscribe`]; an
+/// observer whose actor has stopped is removed automatically.
 ///
-/// For what was there before: subscribe first, then ask for [`ListRooms`](super::ListRooms) and
-/// [`GetSnapshot`](super::GetSnapshot). An event whose version the snapshot already has can be
-/// passed over, as [`Snapshot::apply`] does.
+/// To get the state before: subscribe first, then ask for [`ListRooms`](super::ListRooms) and
+/// [`GetSnapshot`](super::GetSnapshot), and skip events whose version the snapshot has already, as
+/// [`Snapshot::apply`] does.
 #[derive(Debug, Message)]
 #[rtype(result = "SubscriptionId")]
 pub struct Subscribe {
-    /// Of which rooms.
+    /// The rooms to observe.
     pub filter: RoomFilter,
-    /// Who wants to hear.
+    /// The recipient of the events.
     pub observer: Recipient<PresenceChanged>,
-    /// Of whose changes.
+    /// Whose changes to report.
     pub scope: Scope,
 }
 
@@ -64,18 +64,18 @@ impl Subscribe {
         Self { filter, observer, scope: Scope::Node }
     }
 
-    /// Chooses whose changes to hear of.
+    /// Sets whose changes to report.
     #[must_use]
     pub fn scope(self, scope: Scope) -> Self {
         Self { scope, ..self }
     }
 }
 
-/// Ends a subscription. Answers whether there was one.
+/// Ends a subscription. Returns whether there was one.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Unsubscribe {
-    /// Which one.
+    /// The subscription.
     pub id: SubscriptionId,
 }
 
@@ -83,18 +83,17 @@ pub struct Unsubscribe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, MessageResponse)]
 pub struct SubscriptionId(pub(crate) u64);
 
-/// One change of one room, told to observers in order, each once.
+/// One change of one room, sent to observers in order, each once.
 ///
-/// `version` is one above that of the event before for the same room, as long as the room has
-/// somebody in it: for every observer of a node alone, and with [`Scope::Cluster`]. With [`Scope::Node`]
-/// it is only above it, since changes by other nodes raise it and are told to their observers.
-/// An observer too slow to follow loses the single changes of a room and gets its state instead
-/// ([`Change::Resync`]); in more than 65,536 rooms at once, it is told to read all of them again
-/// ([`Change::ResyncAll`]). It never slows a room or another observer down.
+/// `version` is one above that of the room's event before, as long as the room has members: for every
+/// observer of a node alone, and with [`Scope::Cluster`]. With [`Scope::Node`] it is only higher, since
+/// changes by other nodes raise it and go to their observers. An observer that lags gets a room's state
+/// instead of its single changes ([`Change::Resync`]), or, in more than 65,536 rooms at once, one event to
+/// read all rooms again ([`Change::ResyncAll`]). It never delays a room or another observer.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct PresenceChanged {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
     /// The incarnation in which the version counts.
     pub epoch: Epoch,
@@ -104,19 +103,19 @@ pub struct PresenceChanged {
     pub snapshot: Snapshot,
     /// The node whose presences changed.
     pub node: NodeName,
-    /// What happened.
+    /// The change.
     pub change: Change,
 }
 
-/// What a [`PresenceChanged`] tells.
+/// The change in a [`PresenceChanged`].
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// Exactly this.
+    /// A single change.
     Diff(Arc<Diff>),
-    /// More changes of the room than the observer could follow; the snapshot is the room after them.
+    /// Several changes that were conflated; the snapshot is the room after them.
     Resync,
-    /// Changes in more rooms than are kept for an observer that lags. The snapshot is that of one room;
-    /// read the others again, as after [`Subscribe`]. The subscription goes on: later changes follow.
+    /// Changes in more rooms than are kept for an observer that lags. The snapshot is that of one room; read
+    /// the others again, as after [`Subscribe`]. Later changes follow.
     ResyncAll,
 }
 
@@ -142,8 +141,8 @@ impl PresenceChanged {
         self.diff()?.removed()
     }
 
-    /// Whether more than one presence may have come or gone: after a prune, when a room or the
-    /// registry closes, and when single changes were conflated.
+    /// Whether more than one presence may have joined or left: after a prune, when a room or the registry
+    /// closes, and when changes were conflated.
     #[must_use]
     pub fn bulk_change(&self) -> bool {
         self.diff().is_none_or(Diff::is_bulk)
@@ -155,31 +154,31 @@ impl PresenceChanged {
         self.leaves().first().map(|leave| leave.cause)
     }
 
-    /// Presences that began.
+    /// Presences that joined.
     #[must_use]
     pub fn joins(&self) -> &[Presence] {
         self.diff().map_or(&[], |diff| &diff.joins)
     }
 
-    /// Presences that ended, each with its cause.
+    /// Presences that left, each with its cause.
     #[must_use]
     pub fn leaves(&self) -> &[Left] {
         self.diff().map_or(&[], |diff| &diff.leaves)
     }
 
-    /// Presences that go on with another user or info.
+    /// Presences whose user or info has changed.
     #[must_use]
     pub fn updates(&self) -> &[Update] {
         self.diff().map_or(&[], |diff| &diff.updates)
     }
 
-    /// Users who came into the room with this change.
+    /// Users whose first connection in the room was added.
     #[must_use]
     pub fn online(&self) -> &[UserId] {
         self.diff().map_or(&[], |diff| &diff.online)
     }
 
-    /// Users who are no longer in the room after this change.
+    /// Users whose last connection in the room was removed.
     #[must_use]
     pub fn offline(&self) -> &[Offline] {
         self.diff().map_or(&[], |diff| &diff.offline)

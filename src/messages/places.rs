@@ -38,18 +38,18 @@ impl SessionPlaces {
 
 /// A place among a limited number of sessions, for [`WsOptions::place`](crate::WsOptions::place).
 ///
-/// It is free when it is dropped: when the socket of its session has ended, or, if the session then
-/// fades, when that is over too. Meanwhile a [`TakePlace`] of the same client gets it.
+/// It is free again when it is dropped: when the socket of its session has ended or, if the session then
+/// fades, when the grace is over. Meanwhile a [`TakePlace`] of the same client gets it.
 #[derive(Debug)]
 pub struct SessionPlace {
     permit: Option<OwnedSemaphorePermit>,
     open: Option<Arc<()>>,
-    home: Option<Box<Home>>,
+    keeper: Option<Box<PlaceKeeper>>,
 }
 
-/// Who may keep a place when its socket has ended.
+/// The connections whose fading keeps a place when its socket has ended.
 #[derive(Debug)]
-struct Home {
+struct PlaceKeeper {
     registry: Recipient<PlaceBack>,
     /// The connection of the socket, and the one that had the place before.
     connections: SmallVec<[ConnectionId; 2]>,
@@ -57,13 +57,13 @@ struct Home {
 
 impl SessionPlace {
     fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self { permit: Some(permit), open: None, home: None }
+        Self { permit: Some(permit), open: None, keeper: None }
     }
 
     /// A place where there is no limit.
     #[must_use]
     pub fn unlimited() -> Self {
-        Self { permit: None, open: None, home: None }
+        Self { permit: None, open: None, keeper: None }
     }
 
     /// Counts the socket of its session among those that are open: holds this for as long as it is.
@@ -73,7 +73,7 @@ impl SessionPlace {
         self
     }
 
-    /// The place of a connection that fades, to which it goes back unless that is over by then.
+    /// A place that is kept for a fading connection, if there is one.
     pub(crate) fn of(
         permit: OwnedSemaphorePermit,
         fading: Option<ConnectionId>,
@@ -85,17 +85,16 @@ impl SessionPlace {
         }
     }
 
-    /// Has the place kept for a connection if that fades when the place is dropped.
-    #[must_use]
+    /// Keeps the place for the connection if that fades when the place is dropped.
     pub(crate) fn kept_for(
         mut self,
         connection: ConnectionId,
         registry: Recipient<PlaceBack>,
     ) -> Self {
         if self.permit.is_some() {
-            let new = || Box::new(Home { registry, connections: SmallVec::new() });
+            let new = || Box::new(PlaceKeeper { registry, connections: SmallVec::new() });
             // The latest first.
-            self.home.get_or_insert_with(new).connections.insert(0, connection);
+            self.keeper.get_or_insert_with(new).connections.insert(0, connection);
         }
         self
     }
@@ -103,15 +102,15 @@ impl SessionPlace {
 
 impl Drop for SessionPlace {
     fn drop(&mut self) {
-        if let (Some(permit), Some(home)) = (self.permit.take(), self.home.take()) {
-            let Home { registry, connections } = *home;
+        if let (Some(permit), Some(keeper)) = (self.permit.take(), self.keeper.take()) {
+            let PlaceKeeper { registry, connections } = *keeper;
             // One for each place, so the queue stays bounded.
             registry.do_send(PlaceBack { permit, connections });
         }
     }
 }
 
-/// A socket has ended: its place is for the first of these connections that fades.
+/// Returns the place of a closed socket: it is for the first of these connections that fades.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct PlaceBack {
@@ -119,21 +118,20 @@ pub(crate) struct PlaceBack {
     pub connections: SmallVec<[ConnectionId; 2]>,
 }
 
-/// "I come back, and no place is free." Answers with the place of an older connection of the client
-/// session on this node: that of one that fades, or of one that is still open, whose socket is ended
-/// first, and whose presences fade until the newer one joins. `None` if there is no such connection.
+/// Asks for the place of an older connection of a client session, as none is free: of one on this node that
+/// fades, or of one that is still open, whose socket is closed first, and whose presences fade until the newer
+/// one joins. `None` if there is no such connection.
 ///
-/// A socket is ended only if the newer connection may enter each of its rooms: a session key never
-/// reaches further than its token. The answer comes when that socket has ended; wait for it for a
-/// limited time.
+/// A socket is closed only if the newer connection may enter each of its rooms: a session key gives no access
+/// beyond the token. The reply comes when that socket is closed; wait for it for a limited time.
 #[derive(Message)]
 #[rtype(result = "Option<SessionPlace>")]
 pub struct TakePlace {
-    /// Who comes back; `None` is anonymous.
+    /// The user; `None` is anonymous.
     pub user: Option<UserId>,
     /// The client session.
     pub session: SessionKey,
-    /// What would be attached, for the `authorize` hook.
+    /// The info, for the `authorize` hook.
     pub info: Info,
     /// Which rooms the newer connection may enter.
     pub enters: Box<dyn Fn(&RoomName) -> bool + Send>,

@@ -1,9 +1,11 @@
-//! Questions, and the registry's own state.
+//! Queries, and the state of the registry.
 
 use std::{sync::Arc, time::Duration};
 
-use actix::prelude::*;
-
+use actix::{
+    dev::{MessageResponse, OneshotSender},
+    prelude::*,
+};
 use chrono::{DateTime, Utc};
 
 use crate::model::{
@@ -11,29 +13,24 @@ use crate::model::{
     Snapshot, UserId,
 };
 
-/// Asks who is in a room. `None` if nobody is. Costs the registry a few pointers whatever the room's
-/// size.
+/// Asks for the members of a room; `None` if it is empty. O(1), whatever the room's size.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Option<Snapshot>")]
 pub struct GetSnapshot {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
 }
 
-/// Asks how many are in a room; O(1).
+/// Asks for the number of members of a room; O(1).
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Occupancy")]
 pub struct GetOccupancy {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
 }
 
-impl<A, M> actix::dev::MessageResponse<A, M> for Occupancy
-where
-    A: Actor,
-    M: Message<Result = Self>,
-{
-    fn handle(self, _: &mut A::Context, tx: Option<actix::dev::OneshotSender<Self>>) {
+impl<A: Actor, M: Message<Result = Self>> MessageResponse<A, M> for Occupancy {
+    fn handle(self, _: &mut A::Context, tx: Option<OneshotSender<Self>>) {
         if let Some(tx) = tx {
             // The receiver may have been dropped.
             let _ = tx.send(self);
@@ -45,7 +42,7 @@ where
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Vec<(RoomName, usize)>")]
 pub struct WhereIs {
-    /// Which user.
+    /// The user.
     pub user: UserId,
 }
 
@@ -55,45 +52,43 @@ pub struct WhereIs {
 pub struct ListRooms {
     /// The last room of the page before.
     pub after: Option<RoomName>,
-    /// How many at most.
+    /// The size of the page.
     pub limit: usize,
 }
 
-/// Asks for a page of the presences of a room in the order of [`Snapshot::presences`]. `None` if
-/// nobody is in the room.
+/// Asks for a page of the presences of a room in the order of [`Snapshot::presences`]; `None` if it is empty.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Option<Vec<SeenPresence>>")]
 pub struct ListPresences {
-    /// Which room.
+    /// The room.
     pub room: RoomName,
-    /// The last presence of the page before; it need not be there any more.
+    /// The last presence of the page before; it may have left since.
     pub after: Option<Presence>,
-    /// How many at most.
+    /// The size of the page.
     pub limit: usize,
 }
 
-/// Asks why a presence is here, or why it is no longer: of presences that ended in the last ten
-/// minutes, the latest 10,000 are remembered (fewer if their names are long), without their info. `None`
-/// if nothing is known of it.
+/// Asks for a presence and, if it has ended, why: of the presences that ended in the last ten minutes, the
+/// latest 10,000 are remembered (fewer if their names are long), without their info. `None` if it is unknown.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Option<Explained>")]
 pub struct Explain {
-    /// In which room.
+    /// The room.
     pub room: RoomName,
-    /// Whose presence: the id that is shown, or that of the connection that is behind it now.
+    /// The id of the presence, or of its current connection.
     pub connection: ConnectionId,
 }
 
 /// What is known of a presence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    /// The presence, with the last sign of life.
+    /// The presence, with its last activity.
     pub seen: SeenPresence,
     /// The time now.
     pub now: DateTime<Utc>,
-    /// How long silence counts as presence.
+    /// How long a silent connection stays present.
     pub max_age: Duration,
-    /// When and why it ended, if it did.
+    /// Its end, if it has ended.
     pub departed: Option<Departed>,
 }
 
@@ -102,15 +97,14 @@ pub struct Explained {
 pub struct Departed {
     /// When it ended.
     pub at: DateTime<Utc>,
-    /// Why.
+    /// Why it ended.
     pub cause: Cause,
     /// The room's version after that.
     pub version: u64,
 }
 
-/// Asks to be told when everything that was answered before is committed to the database.
-///
-/// Bounded: it answers as soon as a write has failed, and the rows follow when the database is back.
+/// Waits until every change that was answered before is committed to the database, or until a write has
+/// failed; the rows are then written when the database works again.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<(), FlushError>")]
 pub struct Flush;
@@ -157,60 +151,59 @@ impl FlushError {
     }
 }
 
-/// Asks how the registry is; O(1).
+/// Asks for the state of the registry; O(1).
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Status")]
 pub struct GetStatus;
 
-/// How the registry is.
+/// The state of the registry.
 #[derive(Clone, Debug, PartialEq, Eq, MessageResponse)]
 #[non_exhaustive]
 pub struct Status {
-    /// The incarnation of the registry, in which versions and counts go on.
+    /// The incarnation of the registry, within which versions and counters ascend.
     pub epoch: Epoch,
     /// How long it has been running.
     pub uptime: Duration,
-    /// Rooms with somebody in them, as far as this node follows them.
+    /// Rooms with members, as far as this node follows them.
     pub rooms: usize,
     /// Connections of this node that are in some room.
     pub connections: usize,
-    /// Connections in rooms, each counted once per room: those of other nodes, too, in the rooms that
-    /// this node follows.
+    /// Presences, including those of other nodes in the rooms that this node follows.
     pub presences: usize,
-    /// Those of them that this node holds: over all nodes they add up to all presences there are.
+    /// Presences that this node holds; the sum over all nodes is the number of all presences.
     pub held: usize,
     /// Users in rooms, each counted once.
     pub users: usize,
-    /// Presences whose row is not yet what memory says.
+    /// Presences whose row is not up to date.
     pub unwritten: usize,
-    /// Why the database does not take rows, if so: see [`FlushError::reason`].
+    /// Why the database cannot be written, if so: see [`FlushError::reason`].
     pub database: Option<&'static str>,
-    /// For how long it has not taken any.
+    /// For how long the database could not be written.
     pub lag: Duration,
     /// For how long this node's lease in the database has not been renewed.
     pub lease_age: Duration,
     /// Events that wait for the observer furthest behind.
     pub observer_lag: usize,
-    /// Nodes that live and stay, this one included.
+    /// Live nodes that are not stopping, including this one.
     pub nodes: usize,
-    /// Nodes of which two beats or more are missing on the bus, of the four in each lease: they have
-    /// died, or what they say does not arrive here. While one lives by the database and is not heard for
-    /// a lease, rooms are read from the database once a lease.
+    /// Nodes of which at least two of the four beats per lease are missing on the bus: they have died, or their
+    /// messages do not arrive here. While the lease of one that was not heard for a lease is renewed in the
+    /// database, rooms are read from there once per lease.
     pub unheard: Vec<UnheardNode>,
-    /// How the other nodes are heard.
+    /// The state of the bus.
     pub bus: BusState,
-    /// Whether a [`Shutdown`] is under way.
+    /// Whether a [`Shutdown`] is in progress.
     pub closing: bool,
-    /// What has happened so far.
+    /// The counters since the start.
     pub counters: Counters,
 }
 
-/// A node that is not heard.
+/// A node whose beats are missing on the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnheardNode {
-    /// Its name.
+    /// The name of the node.
     pub node: NodeName,
-    /// For how long it has not been heard.
+    /// The time since its last message.
     pub silence: Duration,
 }
 
@@ -220,44 +213,44 @@ impl From<(&NodeName, Duration)> for UnheardNode {
     }
 }
 
-/// How a node hears the others.
+/// The state of the connection to the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusState {
-    /// There are no others.
+    /// There is no bus: the node is alone.
     Local,
-    /// By the bus.
+    /// The bus works.
     Up,
-    /// Not: why, in one word.
+    /// The bus does not work: a short label of the reason.
     Down(&'static str),
 }
 
-/// What has happened since the registry started. Each number only grows, so a rate is the difference
-/// of two, by the difference of [`Status::uptime`].
+/// Counters since the registry started. Each only grows; a rate is the difference of two values divided by
+/// that of [`Status::uptime`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Presences that began.
+    /// Presences that joined.
     pub joins: u64,
-    /// Presences that ended, for each cause.
+    /// Presences that left, for each cause.
     pub leaves: Vec<(Cause, u64)>,
-    /// Signs of life of connections that are in some room.
+    /// Touches of connections that are in some room.
     pub touches: u64,
     /// Messages published to rooms.
     pub messages: u64,
     /// Messages taken by members.
     pub deliveries: u64,
-    /// Member lists sent: one for each time that a room's listeners were told.
+    /// Member lists sent, each to all listeners of a room.
     pub lists_sent: u64,
     /// Rows of presences written or deleted.
     pub rows_written: u64,
 }
 
-/// Ends everything in order: nobody joins any more, everybody is told to close, a few at a time over at
-/// most two seconds, and leaves with [`Cause::Shutdown`](crate::Cause::Shutdown); then the rows are
-/// written. Answers when they are, or why they cannot be.
+/// Shuts down in order: joins are refused, all connections are told to close, in batches over at most two
+/// seconds, and leave with [`Cause::Shutdown`](crate::Cause::Shutdown); then the rows are written. Returns
+/// when they are, or why they cannot be.
 ///
-/// Until its session leaves, a connection is a member, and hears what was said before it was told to
-/// close. One that does not leave by itself is ended half a second after the last was told.
+/// Until its session leaves, a connection is a member, and gets what was published before it was told to
+/// close. One that has not left half a second after the last order is removed.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<(), FlushError>")]
 pub struct Shutdown;

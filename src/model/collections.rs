@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_whose_crowd_has_gone_gives_back_its_space_and_one_in_use_does_not() {
+    fn a_map_that_became_small_shrinks_and_one_in_use_does_not() {
         let mut map: HashMap<u32, u32, _> = HashMap::with_hasher(RandomState::new());
         let mut linked = LinkedHashMap::with_hasher(RandomState::new());
         for n in 0..10_000 {

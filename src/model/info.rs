@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_object_is_no_info_but_is_read_where_an_earlier_version_has_written_it() {
+    fn a_deep_object_is_no_info_but_can_be_deserialized() {
         let nested = |depth: usize| {
             let text = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
             serde_json::from_str::<Value>(&text).unwrap()
@@ -219,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn info_goes_into_json_as_it_is() {
+    fn info_is_serialized_as_it_is() {
         let info = Info::new(json!({"a": {"b": [1, null]}})).unwrap();
         assert_eq!(serde_json::to_string(&[&info]).unwrap(), r#"[{"a":{"b":[1,null]}}]"#);
         assert_eq!(Info::new(json!({})).unwrap(), Info::EMPTY);
     }
 
     #[test]
-    fn the_outermost_is_1_and_what_stands_in_a_text_counts_for_nothing() {
+    fn the_outermost_level_is_1_and_brackets_in_strings_do_not_count() {
         let lists = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         let objects = |depth: usize| r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
         for nested in [lists, objects] {

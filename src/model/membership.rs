@@ -1,21 +1,19 @@
-//! What this node knows of the connections that it holds: their rooms, and when they were last heard
-//! of.
+//! The connections of this node with their memberships, and what all operations on rooms consist of: adding,
+//! updating and removing one presence.
 //!
-//! A presence is shown under the id of the connection that founded it, and that id never changes: rooms,
-//! rows and the wire use it. Liveness and membership belong to the connection behind the presence, which
-//! is another one after its client has reconnected.
+//! A presence keeps the id of the connection that founded it: rooms, rows and the wire use it. Liveness and
+//! membership belong to its current connection, which is another one after its client has reconnected.
 
 use std::collections::hash_map::Entry;
 
 use chrono::{DateTime, Utc};
 
 use super::{
-    Activity, ConnectionId, Moment, Presence, RoomName, Rooms, UserId, collections::Few, time::utc,
-    tree::Place,
+    Activity, Cause, ConnectionId, Diff, Left, Moment, Offline, Presence, RoomName, Rooms,
+    Snapshot, Update, UserId, collections::Few, presence::utc, tree::Position,
 };
 
-/// A connection's presence in one room, as kept with the connection: enough to find it in the room, which has
-/// its info.
+/// A connection's presence in one room, without the info, which is kept in the room.
 #[derive(Clone, Debug)]
 pub(super) struct Membership {
     pub(super) room: RoomName,
@@ -28,7 +26,7 @@ pub(super) struct Membership {
     pub(super) joined: u64,
 }
 
-/// When and how a connection was last heard of; the kind of activity shares a word with the time.
+/// Time and kind of a connection's last activity; the kind is packed into the monotonic time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LastActivity {
     monotonic: u64,
@@ -48,12 +46,10 @@ impl LastActivity {
         Self { monotonic: now.monotonic << Self::BITS | activity as u64, wall: now.wall }
     }
 
-    /// Microseconds of the monotonic clock.
     pub(super) fn at(self) -> u64 {
         self.monotonic >> Self::BITS
     }
 
-    /// The time on the wall.
     pub(super) fn utc(self) -> DateTime<Utc> {
         utc(self.wall)
     }
@@ -65,13 +61,13 @@ impl LastActivity {
 }
 
 impl Membership {
-    /// The id under which it is shown, where this connection is behind it.
+    /// The id of the presence, given its current connection.
     pub(super) fn presence(&self, connection: ConnectionId) -> ConnectionId {
         self.founder.as_deref().copied().unwrap_or(connection)
     }
 
-    pub(super) fn place(&self, connection: ConnectionId) -> Place {
-        Place::new(self.user.clone(), self.joined_at, self.presence(connection))
+    pub(super) fn place(&self, connection: ConnectionId) -> Position {
+        Position::new(self.user.clone(), self.joined_at, self.presence(connection))
     }
 }
 
@@ -82,7 +78,7 @@ impl LiveConnection {
 }
 
 impl Rooms {
-    /// The connection behind a presence that this node holds, with its membership.
+    /// The current connection of a presence that this node holds, with its membership.
     pub(super) fn held(
         &self,
         room: &RoomName,
@@ -94,7 +90,7 @@ impl Rooms {
         (membership.presence(connection) == presence).then_some((connection, known, membership))
     }
 
-    /// The connection that took over a presence of another one, if any did.
+    /// The connection that took over the presence, if one did.
     pub(crate) fn successor(
         &self,
         room: &RoomName,
@@ -107,7 +103,7 @@ impl Rooms {
         rooms.iter().find(|(name, _)| name == room).map(|(_, connection)| *connection)
     }
 
-    /// Gives the membership of a presence to a connection, which was heard of now.
+    /// Adds the membership of a presence to a connection, and counts as its activity.
     pub(super) fn put_membership(
         &mut self,
         connection: ConnectionId,
@@ -133,7 +129,7 @@ impl Rooms {
         }
     }
 
-    /// Takes a membership from its connection; with its last one the connection goes.
+    /// Removes a membership from its connection, and the connection with its last one.
     pub(super) fn take_membership(
         &mut self,
         room: &RoomName,
@@ -149,7 +145,6 @@ impl Rooms {
         Some((membership, last))
     }
 
-    /// The connection is no longer behind the presence of the membership.
     pub(super) fn forget_successor(&mut self, membership: &Membership) {
         let Some(founder) = membership.founder.as_deref() else { return };
         let Entry::Occupied(mut rooms) = self.successors.entry(*founder) else { return };
@@ -170,6 +165,162 @@ impl Rooms {
             info: info.cloned().unwrap_or_default(),
             joined_at: utc(membership.joined_at),
         }
+    }
+}
+
+impl Rooms {
+    /// Adds a presence, and notes that in the diff of its room. Returns the version of the room
+    /// then.
+    pub(super) fn enter(
+        &mut self,
+        room: &RoomName,
+        presence: Presence,
+        diff: &mut Option<Diff>,
+    ) -> u64 {
+        let online = presence.user.as_ref().is_some_and(|user| self.add_whereabouts(room, user));
+        let (epoch, floor) = (self.epoch, self.floor);
+        let state = match self.rooms.entry(room.clone()) {
+            Entry::Occupied(state) => state.into_mut(),
+            Entry::Vacant(new) => {
+                self.names.insert(room.clone());
+                new.insert(Snapshot::empty(room.clone(), epoch, floor))
+            }
+        };
+        state.insert((&presence).into(), presence.info.clone(), online);
+        self.presences += 1;
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        diff.online.extend(presence.user.clone().filter(|_| online));
+        diff.joins.push(presence);
+        diff.version
+    }
+
+    /// Removes a presence, and notes that in the diff of its room; its info is taken from the room.
+    pub(super) fn exit(&mut self, room: &RoomName, mut left: Left, diff: &mut Option<Diff>) {
+        let presence = &mut left.presence;
+        let offline =
+            presence.user.as_ref().is_some_and(|user| self.remove_whereabouts(room, user));
+        let Some(state) = self.rooms.get_mut(room) else { return };
+        presence.info = state.remove(&(&*presence).into(), offline).unwrap_or_default();
+        self.presences -= 1;
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        if state.is_empty() {
+            self.floor = self.floor.max(state.version());
+            self.rooms.remove(room);
+            self.names.remove(room);
+        }
+        let (user, cause) = (presence.user.clone().filter(|_| offline), left.cause);
+        diff.offline.extend(user.map(|user| Offline { user, cause }));
+        diff.leaves.push(left);
+    }
+
+    /// Replaces user or info of a presence, and notes that in the diff of its room.
+    pub(super) fn exchange(&mut self, room: &RoomName, update: Update, diff: &mut Option<Diff>) {
+        let Update { before, after } = &update;
+        if before == after {
+            return;
+        }
+        let same = before.user == after.user;
+        let offline =
+            !same && before.user.as_ref().is_some_and(|user| self.remove_whereabouts(room, user));
+        let online =
+            !same && after.user.as_ref().is_some_and(|user| self.add_whereabouts(room, user));
+        let Some(state) = self.rooms.get_mut(room) else { return };
+        let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
+        if same {
+            state.set_info(after.into(), after.info.clone());
+        } else {
+            state.remove(&before.into(), offline);
+            state.insert(after.into(), after.info.clone(), online);
+        }
+        diff.online.extend(after.user.clone().filter(|_| online));
+        let left = before.user.clone().filter(|_| offline);
+        diff.offline.extend(left.map(|user| Offline { user, cause: Cause::Left }));
+        diff.updates.push(update);
+    }
+
+    /// Counts one more connection of the user in the room; `true` if it is the first.
+    fn add_whereabouts(&mut self, room: &RoomName, user: &UserId) -> bool {
+        let rooms = self.whereabouts.entry(user.clone()).or_default();
+        match rooms.binary_search_by(|(known, _)| known.cmp(room)) {
+            Ok(index) => {
+                rooms[index].1 += 1;
+                false
+            }
+            Err(index) => {
+                rooms.insert(index, (room.clone(), 1));
+                true
+            }
+        }
+    }
+
+    /// Counts one connection of the user in the room less; `true` if it was the last.
+    fn remove_whereabouts(&mut self, room: &RoomName, user: &UserId) -> bool {
+        let Entry::Occupied(mut rooms) = self.whereabouts.entry(user.clone()) else { return false };
+        let Ok(index) = rooms.get().binary_search_by(|(known, _)| known.cmp(room)) else {
+            return false;
+        };
+        let count = &mut rooms.get_mut()[index].1;
+        *count -= 1;
+        if *count > 0 {
+            return false;
+        }
+        rooms.get_mut().remove(index);
+        if rooms.get().is_empty() {
+            rooms.remove();
+        }
+        true
+    }
+
+    /// Keeps the presence on this node though another node claims it with this generation. Returns whether the
+    /// claim would have won.
+    pub(crate) fn outbid(
+        &mut self,
+        room: &RoomName,
+        connection: ConnectionId,
+        generation: u32,
+    ) -> bool {
+        let lost = self.generation(room, connection).is_some_and(|own| own <= generation);
+        if lost {
+            self.generations.insert((room.clone(), connection), generation.saturating_add(1));
+        }
+        lost
+    }
+
+    pub(super) fn forget_generation(&mut self, room: &RoomName, connection: ConnectionId) {
+        if !self.generations.is_empty() {
+            self.generations.remove(&(room.clone(), connection));
+        }
+    }
+
+    /// Two changes, as if presences of this node had left with [`Cause::NodeLost`] and rejoined, which is what
+    /// the other nodes saw. Members and their order stay.
+    pub(crate) fn reregister(
+        &mut self,
+        room: &RoomName,
+        presences: &[ConnectionId],
+    ) -> Option<[Diff; 2]> {
+        let state = self.rooms.get_mut(room)?;
+        let versions = [state.next_version(), state.next_version()];
+        let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
+        for &presence in presences {
+            let Some(connection) = self.current_connection(room, presence) else { continue };
+            let Some(known) = self.connections.get_mut(&connection) else { continue };
+            let last = known.last;
+            let Some(membership) =
+                known.memberships.iter_mut().find(|membership| membership.room == *room)
+            else {
+                continue;
+            };
+            let joined_version = std::mem::replace(&mut membership.joined, back.version);
+            let membership = membership.clone();
+            let presence = self.describe(connection, &membership);
+            back.joins.push(presence.clone());
+            let (last_seen, activity) = (last.utc(), last.activity());
+            let cause = Cause::NodeLost;
+            let one = Left { presence, connection, cause, last_seen, activity, joined_version };
+            left.leaves.push(one);
+        }
+        Some([left, back])
     }
 }
 

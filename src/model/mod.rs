@@ -4,13 +4,7 @@
 //! value, and returns what happened.
 
 mod collections;
-mod diff;
-mod ids;
 mod info;
-mod joining;
-#[cfg(test)]
-mod joining_tests;
-mod members;
 mod membership;
 mod names;
 mod presence;
@@ -21,28 +15,26 @@ mod remote;
 mod remote_tests;
 mod rooms;
 mod sessions;
+#[cfg(test)]
+mod sessions_tests;
 mod snapshot;
-mod time;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
-pub use diff::{Diff, Left, Offline, Update};
-pub use ids::{ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch};
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES, is_shallow};
-pub(crate) use joining::{Entered, Entering, NotEntered, Resumed};
 pub use names::{
-    InvalidName, InvalidNodeName, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
+    ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, InvalidNodeName,
+    MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
 };
+pub(crate) use presence::micros;
 pub use presence::{
-    Activity, Cause, Member, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
+    Activity, Cause, Member, Moment, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
 };
 pub(crate) use recent_leaves::{RecentLeave, RecentLeaves};
 pub use remote::PresenceRecord;
 pub(crate) use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
 pub use rooms::{LimitReached, Limits, Rooms};
-pub(crate) use sessions::Sessions;
+pub(crate) use sessions::{Entered, Entering, NotEntered, Resumed, Sessions};
 pub use sessions::{SessionKey, Superseded};
-pub use snapshot::Snapshot;
-pub use time::Moment;
-pub(crate) use time::micros;
-pub(crate) use tree::Place;
+pub use snapshot::{Diff, Left, Offline, Snapshot, Update};
+pub(crate) use tree::Position;

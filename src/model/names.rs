@@ -1,9 +1,130 @@
-//! Names of rooms, users and nodes: checked when they are made; a clone shares the text.
+//! Ids of connections and incarnations, which the library makes, and names of rooms, users and nodes, which are
+//! checked when they are made. An id is cheap to copy; a clone of a name shares the text.
 
 use std::{borrow::Borrow, fmt, str::FromStr};
 
 use arcstr::ArcStr;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Identifies a connection: a WebSocket, or any actor that joins rooms.
+///
+/// Made by the library: 16 bytes, unique in the whole cluster, as text 32 hexadecimal digits. A
+/// later id sorts after an earlier one of the same process (it is a UUID of version 7).
+///
+/// ```
+/// use actix_presence::ConnectionId;
+///
+/// let me = ConnectionId::new();
+/// assert_eq!(me.to_string().parse(), Ok(me));
+/// assert!("not an id".parse::<ConnectionId>().is_err());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(Uuid);
+
+impl ConnectionId {
+    /// Makes a new id.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "a fresh id each time is no default value")]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// A digest of the id and a text: 16 URL-safe characters, the same on every node.
+    pub(crate) fn derive(self, text: &str) -> String {
+        let hash = Uuid::new_v5(&self.0, text.as_bytes());
+        URL_SAFE_NO_PAD.encode(&hash.as_bytes()[..12])
+    }
+
+    /// The two halves of the number.
+    pub(super) fn halves(self) -> (u64, u64) {
+        self.0.as_u64_pair()
+    }
+
+    /// The id with this number, for tests and for ids that were stored as numbers.
+    #[must_use]
+    pub const fn from_u128(id: u128) -> Self {
+        Self(Uuid::from_u128(id))
+    }
+}
+
+/// The text is not a [`ConnectionId`], which has 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a connection id is 32 hexadecimal digits")]
+pub struct InvalidConnectionId;
+
+/// Identifies an incarnation of a registry, within which the version of a room only rises.
+///
+/// Random; as text 16 hexadecimal digits. Versions of different epochs cannot be compared.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// Makes a new epoch.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "a fresh epoch each time is no default value")]
+    pub fn new() -> Self {
+        Self(Uuid::new_v4().as_u64_pair().0)
+    }
+}
+
+/// The text is not an [`Epoch`], which has 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an epoch is 16 hexadecimal digits")]
+pub struct InvalidEpoch;
+
+/// The text form of an id: so many lowercase hexadecimal digits, also in JSON.
+macro_rules! hex_text {
+    ($id:ident, $digits:literal, $error:ident, $parse:expr, $show:expr) => {
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $show(self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $id {
+            type Err = $error;
+            fn from_str(text: &str) -> Result<Self, $error> {
+                let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                match $parse(text) {
+                    Ok(id) if text.len() == $digits && text.bytes().all(is_hex) => Ok(Self(id)),
+                    _ => Err($error),
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl Serialize for $id {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    };
+}
+
+hex_text!(ConnectionId, 32, InvalidConnectionId, Uuid::try_parse, |id: Uuid, f: &mut _| {
+    fmt::LowerHex::fmt(id.as_simple(), f)
+});
+hex_text!(
+    Epoch,
+    16,
+    InvalidEpoch,
+    |text| u64::from_str_radix(text, 16),
+    |epoch, f: &mut fmt::Formatter<'_>| write!(f, "{epoch:016x}")
+);
 
 /// The longest name of a room or a user, in characters.
 pub const MAX_NAME_CHARS: usize = 255;
@@ -57,7 +178,7 @@ pub enum InvalidNodeName {
 }
 
 /// All property names of `Object.prototype`, and `prototype`.
-const RESERVED: [&str; 13] = [
+const RESERVED_USER_IDS: [&str; 13] = [
     "__defineGetter__",
     "__defineSetter__",
     "__lookupGetter__",
@@ -92,7 +213,7 @@ fn check_name(name: &str) -> Result<(), InvalidName> {
 
 fn check_user(id: &str) -> Result<(), InvalidName> {
     check_name(id)?;
-    if RESERVED.contains(&id) { Err(InvalidName::Reserved) } else { Ok(()) }
+    if RESERVED_USER_IDS.contains(&id) { Err(InvalidName::Reserved) } else { Ok(()) }
 }
 
 fn check_node(name: &str) -> Result<(), InvalidNodeName> {
@@ -121,8 +242,7 @@ macro_rules! name {
             ///
             /// # Errors
             ///
-            #[doc = concat!("[`", stringify!($error), "`]")]
-            /// says which rule the text breaks, and where.
+            #[doc = concat!("[`", stringify!($error), "`] says which rule the text breaks, and where.")]
             pub fn new(name: impl AsRef<str>) -> Result<Self, $error> {
                 let name = name.as_ref();
                 $check(name)?;
@@ -255,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_name_that_every_javascript_object_has_is_a_room_but_no_user() {
-        for name in RESERVED {
+        for name in RESERVED_USER_IDS {
             assert_eq!(UserId::new(name), Err(InvalidName::Reserved), "{name}");
             assert!(RoomName::new(name).is_ok());
         }
@@ -271,6 +391,17 @@ mod tests {
         assert_eq!(NodeName::new("a".repeat(65)), Err(InvalidNodeName::TooLong { chars: 65 }));
         for (bad, position) in [("é", 0), ("a b", 1), ("ab\u{7f}", 2), ("ab\0", 2)] {
             assert_eq!(NodeName::new(bad), Err(InvalidNodeName::Character { position }), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_id_reads_only_its_own_text() {
+        let id = ConnectionId::new();
+        let text = id.to_string();
+        assert_eq!(text.parse(), Ok(id));
+        for bad in [text.to_uppercase(), format!("{{{text}}}"), text[1..].to_owned(), String::new()]
+        {
+            assert_eq!(bad.parse::<ConnectionId>(), Err(InvalidConnectionId), "{bad}");
         }
     }
 }

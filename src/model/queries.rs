@@ -5,8 +5,10 @@ use std::ops::Bound;
 use chrono::{DateTime, Utc};
 
 use super::{
-    Activity, ConnectionId, Epoch, Occupancy, Presence, PresenceState, RoomName, RoomSummary,
-    Rooms, SeenPresence, Snapshot, UserId, remote::RemoteMembers, tree::Place,
+    Activity, ConnectionId, Epoch, Occupancy, Presence, PresenceState, Remote, RoomName,
+    RoomSummary, Rooms, SeenPresence, SessionKey, Snapshot, UserId,
+    remote::{RemoteMember, RemoteMembers},
+    tree::Position,
 };
 
 impl Rooms {
@@ -99,7 +101,7 @@ impl Rooms {
         let seen = |presence: Presence| self.presence(room, presence.connection);
         match after {
             Some(after) => {
-                state.presences_after(&Place::from(after)).take(limit).filter_map(seen).collect()
+                state.presences_after(&Position::from(after)).take(limit).filter_map(seen).collect()
             }
             None => state.presences().take(limit).filter_map(seen).collect(),
         }
@@ -173,10 +175,10 @@ impl Rooms {
     #[must_use]
     pub fn generation(&self, room: &RoomName, presence: ConnectionId) -> Option<u32> {
         self.held(room, presence)?;
-        match self.generations.is_empty() {
-            true => Some(0),
-            false => Some(self.generations.get(&(room.clone(), presence)).copied().unwrap_or(0)),
+        if self.generations.is_empty() {
+            return Some(0);
         }
+        Some(self.generations.get(&(room.clone(), presence)).copied().unwrap_or(0))
     }
 
     /// The time of the connection's last activity, if it is in a room.
@@ -207,6 +209,60 @@ impl Rooms {
             .into_iter()
             .flatten()
             .map(move |membership| (&membership.room, membership.presence(connection)))
+    }
+
+    /// The presence of another node in the room.
+    pub(crate) fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
+        self.member(room, connection).map(|member| &member.remote)
+    }
+
+    /// The presences of other nodes in the room.
+    pub(crate) fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
+        let members = self.remotes.get(room).map(|members| members.presences.values());
+        members.into_iter().flatten().map(|member| &member.remote)
+    }
+
+    /// The presence of another node in the room that belongs to this client session.
+    pub(crate) fn remote_client(
+        &self,
+        room: &RoomName,
+        session: &SessionKey,
+        user: Option<&UserId>,
+    ) -> Option<ConnectionId> {
+        let members = self.remotes.get(room)?;
+        members.clients.get(&(session.clone(), user.cloned())).copied()
+    }
+
+    /// The presence of another node in the room whose current connection this is; O(presences of other nodes
+    /// there).
+    pub(crate) fn remote_presence_of(
+        &self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<ConnectionId> {
+        let mut remotes = self.remotes_in(room);
+        let remote = remotes.find(|remote| remote.current_connection() == connection)?;
+        Some(remote.record.presence.connection)
+    }
+
+    pub(super) fn remote_seen(
+        &self,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<SeenPresence> {
+        let RemoteMember { remote, joined } = self.member(room, connection)?;
+        let state = match remote.record.fading {
+            Some(until) => PresenceState::Fading { until },
+            None => PresenceState::Live,
+        };
+        Some(SeenPresence {
+            presence: remote.record.presence.clone(),
+            last_seen: remote.record.last_seen,
+            activity: Activity::Elsewhere,
+            joined_version: *joined,
+            state,
+            node: Some(remote.node.clone()),
+        })
     }
 
     /// All presences that this node owns, each with its room.

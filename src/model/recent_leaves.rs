@@ -10,7 +10,7 @@ use super::{ConnectionId, Info, Left, Moment, NodeName, Presence, RoomName, coll
 /// How many leaves are remembered at most.
 const MAX_LEAVES: usize = 10_000;
 /// How many bytes they may take: names may be long.
-const MAX_BYTES: usize = 8 * 1024 * 1024;
+const MAX_LEAVE_BYTES: usize = 8 * 1024 * 1024;
 /// How long they are remembered.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
@@ -35,7 +35,7 @@ pub(crate) struct RecentLeave {
 }
 
 impl RecentLeave {
-    /// What it takes, in bytes, with its key.
+    /// Its size with its key.
     fn bytes(&self, room: &RoomName) -> usize {
         let user = self.left.presence.user.as_ref().map_or(0, |user| user.as_str().len());
         size_of::<((RoomName, ConnectionId), Self)>() + room.as_str().len() + user
@@ -43,7 +43,6 @@ impl RecentLeave {
 }
 
 impl RecentLeaves {
-    /// Remembers the end of a presence, and forgets the oldest.
     pub fn remember(
         &mut self,
         room: &RoomName,
@@ -63,10 +62,9 @@ impl RecentLeaves {
         self.forget(now);
     }
 
-    /// Forgets what is too old or too much.
     fn forget(&mut self, now: Moment) {
         while let Some((_, oldest)) = self.leaves.front() {
-            let fits = self.leaves.len() <= MAX_LEAVES && self.bytes <= MAX_BYTES;
+            let fits = self.leaves.len() <= MAX_LEAVES && self.bytes <= MAX_LEAVE_BYTES;
             if fits && now.since(oldest.at) <= MAX_AGE {
                 break;
             }
@@ -76,7 +74,7 @@ impl RecentLeaves {
         }
     }
 
-    /// Gives back the space of a crowd whose leaves are forgotten.
+    /// Releases memory that is no longer needed.
     pub fn shrink(&mut self, now: Moment) {
         self.forget(now);
         self.leaves.shrink();
@@ -115,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_remembered_for_ten_minutes_and_ten_thousand_ends() {
+    fn a_leave_is_remembered_for_ten_minutes_and_ten_thousand_leaves() {
         let room = RoomName::new("lobby").unwrap();
         let mut leaves = RecentLeaves::default();
         for n in 0..=MAX_LEAVES {
@@ -131,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_count_infos_do_not_and_the_same_end_counts_once() {
+    fn bytes_include_long_names_but_no_infos_and_the_same_leave_once() {
         let room = RoomName::new("x".repeat(255)).unwrap();
         let mut leaves = RecentLeaves::default();
         let info = Info::new(serde_json::json!({"text": "x".repeat(MAX_INFO_BYTES - 20)})).unwrap();
@@ -150,7 +148,7 @@ mod tests {
             leaves.remember(&room, &ended, 1, None, at(0));
         }
         assert!(
-            (MAX_BYTES - 1500..=MAX_BYTES).contains(&leaves.bytes)
+            (MAX_LEAVE_BYTES - 1500..=MAX_LEAVE_BYTES).contains(&leaves.bytes)
                 && leaves.leaves.len() < MAX_LEAVES
         );
         assert!(leaves.find(&room, id(0), at(0)).is_none());

@@ -1,8 +1,8 @@
 //! Presences that other nodes hold, in the rooms that this node follows.
 //!
-//! Each presence is held by one node, that of its connection, which alone judges its silence and ends it.
-//! The others show it in their rooms as they hear of it. A presence goes from one node to another when its
-//! client comes back there; the node with the higher generation holds it.
+//! Each presence is held by the node of its connection, which alone expires it; the other nodes learn of it by
+//! the bus or from the database. A presence moves to another node when its client reconnects there; the node
+//! with the higher generation holds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,8 +12,7 @@ use smallvec::SmallVec;
 
 use super::{
     Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Moment, NodeName, Presence,
-    PresenceState, RoomName, Rooms, SeenPresence, SessionKey, Update, UserId,
-    membership::Membership,
+    RoomName, Rooms, SessionKey, Update, UserId, membership::Membership,
 };
 
 /// A presence as the nodes describe it to each other, on the bus and in the database.
@@ -21,7 +20,7 @@ use super::{
 pub struct PresenceRecord {
     /// The presence.
     pub presence: Presence,
-    /// The last known sign of life of its connection.
+    /// The last known activity of its connection.
     pub last_seen: DateTime<Utc>,
     /// The client session that it belongs to.
     pub session: Option<SessionKey>,
@@ -31,7 +30,7 @@ pub struct PresenceRecord {
     pub fading: Option<DateTime<Utc>>,
     /// How often it moved from one node to another.
     pub generation: u32,
-    /// The connection behind it, unless it is the one that founded it.
+    /// Its current connection, unless that is the one that created it.
     pub current_connection: Option<ConnectionId>,
 }
 
@@ -54,31 +53,26 @@ impl PresenceRecord {
 /// A presence that another node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remote {
-    /// The node that holds it.
     pub node: NodeName,
-    /// The presence.
     pub record: PresenceRecord,
 }
 
 impl Remote {
-    /// The connection behind it now.
     pub fn current_connection(&self) -> ConnectionId {
         self.record.current_connection.unwrap_or(self.record.presence.connection)
     }
 }
 
-/// What another node says of a presence in a room.
+/// A presence in a room as another node reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RemoteChange {
-    /// It is there.
+    /// It is in the room.
     Present(Remote),
     /// It has left.
     Gone {
-        /// The node that says so; it counts if that one holds it.
+        /// The node that reports it; ignored unless that one holds it.
         node: NodeName,
-        /// Which connection.
         connection: ConnectionId,
-        /// Why.
         cause: Cause,
     },
 }
@@ -86,18 +80,16 @@ pub(crate) enum RemoteChange {
 /// The outcome of applying changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RemoteOutcome {
-    /// The room's change, if there is one.
     pub diff: Option<Diff>,
-    /// Presences that this node held until now, and another holds from now on.
+    /// Presences that this node held, and another node holds now.
     pub yielded: Vec<Yielded>,
 }
 
 /// A presence that another node has taken from this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Yielded {
-    /// Its id.
     pub presence: ConnectionId,
-    /// The connection that was behind it here.
+    /// Its connection on this node.
     pub connection: ConnectionId,
 }
 
@@ -105,17 +97,17 @@ type ClientKey = (SessionKey, Option<UserId>);
 
 /// A presence of another node, with the room's version when this node first saw it.
 #[derive(Clone, Debug)]
-struct RemoteMember {
-    remote: Remote,
-    joined: u64,
+pub(super) struct RemoteMember {
+    pub(super) remote: Remote,
+    pub(super) joined: u64,
 }
 
 /// The presences that other nodes hold in one room.
 #[derive(Debug, Default)]
 pub(super) struct RemoteMembers {
-    presences: HashMap<ConnectionId, RemoteMember, RandomState>,
-    /// Those that may come back here, by client session.
-    clients: HashMap<ClientKey, ConnectionId, RandomState>,
+    pub(super) presences: HashMap<ConnectionId, RemoteMember, RandomState>,
+    /// Those with a client session, which may be resumed here.
+    pub(super) clients: HashMap<ClientKey, ConnectionId, RandomState>,
 }
 
 impl RemoteMembers {
@@ -152,9 +144,8 @@ impl RemoteMembers {
 pub(super) type Remotes = HashMap<RoomName, RemoteMembers, RandomState>;
 
 impl Rooms {
-    /// Takes in what another node says of a room's presences; all of it is one change. `me` is this node.
-    ///
-    /// A presence may be named once in it.
+    /// Applies what another node reports of a room's presences, each at most once, as one change. `me` is this
+    /// node.
     pub(crate) fn apply_remote(
         &mut self,
         room: &RoomName,
@@ -178,32 +169,31 @@ impl Rooms {
                 RemoteChange::Present(remote) => {
                     self.apply_presence(room, remote, me, certain, &mut outcome)
                 }
-                // Last, so that nobody is offline in between.
+                // Last, so that no user is offline in between.
                 RemoteChange::Gone { node, connection, cause } => {
                     gone.push((node, connection, cause))
                 }
             }
         }
         for (node, connection, cause) in gone {
-            let held = self.remote(room, connection).is_some_and(|remote| remote.node == node);
-            if held {
+            if self.remote(room, connection).is_some_and(|remote| remote.node == node) {
                 self.lose_one(room, connection, cause, &mut outcome.diff);
             }
         }
         outcome
     }
 
-    /// What changes if these are in a room on the other nodes, and no one else is: by node, for
-    /// [`apply_rows`](Self::apply_rows). `cause` says why those of a node have left that are not among them.
+    /// The changes that make these the presences of other nodes in a room: by node, for
+    /// [`apply_rows`](Self::apply_rows). `cause` tells why the missing ones of a node have left.
     pub(crate) fn changes_to(
         &self,
         room: &RoomName,
-        everybody: Vec<Remote>,
+        presences: Vec<Remote>,
         cause: impl Fn(&NodeName) -> Cause,
     ) -> BTreeMap<NodeName, Vec<RemoteChange>> {
         let mut nodes: BTreeMap<NodeName, Vec<RemoteChange>> = BTreeMap::new();
         let named: HashSet<ConnectionId, RandomState> =
-            everybody.iter().map(|remote| remote.record.presence.connection).collect();
+            presences.iter().map(|remote| remote.record.presence.connection).collect();
         for Remote { node, record } in self.remotes_in(room) {
             let connection = record.presence.connection;
             if !named.contains(&connection) {
@@ -212,13 +202,13 @@ impl Rooms {
                 nodes.entry(node.clone()).or_default().push(gone);
             }
         }
-        for remote in everybody {
+        for remote in presences {
             nodes.entry(remote.node.clone()).or_default().push(RemoteChange::Present(remote));
         }
         nodes
     }
 
-    /// As [`apply_remote`](Self::apply_remote), of what is newer than all that was heard before, whoever said it.
+    /// As [`apply_remote`](Self::apply_remote), for rows, which are newer than everything that was received.
     pub(crate) fn apply_rows(
         &mut self,
         room: &RoomName,
@@ -228,7 +218,7 @@ impl Rooms {
         self.apply(room, changes, me, true)
     }
 
-    /// Takes in one presence; of what is known already, a `certain` word is newer whoever says it.
+    /// Applies one presence; a `certain` report is newer than what is known, from whichever node.
     fn apply_presence(
         &mut self,
         room: &RoomName,
@@ -240,7 +230,7 @@ impl Rooms {
         let presence = remote.record.presence.connection;
         let later = (remote.record.generation, &remote.node);
         let (before, joined) = if let Some(connection) = self.current_connection(room, presence) {
-            // It was here: the node that took it last holds it.
+            // Held here: the node that took it last holds it.
             let generation = self.generation(room, presence).unwrap_or(0);
             if later <= (generation, me) {
                 return;
@@ -267,24 +257,21 @@ impl Rooms {
         if before.joined_at == after.joined_at {
             return self.exchange(room, Update { before, after }, &mut outcome.diff);
         }
-        // It has left and come again, which was not heard.
-        let (cause, activity, last_seen) =
-            (Cause::Disconnected, Activity::Elsewhere, after.joined_at);
-        let connection = presence;
+        // It has left and rejoined, and the leave was missed.
         let left = Left {
             presence: before,
-            connection,
-            cause,
-            last_seen,
-            activity,
+            connection: presence,
+            cause: Cause::Disconnected,
+            last_seen: after.joined_at,
+            activity: Activity::Elsewhere,
             joined_version: joined,
         };
-        // In this order nobody is offline in between.
+        // In this order no user is offline in between.
         self.enter(room, after, &mut outcome.diff);
         self.exit(room, left, &mut outcome.diff);
     }
 
-    /// All presences that the node holds have left: one change for each room.
+    /// Removes all presences of a node: one change for each room.
     pub(crate) fn lose(&mut self, node: &NodeName, cause: Cause) -> Vec<Diff> {
         let mut rooms: Vec<_> = self.remotes.keys().cloned().collect();
         rooms.sort_unstable();
@@ -302,9 +289,9 @@ impl Rooms {
         diffs
     }
 
-    /// This node, `me`, holds the presence from now on, if another did until now, or an earlier life of
-    /// this one, with this connection behind it, which is not in the room yet: nothing changes for the
-    /// room. A sign of life. Answers whether it does.
+    /// Moves a presence of another node, or of an earlier incarnation of this one, to this node, `me`, with
+    /// this connection as its current one. The room does not change; counts as activity. Returns `false`, and
+    /// nothing happens, if there is no such presence or the connection is in the room already.
     ///
     /// # Errors
     ///
@@ -321,8 +308,8 @@ impl Rooms {
             return Ok(false);
         }
         if connection != presence {
-            // What a connection has founded itself was within its limit then.
-            self.check_rooms_of(connection)?;
+            // A presence that it created was within its limit then.
+            self.check_rooms(self.connections.get(&connection))?;
         }
         let Some(member) = self.take_remote(room, presence) else { return Ok(false) };
         let now = self.hold(now);
@@ -338,130 +325,21 @@ impl Rooms {
         Ok(true)
     }
 
-    /// This node goes on to hold the presence, though another has taken it with this generation. Answers
-    /// whether it would have lost it.
-    pub(crate) fn outbid(
-        &mut self,
-        room: &RoomName,
-        connection: ConnectionId,
-        generation: u32,
-    ) -> bool {
-        let lost = self.generation(room, connection).is_some_and(|own| own <= generation);
-        if lost {
-            self.generations.insert((room.clone(), connection), generation.saturating_add(1));
-        }
-        lost
-    }
-
-    /// This node does not hold the presence any more.
-    pub(super) fn forget_generation(&mut self, room: &RoomName, connection: ConnectionId) {
-        if !self.generations.is_empty() {
-            self.generations.remove(&(room.clone(), connection));
-        }
-    }
-
-    /// Forgets the presences of other nodes in a room that is not followed any more, which is no change. Those
-    /// that this node holds stay.
+    /// Forgets the presences of other nodes in a room that is no longer followed, which is not a change.
     pub(crate) fn unfollow(&mut self, room: &RoomName) {
         let connections: Vec<_> =
             self.remotes_in(room).map(|remote| remote.record.presence.connection).collect();
-        let mut unheard = None;
+        let mut ignored = None;
         for connection in connections {
-            self.lose_one(room, connection, Cause::Disconnected, &mut unheard);
+            self.lose_one(room, connection, Cause::Disconnected, &mut ignored);
         }
     }
 
-    /// Two changes, as if presences of this node had left with the node and come again, which is what the
-    /// others saw. Members and their places stay as they are.
-    pub(crate) fn reregister(
-        &mut self,
-        room: &RoomName,
-        presences: &[ConnectionId],
-    ) -> Option<[Diff; 2]> {
-        let state = self.rooms.get_mut(room)?;
-        let versions = [state.next_version(), state.next_version()];
-        let [mut left, mut back] = versions.map(|version| Diff::new(room.clone(), version));
-        for &presence in presences {
-            let Some(connection) = self.current_connection(room, presence) else { continue };
-            let Some(known) = self.connections.get_mut(&connection) else { continue };
-            let last = known.last;
-            let Some(membership) =
-                known.memberships.iter_mut().find(|membership| membership.room == *room)
-            else {
-                continue;
-            };
-            let joined_version = std::mem::replace(&mut membership.joined, back.version);
-            let membership = membership.clone();
-            let presence = self.describe(connection, &membership);
-            back.joins.push(presence.clone());
-            let (cause, last_seen, activity) = (Cause::NodeLost, last.utc(), last.activity());
-            left.leaves.push(Left {
-                presence,
-                connection,
-                cause,
-                last_seen,
-                activity,
-                joined_version,
-            });
-        }
-        Some([left, back])
-    }
-
-    /// The presence of another node in the room.
-    pub(crate) fn remote(&self, room: &RoomName, connection: ConnectionId) -> Option<&Remote> {
-        self.member(room, connection).map(|member| &member.remote)
-    }
-
-    /// Every presence of other nodes in the room.
-    pub(crate) fn remotes_in(&self, room: &RoomName) -> impl Iterator<Item = &Remote> {
-        let members = self.remotes.get(room).map(|members| members.presences.values());
-        members.into_iter().flatten().map(|member| &member.remote)
-    }
-
-    /// The presence of another node in the room that belongs to this client session.
-    pub(crate) fn remote_client(
-        &self,
-        room: &RoomName,
-        session: &SessionKey,
-        user: Option<&UserId>,
-    ) -> Option<ConnectionId> {
-        let members = self.remotes.get(room)?;
-        members.clients.get(&(session.clone(), user.cloned())).copied()
-    }
-
-    /// The presence of another node in the room that this connection is behind, though it founded another.
-    /// O(the presences of other nodes there).
-    pub(crate) fn remote_presence_of(
+    pub(super) fn member(
         &self,
         room: &RoomName,
         connection: ConnectionId,
-    ) -> Option<ConnectionId> {
-        let mut remotes = self.remotes_in(room);
-        let remote = remotes.find(|remote| remote.current_connection() == connection)?;
-        Some(remote.record.presence.connection)
-    }
-
-    pub(super) fn remote_seen(
-        &self,
-        room: &RoomName,
-        connection: ConnectionId,
-    ) -> Option<SeenPresence> {
-        let RemoteMember { remote, joined } = self.member(room, connection)?;
-        let state = match remote.record.fading {
-            Some(until) => PresenceState::Fading { until },
-            None => PresenceState::Live,
-        };
-        Some(SeenPresence {
-            presence: remote.record.presence.clone(),
-            last_seen: remote.record.last_seen,
-            activity: Activity::Elsewhere,
-            joined_version: *joined,
-            state,
-            node: Some(remote.node.clone()),
-        })
-    }
-
-    fn member(&self, room: &RoomName, connection: ConnectionId) -> Option<&RemoteMember> {
+    ) -> Option<&RemoteMember> {
         self.remotes.get(room)?.presences.get(&connection)
     }
 

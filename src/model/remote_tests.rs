@@ -1,4 +1,4 @@
-//! What is heard of other nodes, case by case.
+//! Changes by other nodes, case by case.
 
 use super::{
     Activity, Cause, ConnectionId, Diff, Info, Moment, NodeName, Presence, PresenceRecord, Remote,
@@ -48,8 +48,8 @@ impl World {
         assert_eq!(self.folded, self.rooms.snapshot(&self.room));
     }
 
-    fn hear(&mut self, heard: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {
-        let outcome = self.rooms.apply_remote(&self.room, heard, &self.me);
+    fn apply(&mut self, changes: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {
+        let outcome = self.rooms.apply_remote(&self.room, changes, &self.me);
         self.fold(outcome.diff.as_ref());
         outcome
     }
@@ -67,63 +67,63 @@ fn gone(number: u128, node: &str) -> RemoteChange {
 }
 
 #[test]
-fn a_user_with_connections_on_two_nodes_comes_and_goes_once() {
+fn a_user_with_connections_on_two_nodes_is_online_and_offline_once() {
     let mut world = World::new();
     world.join(1, "ada");
-    let joined = world.hear([RemoteChange::Present(remote(2, "ada", "b", 0))]).diff.unwrap();
+    let joined = world.apply([RemoteChange::Present(remote(2, "ada", "b", 0))]).diff.unwrap();
     assert_eq!((joined.joins.len(), joined.online.len()), (1, 0));
     let left = world.rooms.leave(&world.room, id(1), Cause::Left);
     world.fold(left.as_ref());
     assert!(left.unwrap().offline.is_empty());
-    let left = world.hear([gone(2, "b")]).diff.unwrap();
+    let left = world.apply([gone(2, "b")]).diff.unwrap();
     assert_eq!(left.offline.len(), 1);
-    assert!(!world.rooms.touch(id(2), Activity::Frame, at(2)), "others judge their silence");
+    assert!(!world.rooms.touch(id(2), Activity::Frame, at(2)), "its own node expires it");
 }
 
 #[test]
-fn a_goodbye_counts_if_its_node_holds_the_presence() {
+fn a_leave_counts_if_its_node_holds_the_presence() {
     let mut world = World::new();
-    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
-    assert_eq!(world.hear([gone(1, "c"), gone(2, "b")]), RemoteOutcome::default());
-    assert!(world.hear([gone(1, "b")]).diff.is_some());
-    assert_eq!(world.hear([gone(1, "b")]), RemoteOutcome::default(), "twice");
+    world.apply([RemoteChange::Present(remote(1, "ada", "b", 0))]);
+    assert_eq!(world.apply([gone(1, "c"), gone(2, "b")]), RemoteOutcome::default());
+    assert!(world.apply([gone(1, "b")]).diff.is_some());
+    assert_eq!(world.apply([gone(1, "b")]), RemoteOutcome::default(), "twice");
 }
 
 #[test]
-fn who_took_a_presence_later_holds_it_whatever_is_heard_when() {
+fn the_node_that_took_a_presence_last_holds_it_whatever_the_order_of_arrival() {
     let mut world = World::new();
-    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
+    world.apply([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     let adopted = world.rooms.adopt(&world.room, id(1), id(5), &world.me, at(2));
     assert_eq!(adopted, Ok(true));
     world.fold(None);
     assert_eq!(world.rooms.current_connection(&world.room, id(1)), Some(id(5)));
     assert_eq!(world.rooms.generation(&world.room, id(1)), Some(1));
     assert_eq!(
-        world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]),
+        world.apply([RemoteChange::Present(remote(1, "ada", "b", 0))]),
         RemoteOutcome::default()
     );
-    assert_eq!(world.hear([gone(1, "b")]), RemoteOutcome::default());
+    assert_eq!(world.apply([gone(1, "b")]), RemoteOutcome::default());
 
-    let outcome = world.hear([RemoteChange::Present(remote(1, "ada", "c", 2))]);
+    let outcome = world.apply([RemoteChange::Present(remote(1, "ada", "c", 2))]);
     let yielded = Yielded { presence: id(1), connection: id(5) };
     assert_eq!(outcome, RemoteOutcome { diff: None, yielded: vec![yielded] });
     assert_eq!(world.rooms.last_seen(id(5)), None);
     assert!(world.rooms.successors.is_empty() && world.rooms.generations.is_empty());
     assert!(!world.rooms.holds_any(&world.room));
     assert_eq!(
-        world.hear([RemoteChange::Present(remote(1, "ada", "b", 1))]),
+        world.apply([RemoteChange::Present(remote(1, "ada", "b", 1))]),
         RemoteOutcome::default()
     );
     assert_eq!(world.rooms.remote(&world.room, id(1)).unwrap().record.generation, 2);
 }
 
 #[test]
-fn a_presence_that_left_and_came_again_unheard_is_not_there_twice() {
+fn a_presence_whose_leave_and_rejoin_were_missed_is_not_there_twice() {
     let mut world = World::new();
-    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
+    world.apply([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     let mut again = remote(1, "ada", "b", 0);
     again.record.presence.joined_at = at(9).utc();
-    let diff = world.hear([RemoteChange::Present(again)]).diff.unwrap();
+    let diff = world.apply([RemoteChange::Present(again)]).diff.unwrap();
     assert_eq!((diff.leaves.len(), diff.joins.len()), (1, 1));
     assert_eq!((diff.online.len(), diff.offline.len()), (0, 0), "its user was there all the time");
     assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
@@ -133,8 +133,9 @@ fn a_presence_that_left_and_came_again_unheard_is_not_there_twice() {
 fn all_that_a_node_holds_ends_in_one_change_for_each_room() {
     let mut world = World::new();
     world.join(9, "cy");
-    let heard = [(1, "b"), (2, "b"), (3, "c")];
-    world.hear(heard.map(|(number, node)| RemoteChange::Present(remote(number, "ada", node, 0))));
+    let changes = [(1, "b"), (2, "b"), (3, "c")];
+    world
+        .apply(changes.map(|(number, node)| RemoteChange::Present(remote(number, "ada", node, 0))));
     let node = NodeName::new("b").unwrap();
     let lost = world.rooms.lose(&node, Cause::NodeLost);
     assert_eq!((lost.len(), lost[0].leaves.len()), (1, 2));
@@ -143,15 +144,15 @@ fn all_that_a_node_holds_ends_in_one_change_for_each_room() {
 }
 
 #[test]
-fn what_is_read_is_who_is_there_whatever_was_heard_before() {
+fn rows_replace_whatever_was_received_before() {
     let mut world = World::new();
     world.join(9, "cy");
     let before = [remote(1, "ada", "b", 5), remote(2, "bob", "b", 0)];
-    world.hear(before.map(RemoteChange::Present));
+    world.apply(before.map(RemoteChange::Present));
     let read = vec![remote(1, "ada", "c", 0), remote(3, "dan", "c", 0)];
     let nodes = world.rooms.changes_to(&world.room, read, |_| Cause::NodeLost);
-    for (_, heard) in nodes {
-        let outcome = world.rooms.apply_rows(&world.room, heard, &world.me);
+    for (_, changes) in nodes {
+        let outcome = world.rooms.apply_rows(&world.room, changes, &world.me);
         world.fold(outcome.diff.as_ref());
     }
     let held = |number| world.rooms.remote(&world.room, id(number)).map(|r| r.node.to_string());
@@ -159,10 +160,10 @@ fn what_is_read_is_who_is_there_whatever_was_heard_before() {
 }
 
 #[test]
-fn a_room_that_is_followed_no_longer_keeps_what_this_node_holds() {
+fn a_room_that_is_no_longer_followed_keeps_the_presences_of_this_node() {
     let mut world = World::new();
     world.join(9, "cy");
-    world.hear([RemoteChange::Present(remote(1, "ada", "b", 0))]);
+    world.apply([RemoteChange::Present(remote(1, "ada", "b", 0))]);
     world.rooms.unfollow(&world.room);
     assert_eq!(world.rooms.occupancy(&world.room).connections, 1);
     assert!(world.rooms.holds(&world.room, id(9)));

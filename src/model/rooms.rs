@@ -13,8 +13,8 @@ use super::{
     Update, UserId,
     collections::{Few, Shrink},
     membership::{LastActivity, LiveConnection, Membership},
+    presence::{micros, utc},
     remote::Remotes,
-    time::{micros, utc},
 };
 
 /// Limits of a [`Rooms`].
@@ -167,8 +167,8 @@ impl Rooms {
         if self.is_held_by_another(room, connection) {
             return Ok(None);
         }
-        self.check_limits(room, known.map_or(0, |known| known.memberships.len()))?;
-
+        self.check_rooms(known)?;
+        self.has_place(room)?;
         let now = self.hold(now);
         let mut diff = None;
         let joined_at = now.utc();
@@ -200,7 +200,7 @@ impl Rooms {
             return Ok(None);
         }
         let Some(before) = self.current_connection(room, presence) else { return Ok(None) };
-        self.check_rooms_of(connection)?;
+        self.check_rooms(self.connections.get(&connection))?;
         let now = self.hold(now);
         let Some((membership, _)) = self.take_membership(room, before) else { return Ok(None) };
         self.forget_successor(&membership);
@@ -242,13 +242,8 @@ impl Rooms {
         {
             return false;
         }
-        match self.connections.to_back(&connection) {
-            Some(known) => {
-                known.last = LastActivity::new(now, activity);
-                true
-            }
-            None => false,
-        }
+        let known = self.connections.to_back(&connection);
+        known.map(|known| known.last = LastActivity::new(now, activity)).is_some()
     }
 
     /// Replaces the info of the connection in the room.
@@ -268,18 +263,18 @@ impl Rooms {
     pub fn prune(&mut self, now: Moment, age: Duration) -> Vec<Diff> {
         let (now, age) = (self.hold(now), micros(age));
         let mut diffs: Vec<Option<Diff>> = Vec::new();
-        let mut places: HashMap<RoomName, usize, RandomState> = HashMap::default();
+        let mut indices: HashMap<RoomName, usize, RandomState> = HashMap::default();
         while let Some((_, oldest)) = self.connections.front() {
             if now.monotonic.saturating_sub(oldest.last.at()) <= age {
                 break;
             }
             let Some((connection, silent)) = self.connections.pop_front() else { break };
             for membership in silent.memberships.into_vec() {
-                let place = *places.entry(membership.room.clone()).or_insert(diffs.len());
-                if place == diffs.len() {
+                let index = *indices.entry(membership.room.clone()).or_insert(diffs.len());
+                if index == diffs.len() {
                     diffs.push(None);
                 }
-                self.end(connection, membership, silent.last, Cause::Expired, &mut diffs[place]);
+                self.end(connection, membership, silent.last, Cause::Expired, &mut diffs[index]);
             }
         }
         diffs.into_iter().flatten().collect()
@@ -308,25 +303,11 @@ impl Rooms {
         diff
     }
 
-    /// Checks the limits for a connection that is in `others` rooms.
-    fn check_limits(&self, room: &RoomName, others: usize) -> Result<(), LimitReached> {
-        self.check_rooms(others)?;
-        self.has_place(room)
-    }
-
-    /// Checks that the connection may join one more room.
-    pub(super) fn check_rooms_of(&self, connection: ConnectionId) -> Result<(), LimitReached> {
-        self.check_rooms(
-            self.connections.get(&connection).map_or(0, |known| known.memberships.len()),
-        )
-    }
-
-    fn check_rooms(&self, others: usize) -> Result<(), LimitReached> {
+    /// Checks that a connection may join one more room.
+    pub(super) fn check_rooms(&self, known: Option<&LiveConnection>) -> Result<(), LimitReached> {
         let limit = self.limits.rooms_per_connection;
-        match others < limit {
-            true => Ok(()),
-            false => Err(LimitReached::TooManyRooms { limit }),
-        }
+        let is_within = known.map_or(0, |known| known.memberships.len()) < limit;
+        if is_within { Ok(()) } else { Err(LimitReached::TooManyRooms { limit }) }
     }
 
     /// Checks that the room has space for one more connection.

@@ -1,8 +1,7 @@
-//! Client sessions that outlive their connections: whose presence is whose, and who is fading.
+//! Client sessions that outlive their connections: which presence belongs to which, and which are fading.
 //!
-//! A presence keeps the id of the connection that founded it. When the client comes back on another
-//! connection with the same key, that one takes its place in the room it joins, and nobody sees a leave
-//! or a join: see [`joining`](super::joining).
+//! When a client returns on another connection with the same session key, that connection takes over its
+//! presence in the room that it joins, and the room sees no leave and no join.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,13 +14,14 @@ use hashlink::LinkedHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConnectionId, Info, InvalidName, Moment, RoomName, UserId, collections::Shrink, micros,
+    ConnectionId, Diff, Info, InvalidName, LimitReached, Moment, NodeName, RoomName, Rooms, UserId,
+    collections::Shrink, micros,
 };
 
 /// Names a client session that survives reconnects: 1 to 255 characters, without control characters.
 ///
-/// Made by the client, one per browser tab, and known to nobody else: whoever knows it can take the
-/// session over. So its `Debug` output does not show it.
+/// Made by the client, one per browser tab, and secret: it is all that is needed to take the session over. So
+/// its `Debug` output does not show it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionKey(RoomName);
@@ -61,24 +61,24 @@ struct Session {
     fixed: Info,
 }
 
-/// A newer connection of the same client session has taken this one's place.
+/// A newer connection of the same client session has taken over the presence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a newer connection of the same session has taken its place")]
 pub struct Superseded;
 
-/// The client sessions of a registry; a plain value. Everything is known by presence and room: a
-/// session key reaches no further than the room that its connection was let into.
+/// The client sessions of a registry; a plain value. Everything is kept by presence and room: a session key
+/// gives no access to a room that its connection has not joined.
 #[derive(Debug, Default)]
 pub struct Sessions {
     /// The presence of each client in each room; the latest, if a change of users has made two of one.
     clients: BTreeMap<ClientInRoom, ConnectionId>,
     sessions: HashMap<(ConnectionId, RoomName), Session, RandomState>,
-    /// Presences whose client is away, in the order in which they end: when, on the monotonic clock.
+    /// Until when the clients of fading presences may return, on the monotonic clock; in the order of the ends.
     fading: LinkedHashMap<(ConnectionId, RoomName), u64, RandomState>,
 }
 
 impl Sessions {
-    /// Gives back the space of a crowd that has gone.
+    /// Releases memory that was needed for more sessions than there are now.
     pub(crate) fn shrink(&mut self) {
         self.sessions.shrink();
         self.fading.shrink();
@@ -111,8 +111,7 @@ impl Sessions {
         all.filter_map(|((_, _, room), presence)| Some((room.as_ref()?, *presence)))
     }
 
-    /// The presence in the room belongs to this client session from now on. Answers whether that is
-    /// something new.
+    /// Assigns the presence in the room to a client session. Returns whether that is a change.
     pub fn bind(
         &mut self,
         room: &RoomName,
@@ -135,7 +134,6 @@ impl Sessions {
         true
     }
 
-    /// The presence is not that of the client any more.
     fn unbind(&mut self, client: &ClientInRoom, presence: ConnectionId) {
         if self.clients.get(client) == Some(&presence) {
             self.clients.remove(client);
@@ -143,10 +141,10 @@ impl Sessions {
     }
 
     fn session(&self, room: &RoomName, presence: ConnectionId) -> Option<&Session> {
-        match self.sessions.is_empty() {
-            true => None,
-            false => self.sessions.get(&(presence, room.clone())),
+        if self.sessions.is_empty() {
+            return None;
         }
+        self.sessions.get(&(presence, room.clone()))
     }
 
     /// The key of the client session that the presence in the room belongs to.
@@ -161,25 +159,25 @@ impl Sessions {
         self.session(room, presence).map(|session| session.fixed.clone()).unwrap_or_default()
     }
 
-    /// The client of the presence is away: it may come back until `now + grace`.
+    /// Notes that the client of the presence was lost: it may return until `now + grace`.
     pub fn fade(&mut self, presence: ConnectionId, room: RoomName, now: Moment, grace: Duration) {
         let until = now.monotonic.saturating_add(micros(grace));
         self.fading.insert((presence, room), until);
     }
 
-    /// The client of the presence is in the room again, or the presence has ended there. Answers whether
-    /// it was away.
+    /// Ends the fading of a presence, whose client has returned or which has ended. Returns whether it was
+    /// fading.
     pub fn unfade(&mut self, presence: ConnectionId, room: &RoomName) -> bool {
         !self.fading.is_empty() && self.fading.remove(&(presence, room.clone())).is_some()
     }
 
-    /// Until when the client of the presence may come back, on the monotonic clock, if it is away.
+    /// Until when the client of a fading presence may return, in microseconds of the monotonic clock.
     #[must_use]
     pub fn fading(&self, presence: ConnectionId, room: &RoomName) -> Option<u64> {
-        match self.fading.is_empty() {
-            true => None,
-            false => self.fading.get(&(presence, room.clone())).copied(),
+        if self.fading.is_empty() {
+            return None;
         }
+        self.fading.get(&(presence, room.clone())).copied()
     }
 
     /// When the next fading presence ends, in microseconds of the monotonic clock.
@@ -188,7 +186,7 @@ impl Sessions {
         self.fading.front().map(|(_, until)| *until)
     }
 
-    /// Takes a presence whose time to come back is over.
+    /// Takes a presence whose grace is over.
     pub fn take_faded(&mut self, now: Moment) -> Option<(ConnectionId, RoomName)> {
         if self.next_end()? > now.monotonic {
             return None;
@@ -196,7 +194,7 @@ impl Sessions {
         self.fading.pop_front().map(|(presence, _)| presence)
     }
 
-    /// This node does not hold the presence in the room any more.
+    /// Forgets a presence that this node no longer holds.
     pub fn forget(&mut self, room: &RoomName, presence: ConnectionId) {
         self.unfade(presence, room);
         if self.sessions.is_empty() {
@@ -207,7 +205,6 @@ impl Sessions {
         }
     }
 
-    /// Whether nobody has a session key and nobody is fading.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.clients.is_empty() && self.sessions.is_empty() && self.fading.is_empty()
@@ -220,84 +217,130 @@ impl Session {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A connection that enters a room.
+#[derive(Clone, Debug)]
+pub(crate) struct Entering {
+    pub room: RoomName,
+    pub connection: ConnectionId,
+    pub user: Option<UserId>,
+    /// Not used if a session is resumed, which keeps its info.
+    pub info: Info,
+    /// The fixed part of the info; replaces that of a resumed session.
+    pub fixed: Info,
+    pub session: Option<SessionKey>,
+}
 
-    const fn id(n: u128) -> ConnectionId {
-        ConnectionId::from_u128(n)
-    }
+/// The outcome of entering.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entered {
+    /// The id of its presence in the room.
+    pub presence: ConnectionId,
+    pub diff: Option<Diff>,
+    pub resumed: Option<Resumed>,
+    /// Whether the row changes beyond the diff: its session, or its current connection.
+    pub rewrite: bool,
+}
 
-    fn names() -> [RoomName; 2] {
-        ["a", "b"].map(|name| RoomName::new(name).unwrap())
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resumed {
+    /// On this node, by this connection.
+    From(ConnectionId),
+    /// On another node.
+    Elsewhere,
+}
 
-    #[test]
-    fn a_client_is_found_by_room_and_in_all_its_rooms() {
-        let mut sessions = Sessions::default();
-        let [a, b] = names();
-        let key = |key| SessionKey::new(key).unwrap();
-        let ada = UserId::new("ada").ok();
-        assert!(sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY));
-        assert!(!sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY), "twice");
-        for (room, presence, key, user) in [
-            (&b, 2, key("tab"), ada.clone()),
-            (&a, 3, key("tab"), None),
-            (&a, 4, key("other"), ada.clone()),
-        ] {
-            assert!(sessions.bind(room, id(presence), key, user, Info::EMPTY));
+/// Why a connection may not enter; nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub(crate) enum NotEntered {
+    Limit(#[from] LimitReached),
+    Superseded(#[from] Superseded),
+}
+
+/// How a connection stands to a room before it enters.
+enum Standing {
+    /// A new presence, or one of its own already: with this id.
+    Own(ConnectionId),
+    /// It resumes this presence of its client session.
+    Resumes(ConnectionId),
+}
+
+impl Sessions {
+    /// A connection enters a room of this node, `me`.
+    ///
+    /// # Errors
+    ///
+    /// [`NotEntered`]; then nothing has changed.
+    pub(crate) fn enter(
+        &mut self,
+        rooms: &mut Rooms,
+        entering: Entering,
+        me: &NodeName,
+        now: Moment,
+    ) -> Result<Entered, NotEntered> {
+        let standing = self.standing(rooms, &entering)?;
+        let Entering { room, connection, user, info, fixed, session } = entering;
+        let (presence, diff, resumed) = match standing {
+            Standing::Own(presence) => {
+                (presence, rooms.join(&room, connection, user.clone(), info, now)?, None)
+            }
+            Standing::Resumes(presence) => {
+                let info = self.resumed_info(rooms, &room, presence, &fixed).unwrap_or(info);
+                let resumed = match rooms.take_over(&room, presence, connection, now)? {
+                    Some(before) => Resumed::From(before),
+                    None => {
+                        rooms.adopt(&room, presence, connection, me, now)?;
+                        Resumed::Elsewhere
+                    }
+                };
+                (presence, rooms.update_info(&room, connection, info), Some(resumed))
+            }
+        };
+        let mut rewrite = self.unfade(presence, &room) || resumed.is_some();
+        if let Some(key) = self.key_of(&room, presence).cloned().or(session) {
+            rewrite |= self.bind(&room, presence, key, user, fixed);
         }
-        let tab = key("tab");
-        assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), Some(id(1)));
-        assert_eq!(sessions.presence_in(&a, &tab, None), Some(id(3)));
-        let all: Vec<_> = sessions.presences_of(&tab, ada.as_ref()).collect();
-        assert_eq!(all, [(&a, id(1)), (&b, id(2))]);
-        sessions.forget(&a, id(1));
-        assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), None);
-        for (room, presence) in [(&b, 2), (&a, 3), (&a, 4)] {
-            sessions.forget(room, id(presence));
+        Ok(Entered { presence, diff, resumed, rewrite })
+    }
+
+    fn standing(&self, rooms: &Rooms, entering: &Entering) -> Result<Standing, Superseded> {
+        let Entering { room, connection, user, session, .. } = entering;
+        if let Some(presence) = rooms.presence_of(room, *connection) {
+            return Ok(Standing::Own(presence));
         }
-        assert!(sessions.is_empty());
+        if let Some(key) = session {
+            if let Some(presence) = self.presence_in(room, key, user.as_ref())
+                && let Some(current) = rooms.current_connection(room, presence)
+            {
+                // Ids of connections ascend: a late one must not replace a newer one.
+                return match *connection < current {
+                    true => Err(Superseded),
+                    false => Ok(Standing::Resumes(presence)),
+                };
+            }
+            if let Some(presence) = rooms.remote_client(room, key, user.as_ref()) {
+                return Ok(Standing::Resumes(presence));
+            }
+        }
+        match rooms.is_held_by_another(room, *connection) {
+            true => Err(Superseded),
+            false => Ok(Standing::Own(*connection)),
+        }
     }
 
-    #[test]
-    fn a_presence_that_changes_its_user_is_that_users_and_leaves_what_is_anothers() {
-        let mut sessions = Sessions::default();
-        let [room, _] = names();
-        let tab = SessionKey::new("tab").unwrap();
-        let ada = UserId::new("ada").ok();
-        sessions.bind(&room, id(1), tab.clone(), None, Info::EMPTY);
-        sessions.bind(&room, id(2), tab.clone(), ada.clone(), Info::EMPTY);
-        sessions.bind(&room, id(1), tab.clone(), ada.clone(), Info::EMPTY);
-        assert_eq!(sessions.presence_in(&room, &tab, None), None);
-        assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)), "the latest");
-        sessions.forget(&room, id(2));
-        assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)));
-        sessions.forget(&room, id(1));
-        assert!(sessions.is_empty());
-    }
-
-    #[test]
-    fn no_debug_output_shows_a_key() {
-        let mut sessions = Sessions::default();
-        let ([room, _], key) = (names(), SessionKey::new("secret of a tab").unwrap());
-        sessions.bind(&room, id(1), key.clone(), None, Info::EMPTY);
-        assert_eq!(format!("{key:?}"), "SessionKey(..)");
-        assert!(!format!("{sessions:#?}").contains("secret"));
-    }
-
-    #[test]
-    fn fading_presences_end_in_order_unless_their_client_is_back() {
-        let mut sessions = Sessions::default();
-        let at = |secs: u64| Moment { monotonic: secs * 1_000_000, wall: 0 };
-        let [a, b] = names();
-        let grace = Duration::from_secs(10);
-        sessions.fade(id(1), a.clone(), at(0), grace);
-        sessions.fade(id(1), b.clone(), at(1), grace);
-        assert_eq!(sessions.fading(id(1), &b), Some(11_000_000));
-        sessions.unfade(id(1), &a);
-        assert_eq!(sessions.take_faded(at(10)), None);
-        assert_eq!(sessions.take_faded(at(11)), Some((id(1), b)));
-        assert!(sessions.is_empty());
+    /// The stored info of a presence with its fixed part replaced; `None` if that is too large.
+    fn resumed_info(
+        &self,
+        rooms: &Rooms,
+        room: &RoomName,
+        presence: ConnectionId,
+        fixed: &Info,
+    ) -> Option<Info> {
+        let before = match rooms.remote(room, presence) {
+            Some(remote) => remote.record.fixed.clone(),
+            None => self.fixed(room, presence),
+        };
+        let stored = rooms.presence(room, presence)?.presence.info;
+        stored.with_fixed(&before, fixed).ok()
     }
 }

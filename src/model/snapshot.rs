@@ -1,9 +1,11 @@
-//! One room at one version.
+//! One room at one version, and the diffs that lead to the next ones.
+
+use chrono::{DateTime, Utc};
 
 use super::{
-    ConnectionId, Diff, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId,
-    time::utc,
-    tree::{Place, Tree},
+    Activity, Cause, ConnectionId, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId,
+    presence::utc,
+    tree::{Position, Tree},
 };
 
 /// A room at one version: its presences and their number.
@@ -69,24 +71,24 @@ impl Snapshot {
 
     /// The distinct users in the room, ordered by id.
     pub fn users(&self) -> impl Iterator<Item = Member> + '_ {
-        let mut places = self.members.iter_from(|place| place.user.is_some()).peekable();
+        let mut positions = self.members.iter_from(|position| position.user.is_some()).peekable();
         std::iter::from_fn(move || {
-            let (place, mut info) = places.next()?;
+            let (position, mut info) = positions.next()?;
             let mut connections = 1;
-            while let Some((_, newer)) = places.next_if(|(next, _)| next.user == place.user) {
+            while let Some((_, newer)) = positions.next_if(|(next, _)| next.user == position.user) {
                 info = newer;
                 connections += 1;
             }
-            Some(Member { id: place.user.clone()?, info: info.clone(), connections })
+            Some(Member { id: position.user.clone()?, info: info.clone(), connections })
         })
     }
 
     /// The user's entry, if the user is in the room; O(connections of the user).
     #[must_use]
     pub fn user(&self, user: &UserId) -> Option<Member> {
-        let places = self.of(Some(user)).enumerate();
-        let (index, (place, info)) = places.last()?;
-        let (id, info) = (place.user.clone()?, info.clone());
+        let positions = self.of(Some(user)).enumerate();
+        let (index, (position, info)) = positions.last()?;
+        let (id, info) = (position.user.clone()?, info.clone());
         Some(Member { id, info, connections: index + 1 })
     }
 
@@ -96,13 +98,13 @@ impl Snapshot {
         self.members.iter().map(presence)
     }
 
-    pub(crate) fn presences_after(&self, after: &Place) -> impl Iterator<Item = Presence> + '_ {
-        self.members.iter_from(move |place| place > after).map(presence)
+    pub(crate) fn presences_after(&self, after: &Position) -> impl Iterator<Item = Presence> + '_ {
+        self.members.iter_from(move |position| position > after).map(presence)
     }
 
     /// The connections in the room, in the order of [`presences`](Self::presences).
     pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
-        self.members.iter().map(|(place, _)| place.connection)
+        self.members.iter().map(|(position, _)| position.connection)
     }
 
     /// Applies a diff. Diffs have to be applied in the order of their versions; one that the
@@ -124,21 +126,19 @@ impl Snapshot {
         self.version = diff.version;
     }
 
-    /// The presence at this place.
-    pub(crate) fn presence(&self, place: &Place) -> Option<Presence> {
-        self.members.get(place).map(presence)
+    pub(crate) fn presence(&self, position: &Position) -> Option<Presence> {
+        self.members.get(position).map(presence)
     }
 
-    /// The info of the presence at this place.
-    pub(super) fn info(&self, place: &Place) -> Option<&Info> {
-        self.members.get(place).map(|(_, info)| info)
+    pub(super) fn info(&self, position: &Position) -> Option<&Info> {
+        self.members.get(position).map(|(_, info)| info)
     }
 
     pub(super) fn connections_of<'a>(
         &'a self,
         user: &'a UserId,
     ) -> impl Iterator<Item = ConnectionId> + 'a {
-        self.of(Some(user)).map(|(place, _)| place.connection)
+        self.of(Some(user)).map(|(position, _)| position.connection)
     }
 
     pub(super) fn next_version(&mut self) -> u64 {
@@ -147,47 +147,49 @@ impl Snapshot {
     }
 
     /// Adds a presence; `online` if its user was not in the room before.
-    pub(super) fn insert(&mut self, place: Place, info: Info, online: bool) {
+    pub(super) fn insert(&mut self, position: Position, info: Info, online: bool) {
         self.users += usize::from(online);
-        self.anonymous += usize::from(place.user.is_none());
-        self.members.insert(place, info);
+        self.anonymous += usize::from(position.user.is_none());
+        self.members.insert(position, info);
     }
 
-    /// Replaces the info of a presence.
-    pub(super) fn set_info(&mut self, place: Place, info: Info) {
-        self.members.insert(place, info);
+    pub(super) fn set_info(&mut self, position: Position, info: Info) {
+        self.members.insert(position, info);
     }
 
     /// Removes a presence and returns its info; `offline` if its user has no other presence in the
     /// room.
-    pub(super) fn remove(&mut self, place: &Place, offline: bool) -> Option<Info> {
+    pub(super) fn remove(&mut self, position: &Position, offline: bool) -> Option<Info> {
         self.users -= usize::from(offline);
-        self.anonymous -= usize::from(place.user.is_none());
-        self.members.remove(place)
+        self.anonymous -= usize::from(position.user.is_none());
+        self.members.remove(position)
     }
 
     fn fold_in(&mut self, presence: &Presence) {
-        let place = Place::from(presence);
-        let online = place.user.is_some() && !self.is_online(&place);
-        self.insert(place, presence.info.clone(), online);
+        let position = Position::from(presence);
+        let online = position.user.is_some() && !self.is_online(&position);
+        self.insert(position, presence.info.clone(), online);
     }
 
     fn fold_out(&mut self, presence: &Presence) {
-        let place = Place::from(presence);
-        if self.members.get(&place).is_some() {
-            self.remove(&place, false);
-            self.users -= usize::from(place.user.is_some() && !self.is_online(&place));
+        let position = Position::from(presence);
+        if self.members.get(&position).is_some() {
+            self.remove(&position, false);
+            self.users -= usize::from(position.user.is_some() && !self.is_online(&position));
         }
     }
 
-    fn is_online(&self, place: &Place) -> bool {
-        self.of(place.user.as_ref()).next().is_some()
+    fn is_online(&self, position: &Position) -> bool {
+        self.of(position.user.as_ref()).next().is_some()
     }
 
-    fn of<'a>(&'a self, user: Option<&'a UserId>) -> impl Iterator<Item = (&'a Place, &'a Info)> {
-        let first = Place::new(user.cloned(), i64::MIN, ConnectionId::from_u128(0));
-        let places = self.members.iter_from(|place| *place >= first);
-        places.take_while(move |(place, _)| place.user.as_ref() == user)
+    fn of<'a>(
+        &'a self,
+        user: Option<&'a UserId>,
+    ) -> impl Iterator<Item = (&'a Position, &'a Info)> {
+        let first = Position::new(user.cloned(), i64::MIN, ConnectionId::from_u128(0));
+        let positions = self.members.iter_from(|position| *position >= first);
+        positions.take_while(move |(position, _)| position.user.as_ref() == user)
     }
 }
 
@@ -203,11 +205,123 @@ impl PartialEq for Snapshot {
 
 impl Eq for Snapshot {}
 
-fn presence((place, info): (&Place, &Info)) -> Presence {
+fn presence((position, info): (&Position, &Info)) -> Presence {
     Presence {
-        connection: place.connection,
-        user: place.user.clone(),
+        connection: position.connection,
+        user: position.user.clone(),
         info: info.clone(),
-        joined_at: utc(place.joined_at),
+        joined_at: utc(position.joined_at),
+    }
+}
+
+/// One change of one room, never empty: the connections that joined, left or changed, and the users
+/// that came online or went offline with them.
+///
+/// A connection has exactly one join and one leave per membership, and a user alternates between
+/// online and offline, so no observer has to count connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diff {
+    /// The name of the room.
+    pub room: RoomName,
+    /// The version of the room after the change: one above the version before.
+    pub version: u64,
+    /// Presences that were added.
+    pub joins: Vec<Presence>,
+    /// Presences that were removed, each with its cause.
+    pub leaves: Vec<Left>,
+    /// Presences whose user or info has changed.
+    pub updates: Vec<Update>,
+    /// Users whose first connection in the room was added.
+    pub online: Vec<UserId>,
+    /// Users whose last connection in the room was removed.
+    pub offline: Vec<Offline>,
+}
+
+/// A presence that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The presence as it was.
+    pub presence: Presence,
+    /// Its current connection: differs from [`Presence::connection`] if the presence was [taken
+    /// over](super::Rooms::take_over) on this node.
+    pub connection: ConnectionId,
+    /// Why it ended.
+    pub cause: Cause,
+    /// The time of its connection's last activity.
+    pub last_seen: DateTime<Utc>,
+    /// The kind of that activity.
+    pub activity: Activity,
+    /// The version of the room with which it joined.
+    pub joined_version: u64,
+}
+
+/// A presence whose user or info has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The presence as it was.
+    pub before: Presence,
+    /// The presence as it is now.
+    pub after: Presence,
+}
+
+/// A user whose last connection in a room was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offline {
+    /// The user.
+    pub user: UserId,
+    /// Why the last presence ended; [`Cause::Left`] if its connection stays as another user.
+    pub cause: Cause,
+}
+
+impl Diff {
+    pub(super) fn new(room: RoomName, version: u64) -> Self {
+        Self {
+            room,
+            version,
+            joins: Vec::new(),
+            leaves: Vec::new(),
+            updates: Vec::new(),
+            online: Vec::new(),
+            offline: Vec::new(),
+        }
+    }
+
+    /// Whether the change is one of many presences at once: a prune, or the end of a room, a node
+    /// or the registry, even if it removed only one.
+    #[must_use]
+    pub fn is_bulk(&self) -> bool {
+        let at_once = |cause| {
+            matches!(cause, Cause::Expired | Cause::RoomClosed | Cause::NodeLost | Cause::Shutdown)
+        };
+        self.joins.len() + self.leaves.len() + self.updates.len() > 1
+            || self.leaves.iter().any(|leave| at_once(leave.cause))
+    }
+
+    /// The presence that joined; `None` in a bulk change.
+    #[must_use]
+    pub fn added(&self) -> Option<&Presence> {
+        self.joins.first().filter(|_| !self.is_bulk())
+    }
+
+    /// The presence that left; `None` in a bulk change.
+    #[must_use]
+    pub fn removed(&self) -> Option<&Presence> {
+        self.leaves.first().map(|leave| &leave.presence).filter(|_| !self.is_bulk())
+    }
+
+    /// All connections that the change is about.
+    pub fn connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        let joined = self.joins.iter().map(|presence| presence.connection);
+        let left = self.leaves.iter().map(|leave| leave.presence.connection);
+        let updated = self.updates.iter().map(|update| update.after.connection);
+        joined.chain(left).chain(updated)
+    }
+
+    /// All users whose entry in the member list may have changed, some of them twice.
+    pub(crate) fn users(&self) -> impl Iterator<Item = &UserId> + '_ {
+        let joined = self.joins.iter().map(|presence| &presence.user);
+        let left = self.leaves.iter().map(|leave| &leave.presence.user);
+        let updated = self.updates.iter().flat_map(|u| [&u.before.user, &u.after.user]);
+        joined.chain(left).chain(updated).flatten()
     }
 }

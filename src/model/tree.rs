@@ -12,7 +12,7 @@ use super::{ConnectionId, Info, Presence, UserId};
 /// ordered map answers who is online, with how many connections, and whose info counts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     /// The first bytes of the user's name, so that most comparisons need not read the name.
     begin: u64,
     pub(super) user: Option<UserId>,
@@ -21,16 +21,16 @@ pub(crate) struct Place {
     pub(super) connection: ConnectionId,
 }
 
-impl Place {
+impl Position {
     pub(super) fn new(user: Option<UserId>, joined_at: i64, connection: ConnectionId) -> Self {
         let mut begin = [0; 8];
         let name = user.as_ref().map_or("", UserId::as_str);
-        begin.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        begin.iter_mut().zip(name.bytes()).for_each(|(position, byte)| *position = byte);
         Self { begin: u64::from_be_bytes(begin), user, joined_at, connection }
     }
 }
 
-impl From<&Presence> for Place {
+impl From<&Presence> for Position {
     fn from(presence: &Presence) -> Self {
         let joined_at = presence.joined_at.timestamp_micros();
         Self::new(presence.user.clone(), joined_at, presence.connection)
@@ -40,26 +40,26 @@ impl From<&Presence> for Place {
 /// The presences of a room in their order, with their infos: a persistent map, which is cloned by
 /// cloning a pointer.
 ///
-/// It is a treap: a search tree by place in which no node has a child of higher rank. Ranks are
+/// It is a treap: a search tree by position in which no node has a child of higher rank. Ranks are
 /// pseudo-random, so the expected depth is that of a tree filled in random order, about twice the
 /// logarithm of its size, whatever the order of inserts and removals. A change visits only the
-/// nodes on the path to a place, which matters because most rooms are in no cache. A node that is
+/// nodes on the path to a position, which matters because most rooms are in no cache. A node that is
 /// shared with a clone is copied before it changes.
 #[derive(Clone, Default)]
 pub(super) struct Tree {
-    root: Link,
+    root: Subtree,
     len: usize,
 }
 
-type Link = Option<Arc<Node>>;
+type Subtree = Option<Arc<TreeNode>>;
 
 /// Ordered so that what a search reads is in one cache line most often.
 #[derive(Clone)]
 #[repr(C)]
-struct Node {
-    left: Link,
-    right: Link,
-    place: Place,
+struct TreeNode {
+    left: Subtree,
+    right: Subtree,
+    position: Position,
     info: Info,
 }
 
@@ -68,12 +68,12 @@ impl Tree {
         self.len
     }
 
-    pub(super) fn get(&self, place: &Place) -> Option<(&Place, &Info)> {
+    pub(super) fn get(&self, position: &Position) -> Option<(&Position, &Info)> {
         let mut link = &self.root;
         while let Some(node) = link {
-            link = match place.cmp(&node.place) {
+            link = match position.cmp(&node.position) {
                 Ordering::Less => &node.left,
-                Ordering::Equal => return Some((&node.place, &node.info)),
+                Ordering::Equal => return Some((&node.position, &node.info)),
                 Ordering::Greater => &node.right,
             };
         }
@@ -81,14 +81,14 @@ impl Tree {
     }
 
     /// Inserts a presence, or replaces its info.
-    pub(super) fn insert(&mut self, place: Place, info: Info) {
-        let new = insert(&mut self.root, rank(place.connection), place, info);
+    pub(super) fn insert(&mut self, position: Position, info: Info) {
+        let new = insert(&mut self.root, rank(position.connection), position, info);
         self.len += usize::from(new);
     }
 
     /// Removes a presence and returns its info.
-    pub(super) fn remove(&mut self, place: &Place) -> Option<Info> {
-        let info = remove(&mut self.root, place)?;
+    pub(super) fn remove(&mut self, position: &Position) -> Option<Info> {
+        let info = remove(&mut self.root, position)?;
         self.len -= 1;
         Some(info)
     }
@@ -97,13 +97,13 @@ impl Tree {
         self.iter_from(|_| true)
     }
 
-    /// Iterates from the first place for which `part` holds; it has to hold for all later places,
+    /// Iterates from the first position for which `part` holds; it has to hold for all later positions,
     /// too.
-    pub(super) fn iter_from(&self, part: impl Fn(&Place) -> bool) -> Iter<'_> {
+    pub(super) fn iter_from(&self, part: impl Fn(&Position) -> bool) -> Iter<'_> {
         let mut iter = Iter { above: SmallVec::new() };
         let mut link = &self.root;
         while let Some(node) = link {
-            if part(&node.place) {
+            if part(&node.position) {
                 iter.above.push(node);
                 link = &node.left;
             } else {
@@ -129,11 +129,11 @@ impl fmt::Debug for Tree {
 /// Iterates over presences in their order.
 pub(super) struct Iter<'a> {
     /// The nodes to visit next, each followed by its right subtree; the nearest last.
-    above: SmallVec<[&'a Node; 24]>,
+    above: SmallVec<[&'a TreeNode; 24]>,
 }
 
 impl<'a> Iterator for Iter<'a> {
-    type Item = (&'a Place, &'a Info);
+    type Item = (&'a Position, &'a Info);
 
     fn next(&mut self) -> Option<Self::Item> {
         let node = self.above.pop()?;
@@ -142,13 +142,13 @@ impl<'a> Iterator for Iter<'a> {
             self.above.push(next);
             link = &next.left;
         }
-        Some((&node.place, &node.info))
+        Some((&node.position, &node.info))
     }
 }
 
-impl Node {
+impl TreeNode {
     fn rank(&self) -> u64 {
-        rank(self.place.connection)
+        rank(self.position.connection)
     }
 }
 
@@ -159,58 +159,58 @@ fn rank(connection: ConnectionId) -> u64 {
     (mixed >> 64) as u64 ^ mixed as u64
 }
 
-/// Returns whether the place is new.
-fn insert(link: &mut Link, rank: u64, place: Place, info: Info) -> bool {
+/// Returns whether the position is new.
+fn insert(link: &mut Subtree, rank: u64, position: Position, info: Info) -> bool {
     match link {
         Some(node) if node.rank() >= rank => {
             let node = Arc::make_mut(node);
-            match place.cmp(&node.place) {
-                Ordering::Less => insert(&mut node.left, rank, place, info),
+            match position.cmp(&node.position) {
+                Ordering::Less => insert(&mut node.left, rank, position, info),
                 Ordering::Equal => {
                     node.info = info;
                     false
                 }
-                Ordering::Greater => insert(&mut node.right, rank, place, info),
+                Ordering::Greater => insert(&mut node.right, rank, position, info),
             }
         }
         _ => {
-            let (left, right) = split(link.take(), &place);
-            *link = Some(Arc::new(Node { place, info, left, right }));
+            let (left, right) = split(link.take(), &position);
+            *link = Some(Arc::new(TreeNode { position, info, left, right }));
             true
         }
     }
 }
 
-fn remove(link: &mut Link, place: &Place) -> Option<Info> {
+fn remove(link: &mut Subtree, position: &Position) -> Option<Info> {
     let node = link.as_mut()?;
-    match place.cmp(&node.place) {
-        Ordering::Less => remove(&mut Arc::make_mut(node).left, place),
-        Ordering::Greater => remove(&mut Arc::make_mut(node).right, place),
+    match position.cmp(&node.position) {
+        Ordering::Less => remove(&mut Arc::make_mut(node).left, position),
+        Ordering::Greater => remove(&mut Arc::make_mut(node).right, position),
         Ordering::Equal => {
-            let Node { info, left, right, .. } = Arc::unwrap_or_clone(link.take()?);
+            let TreeNode { info, left, right, .. } = Arc::unwrap_or_clone(link.take()?);
             *link = join(left, right);
             Some(info)
         }
     }
 }
 
-/// Splits a tree into what comes before the place and what comes after it.
-fn split(link: Link, place: &Place) -> (Link, Link) {
+/// Splits a tree into what comes before the position and what comes after it.
+fn split(link: Subtree, position: &Position) -> (Subtree, Subtree) {
     let Some(mut shared) = link else { return (None, None) };
     let node = Arc::make_mut(&mut shared);
-    if node.place < *place {
-        let (before, after) = split(node.right.take(), place);
+    if node.position < *position {
+        let (before, after) = split(node.right.take(), position);
         node.right = before;
         (Some(shared), after)
     } else {
-        let (before, after) = split(node.left.take(), place);
+        let (before, after) = split(node.left.take(), position);
         node.left = after;
         (before, Some(shared))
     }
 }
 
 /// Joins two trees, of which the first comes before the second.
-fn join(before: Link, after: Link) -> Link {
+fn join(before: Subtree, after: Subtree) -> Subtree {
     let (mut left, mut right) = match (before, after) {
         (Some(left), Some(right)) => (left, right),
         (one, other) => return one.or(other),
@@ -232,10 +232,10 @@ mod tests {
 
     use super::*;
 
-    fn place(n: u64) -> Place {
+    fn position(n: u64) -> Position {
         let user = (!n.is_multiple_of(3))
             .then(|| UserId::new(format!("same-beginning-{}", n % 50)).unwrap());
-        Place::new(user, 0, ConnectionId::from_u128(n.into()))
+        Position::new(user, 0, ConnectionId::from_u128(n.into()))
     }
 
     fn info(n: u64) -> Info {
@@ -249,13 +249,13 @@ mod tests {
         let mut random = 1_u64;
         for step in 0..2_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let place = place((random >> 32) % 200);
+            let position = position((random >> 32) % 200);
             if random >> 63 == 0 {
-                tree.insert(place.clone(), info(step));
-                map.insert(place, info(step));
+                tree.insert(position.clone(), info(step));
+                map.insert(position, info(step));
             } else {
-                assert_eq!(tree.remove(&place), map.remove(&place));
-                assert_eq!(tree.get(&place), None);
+                assert_eq!(tree.remove(&position), map.remove(&position));
+                assert_eq!(tree.get(&position), None);
             }
             if step % 100 == 0 {
                 clones.push((tree.clone(), map.clone()));
@@ -266,11 +266,11 @@ mod tests {
             assert_eq!(tree.len(), map.len());
             assert!(tree.iter().eq(&map));
             for n in 0..200 {
-                let place = place(n);
-                assert_eq!(tree.get(&place), map.get_key_value(&place));
+                let position = position(n);
+                assert_eq!(tree.get(&position), map.get_key_value(&position));
                 assert!(
-                    tree.iter_from(|other| *other > place)
-                        .eq(map.range(&place..).skip(usize::from(map.contains_key(&place)),))
+                    tree.iter_from(|other| *other > position)
+                        .eq(map.range(&position..).skip(usize::from(map.contains_key(&position)),))
                 );
             }
         }
@@ -278,12 +278,12 @@ mod tests {
 
     #[test]
     fn it_is_not_deep_however_it_was_filled() {
-        fn depth(link: &Link) -> usize {
+        fn depth(link: &Subtree) -> usize {
             link.as_ref().map_or(0, |node| 1 + depth(&node.left).max(depth(&node.right)))
         }
         let mut tree = Tree::default();
         for time in 0..10_000 {
-            tree.insert(Place::new(None, time, ConnectionId::new()), Info::EMPTY);
+            tree.insert(Position::new(None, time, ConnectionId::new()), Info::EMPTY);
         }
         assert!(depth(&tree.root) < 60, "{}", depth(&tree.root));
     }

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
-        Admit, Batch, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-        NotAMember, PendingJoin, Publish, Say, Touch, UpdateInfo,
+        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
+        PendingJoin, Publish, SessionBatch, SessionPublish, Touch, UpdateInfo,
     },
     model::{Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, RoomName},
     wire::json::Sender,
@@ -48,10 +48,14 @@ impl Handler<Join> for RoomRegistry {
     }
 }
 
-impl Handler<Batch> for RoomRegistry {
+impl Handler<SessionBatch> for RoomRegistry {
     type Result = ();
 
-    fn handle(&mut self, Batch { touches, joins, unread }: Batch, ctx: &mut Context<Self>) {
+    fn handle(
+        &mut self,
+        SessionBatch { touches, joins, unread }: SessionBatch,
+        ctx: &mut Context<Self>,
+    ) {
         drop(unread);
         let now = self.clock.now();
         for touch in touches {
@@ -117,7 +121,11 @@ impl RoomRegistry {
     }
 
     /// Lets a connection into a room. Answers the id of its presence, and whether that changed anything.
-    fn let_in(&mut self, entering: Entering, now: Moment) -> Result<(ConnectionId, bool), JoinError> {
+    fn let_in(
+        &mut self,
+        entering: Entering,
+        now: Moment,
+    ) -> Result<(ConnectionId, bool), JoinError> {
         let Entering { room, connection, .. } = &entering;
         let (room, connection) = (room.clone(), *connection);
         self.admit(&room, entering.user.as_ref(), &entering.info)?;
@@ -239,10 +247,14 @@ impl Handler<Publish> for RoomRegistry {
     }
 }
 
-impl Handler<Say> for RoomRegistry {
+impl Handler<SessionPublish> for RoomRegistry {
     type Result = Reply<Result<usize, NotAMember>>;
 
-    fn handle(&mut self, Say(msg): Say, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(
+        &mut self,
+        SessionPublish(msg): SessionPublish,
+        ctx: &mut Context<Self>,
+    ) -> Self::Result {
         self.publish_or_wait(msg, SESSION_COUNT_TIMEOUT, ctx)
     }
 }

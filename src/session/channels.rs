@@ -9,13 +9,12 @@ use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use super::{
-    closing::Closing,
+    batch_join,
     options::StopSignal,
-    outgoing::Outgoing,
-    ws::{Ctx, Protocol, Socket},
+    write_queue::WriteQueue,
+    ws::{Closing, Ctx, Protocol, Socket},
 };
 use crate::{
-    delivery::batch,
     messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
     model::{
         Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
@@ -23,8 +22,7 @@ use crate::{
     wire::phoenix::{self, Frame, TooLong},
 };
 
-/// A client in no room from which nothing comes for this long is disconnected; clients send a heartbeat
-/// every 30 s.
+/// A client in no room that is silent for this long is disconnected; clients send a heartbeat every 30 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The member that the session joins as, and its channels.
@@ -118,7 +116,7 @@ impl Protocol for Channels {
             Forwarded::Closed => {
                 outgoing.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
                 left(socket, ctx, msg.room.as_str());
-                // It may have joined again before it read this.
+                // It may have rejoined before it handled this.
                 socket.me.registry().do_send(Leave::new(msg.room, socket.me.id()));
             }
         }
@@ -137,8 +135,8 @@ impl Protocol for Channels {
     }
 }
 
-/// Watches a client in no room, which the registry does not know: closes it when the server stops, or when
-/// it is silent for too long.
+/// Closes a client in no room, which the registry does not know, when the server stops, or when it is silent for
+/// too long.
 fn watch_idle(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
     let stop = socket.protocol.stop.clone();
     let stopped = async {
@@ -215,7 +213,7 @@ impl Channels {
     }
 }
 
-fn refuse(outgoing: &Outgoing, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
+fn refuse(outgoing: &WriteQueue, join_ref: Option<&str>, frame: &Frame<'_>, reason: &str) {
     outgoing.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
 }
 
@@ -236,8 +234,9 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.fixed_info(channels.fixed.clone()).session(channels.session.clone());
     let join = join.dialect(Dialect::Phoenix);
-    let joining = batch::join(socket.me.registry().clone(), join).into_actor(socket);
-    let (join_ref, reference) = (Box::<str>::from(join_ref), owned(frame.r#ref.as_deref()));
+    let joining = batch_join(socket.me.registry().clone(), join).into_actor(socket);
+    let (join_ref, reference) =
+        (Box::<str>::from(join_ref), frame.r#ref.as_deref().map(Box::<str>::from));
     // What the room sends waits in the mailbox meanwhile, so the answer comes first.
     ctx.wait(joining.map(move |answer, socket, ctx| match answer {
         Some(Ok(_)) => {
@@ -263,10 +262,6 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
         }
         None => socket.registry_stopped(ctx),
     }));
-}
-
-fn owned(text: Option<&str>) -> Option<Box<str>> {
-    text.map(Box::from)
 }
 
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
@@ -307,15 +302,11 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
         return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, &reason);
     }
     if phoenix::object(frame.payload).is_none() {
-        return refuse(
-            &socket.outgoing,
-            Some(&channel.join_ref),
-            &frame,
-            "the payload is no object",
-        );
+        let reason = "the payload is no object";
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, reason);
     }
     let (room, join_ref) = (channel.room.clone(), channel.join_ref.clone());
-    let reference = owned(frame.r#ref.as_deref());
+    let reference = frame.r#ref.as_deref().map(Box::<str>::from);
     let publish = Publish::event(room.clone(), frame.event.into_owned(), frame.payload.to_owned());
     socket.publish(ctx, publish, move |socket, answer| {
         let (reference, topic) = (reference.as_deref(), room.as_str());

@@ -247,7 +247,7 @@ impl Frames {
     /// Whether the codec would not get past this frame.
     fn is_malformed(&self) -> bool {
         let [first, second, ..] = self.header;
-        first & RESERVED != 0 || second & MASKED == 0 || !OPCODES.contains(&(first & OPCODE))
+        first & RESERVED_BITS != 0 || second & MASKED == 0 || !OPCODES.contains(&(first & OPCODE))
     }
 
     /// Begins the frame whose header is complete.
@@ -280,7 +280,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Ends the frame.
+    /// Ends the frame; always `true`.
     fn end(&mut self) -> bool {
         self.closed |= self.header[0] & OPCODE == CLOSE;
         true
@@ -288,7 +288,7 @@ impl Frames {
 }
 
 /// The bits of the first two bytes of a header.
-const RESERVED: u8 = 0x70;
+const RESERVED_BITS: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASKED: u8 = 0x80;
 /// The opcodes that there are, and that of a close frame.

@@ -7,13 +7,11 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Connection,
-    closing::Closing,
+    Connection, batch_join,
     options::{WsOptions, WsSessionError},
-    ws::{Ctx, Protocol, Socket, handshake, run_until},
+    ws::{Closing, Ctx, Protocol, Socket, handshake, run_until},
 };
 use crate::{
-    delivery::batch,
     messages::{Dialect, Disconnect, Feed, ForwardMessage, Publish, UpdateInfo},
     model::{Info, InvalidInfo, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
@@ -137,11 +135,10 @@ impl Protocol for JsonMember {
         let Self { room, user, info, fixed, session, feed, handshake } = &mut socket.protocol;
         let handshake = handshake.take();
         let join = socket.me.join(room.clone(), ctx.address()).user(user.take());
-        let join =
-            join.info(std::mem::take(info)).fixed_info(fixed.clone()).session(session.take());
-        let join = join.dialect(Dialect::Json(*feed));
+        let join = join.info(std::mem::take(info)).fixed_info(fixed.clone());
+        let join = join.session(session.take()).dialect(Dialect::Json(*feed));
         // No frame is read before the join is answered.
-        let joining = batch::join(socket.me.registry().clone(), join).into_actor(socket);
+        let joining = batch_join(socket.me.registry().clone(), join).into_actor(socket);
         ctx.wait(joining.map(move |answer, _, _| {
             let joined = match answer {
                 Some(joined) => joined.map(drop).map_err(WsSessionError::from),

@@ -1,21 +1,27 @@
-//! Sessions: what connects a client to its rooms.
+//! Sessions, which connect a client to its rooms.
 //!
-//! [`Connection`] is what any session actor owns, whatever carries its frames. [`WsSession`] and
+//! Any session actor owns a [`Connection`], whatever carries its frames. [`WsSession`] and
 //! [`PhoenixSession`] are ready-made sessions on actix-web-actors, one for each dialect.
 
 mod channels;
-mod closing;
 mod guard;
 mod json;
 mod options;
-mod outgoing;
 mod phoenix;
+mod write_queue;
 mod ws;
 
-use std::fmt;
+use std::{
+    cell::RefCell,
+    fmt,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+    time::Duration,
+};
 
-use actix::{dev::ToEnvelope, prelude::*};
+use actix::{WeakAddr, dev::ToEnvelope, prelude::*};
 use actix_web::HttpRequest;
+use tokio::sync::oneshot;
 
 pub use self::{
     json::WsSession,
@@ -23,18 +29,20 @@ pub use self::{
     phoenix::PhoenixSession,
 };
 use crate::{
-    delivery::batch,
-    messages::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, LeaveAll, Touch},
+    messages::{
+        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, JoinError, Joined, LeaveAll,
+        PendingJoin, SessionBatch, Touch,
+    },
     model::{Cause, ConnectionId, RoomName},
     registry::RoomRegistry,
     sockets::{self, CLOSE_TIMEOUT, SocketKey},
     wire::json::HEARTBEAT,
 };
 
-/// One connection: its id, its touches, and its leave, which no end of a session misses.
+/// One connection: its id, its touches, and its leave.
 ///
-/// Dropping it leaves every room, once. A session actor that owns one therefore leaves when it
-/// stops, when its response is dropped, and when it panics.
+/// Dropping it leaves every room. A session actor that owns one therefore leaves when it stops, when its
+/// response is dropped, and when it panics.
 ///
 /// ```
 /// # use actix::prelude::*;
@@ -107,19 +115,18 @@ impl Connection {
         }
     }
 
-    /// Sets how many bytes of frames may wait for it.
     fn with_backlog_limit(mut self, bytes: usize) -> Self {
         self.backlog_limit = bytes;
         self
     }
 
-    /// Its id.
+    /// The id of the connection.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// Its registry.
+    /// The registry of the rooms.
     #[must_use]
     pub fn registry(&self) -> &Addr<RoomRegistry> {
         &self.registry
@@ -146,23 +153,22 @@ impl Connection {
         let _ = self.registry.try_send(Touch::new(self.id));
     }
 
-    /// Sends a touch for a heartbeat.
+    /// Sends a [`Touch`] for a heartbeat.
     pub fn heartbeat(&self) {
         let _ = self.registry.try_send(Touch::heartbeat(self.id));
     }
 
-    /// Sends a touch in the next batch of this thread.
+    /// As [`touch`](Self::touch), in the next batch of this thread.
     fn batched_touch(&self) {
-        batch::touch(&self.registry, Touch::new(self.id));
+        batch_touch(&self.registry, Touch::new(self.id));
     }
 
-    /// Sends a heartbeat in the next batch of this thread.
     fn batched_heartbeat(&self) {
-        batch::touch(&self.registry, Touch::heartbeat(self.id));
+        batch_touch(&self.registry, Touch::heartbeat(self.id));
     }
 
-    /// The hook for text frames: sends a touch, and returns the text to be handled, unless it is the literal
-    /// `"heartbeat"` (JSON, with its quotes).
+    /// Handles a text frame: sends a touch, and returns the text, unless it is the literal `"heartbeat"` (JSON,
+    /// with its quotes).
     #[must_use]
     pub fn text<'a>(&self, text: &'a str) -> Option<&'a str> {
         if text == HEARTBEAT {
@@ -181,7 +187,7 @@ impl Connection {
 
     /// Leaves every room now, with this cause.
     pub fn leave(&self, cause: Cause) {
-        batch::flush();
+        flush_batches();
         // Must not be lost; bounded, as it is sent at most twice.
         self.registry.do_send(LeaveAll::because(self.id, cause));
     }
@@ -196,6 +202,105 @@ impl Drop for Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.id).field("cause", &self.cause).finish()
+    }
+}
+
+/// How long a touch may wait. A join waits until the sessions of the thread that are ready have run.
+const TOUCH_DELAY: Duration = Duration::from_millis(20);
+/// How many touches a batch has at most.
+const MAX_TOUCHES: usize = 1024;
+/// How many batches of a thread may wait in the registry's mailbox; more touches are dropped.
+const MAX_UNREAD_BATCHES: usize = 16;
+
+thread_local! {
+    static BATCHES: RefCell<Vec<RegistryBatch>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The next batch of this thread for one registry: to wake the registry costs more than what it does with one
+/// more touch or join.
+struct RegistryBatch {
+    /// Hash of the registry's address, unique for as long as `registry` is kept.
+    id: u64,
+    registry: WeakAddr<RoomRegistry>,
+    batch: SessionBatch,
+    /// Shared with the batches that the registry has not read, which are thereby counted.
+    unread: Arc<()>,
+}
+
+/// Queues a touch. One that finds too many batches unread is dropped; the next one makes up for it.
+fn batch_touch(registry: &Addr<RoomRegistry>, touch: Touch) {
+    let (is_first, full) = with_batch(registry, |pending| {
+        let touches = &mut pending.batch.touches;
+        // A client that floods is no more alive than others.
+        let is_repeated = touches.last() == Some(&touch);
+        if !is_repeated {
+            touches.push(touch);
+        }
+        let (is_first, is_full) = (touches.len() == 1, touches.len() >= MAX_TOUCHES);
+        (is_first && !is_repeated, if is_full { pending.take() } else { None })
+    });
+    if let Some((registry, batch)) = full {
+        registry.do_send(batch);
+    }
+    if is_first {
+        actix::spawn(async {
+            actix::clock::sleep(TOUCH_DELAY).await;
+            flush_batches();
+        });
+    }
+}
+
+/// Joins; `None` if the registry has stopped.
+async fn batch_join(registry: Addr<RoomRegistry>, join: Join) -> Option<Result<Joined, JoinError>> {
+    let (reply, joined) = oneshot::channel();
+    let is_first = with_batch(&registry, |pending| {
+        pending.batch.joins.push(PendingJoin { join, reply });
+        pending.batch.joins.len() == 1
+    });
+    if is_first {
+        actix::spawn(async { flush_batches() });
+    }
+    joined.await.ok()
+}
+
+/// Sends the batches of this thread: before anything that must not overtake them.
+fn flush_batches() {
+    // A thread that is ending has nothing to send.
+    let batches = BATCHES.try_with(|batches| {
+        batches.borrow_mut().iter_mut().filter_map(RegistryBatch::take).collect::<Vec<_>>()
+    });
+    for (registry, batch) in batches.unwrap_or_default() {
+        // Not refused by a full mailbox: it stands for many messages, each join is awaited by its
+        // session, and batches of touches are bounded by `MAX_UNREAD_BATCHES`.
+        registry.do_send(batch);
+    }
+}
+
+fn with_batch<T>(registry: &Addr<RoomRegistry>, act: impl FnOnce(&mut RegistryBatch) -> T) -> T {
+    let id = BuildHasherDefault::<DefaultHasher>::default().hash_one(registry);
+    BATCHES.with_borrow_mut(|batches| {
+        let known = batches.iter().position(|pending| pending.id == id);
+        let index = known.unwrap_or_else(|| {
+            batches.retain(|pending| pending.registry.upgrade().is_some());
+            let (registry, batch) = (registry.downgrade(), SessionBatch::default());
+            batches.push(RegistryBatch { id, registry, batch, unread: Arc::default() });
+            batches.len() - 1
+        });
+        act(&mut batches[index])
+    })
+}
+
+impl RegistryBatch {
+    /// Takes what is to be sent, if there is anything.
+    fn take(&mut self) -> Option<(Addr<RoomRegistry>, SessionBatch)> {
+        let batch = std::mem::take(&mut self.batch);
+        let unread = Arc::strong_count(&self.unread) - 1;
+        let is_dropped = batch.touches.is_empty() || unread >= MAX_UNREAD_BATCHES;
+        if batch.joins.is_empty() && is_dropped {
+            return None;
+        }
+        let unread = Some(Arc::clone(&self.unread));
+        Some((self.registry.upgrade()?, SessionBatch { unread, ..batch }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The actor of a WebSocket session, on actix-web-actors: what all dialects have in common.
+//! The actor of a WebSocket session, on actix-web-actors, for all dialects; and why the server closes one.
 
 use std::{
     io::ErrorKind,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_http::ws::{Codec, Item};
+use actix_http::ws::{CloseReason, Codec, Item};
 use actix_web::{
     Error, HttpRequest, HttpResponseBuilder,
     web::{self, Bytes},
@@ -20,18 +20,21 @@ use tokio::sync::oneshot;
 
 use super::{
     Connection,
-    closing::Closing,
     guard::{FrameError, FrameGuard, Input},
     options::{RateLimit, WsOptions, WsSessionError},
-    outgoing::{Outgoing, Writer},
+    write_queue::{SessionBody, WriteQueue},
 };
 use crate::{
-    messages::{Disconnect, ForwardMessage, NotAMember, Publish, Say, SessionPlace, backlog_limit},
-    model::Cause,
+    log_limit::LogLimit,
+    messages::{
+        Disconnect, ForwardMessage, NotAMember, Publish, SessionPlace, SessionPublish,
+        backlog_limit,
+    },
+    model::{Cause, ConnectionId},
 };
 
 /// How many messages may wait for a session before it counts as too slow.
-const MAILBOX_CAPACITY: usize = 256;
+const SESSION_MAILBOX_CAPACITY: usize = 256;
 /// How long a peer may take to answer our close frame.
 const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -54,7 +57,7 @@ pub(super) struct Socket<P> {
     pub protocol: P,
     /// When the last frame of the client came.
     pub last_frame: Instant,
-    pub outgoing: Outgoing,
+    pub outgoing: WriteQueue,
     rate: Option<Box<RateLimit>>,
     ping_interval: Option<Duration>,
     input: Input,
@@ -63,6 +66,98 @@ pub(super) struct Socket<P> {
     closing: bool,
     /// Released after the connection has left.
     _place: Option<SessionPlace>,
+}
+
+/// Why the server closes a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// The registry has told the session to close.
+    Ordered(Disconnect),
+    /// A message is too large.
+    MessageTooBig,
+    /// The client has exceeded the rate limit.
+    TooManyMessages,
+    /// Only text frames are accepted.
+    BinaryFrame,
+    /// A text is not UTF-8.
+    InvalidUtf8,
+    /// A frame is malformed.
+    MalformedFrame,
+    /// A text is no Phoenix message.
+    MalformedMessage,
+    /// A client in no room was silent for too long.
+    Silent,
+    /// The server stops, and the client is in no room.
+    ServerStops,
+    /// The registry does not answer any more.
+    RegistryStopped,
+}
+
+impl Closing {
+    /// The close code (RFC 6455, section 7.4.1, and the codes of [`close_code`](crate::close_code)).
+    fn code(self) -> u16 {
+        match self {
+            Self::Ordered(order) => order.code,
+            Self::MessageTooBig => 1009,
+            Self::TooManyMessages => 1008,
+            Self::BinaryFrame => 1003,
+            Self::InvalidUtf8 | Self::MalformedMessage => 1007,
+            Self::MalformedFrame => 1002,
+            Self::Silent | Self::ServerStops => 1001,
+            Self::RegistryStopped => 1011,
+        }
+    }
+
+    /// The reason in the close frame.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Ordered(order) => order.cause.as_str(),
+            Self::MessageTooBig => "message too big",
+            Self::TooManyMessages => "too many messages",
+            Self::BinaryFrame => "binary frames are not taken",
+            Self::InvalidUtf8 => "text is not UTF-8",
+            Self::MalformedFrame => "malformed frame",
+            Self::MalformedMessage => "malformed message",
+            Self::Silent => "silent for too long",
+            Self::ServerStops => "shutdown",
+            Self::RegistryStopped => "internal error",
+        }
+    }
+
+    /// The cause with which the connection leaves its rooms.
+    fn cause(self) -> Cause {
+        match self {
+            Self::Ordered(order) => order.cause,
+            Self::TooManyMessages => Cause::Kicked,
+            Self::Silent => Cause::Expired,
+            Self::ServerStops => Cause::Shutdown,
+            _ => Cause::Disconnected,
+        }
+    }
+
+    /// The close frame.
+    fn frame(self) -> CloseReason {
+        CloseReason { code: self.code().into(), description: Some(self.text().to_owned()) }
+    }
+
+    /// Counts it, and warns if a client has met a limit.
+    fn record(self, connection: ConnectionId) {
+        static MESSAGE_TOO_BIG: LogLimit = LogLimit::new();
+        static TOO_MANY_MESSAGES: LogLimit = LogLimit::new();
+        metrics::counter!("presence_sockets_closed_total", "reason" => self.text()).increment(1);
+        let (limit, option) = match self {
+            Self::MessageTooBig => (&MESSAGE_TOO_BIG, "--max-frame-size"),
+            Self::TooManyMessages => (&TOO_MANY_MESSAGES, "--max-rate"),
+            _ => {
+                tracing::debug!(%connection, code = self.code(), reason = self.text(), "closing a socket");
+                return;
+            }
+        };
+        if let Some(suppressed) = limit.pass() {
+            let reason = self.text();
+            tracing::warn!(%connection, reason, option, suppressed, "closing a socket: {reason} ({option})");
+        }
+    }
 }
 
 /// Checks that the request is a WebSocket handshake, and begins the answer.
@@ -97,7 +192,7 @@ impl<P: Protocol> Socket<P> {
     ) -> impl Stream<Item = Result<Bytes, Error>> + Unpin + use<P> {
         let WsOptions { max_frame_size, max_rate, ping_interval, place: _place } = options;
         let (guarded, input) = FrameGuard::new(payload, max_frame_size);
-        let outgoing = Outgoing::new(input.clone());
+        let outgoing = WriteQueue::new(input.clone());
         let me = me.watched(req).with_backlog_limit(backlog_limit(max_frame_size));
         let rate = max_rate.map(|frames| Box::new(RateLimit::new(frames, Instant::now())));
         let socket = me.socket;
@@ -114,7 +209,11 @@ impl<P: Protocol> Socket<P> {
             _place,
         };
         let codec = Codec::new().max_size(max_frame_size);
-        Writer::new(ws::WebsocketContext::with_codec(session, guarded, codec), outgoing, socket)
+        SessionBody::new(
+            ws::WebsocketContext::with_codec(session, guarded, codec),
+            outgoing,
+            socket,
+        )
     }
 
     /// Closes the session from our side: leaves, sends the close frame, and waits for the peer's.
@@ -141,7 +240,7 @@ impl<P: Protocol> Socket<P> {
         publish: Publish,
         then: impl FnOnce(&mut Self, Result<usize, NotAMember>) + 'static,
     ) {
-        let published = self.me.registry().send(Say(publish.sent_by(self.me.id())));
+        let published = self.me.registry().send(SessionPublish(publish.sent_by(self.me.id())));
         ctx.wait(published.into_actor(self).map(|answer, socket, ctx| match answer {
             Ok(answer) => then(socket, answer),
             Err(_) => socket.registry_stopped(ctx),
@@ -168,7 +267,7 @@ impl<P: Protocol> Socket<P> {
     }
 
     /// Handles the peer's close frame.
-    fn closed(&mut self, ctx: &mut Ctx<P>, reason: Option<ws::CloseReason>) {
+    fn closed(&mut self, ctx: &mut Ctx<P>, reason: Option<CloseReason>) {
         if !self.closing {
             let code = reason.as_ref().map(|reason| u16::from(reason.code));
             if code.is_none_or(|code| code == 1000) {
@@ -205,7 +304,7 @@ impl<P: Protocol> Actor for Socket<P> {
     type Context = Ctx<P>;
 
     fn started(&mut self, ctx: &mut Ctx<P>) {
-        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        ctx.set_mailbox_capacity(SESSION_MAILBOX_CAPACITY);
         if let Some(interval) = self.ping_interval {
             ctx.run_interval(interval, |socket, _| socket.outgoing.ping());
         }

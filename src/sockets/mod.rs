@@ -6,18 +6,25 @@
 mod key;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
-mod watcher;
 
-use std::{any::Any, net::TcpListener, time::Duration};
-
-use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
-use socket2::{SockRef, TcpKeepalive};
-
-pub(crate) use self::watcher::end_within;
-pub use self::{
-    key::{Progress, SocketKey},
-    watcher::MAX_LINGERING_SOCKETS,
+use std::{
+    any::Any,
+    cell::RefCell,
+    net::{Shutdown, TcpListener},
+    time::{Duration, Instant},
 };
+
+use actix_web::{
+    HttpRequest,
+    dev::Extensions,
+    rt::{self, net::TcpStream, task::JoinHandle},
+};
+use ahash::AHashMap;
+use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::time::{MissedTickBehavior, interval};
+
+pub use self::key::{Progress, SocketKey};
+use crate::log_limit::LogLimit;
 
 /// How long a socket may stay open after its close frame was due.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +35,12 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// When an idle peer is probed, and how often.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How many closed connections of a thread may have their last bytes sent at one time. Each needs a
+/// descriptor.
+pub const MAX_LINGERING_SOCKETS: usize = 4;
+/// How often deadlines are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Configures TCP for sessions: the operating system ends a connection whose peer is gone or has stopped
 /// reading within a minute, and sends small frames at once (`TCP_NODELAY`). For [`HttpServer::on_connect`](actix_web::HttpServer::on_connect);
@@ -83,7 +96,7 @@ pub fn configure_tcp(io: &dyn Any) {
 pub fn watch_socket(io: &dyn Any, extensions: &mut Extensions) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else { return };
     if let Some(key) = SocketKey::of(stream) {
-        watcher::start();
+        with_watcher(Watcher::start);
         extensions.insert(Watched(key));
     }
 }
@@ -99,11 +112,122 @@ pub fn key_in(extensions: &Extensions) -> Option<SocketKey> {
     extensions.get::<Watched>().map(|watched| watched.0)
 }
 
-/// Dropped with the connection, just before its socket is closed; or later, if somebody keeps a request.
+/// Dropped with the connection, just before its socket is closed; or later, if a request is kept.
 struct Watched(SocketKey);
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        watcher::closing(self.0);
+        with_watcher(|watcher| {
+            if let Some(deadline) = watcher.deadlines.remove(&self.0) {
+                self.0.with(|socket| watcher.close(socket, deadline));
+            }
+        });
+    }
+}
+
+thread_local! {
+    static WATCHER: RefCell<Watcher> = RefCell::default();
+}
+
+/// The sockets of a thread that have to be closed by a deadline.
+#[derive(Default)]
+struct Watcher {
+    task: Option<JoinHandle<()>>,
+    /// When each has to be closed. The entry is removed with its connection.
+    deadlines: AHashMap<SocketKey, Instant>,
+    /// Sockets whose connection has ended with unsent bytes, and until when these may be sent.
+    lingering: Vec<(Instant, Socket)>,
+}
+
+/// Shuts the socket down after the timeout (and up to a second more), whatever its peer does, unless it is
+/// closed by then. An earlier deadline stands.
+///
+/// To be called on the socket's own thread; elsewhere nothing happens.
+pub(crate) fn end_within(key: SocketKey, timeout: Duration) {
+    if key.with(|_| ()).is_none() {
+        return;
+    }
+    let deadline = Instant::now() + timeout;
+    with_watcher(|watcher| {
+        let due = watcher.deadlines.entry(key).or_insert(deadline);
+        *due = deadline.min(*due);
+    });
+}
+
+/// Does nothing on a thread that is ending.
+fn with_watcher(act: impl FnOnce(&mut Watcher)) {
+    let _ = WATCHER.try_with(|watcher| act(&mut watcher.borrow_mut()));
+}
+
+impl Watcher {
+    /// Starts the task that sweeps once a second, unless it runs.
+    fn start(&mut self) {
+        if self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        self.task = Some(rt::spawn(async {
+            let mut ticks = interval(SWEEP_INTERVAL);
+            // Ticks that were missed while the process was paused are not made up for.
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            // The first tick is immediate.
+            ticks.tick().await;
+            loop {
+                ticks.tick().await;
+                with_watcher(|watcher| watcher.sweep(Instant::now()));
+            }
+        }));
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.deadlines.retain(|key, deadline| {
+            let overdue = *deadline <= now;
+            if overdue && key.end() {
+                record_overdue_close();
+            }
+            !overdue
+        });
+        self.lingering.retain(|(deadline, socket)| {
+            let unsent = Progress::of(socket).is_some_and(|progress| progress.unsent);
+            if unsent && *deadline <= now {
+                drop_unsent(socket);
+            }
+            unsent && *deadline > now
+        });
+    }
+
+    /// The kernel sends unsent bytes after the descriptor is closed, for as long as the peer reads a byte
+    /// now and then. A second descriptor keeps hold of the socket until the deadline, without delaying
+    /// the FIN.
+    fn close(&mut self, socket: &Socket, deadline: Instant) {
+        if !Progress::of(socket).is_some_and(|progress| progress.unsent) {
+            return;
+        }
+        let second = if self.lingering.len() < MAX_LINGERING_SOCKETS {
+            socket.try_clone().ok()
+        } else {
+            None
+        };
+        let Some(second) = second else { return drop_unsent(socket) };
+        // Fails if it was shut down already.
+        let _ = second.shutdown(Shutdown::Write);
+        self.lingering.push((deadline, second));
+    }
+}
+
+fn record_overdue_close() {
+    static LINE: LogLimit = LogLimit::new();
+    metrics::counter!("presence_connections_ended_total", "reason" => "overdue_close").increment(1);
+    if let Some(suppressed) = LINE.pass() {
+        tracing::info!(
+            suppressed,
+            "a connection was shut down, as it did not end after its close frame"
+        );
+    }
+}
+
+/// Has unsent bytes dropped when the socket is closed.
+fn drop_unsent(socket: &Socket) {
+    if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "unsent bytes of a closed socket are sent still");
     }
 }

@@ -8,18 +8,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::model::{
-    Cause, ConnectionId, Epoch, Info, MAX_DEPTH, Member, RoomName, Snapshot, UserId, is_shallow,
+    Cause, ConnectionId, Epoch, Info, MAX_DEPTH, Member, Occupancy, RoomName, Snapshot, UserId,
+    is_shallow,
 };
 
-/// A frame: `{"type":…,"payload":…}`.
 #[derive(Serialize)]
-struct Frame<'a, P> {
+struct JsonFrame<'a, P> {
     r#type: &'a str,
     payload: P,
 }
 
 fn frame(r#type: &str, payload: impl Serialize) -> ByteString {
-    encode(&Frame { r#type, payload })
+    encode(&JsonFrame { r#type, payload })
 }
 
 pub(super) fn encode(value: &impl Serialize) -> ByteString {
@@ -75,20 +75,20 @@ impl Snapshot {
 
 /// The frame `presence`, unless it has more bytes than the limit.
 pub(crate) fn presence_within(limit: usize, snapshot: &Snapshot) -> Option<ByteString> {
-    encode_within(limit, &Frame { r#type: "presence", payload: members(snapshot, None) })
+    encode_within(limit, &JsonFrame { r#type: "presence", payload: members(snapshot, None) })
 }
 
 /// The frame `presence_state`, to which later diffs apply, unless it has more bytes than the limit.
 pub(crate) fn presence_state_within(limit: usize, snapshot: &Snapshot) -> Option<ByteString> {
     let payload = members(snapshot, Some(snapshot.epoch()));
-    encode_within(limit, &Frame { r#type: "presence_state", payload })
+    encode_within(limit, &JsonFrame { r#type: "presence_state", payload })
 }
 
 /// The frame `presence_count`; `truncated` where it replaces a list that is too large.
 #[must_use]
 pub fn presence_count(snapshot: &Snapshot, truncated: bool) -> ByteString {
     #[derive(Serialize)]
-    struct Count<'a> {
+    struct JsonCount<'a> {
         channel_name: &'a RoomName,
         users: usize,
         lurkers: usize,
@@ -96,23 +96,15 @@ pub fn presence_count(snapshot: &Snapshot, truncated: bool) -> ByteString {
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         truncated: bool,
     }
-    let occupancy = snapshot.occupancy();
-    frame(
-        "presence_count",
-        Count {
-            channel_name: snapshot.room(),
-            users: occupancy.users,
-            lurkers: occupancy.anonymous,
-            version: snapshot.version(),
-            truncated,
-        },
-    )
+    let Occupancy { users, anonymous: lurkers, .. } = snapshot.occupancy();
+    let (channel_name, version) = (snapshot.room(), snapshot.version());
+    frame("presence_count", JsonCount { channel_name, users, lurkers, version, truncated })
 }
 
 /// The frame `presence_diff`: how the given users' entries differ between two snapshots of a room.
 ///
-/// `changed` has to name every user whose entry differs, with the cause of the last leave. A user
-/// who left and came back unchanged is in neither list.
+/// `changed` has to name every user whose entry differs, with the cause of the last leave. A user who left and
+/// rejoined unchanged is in neither list.
 #[must_use]
 pub fn presence_diff<'a>(
     before: &Snapshot,
@@ -120,39 +112,31 @@ pub fn presence_diff<'a>(
     changed: impl IntoIterator<Item = (&'a UserId, Cause)>,
 ) -> ByteString {
     #[derive(Serialize)]
-    struct Gone {
+    struct LeftUser {
         id: UserId,
         info: Info,
         cause: Cause,
     }
     #[derive(Serialize)]
-    struct Diff<'a> {
+    struct JsonDiff<'a> {
         channel_name: &'a RoomName,
         since: u64,
         version: u64,
         joins: Vec<Member>,
-        leaves: Vec<Gone>,
+        leaves: Vec<LeftUser>,
         lurkers: usize,
     }
     let (mut joins, mut leaves) = (Vec::new(), Vec::new());
     for (user, cause) in changed {
         match (before.user(user), after.user(user)) {
             (was, Some(is)) if was.as_ref() != Some(&is) => joins.push(is),
-            (Some(was), None) => leaves.push(Gone { id: was.id, info: was.info, cause }),
+            (Some(was), None) => leaves.push(LeftUser { id: was.id, info: was.info, cause }),
             _ => {}
         }
     }
-    frame(
-        "presence_diff",
-        Diff {
-            channel_name: after.room(),
-            since: before.version(),
-            version: after.version(),
-            joins,
-            leaves,
-            lurkers: after.anonymous_count(),
-        },
-    )
+    let (channel_name, lurkers) = (after.room(), after.anonymous_count());
+    let (since, version) = (before.version(), after.version());
+    frame("presence_diff", JsonDiff { channel_name, since, version, joins, leaves, lurkers })
 }
 
 /// The sender of a message.
@@ -168,25 +152,25 @@ pub struct Sender {
 #[must_use]
 pub fn message(event: Option<&str>, payload: &RawValue, from: Option<&Sender>) -> ByteString {
     #[derive(Serialize)]
-    struct Message<'a> {
+    struct JsonMessage<'a> {
         r#type: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         event: Option<&'a str>,
         payload: &'a RawValue,
         from: Option<&'a Sender>,
     }
-    encode(&Message { r#type: "message", event, payload, from })
+    encode(&JsonMessage { r#type: "message", event, payload, from })
 }
 
 /// The frame `error`.
 #[must_use]
 pub fn error(code: &str, message: &str) -> ByteString {
     #[derive(Serialize)]
-    struct Error<'a> {
+    struct ErrorPayload<'a> {
         code: &'a str,
         message: &'a str,
     }
-    frame("error", Error { code, message })
+    frame("error", ErrorPayload { code, message })
 }
 
 /// A frame from a client.
@@ -296,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_diff_between_snapshots_lists_what_is_new_changed_or_gone_and_nothing_else() {
+    fn a_diff_between_snapshots_lists_new_changed_and_removed_entries_only() {
         let room = RoomName::new("r").unwrap();
         let [ada, bob, cyd, dan] = ["ada", "bob", "cyd", "dan"].map(|id| UserId::new(id).unwrap());
         let id = ConnectionId::from_u128;
@@ -311,10 +295,10 @@ mod tests {
         let before = rooms.snapshot(&room);
 
         join(&mut rooms, 4, &ada); // a second connection: a changed entry
-        rooms.leave(&room, id(2), Cause::Expired); // gone
-        rooms.leave(&room, id(3), Cause::Left); // gone and back: nothing
+        rooms.leave(&room, id(2), Cause::Expired); // an entry less
+        rooms.leave(&room, id(3), Cause::Left); // left and rejoined: nothing
         join(&mut rooms, 5, &cyd);
-        join(&mut rooms, 6, &dan); // came and went: nothing
+        join(&mut rooms, 6, &dan); // joined and left: nothing
         rooms.leave(&room, id(6), Cause::Left);
         let after = rooms.snapshot(&room);
 
@@ -348,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_none_is_told_apart() {
+    fn an_invalid_frame_is_refused_with_its_code() {
         let bad = |text| read(text).unwrap_err().code();
         assert_eq!(bad("{"), "not_json");
         assert_eq!(bad(""), "not_json");

@@ -1,4 +1,4 @@
-//! What goes over a socket: values to bytes and back, and nothing else.
+//! Encodes and decodes the frames of both dialects.
 
 pub mod json;
 pub mod phoenix;

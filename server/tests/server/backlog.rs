@@ -71,9 +71,9 @@ impl Crowd {
         }
         self.members[0].message("done").await;
         let listed = self.version + self.members.len() as u64;
-        let listed = self.witness.until(|frame| {
-            frame["type"] == "presence_count" && version(frame) >= listed
-        });
+        let listed = self
+            .witness
+            .until(|frame| frame["type"] == "presence_count" && version(frame) >= listed);
         self.version = version(&listed.await);
         self.server.memory()
     }

@@ -17,14 +17,12 @@ use serde_json::{Value, json, value::RawValue};
 
 pub use self::read::{Frame, TooLong, read};
 use super::json::{Sender, encode, encode_within};
-use crate::model::{Cause, ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
+use crate::model::{
+    Cause, ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot, UserId,
+};
 
-/// The event with the state of a room.
+/// The event with the full list of a room.
 const STATE: &str = "presence_state";
-/// The event that replaces a state that is too large.
-const COUNT: &str = "presence_count";
-/// The event with a change of a room.
-const DIFF: &str = "presence_diff";
 
 fn frame(
     join_ref: Option<&str>,
@@ -83,11 +81,11 @@ pub fn broadcast(room: &RoomName, event: &str, payload: &RawValue) -> ByteString
 #[must_use]
 pub fn message(room: &RoomName, payload: &impl Serialize, from: Option<&Sender>) -> ByteString {
     #[derive(Serialize)]
-    struct Message<'a, P> {
+    struct MessagePayload<'a, P> {
         payload: &'a P,
         from: Option<&'a Sender>,
     }
-    frame(None, None, room.as_str(), "message", &Message { payload, from })
+    frame(None, None, room.as_str(), "message", &MessagePayload { payload, from })
 }
 
 /// The state of a room, unless it has more bytes than the limit; see [`addressed`].
@@ -98,10 +96,10 @@ pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<Byt
         return None;
     }
     let (nothing, topic) = (None::<&str>, room.room().as_str());
-    encode_within(limit, &(nothing, nothing, topic, STATE, Everybody(room)))
+    encode_within(limit, &(nothing, nothing, topic, STATE, MetasByKey(room)))
 }
 
-/// The state of an empty room, for a client that is not told who is there.
+/// The state of an empty room, for a client whose list is too large to be sent.
 #[must_use]
 pub fn empty_state(room: &RoomName) -> ByteString {
     frame(None, None, room.as_str(), STATE, &json!({}))
@@ -111,16 +109,15 @@ pub fn empty_state(room: &RoomName) -> ByteString {
 #[must_use]
 pub fn presence_count(room: &Snapshot) -> ByteString {
     #[derive(Serialize)]
-    struct Count {
+    struct CountPayload {
         users: usize,
         lurkers: usize,
         version: u64,
         truncated: bool,
     }
-    let (occupancy, version) = (room.occupancy(), room.version());
-    let (users, lurkers) = (occupancy.users, occupancy.anonymous);
-    let count = Count { users, lurkers, version, truncated: true };
-    frame(None, None, room.room().as_str(), COUNT, &count)
+    let Occupancy { users, anonymous: lurkers, .. } = room.occupancy();
+    let count = CountPayload { users, lurkers, version: room.version(), truncated: true };
+    frame(None, None, room.room().as_str(), "presence_count", &count)
 }
 
 /// Adds the reference of the client's join to a frame of [`presence_state_within`].
@@ -153,7 +150,7 @@ pub fn presence_diff(
     changes: impl IntoIterator<Item = Transition>,
 ) -> ByteString {
     #[derive(Serialize)]
-    struct Diff {
+    struct DiffPayload {
         joins: Keys,
         leaves: Keys,
         since: u64,
@@ -168,8 +165,8 @@ pub fn presence_diff(
         joins.extend(after.map(|presence| Meta { replaced, ..Meta::new(presence) }));
     }
     let (joins, leaves) = (Keys::of(joins), Keys::of(leaves));
-    let diff = Diff { joins, leaves, since, v: version, epoch };
-    frame(None, None, room.as_str(), DIFF, &diff)
+    let diff = DiffPayload { joins, leaves, since, v: version, epoch };
+    frame(None, None, room.as_str(), "presence_diff", &diff)
 }
 
 /// The `phx_ref` of a presence: constant while nothing about the presence changes, also across a
@@ -195,16 +192,16 @@ impl Meta {
         Self { presence, replaced: None, cause: None }
     }
 
-    fn key(&self) -> Key {
+    fn key(&self) -> MetaKey {
         match &self.presence.user {
-            Some(user) => Key::User(user.clone()),
-            None => Key::Anonymous(self.presence.connection),
+            Some(user) => MetaKey::User(user.clone()),
+            None => MetaKey::Anonymous(self.presence.connection),
         }
     }
 }
 
-/// Members of a meta that are the server's and not the app's.
-const OURS: [&str; 4] = ["phx_ref", "phx_ref_prev", "online_at", "cause"];
+/// Members of a meta that an info cannot replace.
+const RESERVED_MEMBERS: [&str; 4] = ["phx_ref", "phx_ref_prev", "online_at", "cause"];
 
 impl Serialize for Meta {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -231,16 +228,16 @@ fn members(info: &Info) -> impl Iterator<Item = (Cow<'_, str>, &RawValue)> {
         true => BTreeMap::new(),
         false => serde_json::from_str(info.as_json()).unwrap_or_default(),
     };
-    members.into_iter().filter(|(key, _)| !OURS.contains(&key.as_ref()))
+    members.into_iter().filter(|(key, _)| !RESERVED_MEMBERS.contains(&key.as_ref()))
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
+enum MetaKey {
     User(UserId),
     Anonymous(ConnectionId),
 }
 
-impl Serialize for Key {
+impl Serialize for MetaKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::User(user) => user.serialize(serializer),
@@ -250,9 +247,9 @@ impl Serialize for Key {
 }
 
 /// Writes the presences of a room by key, one by one: those of a user are neighbours.
-struct Everybody<'a>(&'a Snapshot);
+struct MetasByKey<'a>(&'a Snapshot);
 
-impl Serialize for Everybody<'_> {
+impl Serialize for MetasByKey<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         let mut metas = self.0.presences().map(Meta::new).peekable();
@@ -270,7 +267,7 @@ impl Serialize for Everybody<'_> {
 
 /// Metas by key: `{"key":{"metas":[…]}}`.
 #[derive(Serialize)]
-struct Keys(BTreeMap<Key, Metas>);
+struct Keys(BTreeMap<MetaKey, Metas>);
 
 #[derive(Default, Serialize)]
 struct Metas {
@@ -279,7 +276,7 @@ struct Metas {
 
 impl Keys {
     fn of(metas: impl IntoIterator<Item = Meta>) -> Self {
-        let mut keys: BTreeMap<Key, Metas> = BTreeMap::new();
+        let mut keys: BTreeMap<MetaKey, Metas> = BTreeMap::new();
         for meta in metas {
             keys.entry(meta.key()).or_default().metas.push(meta);
         }
@@ -329,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_to_the_letter_what_the_client_expects() {
+    fn replies_have_exactly_the_text_that_the_client_expects() {
         assert_eq!(
             ok(Some("3"), Some("4"), "room:1"),
             r#"["3","4","room:1","phx_reply",{"response":{},"status":"ok"}]"#
@@ -346,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_is_in_both_lists_with_the_reference_of_the_old_and_a_leave_says_why() {
+    fn an_update_is_in_both_lists_with_the_old_reference_and_a_leave_has_its_cause() {
         let [old, new] = ["old", "new"].map(|name| presence(1, Some("ada"), json!({"name": name})));
         let gone = presence(2, None, json!({}));
         let change = |before, after| Transition { before, after };
@@ -373,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_forges_a_reference_by_their_info() {
+    fn an_info_cannot_forge_a_reference() {
         let forged = presence(1, Some("eve"), json!({"phx_ref": "x", "cause": "left", "a": 1}));
         let meta = serde_json::to_value(Meta::new(forged.clone())).unwrap();
         let online_at = "1700000000";

@@ -124,7 +124,7 @@ mod tests {
     use crate::{model::RoomName, wire::phoenix::object};
 
     #[test]
-    fn a_frame_is_read_with_its_references_as_they_are_and_what_is_more_is_ignored() {
+    fn a_frame_is_read_with_its_references_as_they_are_and_further_elements_are_ignored() {
         let frame = read(r#"["1",null,"a:b","shout",{"x":1}, "more", {}]"#).unwrap();
         assert_eq!((frame.join_ref.as_deref(), frame.r#ref.as_deref()), (Some("1"), None));
         let escaped = read(r#"["\u0031","\n","a\/b","\"",{}]"#).unwrap();

@@ -1,5 +1,6 @@
-//! The member list of a room at one version: the full list, or the diff from the version that a listener
-//! has. Each frame is encoded at most once, by the first thread that needs it.
+//! What is sent to all members of a room: messages, and member lists at one version, each as the full list or as
+//! the diff from the version that a listener has. Each frame is encoded at most once, by the first thread that
+//! needs it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,22 +13,143 @@ use std::{
 
 use ahash::RandomState;
 use bytestring::ByteString;
+use tokio::sync::oneshot;
 
 use crate::{
     clock::Stopwatch,
+    counters::Counter,
     log_limit::LogLimit,
-    messages::{Dialect, Feed},
-    model::{Cause, Diff, Place, RoomName, Snapshot, Update, UserId, micros},
+    messages::{Content, Dialect, Feed},
+    model::{Cause, ConnectionId, Diff, Position, RoomName, Snapshot, Update, UserId, micros},
     wire::{json, phoenix},
 };
+
+/// What is published to a room.
+pub(crate) struct Publication {
+    pub content: Content,
+    pub from: Option<json::Sender>,
+    /// The sender's presence and the version of its join, where both are known.
+    pub joined: Option<(ConnectionId, u64)>,
+    /// A connection that does not get it.
+    pub except: Option<ConnectionId>,
+}
+
+/// A message for the members of a room on this node.
+#[derive(Clone)]
+pub(super) struct LocalMessage {
+    pub frames: Arc<MessageFrames>,
+    /// The sender's presence, if it has one.
+    pub sender: Option<ConnectionId>,
+    pub except: Option<ConnectionId>,
+    /// It is for the members whose entry has at most this number.
+    pub last_entry: u64,
+    /// The version that a listener has to be sent before.
+    pub min_version: u64,
+}
+
+/// The content of a message, with its frames.
+pub(super) struct MessageFrames {
+    room: RoomName,
+    content: Content,
+    from: Option<json::Sender>,
+    raw: OnceLock<ByteString>,
+    json: OnceLock<ByteString>,
+    phoenix: OnceLock<ByteString>,
+    taken: Arc<AtomicUsize>,
+    deliveries: Counter,
+    /// Closed when all threads have dropped the message, and so delivered it.
+    _delivered: oneshot::Sender<()>,
+}
+
+/// How many members took a message.
+pub(crate) struct DeliveryCount {
+    taken: Arc<AtomicUsize>,
+    delivered: oneshot::Receiver<()>,
+}
+
+impl MessageFrames {
+    pub fn new(
+        room: RoomName,
+        content: Content,
+        from: Option<json::Sender>,
+        deliveries: Counter,
+    ) -> (Self, DeliveryCount) {
+        let (_delivered, delivered) = oneshot::channel();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = DeliveryCount { taken: Arc::clone(&taken), delivered };
+        let [raw, json, phoenix] = [const { OnceLock::new() }; 3];
+        (Self { room, content, from, raw, json, phoenix, taken, deliveries, _delivered }, count)
+    }
+
+    pub fn room(&self) -> &RoomName {
+        &self.room
+    }
+
+    /// The size of the content, without the frame of a dialect.
+    pub fn bytes(&self) -> usize {
+        match &self.content {
+            Content::Text(text) => text.len(),
+            Content::Json(value) | Content::Event { payload: value, .. } => value.get().len(),
+        }
+    }
+
+    /// Counts members that took it.
+    pub fn count_taken(&self, more: usize) {
+        self.taken.fetch_add(more, Relaxed);
+        self.deliveries.add(more);
+    }
+
+    pub fn frame(&self, dialect: Dialect) -> ByteString {
+        let (room, content, from) = (&self.room, &self.content, self.from.as_ref());
+        let frame = match dialect {
+            Dialect::Raw => &self.raw,
+            Dialect::Json(_) => &self.json,
+            Dialect::Phoenix => &self.phoenix,
+        };
+        let encode = || match (content, dialect) {
+            (Content::Text(text), Dialect::Raw | Dialect::Json(_)) => text.clone(),
+            (Content::Text(text), Dialect::Phoenix) => phoenix::message(room, &&**text, from),
+            (Content::Json(value), Dialect::Raw) => value.get().into(),
+            (Content::Json(value), Dialect::Json(_)) => json::message(None, value, from),
+            (Content::Json(value), Dialect::Phoenix) => phoenix::message(room, value, from),
+            (Content::Event { payload, .. }, Dialect::Raw) => payload.get().into(),
+            (Content::Event { event, payload }, Dialect::Json(_)) => {
+                json::message(Some(event), payload, from)
+            }
+            (Content::Event { event, payload }, Dialect::Phoenix) => {
+                phoenix::broadcast(room, event, payload)
+            }
+        };
+        frame.get_or_init(encode).clone()
+    }
+}
+
+impl DeliveryCount {
+    /// No members.
+    pub fn none() -> Self {
+        Self { taken: Arc::default(), delivered: oneshot::channel().1 }
+    }
+
+    /// Counts members on other nodes.
+    pub fn add(&self, more: usize) {
+        self.taken.fetch_add(more, Relaxed);
+    }
+
+    /// How many took it: when all threads have delivered it, or at the timeout those until then.
+    pub async fn count(self, timeout: Duration) -> usize {
+        // A stalled thread must not block the publisher.
+        let _ = tokio::time::timeout(timeout, self.delivered).await;
+        self.taken.load(Relaxed)
+    }
+}
 
 /// What may differ between two versions of a room, with the version of its last change.
 #[derive(Default)]
 pub(super) struct Changes {
     /// Users whose entry may have changed, with the cause of the last leave.
     users: HashMap<UserId, (Cause, u64), RandomState>,
-    /// Places where presences came, went or changed, with the cause of the last leave.
-    places: BTreeMap<Place, (Cause, u64)>,
+    /// Positions of presences that joined, left or changed, with the cause of the last leave.
+    places: BTreeMap<Position, (Cause, u64)>,
 }
 
 impl Changes {
@@ -37,8 +159,8 @@ impl Changes {
         for user in diff.users() {
             users.entry(user.clone()).or_insert((Cause::Left, version)).1 = version;
         }
-        for gone in &diff.offline {
-            users.insert(gone.user.clone(), (gone.cause, version));
+        for left in &diff.offline {
+            users.insert(left.user.clone(), (left.cause, version));
         }
         let mut touch = |place| places.entry(place).or_insert((Cause::Left, version)).1 = version;
         diff.joins.iter().for_each(|joined| touch(joined.into()));
@@ -51,7 +173,6 @@ impl Changes {
         }
     }
 
-    /// How many presences may differ.
     pub fn places(&self) -> usize {
         self.places.len()
     }
@@ -71,7 +192,7 @@ pub(super) struct FrameSize {
 }
 
 /// The sizes of a room's full list, shared by its successive lists.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Sizes {
     /// How many bytes a full list may have.
     pub limit: usize,
@@ -82,8 +203,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub fn new(limit: usize) -> Arc<Self> {
-        let [full, state, phoenix] = [const { FrameSize::new() }; 3];
-        Arc::new(Self { limit, full, state, phoenix })
+        Arc::new(Self { limit, ..Self::default() })
     }
 
     /// Whether the last encoding was too large and the room is not much smaller now: then another attempt
@@ -141,12 +261,6 @@ impl Sizes {
 /// Nine tenths of the limit.
 pub(super) const fn well_below(limit: usize) -> usize {
     limit - limit.div_ceil(10)
-}
-
-impl FrameSize {
-    const fn new() -> Self {
-        Self { too_large: AtomicUsize::new(0), micros: AtomicU64::new(0) }
-    }
 }
 
 /// The frames that hold a full list.
@@ -217,17 +331,16 @@ impl List {
         sizes: &Arc<Sizes>,
     ) -> Self {
         let base = |before| Base { before, json: Once::new(), phoenix: Once::new() };
-        let [count, truncated, phoenix_count] = [const { OnceLock::new() }; 3];
         Self {
             after,
             bases: bases.into_iter().map(base).collect(),
             changes,
             another_follows: false,
             sizes: Arc::clone(sizes),
-            full_frames: [const { Once::new() }; 3],
-            count,
-            truncated,
-            phoenix_count,
+            full_frames: Default::default(),
+            count: OnceLock::new(),
+            truncated: OnceLock::new(),
+            phoenix_count: OnceLock::new(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Joins of client sessions: cases, and random histories beside a naive list.
+//! Client sessions: cases, and random histories beside a naive list.
 
 use std::collections::BTreeSet;
 
@@ -64,7 +64,7 @@ fn entering(connection: u8, number: u8) -> Entering {
 }
 
 #[test]
-fn a_newer_connection_takes_the_place_in_the_room_it_enters_and_in_no_other() {
+fn a_newer_connection_takes_over_the_presence_in_the_room_it_enters_and_in_no_other() {
     let mut world = World::new(Limits::default());
     for number in [0, 1] {
         assert_eq!(world.enter(entering(1, number)).unwrap().resumed, None);
@@ -86,7 +86,7 @@ fn a_newer_connection_takes_the_place_in_the_room_it_enters_and_in_no_other() {
 }
 
 #[test]
-fn a_connection_in_too_many_rooms_takes_nobodys_place() {
+fn a_connection_in_too_many_rooms_takes_over_no_presence() {
     let limits = Limits { rooms_per_connection: 1, room_size: None };
     let mut world = World::new(limits);
     for number in [0, 1] {
@@ -95,6 +95,74 @@ fn a_connection_in_too_many_rooms_takes_nobodys_place() {
     let refused = world.enter(entering(2, 0)).unwrap_err();
     assert_eq!(refused, NotEntered::Limit(LimitReached::TooManyRooms { limit: 1 }));
     assert_eq!(world.rooms.current_connection(&room(0), id(1)), Some(id(1)));
+}
+
+#[test]
+fn a_client_is_found_by_room_and_in_all_its_rooms() {
+    let mut sessions = Sessions::default();
+    let [a, b] = [0, 1].map(room);
+    let key = |key| SessionKey::new(key).unwrap();
+    let ada = UserId::new("ada").ok();
+    assert!(sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY));
+    assert!(!sessions.bind(&a, id(1), key("tab"), ada.clone(), Info::EMPTY), "twice");
+    for (room, presence, key, user) in [
+        (&b, 2, key("tab"), ada.clone()),
+        (&a, 3, key("tab"), None),
+        (&a, 4, key("other"), ada.clone()),
+    ] {
+        assert!(sessions.bind(room, id(presence), key, user, Info::EMPTY));
+    }
+    let tab = key("tab");
+    assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), Some(id(1)));
+    assert_eq!(sessions.presence_in(&a, &tab, None), Some(id(3)));
+    let all: Vec<_> = sessions.presences_of(&tab, ada.as_ref()).collect();
+    assert_eq!(all, [(&a, id(1)), (&b, id(2))]);
+    sessions.forget(&a, id(1));
+    assert_eq!(sessions.presence_in(&a, &tab, ada.as_ref()), None);
+    for (room, presence) in [(&b, 2), (&a, 3), (&a, 4)] {
+        sessions.forget(room, id(presence));
+    }
+    assert!(sessions.is_empty());
+}
+
+#[test]
+fn a_presence_that_changes_its_user_is_found_by_the_new_user_only() {
+    let mut sessions = Sessions::default();
+    let room = room(0);
+    let tab = SessionKey::new("tab").unwrap();
+    let ada = UserId::new("ada").ok();
+    sessions.bind(&room, id(1), tab.clone(), None, Info::EMPTY);
+    sessions.bind(&room, id(2), tab.clone(), ada.clone(), Info::EMPTY);
+    sessions.bind(&room, id(1), tab.clone(), ada.clone(), Info::EMPTY);
+    assert_eq!(sessions.presence_in(&room, &tab, None), None);
+    assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)), "the latest");
+    sessions.forget(&room, id(2));
+    assert_eq!(sessions.presence_in(&room, &tab, ada.as_ref()), Some(id(1)));
+    sessions.forget(&room, id(1));
+    assert!(sessions.is_empty());
+}
+
+#[test]
+fn no_debug_output_shows_a_key() {
+    let mut sessions = Sessions::default();
+    let (room, key) = (room(0), SessionKey::new("secret of a tab").unwrap());
+    sessions.bind(&room, id(1), key.clone(), None, Info::EMPTY);
+    assert_eq!(format!("{key:?}"), "SessionKey(..)");
+    assert!(!format!("{sessions:#?}").contains("secret"));
+}
+
+#[test]
+fn fading_presences_end_in_order_unless_their_client_is_back() {
+    let mut sessions = Sessions::default();
+    let [a, b] = [0, 1].map(room);
+    let grace = std::time::Duration::from_secs(10);
+    sessions.fade(id(1), a.clone(), at(0), grace);
+    sessions.fade(id(1), b.clone(), at(1), grace);
+    assert_eq!(sessions.fading(id(1), &b), Some(11_000_000));
+    sessions.unfade(id(1), &a);
+    assert_eq!(sessions.take_faded(at(10)), None);
+    assert_eq!(sessions.take_faded(at(11)), Some((id(1), b)));
+    assert!(sessions.is_empty());
 }
 
 /// What may happen to sessions.
@@ -183,7 +251,7 @@ impl Naive {
         true
     }
 
-    fn heard(&mut self, connection: ConnectionId, secs: u64) {
+    fn touch(&mut self, connection: ConnectionId, secs: u64) {
         self.seen.retain(|(one, _)| *one != connection);
         if self.rows.iter().any(|row| row.connection == connection) {
             self.seen.push((connection, secs));
@@ -195,7 +263,7 @@ impl Naive {
             Step::Enter(entering) => {
                 let entered = self.enter(&entering);
                 if entered {
-                    self.heard(entering.connection, secs);
+                    self.touch(entering.connection, secs);
                 }
                 return entered;
             }
@@ -205,7 +273,7 @@ impl Naive {
             Step::LeaveAll { connection } => {
                 self.rows.retain(|row| row.connection != id(connection));
             }
-            Step::Touch { connection } => self.heard(id(connection), secs),
+            Step::Touch { connection } => self.touch(id(connection), secs),
             Step::Update { connection, room: number, info } => {
                 let is_it =
                     |row: &&mut Row| row.connection == id(connection) && row.room == room(number);
@@ -361,7 +429,7 @@ proptest! {
                 let old = folded.iter_mut().find(|old| *old.room() == diff.room).unwrap();
                 old.apply(&diff);
                 let now = world.rooms.snapshot(&diff.room);
-                // Nobody is told a version of a room that is empty.
+                // The version of an empty room is never sent.
                 prop_assert!(*old == now || old.is_empty() && now.is_empty());
             }
         }

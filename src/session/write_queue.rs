@@ -38,12 +38,12 @@ struct QueuedFrame {
 
 /// The write queue of a session. A clone is the same queue.
 #[derive(Clone, Debug)]
-pub(super) struct Outgoing {
+pub(super) struct WriteQueue {
     frames: Rc<RefCell<VecDeque<QueuedFrame>>>,
     input: Input,
 }
 
-impl Outgoing {
+impl WriteQueue {
     /// An empty queue, whose replies hold back this input.
     pub fn new(input: Input) -> Self {
         Self { frames: Rc::default(), input }
@@ -128,9 +128,9 @@ fn size(message: &Message) -> usize {
 }
 
 /// The body of a session's response: runs the session, and writes its queue.
-pub(super) struct Writer<S> {
+pub(super) struct SessionBody<S> {
     session: S,
-    outgoing: Outgoing,
+    outgoing: WriteQueue,
     codec: Codec,
     /// Of the frames that were returned last.
     writing: Reservations,
@@ -139,21 +139,14 @@ pub(super) struct Writer<S> {
     socket: Option<SocketKey>,
 }
 
-impl<S> Writer<S> {
-    pub fn new(session: S, outgoing: Outgoing, socket: Option<SocketKey>) -> Self {
+impl<S> SessionBody<S> {
+    pub fn new(session: S, outgoing: WriteQueue, socket: Option<SocketKey>) -> Self {
         let (codec, writing, ended) = (Codec::new(), Reservations::new(), false);
         Self { session, outgoing, codec, writing, ended, socket }
     }
-
-    /// Everything was returned: the connection ends when it has been written.
-    fn end(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            socket.end_reading();
-        }
-    }
 }
 
-impl<S> Stream for Writer<S>
+impl<S> Stream for SessionBody<S>
 where
     S: Stream<Item = Result<Bytes, Error>> + Unpin,
 {
@@ -185,7 +178,10 @@ where
         if !this.ended {
             return Poll::Pending;
         }
-        this.end();
+        // The connection ends when everything is written.
+        if let Some(socket) = this.socket.take() {
+            socket.end_reading();
+        }
         Poll::Ready(None)
     }
 }
