@@ -15,8 +15,8 @@ use std::{error::Error, net::TcpListener, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
-    Connection, Dialect, Disconnect, Feed, ForwardMessage, PresenceConfig, Publish, RoomName,
-    RoomRegistry, UserId, configure_tcp,
+    Connection, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, PresenceConfig, Publish,
+    RoomName, RoomRegistry, UserId, configure_tcp,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_ws::{CloseReason, Message, MessageStream, Session};
@@ -37,6 +37,10 @@ impl Handler<ForwardMessage> for Outlet {
     type Result = ();
 
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Context<Self>) {
+        // Nothing for the client: it is out of one of several rooms.
+        if msg.kind == Forwarded::Closed {
+            return;
+        }
         let mut session = self.0.clone();
         // While the client does not read, the mailbox fills; when it is full, the room lets go of us.
         let writing = async move { session.text(msg.payload).await }.into_actor(self);

@@ -15,8 +15,8 @@ use std::{error::Error, net::TcpListener, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
-    Change, Connection, Disconnect, ForwardMessage, PresenceChanged, PresenceConfig, Publish,
-    RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, configure_tcp, watch_socket,
+    Change, Connection, Disconnect, ForwardMessage, Forwarded, PresenceChanged, PresenceConfig,
+    Publish, RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, configure_tcp, watch_socket,
 };
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_actors::ws;
@@ -47,7 +47,10 @@ impl Actor for Chatter {
 impl Handler<ForwardMessage> for Chatter {
     type Result = ();
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Self::Context) {
-        ctx.text(msg.payload); // shared by all members, not copied
+        // Nothing for the client: it is out of one of several rooms.
+        if msg.kind != Forwarded::Closed {
+            ctx.text(msg.payload); // shared by all members, not copied
+        }
     }
 }
 
