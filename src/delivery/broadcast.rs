@@ -44,8 +44,7 @@ impl Delivery {
         self.newcomers.len()
     }
 
-    /// Ends a turn: newcomers get their initial lists, one for each room, then the lists that are due go
-    /// out.
+    /// Ends a turn: newcomers get their initial lists, one for each room, then the lists that are due go out.
     pub fn end_turn(&mut self, rooms: &Rooms, now: u64) {
         self.send_released(now);
         let newcomers = std::mem::take(&mut self.newcomers);

@@ -33,9 +33,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 const BROADCASTS_PER_TURN: usize = 8;
 const BYTES_PER_BROADCAST: usize = 64 * 1024;
 
-/// A member of a room.
 pub(super) struct RoomMember {
-    /// The number of its entry.
     entry: u64,
     pub knowledge: Knowledge,
 }
@@ -296,7 +294,7 @@ impl Dispatcher {
         metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
     }
 
-    /// Counts a broadcast. Says whether the sessions have to run before the next order.
+    /// Counts a broadcast. Returns whether the sessions have to run before the next order.
     pub(super) fn ends_turn(&mut self, bytes: usize) -> bool {
         self.broadcasts += 1 + bytes / BYTES_PER_BROADCAST;
         let ends = self.broadcasts >= BROADCASTS_PER_TURN;
@@ -315,7 +313,7 @@ pub(super) fn live<'a>(
     receivers.get_mut(connection).filter(|receiver| !receiver.has_ended)
 }
 
-/// Notes the outcome of sending a list. Says whether it is to be sent again.
+/// Notes the outcome of sending a list. Returns whether it is to be sent again.
 pub(super) fn note_sent(
     sent: Result<(), SendFailure>,
     connection: ConnectionId,

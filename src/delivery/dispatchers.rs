@@ -27,7 +27,6 @@ impl DispatcherId {
     }
 }
 
-/// What a dispatcher has to do.
 pub(super) enum DeliveryOrder {
     Enter(RoomEntry),
     Exit {
@@ -76,12 +75,10 @@ pub(super) struct RoomEntry {
     pub version: u64,
     /// The initial list; `None` for a connection that does not listen, or gets its list later.
     pub list: Option<Arc<List>>,
-    /// Sent after the initial list.
     pub replies: JoinReplies,
     pub now: u64,
 }
 
-/// The answer to a join, with its channel.
 pub(crate) struct JoinReply {
     pub channel: OneshotSender<Result<Joined, JoinError>>,
     pub joined: Joined,

@@ -24,7 +24,6 @@ use crate::{
     wire::{json, phoenix},
 };
 
-/// What is published to a room.
 pub(crate) struct Publication {
     pub content: Content,
     pub from: Option<json::Sender>,
@@ -47,7 +46,6 @@ pub(super) struct LocalMessage {
     pub min_version: u64,
 }
 
-/// The content of a message, with its frames.
 pub(super) struct MessageFrames {
     room: RoomName,
     content: Content,
@@ -61,7 +59,6 @@ pub(super) struct MessageFrames {
     _delivered: oneshot::Sender<()>,
 }
 
-/// How many members took a message.
 pub(crate) struct DeliveryCount {
     taken: Arc<AtomicUsize>,
     delivered: oneshot::Receiver<()>,
@@ -187,7 +184,6 @@ impl Changes {
 pub(super) struct FrameSize {
     /// How many connections the room had if the last encoding was over the limit; otherwise 0.
     too_large: AtomicUsize,
-    /// How long the last encoding took.
     micros: AtomicU64,
 }
 
@@ -196,9 +192,7 @@ pub(super) struct FrameSize {
 pub(super) struct Sizes {
     /// How many bytes a full list may have.
     pub limit: usize,
-    full: FrameSize,
-    state: FrameSize,
-    phoenix: FrameSize,
+    frames: [FrameSize; 3],
 }
 
 impl Sizes {
@@ -209,27 +203,19 @@ impl Sizes {
     /// Whether the last encoding was too large and the room is not much smaller now: then another attempt
     /// would be wasted.
     pub fn is_too_large(&self, frame: FullFrame, room: &Snapshot) -> bool {
-        let then = self.of(frame).too_large.load(Relaxed);
+        let then = self.frames[frame as usize].too_large.load(Relaxed);
         then > 0 && well_below(then) <= room.occupancy().connections
     }
 
     /// How long the last encoding of the frame `presence` took.
     pub fn presence_cost(&self) -> Duration {
-        Duration::from_micros(self.full.micros.load(Relaxed))
-    }
-
-    fn of(&self, frame: FullFrame) -> &FrameSize {
-        match frame {
-            FullFrame::Presence => &self.full,
-            FullFrame::State => &self.state,
-            FullFrame::Phoenix => &self.phoenix,
-        }
+        Duration::from_micros(self.frames[FullFrame::Presence as usize].micros.load(Relaxed))
     }
 
     /// Encodes the full list, unless it is over the limit. After one that was, the limit is lower, so that a
     /// room of about that size does not alternate with each join.
     fn encode(&self, frame: FullFrame, room: &Snapshot) -> Option<ByteString> {
-        let FrameSize { too_large, micros: cost } = self.of(frame);
+        let FrameSize { too_large, micros: cost } = &self.frames[frame as usize];
         let was_too_large = too_large.load(Relaxed) > 0;
         let limit = if was_too_large { well_below(self.limit) } else { self.limit };
         let work = Stopwatch::start();
@@ -258,7 +244,6 @@ impl Sizes {
     }
 }
 
-/// Nine tenths of the limit.
 pub(super) const fn well_below(limit: usize) -> usize {
     limit - limit.div_ceil(10)
 }

@@ -62,7 +62,6 @@ struct Memberships {
 /// How to reach the members of a room.
 #[derive(Default)]
 struct Route {
-    /// How many members each dispatcher has.
     members: SmallVec<[(DispatcherId, u32); 2]>,
     /// The lists for the listeners, if there are any.
     schedule: Option<Box<ListSchedule>>,
@@ -98,7 +97,6 @@ impl Newcomer {
     }
 }
 
-/// A connection that joins a room.
 pub(crate) struct Arrival {
     pub connection: ConnectionId,
     pub recipients: Recipients,
@@ -112,7 +110,6 @@ pub(crate) struct Delivery {
     dispatchers: Dispatchers,
     memberships: HashMap<ConnectionId, Memberships, RandomState>,
     last_serial: u32,
-    /// The number of the last entry into a room.
     last_entry: u64,
     newcomers: Vec<Newcomer>,
     /// Messages that waited for a list that is no longer needed, as the last listener has left.
@@ -333,7 +330,6 @@ impl Delivery {
         }
     }
 
-    /// Whether the connection was told to close because this node stops.
     pub fn is_draining(&self, connection: ConnectionId) -> bool {
         self.memberships.get(&connection).is_some_and(|known| known.is_draining)
     }

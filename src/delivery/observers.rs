@@ -186,7 +186,7 @@ struct Events {
 }
 
 impl Events {
-    /// Queues an event, or the room's latest state. Says whether everything queued was dropped.
+    /// Queues an event, or the room's latest state. Returns whether everything queued was dropped.
     fn push(&mut self, event: &PresenceChanged, capacity: usize) -> bool {
         let latest = || (event.snapshot.clone(), event.node.clone());
         if let Some(known) = self.latest.get_mut(&event.room) {

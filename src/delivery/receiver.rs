@@ -13,13 +13,11 @@ use crate::{
     wire::phoenix,
 };
 
-/// How to reach one connection.
 pub(crate) struct Recipients {
     /// The recipient of the join and no clone of it: each clone has a free slot in a full mailbox.
     pub forward: Recipient<ForwardMessage>,
     pub disconnect: Option<Recipient<Disconnect>>,
     pub dialect: Dialect,
-    /// How many bytes of frames may wait for it.
     pub backlog_limit: usize,
     /// Its socket, if that is watched.
     pub socket: Option<SocketKey>,
@@ -42,7 +40,6 @@ impl Recipients {
     }
 }
 
-/// Why a frame did not reach a session.
 pub(super) enum SendFailure {
     /// Its mailbox or backlog is full.
     Full,
@@ -50,10 +47,8 @@ pub(super) enum SendFailure {
     Closed,
 }
 
-/// What a member knows of the room's list.
 pub(super) enum Knowledge {
     NotListening,
-    /// The list at this version.
     AtVersion(u64),
     /// A diff would not do: it needs the full list.
     NeedsFull(Box<FullNeeded>),
@@ -111,9 +106,11 @@ impl Knowledge {
         }
     }
 
-    /// A frame was not taken: from now on a listener needs the full list.
-    fn note_refused(&mut self, now: u64) {
-        if let Some(needed) = self.need_full() {
+    /// Notes whether a frame was refused: then a listener needs the full list.
+    fn note_refusal(&mut self, sent: &Result<(), SendFailure>, now: u64) {
+        if matches!(sent, Err(SendFailure::Full))
+            && let Some(needed) = self.need_full()
+        {
             needed.refused_since.get_or_insert(now);
         }
     }
@@ -185,9 +182,7 @@ impl Receiver {
                 }
             },
         };
-        if matches!(sent, Err(SendFailure::Full)) {
-            knowledge.note_refused(now);
-        }
+        knowledge.note_refusal(&sent, now);
         sent
     }
 
@@ -257,15 +252,12 @@ impl Receiver {
         if !knowledge.needs(list.version()) {
             return Ok(());
         }
-        let sent = match FullFrame::of(self.recipients.dialect) {
-            Some(frame) if list.is_probably_too_large(frame) => {
-                self.send_count_instead(list, frame, knowledge)
-            }
-            _ => return self.send_list_first(list, knowledge, now),
+        let frame = FullFrame::of(self.recipients.dialect);
+        let Some(frame) = frame.filter(|frame| list.is_probably_too_large(*frame)) else {
+            return self.send_list_first(list, knowledge, now);
         };
-        if matches!(sent, Err(SendFailure::Full)) {
-            knowledge.note_refused(now);
-        }
+        let sent = self.send_count_instead(list, frame, knowledge);
+        knowledge.note_refusal(&sent, now);
         sent
     }
 

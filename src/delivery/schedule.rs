@@ -64,7 +64,6 @@ struct HeldMessages {
     bytes: usize,
     /// Lists up to the leave of a sender, each with the messages that wait for it.
     closed: Vec<(List, Vec<LocalMessage>)>,
-    /// Messages that wait for the next list.
     open: Option<OpenHold>,
 }
 
@@ -81,7 +80,6 @@ pub(super) struct ListSchedule {
     baseline: Baseline,
     sizes: Arc<Sizes>,
     throttle: Throttle,
-    /// The version of the last list that went out.
     listed_version: u64,
     full_offer: FullOffer,
     /// When newcomers with [`Feed::Full`](crate::messages::Feed::Full) got their list last.
@@ -187,7 +185,7 @@ impl ListSchedule {
         open.messages.push(message);
     }
 
-    /// Makes held messages due at once. Says whether there are any.
+    /// Makes held messages due at once. Returns whether there are any.
     pub fn expedite(&mut self) -> bool {
         self.held.as_mut().map(|held| held.bytes = usize::MAX).is_some()
     }
@@ -249,7 +247,7 @@ impl ListSchedule {
         broadcasts
     }
 
-    /// Takes the full list for the listeners that need it, if it is due; says whether only for the
+    /// Takes the full list for the listeners that need it, if it is due; returns whether only for the
     /// newcomers among them. Others get the held messages, which are of versions before this list.
     pub fn take_full(&mut self, room: &Snapshot, now: u64) -> Option<(List, bool)> {
         let (only_newcomers, later) = (self.held.is_some(), now + micros(OFFER_INTERVAL));

@@ -67,7 +67,6 @@ pub(super) struct Handout {
     now: u64,
     /// The listeners that have not got it yet.
     left: Vec<ConnectionId>,
-    /// Whether a listener did not take it.
     is_refused: bool,
     /// The slices so far: how many listeners they had, and how busy the thread was.
     slices: Vec<(u32, Duration)>,
@@ -100,7 +99,6 @@ impl Handout {
     }
 }
 
-/// What waits in the queue of a room.
 pub(super) enum QueuedTask {
     List(Arc<List>, u64),
     Message(LocalMessage),
@@ -130,7 +128,6 @@ impl RoomQueue {
         self.tasks.push_back((task, ack));
     }
 
-    /// Whether a message has to wait in the queue.
     fn holds_back(&self, message: &LocalMessage) -> bool {
         message.min_version > self.listed_version
             || message.sender.is_some_and(|sender| self.senders.contains(&sender))
@@ -149,7 +146,6 @@ struct Slice {
     acks: Vec<(Option<LocalMessage>, AckGuard)>,
 }
 
-/// The part of one list in a slice.
 struct ListSlice {
     room: RoomName,
     queue: u64,
@@ -162,7 +158,6 @@ struct ListSlice {
 #[derive(Default)]
 pub(super) struct Slices {
     listener_time: ListenerTime,
-    /// Rooms that have a queue.
     rooms: VecDeque<RoomName>,
     /// The slice that the sessions are writing, with its number and when it began.
     current: Option<(Slice, u64, ThreadTime)>,
@@ -317,7 +312,7 @@ impl Dispatcher {
         }
     }
 
-    /// Does what waits in a room, until the slice has enough listeners. Says whether the sessions have to
+    /// Does what waits in a room, until the slice has enough listeners. Returns whether the sessions have to
     /// run before anything else.
     fn work_off(
         &mut self,

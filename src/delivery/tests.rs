@@ -212,7 +212,7 @@ fn a_newcomer_at_a_version_that_is_not_kept_gets_the_full_list_again() {
     let kept = |version: &u64| list.diff(*version).is_some();
     assert!(versions[..MAX_NEWCOMER_VERSIONS].iter().all(kept));
     assert!(!versions[MAX_NEWCOMER_VERSIONS..].iter().any(kept));
-    assert!(kept(&0), "who was there before");
+    assert!(kept(&0), "the earlier listeners");
 }
 
 /// What happens in one room: by whom, what, as whom, and whether a list is sent then.
@@ -250,7 +250,7 @@ fn fold_json(state: &mut Value, diff: &Value) {
         members.insert(id(join), join.clone());
     }
     for leave in diff["leaves"].as_array().unwrap() {
-        assert!(members.remove(&id(leave)).is_some(), "the one who leaves was there");
+        assert!(members.remove(&id(leave)).is_some(), "a member leaves");
     }
     state["members"] = members.into_values().collect();
     state["lurkers"] = diff["lurkers"].clone();
@@ -265,7 +265,6 @@ fn metas(state: &Value) -> Metas {
     keys.iter().map(|(key, metas)| (key.clone(), texts(metas))).collect()
 }
 
-/// What identifies a meta.
 fn meta(meta: &Value) -> String {
     meta["phx_ref"].as_str().unwrap().to_owned()
 }
@@ -276,7 +275,7 @@ fn fold_phoenix(state: &mut Metas, diff: &Value) {
         state.entry(key).or_default().extend(joined);
     }
     for (key, left) in metas(&diff["leaves"]) {
-        let metas = state.get_mut(&key).expect("the one who leaves was there");
+        let metas = state.get_mut(&key).expect("a member leaves");
         metas.retain(|meta| !left.contains(meta));
         if metas.is_empty() {
             state.remove(&key);
@@ -284,7 +283,6 @@ fn fold_phoenix(state: &mut Metas, diff: &Value) {
     }
 }
 
-/// A client of each dialect.
 struct Client {
     version: u64,
     json: Value,
@@ -292,7 +290,6 @@ struct Client {
 }
 
 impl Client {
-    /// A newcomer.
     fn new(room: &Snapshot) -> Self {
         let list = List::full(room.clone(), &Sizes::new(usize::MAX));
         let json = value(&list.encode(FullFrame::State).unwrap())["payload"].clone();

@@ -31,7 +31,6 @@ const MAX_MESSAGE_WAIT: Duration = Duration::from_secs(1);
 /// All times are in microseconds of the monotonic clock.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
-    /// When the last list was sent.
     sent: u64,
     /// How many threads have not handed it out yet.
     pending: usize,

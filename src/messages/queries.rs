@@ -187,7 +187,7 @@ pub struct Status {
     /// Live nodes that are not stopping, including this one.
     pub nodes: usize,
     /// Nodes of which at least two of the four beats per lease are missing on the bus: they have died, or their
-    /// messages do not arrive here. While the lease of one that was not heard for a lease is renewed in the
+    /// messages do not arrive here. While one that is silent for a lease still renews that lease in the
     /// database, rooms are read from there once per lease.
     pub unheard: Vec<UnheardNode>,
     /// The state of the bus.

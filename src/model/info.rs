@@ -13,8 +13,7 @@ pub const MAX_INFO_BYTES: usize = 4096;
 
 /// The deepest nesting of infos and payloads; the outermost object or list is 1.
 ///
-/// Low enough for every client and peer, whatever is put around them: parsers have limits from 64
-/// on.
+/// Low enough for every client and peer, whatever is put around them: parsers have limits from 64 on.
 pub const MAX_DEPTH: usize = 32;
 
 /// Whether a JSON text is nested at most [`MAX_DEPTH`] deep. The text has to be valid JSON.
@@ -63,8 +62,7 @@ pub enum InvalidInfo {
     },
 }
 
-/// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most
-/// [`MAX_DEPTH`] deep.
+/// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most [`MAX_DEPTH`] deep.
 ///
 /// Kept as compact text, which is encoded once; a clone shares it, and the empty object allocates
 /// nothing. Deserializing accepts deeper objects, which earlier versions have written.

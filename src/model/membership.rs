@@ -1,7 +1,7 @@
 //! The connections of this node with their memberships, and what all operations on rooms consist of: adding,
 //! updating and removing one presence.
 //!
-//! A presence keeps the id of the connection that founded it: rooms, rows and the wire use it. Liveness and
+//! A presence keeps the id of the connection that created it: rooms, rows and the wire use it. Liveness and
 //! membership belong to its current connection, which is another one after its client has reconnected.
 
 use std::collections::hash_map::Entry;
@@ -17,7 +17,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Membership {
     pub(super) room: RoomName,
-    /// The connection that founded the presence, if it was another one: boxed, as few need the space.
+    /// The connection that created the presence, if it was another one: boxed, as few need the space.
     pub(super) founder: Option<Box<ConnectionId>>,
     pub(super) user: Option<UserId>,
     /// Microseconds since 1970.
@@ -169,8 +169,7 @@ impl Rooms {
 }
 
 impl Rooms {
-    /// Adds a presence, and notes that in the diff of its room. Returns the version of the room
-    /// then.
+    /// Adds a presence, and notes that in the diff of its room. Returns the version of the room then.
     pub(super) fn enter(
         &mut self,
         room: &RoomName,

@@ -68,8 +68,7 @@ impl Rooms {
         each_once(presences.filter_map(|(room, presence)| self.current_connection(room, presence)))
     }
 
-    /// The number of connections of other nodes that are this user's, in the rooms that this node
-    /// follows.
+    /// The number of connections of other nodes that are this user's, in the rooms that this node follows.
     #[must_use]
     pub fn remotes_of(&self, user: &UserId) -> usize {
         let presences = self.presences_of(user);
@@ -88,8 +87,7 @@ impl Rooms {
         })
     }
 
-    /// At most `limit` presences of the room in the order of [`Snapshot::presences`], after the one
-    /// given.
+    /// At most `limit` presences of the room in the order of [`Snapshot::presences`], after the one given.
     #[must_use]
     pub fn presences(
         &self,
@@ -154,8 +152,7 @@ impl Rooms {
         self.successor(room, presence).is_some() || self.remote(room, presence).is_some()
     }
 
-    /// The connections of this node that an id means, be it a connection's own or a presence's;
-    /// each once.
+    /// The connections of this node that an id means, be it a connection's own or a presence's; each once.
     #[must_use]
     pub fn connections_known_as(&self, id: ConnectionId) -> Vec<ConnectionId> {
         let own = self.connections.get(&id).map(|_| id);

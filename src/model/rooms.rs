@@ -59,10 +59,9 @@ pub enum LimitReached {
 /// A presence takes about 240 bytes besides its names and info (`cargo bench --bench memory`):
 /// names are shared, and no map stores a text twice.
 ///
-/// A presence keeps the id of the connection that created it. After [`take_over`](Self::take_over)
-/// another connection is its *current connection*: operations of a session name the connection's
-/// own id, rooms and diffs name the id of the presence. The two are equal unless the presence was
-/// taken over.
+/// A presence keeps the id of the connection that created it. After [`take_over`](Self::take_over) another
+/// connection is its *current connection*: operations of a session name the connection's own id, rooms and
+/// diffs name the id of the presence. The two are equal unless the presence was taken over.
 ///
 /// ```
 /// use actix_presence::{Cause, ConnectionId, Info, Moment, RoomName, Rooms, UserId};
@@ -344,8 +343,7 @@ impl Rooms {
         diff
     }
 
-    /// Ends a membership that was removed from its connection already, and adds that to the room's
-    /// diff.
+    /// Ends a membership that was removed from its connection already, and adds that to the room's diff.
     fn end(
         &mut self,
         connection: ConnectionId,

@@ -178,7 +178,7 @@ enum Step {
     Wait { secs: u64 },
 }
 
-/// A presence, with the connection behind it.
+/// A presence, with its current connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     room: RoomName,

@@ -92,8 +92,7 @@ impl Snapshot {
         Some(Member { id, info, connections: index + 1 })
     }
 
-    /// All presences of the room: first the anonymous, then by user; each group in order of
-    /// joining.
+    /// All presences of the room: first the anonymous, then by user; each group in order of joining.
     pub fn presences(&self) -> impl Iterator<Item = Presence> + '_ {
         self.members.iter().map(presence)
     }
@@ -157,8 +156,7 @@ impl Snapshot {
         self.members.insert(position, info);
     }
 
-    /// Removes a presence and returns its info; `offline` if its user has no other presence in the
-    /// room.
+    /// Removes a presence and returns its info; `offline` if its user has no other presence in the room.
     pub(super) fn remove(&mut self, position: &Position, offline: bool) -> Option<Info> {
         self.users -= usize::from(offline);
         self.anonymous -= usize::from(position.user.is_none());

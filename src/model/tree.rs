@@ -97,8 +97,7 @@ impl Tree {
         self.iter_from(|_| true)
     }
 
-    /// Iterates from the first position for which `part` holds; it has to hold for all later positions,
-    /// too.
+    /// Iterates from the first position for which `part` holds; it has to hold for all later positions, too.
     pub(super) fn iter_from(&self, part: impl Fn(&Position) -> bool) -> Iter<'_> {
         let mut iter = Iter { above: SmallVec::new() };
         let mut link = &self.root;
@@ -159,7 +158,6 @@ fn rank(connection: ConnectionId) -> u64 {
     (mixed >> 64) as u64 ^ mixed as u64
 }
 
-/// Returns whether the position is new.
 fn insert(link: &mut Subtree, rank: u64, position: Position, info: Info) -> bool {
     match link {
         Some(node) if node.rank() >= rank => {

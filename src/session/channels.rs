@@ -40,11 +40,9 @@ pub(super) struct Channels {
     idle_watch: SpawnHandle,
 }
 
-/// A room that the client has joined.
 #[derive(Debug)]
 struct JoinedChannel {
     room: RoomName,
-    /// The reference of the join.
     join_ref: Box<str>,
     /// Whether the client has got the room's state since: diffs from before do not apply to it.
     has_state: bool,
@@ -199,7 +197,6 @@ impl Channels {
         self.joined.get_mut(place)
     }
 
-    /// The info in the params of a join.
     fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
         let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
         let Some(info) = params.get("info") else { return Ok(self.info.clone()) };

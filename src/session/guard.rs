@@ -37,17 +37,14 @@ struct InputState {
 }
 
 impl Input {
-    /// Notes that the session has handled a frame.
     pub fn handled(&self) {
         self.0.unhandled.set(self.0.unhandled.get().saturating_sub(1));
     }
 
-    /// Notes a reply that waits for the socket.
     pub fn reply_queued(&self, bytes: usize) {
         self.0.unsent_replies.set(self.0.unsent_replies.get() + bytes);
     }
 
-    /// Notes that a reply was written or dropped.
     pub fn reply_done(&self, bytes: usize) {
         self.0.unsent_replies.set(self.0.unsent_replies.get().saturating_sub(bytes));
     }
@@ -62,7 +59,7 @@ impl Input {
         self.0.skips.set(true);
     }
 
-    /// Begins another turn if one is over; says whether that was so.
+    /// Begins another turn if one is over; returns whether that was so.
     pub fn end_turn(&self) -> bool {
         self.0.turn_is_over.take()
     }
@@ -75,7 +72,6 @@ pub(super) struct FrameGuard<S> {
     stream: S,
     limit: u64,
     frames: Frames,
-    /// Read, but not passed yet.
     unread: Bytes,
     /// Frames that have passed in this turn.
     passed: u32,
@@ -183,7 +179,6 @@ pub(super) enum FrameError {
     Malformed,
 }
 
-/// The position in the frames.
 #[derive(Debug, Default)]
 struct Frames {
     /// The header so far: at most 2 bytes, 8 of length and 4 of mask.
@@ -199,8 +194,7 @@ struct Frames {
 
 impl Frames {
     /// Advances to the end of a frame, or of the bytes. Returns how many bytes that took, and whether a frame
-    /// has ended. With a limit, it fails at the header of a malformed or too big frame, and does not
-    /// advance.
+    /// has ended. With a limit, it fails at the header of a malformed or too big frame, and does not advance.
     fn follow(&mut self, bytes: &[u8], limit: Option<u64>) -> Result<(usize, bool), FrameError> {
         let (mut at, read) = (0, self.read);
         while self.payload == 0 {
@@ -250,7 +244,6 @@ impl Frames {
         first & RESERVED_BITS != 0 || second & MASKED == 0 || !OPCODES.contains(&(first & OPCODE))
     }
 
-    /// Begins the frame whose header is complete.
     fn begin(&mut self, limit: Option<u64>) -> Result<(), FrameError> {
         let [first, second, rest @ ..] = self.header;
         let payload = match second & 0x7f {

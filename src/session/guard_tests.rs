@@ -98,7 +98,7 @@ fn frames_before_a_message_that_is_too_big_pass() {
         assert_eq!(frames, 2);
         assert!(passed.starts_with(&bytes[..16 + 26]) && passed.len() < 16 + 26 + 8);
         assert_eq!(input.error(), Some(FrameError::TooBig));
-        assert!(matches!(poll(&mut guard), Poll::Ready(None)), "the rest is swallowed");
+        assert!(matches!(poll(&mut guard), Poll::Ready(None)), "the rest is skipped");
     }
 }
 

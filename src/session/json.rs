@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Connection, batch_join,
-    options::{WsOptions, WsSessionError},
+    options::{WsOptions, WsSessionError, session_builder},
     ws::{Closing, Ctx, Protocol, Socket, handshake, run_until},
 };
 use crate::{
@@ -40,7 +40,6 @@ pub struct WsSession {
     options: WsOptions,
 }
 
-/// The member that the session joins as.
 #[derive(Debug)]
 struct JsonMember {
     room: RoomName,
@@ -63,47 +62,13 @@ impl WsSession {
         Self { me: Connection::new(registry), member, options: WsOptions::default() }
     }
 
-    /// Whose session it is; `None` is anonymous.
-    #[must_use]
-    pub fn user(mut self, user: Option<UserId>) -> Self {
-        self.member.user = user;
-        self
-    }
-
-    /// What to attach to the presence. The client may replace it. A resumed client session keeps the info
-    /// that it has.
-    #[must_use]
-    pub fn info(mut self, info: Info) -> Self {
-        self.member.info = info;
-        self
-    }
-
-    /// What to attach to the presence; the client cannot replace any of its keys.
-    #[must_use]
-    pub fn fixed_info(mut self, info: Info) -> Self {
-        self.member.fixed = info.clone();
-        self.info(info)
-    }
-
-    /// The client session that survives reconnects, if the client has one: see
-    /// [`Join::session`](crate::Join::session).
-    #[must_use]
-    pub fn session(mut self, session: Option<SessionKey>) -> Self {
-        self.member.session = session;
-        self
-    }
+    session_builder!(member);
 
     /// How much the client is sent about who is in the room.
     #[must_use]
     pub fn feed(mut self, feed: Feed) -> Self {
         self.member.feed = feed;
         self
-    }
-
-    /// Limits.
-    #[must_use]
-    pub fn options(self, options: WsOptions) -> Self {
-        Self { options, ..self }
     }
 
     /// Starts the session and joins, then answers the handshake.
@@ -119,10 +84,7 @@ impl WsSession {
         let mut response = handshake(req, &[])?;
         let (handshake, joined) = oneshot::channel();
         self.member.handshake = Some(handshake);
-        let options = match self.member.session {
-            Some(_) => self.options.place_kept_for(&self.me),
-            None => self.options,
-        };
+        let options = self.place_options();
         let mut session = Socket::start(req, payload, self.me, self.member, options);
         let (first, joined) = run_until(&mut session, joined).await;
         joined.unwrap_or(Err(WsSessionError::Stopped))?;

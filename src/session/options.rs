@@ -71,6 +71,57 @@ impl WsOptions {
     }
 }
 
+/// The builder methods that the ready-made sessions share; the member's fields are those of this field.
+macro_rules! session_builder {
+    ($member:ident) => {
+        /// Sets the user; `None` is anonymous.
+        #[must_use]
+        pub fn user(mut self, user: Option<UserId>) -> Self {
+            self.$member.user = user;
+            self
+        }
+
+        /// Sets the info of the presence, which the client may replace. A resumed client session keeps its
+        /// info.
+        #[must_use]
+        pub fn info(mut self, info: Info) -> Self {
+            self.$member.info = info;
+            self
+        }
+
+        /// Sets the info of the presence; the client cannot replace any of its keys.
+        #[must_use]
+        pub fn fixed_info(mut self, info: Info) -> Self {
+            self.$member.fixed = info.clone();
+            self.info(info)
+        }
+
+        /// Sets the client session that survives reconnects, if the client has one: see
+        /// [`Join::session`](crate::Join::session).
+        #[must_use]
+        pub fn session(mut self, session: Option<SessionKey>) -> Self {
+            self.$member.session = session;
+            self
+        }
+
+        /// Sets the limits.
+        #[must_use]
+        pub fn options(self, options: WsOptions) -> Self {
+            Self { options, ..self }
+        }
+
+        /// The limits, with the place kept while a client session fades.
+        fn place_options(&mut self) -> WsOptions {
+            let options = std::mem::take(&mut self.options);
+            match self.$member.session {
+                Some(_) => options.place_kept_for(&self.me),
+                None => options,
+            }
+        }
+    };
+}
+pub(super) use session_builder;
+
 /// Why a session did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -142,7 +193,6 @@ impl RateLimit {
         Self { per_second, left: per_second, updated: now }
     }
 
-    /// Whether one more frame is within the limit.
     pub fn take(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.updated).as_secs_f64();
         self.updated = now;

@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::{
     Connection,
     channels::Channels,
-    options::{StopSignal, WsOptions, WsSessionError},
+    options::{StopSignal, WsOptions, WsSessionError, session_builder},
     ws::{Socket, handshake},
 };
 use crate::{
@@ -45,35 +45,7 @@ impl PhoenixSession {
         Self { me, channels: Channels::default(), options }
     }
 
-    /// Whose session it is; `None` is anonymous.
-    #[must_use]
-    pub fn user(mut self, user: Option<UserId>) -> Self {
-        self.channels.user = user;
-        self
-    }
-
-    /// What to attach to the presences. The client may name another info when it joins. A resumed client
-    /// session keeps the info that it has.
-    #[must_use]
-    pub fn info(mut self, info: Info) -> Self {
-        self.channels.info = info;
-        self
-    }
-
-    /// What to attach to the presences; the client cannot replace any of its keys.
-    #[must_use]
-    pub fn fixed_info(mut self, info: Info) -> Self {
-        self.channels.fixed = info.clone();
-        self.info(info)
-    }
-
-    /// The client session that survives reconnects, if the client has one: see
-    /// [`Join::session`](crate::Join::session).
-    #[must_use]
-    pub fn session(mut self, session: Option<SessionKey>) -> Self {
-        self.channels.session = session;
-        self
-    }
+    session_builder!(channels);
 
     /// Which rooms the client may join; others are refused as `unauthorized`.
     #[must_use]
@@ -89,27 +61,18 @@ impl PhoenixSession {
         self
     }
 
-    /// Limits.
-    #[must_use]
-    pub fn options(self, options: WsOptions) -> Self {
-        Self { options, ..self }
-    }
-
     /// Answers the handshake and starts the session.
     ///
     /// # Errors
     ///
     /// [`WsSessionError::Handshake`].
     pub fn start(
-        self,
+        mut self,
         req: &HttpRequest,
         payload: web::Payload,
     ) -> Result<HttpResponse, WsSessionError> {
         let mut response = handshake(req, &["phoenix"])?;
-        let options = match self.channels.session {
-            Some(_) => self.options.place_kept_for(&self.me),
-            None => self.options,
-        };
+        let options = self.place_options();
         let session = Socket::start(req, payload, self.me, self.channels, options);
         Ok(response.streaming(session))
     }

@@ -53,7 +53,6 @@ impl WriteQueue {
         self.frames.borrow().is_empty()
     }
 
-    /// Queues a text.
     pub fn text(&self, text: impl Into<ByteString>) {
         self.push(Message::Text(text.into()), None);
     }
@@ -75,7 +74,6 @@ impl WriteQueue {
         self.push(Message::Close(reason), None);
     }
 
-    /// Drops the queued frames.
     pub fn clear(&self) {
         for frame in self.frames.take() {
             self.release(&frame);
@@ -118,7 +116,6 @@ impl WriteQueue {
 
 type Reservations = SmallVec<[Reservation; 2]>;
 
-/// The payload size of a message.
 fn size(message: &Message) -> usize {
     match message {
         Message::Text(text) => text.len(),
@@ -135,7 +132,6 @@ pub(super) struct SessionBody<S> {
     /// Of the frames that were returned last.
     writing: Reservations,
     ended: bool,
-    /// Its socket, if that is watched.
     socket: Option<SocketKey>,
 }
 

@@ -38,7 +38,6 @@ const SESSION_MAILBOX_CAPACITY: usize = 256;
 /// How long a peer may take to answer our close frame.
 const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The context of a session.
 pub(super) type Ctx<P> = ws::WebsocketContext<Socket<P>>;
 
 /// What a dialect does when something happens to its session.
@@ -50,7 +49,6 @@ pub(super) trait Protocol: Sized + Unpin + 'static {
     fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect);
 }
 
-/// The actor of a session.
 #[derive(Debug)]
 pub(super) struct Socket<P> {
     pub me: Connection,
@@ -61,7 +59,6 @@ pub(super) struct Socket<P> {
     rate: Option<Box<RateLimit>>,
     ping_interval: Option<Duration>,
     input: Input,
-    /// The fragments of a text so far.
     fragments: Vec<u8>,
     closing: bool,
     /// Released after the connection has left.
@@ -135,7 +132,6 @@ impl Closing {
         }
     }
 
-    /// The close frame.
     fn frame(self) -> CloseReason {
         CloseReason { code: self.code().into(), description: Some(self.text().to_owned()) }
     }
@@ -266,7 +262,6 @@ impl<P: Protocol> Socket<P> {
         }
     }
 
-    /// Handles the peer's close frame.
     fn closed(&mut self, ctx: &mut Ctx<P>, reason: Option<CloseReason>) {
         if !self.closing {
             let code = reason.as_ref().map(|reason| u16::from(reason.code));
@@ -280,13 +275,7 @@ impl<P: Protocol> Socket<P> {
 
     /// Closes after a malformed frame, and skips everything up to the peer's close frame.
     fn protocol_error(&mut self, ctx: &mut Ctx<P>, error: &ws::ProtocolError) {
-        self.close(ctx, self.closing_for(error));
-        self.input.skip_to_close();
-    }
-
-    /// Why a malformed frame closes the session.
-    fn closing_for(&self, error: &ws::ProtocolError) -> Closing {
-        match (self.input.error(), error) {
+        let closing = match (self.input.error(), error) {
             (Some(FrameError::TooBig), _) => Closing::MessageTooBig,
             (Some(FrameError::Malformed), _) => Closing::MalformedFrame,
             (None, ws::ProtocolError::Overflow) => Closing::MessageTooBig,
@@ -296,7 +285,9 @@ impl<P: Protocol> Socket<P> {
             }
             (None, ws::ProtocolError::Io(_)) => Closing::InvalidUtf8,
             (None, _) => Closing::MalformedFrame,
-        }
+        };
+        self.close(ctx, closing);
+        self.input.skip_to_close();
     }
 }
 

@@ -108,14 +108,6 @@ fn identity(socket: &Socket) -> io::Result<Identity> {
     Ok((address(socket.local_addr()?)?, address(socket.peer_addr()?)?))
 }
 
-/// States of a socket that has sent its FIN, or is about to (`include/net/tcp_states.h` of Linux).
-#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
-const FIN_WAIT1: u8 = 4;
-#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
-const LAST_ACK: u8 = 9;
-#[cfg(all(target_os = "linux", any(target_env = "gnu", target_env = "musl")))]
-const CLOSING: u8 = 11;
-
 /// What the kernel knows of a connection's bytes, in both directions.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
@@ -134,6 +126,10 @@ impl Progress {
     pub(super) fn of(socket: &Socket) -> Option<Self> {
         use std::os::fd::AsRawFd;
 
+        // States of a socket that has sent its FIN, or is about to (`include/net/tcp_states.h` of Linux).
+        const FIN_WAIT1: u8 = 4;
+        const LAST_ACK: u8 = 9;
+        const CLOSING: u8 = 11;
         // SAFETY: All zeros are a valid value of these integers.
         let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
         let size = size_of::<libc::tcp_info>();

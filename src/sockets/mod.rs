@@ -39,7 +39,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How many closed connections of a thread may have their last bytes sent at one time. Each needs a
 /// descriptor.
 pub const MAX_LINGERING_SOCKETS: usize = 4;
-/// How often deadlines are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Configures TCP for sessions: the operating system ends a connection whose peer is gone or has stopped
@@ -195,9 +194,8 @@ impl Watcher {
         });
     }
 
-    /// The kernel sends unsent bytes after the descriptor is closed, for as long as the peer reads a byte
-    /// now and then. A second descriptor keeps hold of the socket until the deadline, without delaying
-    /// the FIN.
+    /// The kernel sends unsent bytes after the descriptor is closed, for as long as the peer reads a byte now
+    /// and then. A second descriptor keeps hold of the socket until the deadline, without delaying the FIN.
     fn close(&mut self, socket: &Socket, deadline: Instant) {
         if !Progress::of(socket).is_some_and(|progress| progress.unsent) {
             return;

@@ -46,7 +46,6 @@ struct Members<'a> {
     epoch: Option<Epoch>,
 }
 
-/// Writes the users of a room one by one, without collecting them.
 struct Users<'a>(&'a Snapshot);
 
 impl Serialize for Users<'_> {

@@ -56,8 +56,7 @@ pub enum TooLong {
 }
 
 impl Frame<'_> {
-    /// Checks the lengths of references, event name and topic; the topic is checked further as a
-    /// room's name.
+    /// Checks the lengths of references, event name and topic; the topic is checked further as a room's name.
     ///
     /// # Errors
     ///
