@@ -11,8 +11,8 @@ use crate::{
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, BatchEntry, Incarnations, NodeRow, Reaped, Renewal, RoomCounts, RoomRows,
-        Row, SetAside, Started, StoreError,
+        Applied, Batch, BatchEntry, NodeRow, OwnIncarnations, Reaped, Renewal, RoomCounts,
+        RoomRows, Row, SetAside, Started, StoreError,
     },
     testing::store_contract::Verb,
 };
@@ -182,11 +182,11 @@ impl Tables {
     pub fn renew(
         &mut self,
         node: &NodeName,
-        incarnations: Incarnations,
+        incarnations: OwnIncarnations,
         now: DateTime<Utc>,
         lease: Duration,
     ) -> Result<Renewal, StoreError> {
-        let Incarnations { current, next: incarnation } = incarnations;
+        let OwnIncarnations { current, next: incarnation } = incarnations;
         let lease_expires_at = after(now, lease);
         match self.nodes.get_mut(node) {
             Some(row) if Some(row.incarnation) == current => {
