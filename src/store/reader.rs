@@ -105,17 +105,8 @@ mod tests {
     use super::*;
     use crate::{
         supervision::{Crashed, Supervisor},
-        testing::MemoryDatabase,
+        testing::{Bomb, MemoryDatabase},
     };
-
-    /// The payload of a panic, which panics when it is dropped.
-    struct Bomb;
-
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("again");
-        }
-    }
 
     #[actix::test]
     async fn a_panic_is_the_error_of_its_query_and_the_end_of_the_thread_is_noticed() {

@@ -22,6 +22,17 @@ pub use self::{
 };
 use crate::{clock::Clock, model::Moment};
 
+/// The payload of a panic, which panics when it is dropped, so that it cannot be caught.
+#[cfg(test)]
+pub(crate) struct Bomb;
+
+#[cfg(test)]
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("again");
+    }
+}
+
 /// A clock that stands still until it is moved. A clone is the same clock.
 ///
 /// ```
