@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
 
-use super::config::{PresenceConfig, StartError};
+use super::{PresenceConfig, StartError};
 #[cfg(feature = "postgres")]
 use crate::store::PostgresStore;
 #[cfg(feature = "sqlite")]

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::transaction::oldest;
 pub(crate) use self::values::Committed;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::values::{NodeLease, OwnIncarnations};

@@ -163,7 +163,7 @@ pub(super) fn to_count(count: i64) -> usize {
 }
 
 /// The time since which a presence was seen that is not older than this age, if there is one.
-pub(super) fn oldest(now: DateTime<Utc>, max_age: Duration) -> Option<DateTime<Utc>> {
+pub(crate) fn oldest(now: DateTime<Utc>, max_age: Duration) -> Option<DateTime<Utc>> {
     now.checked_sub_signed(TimeDelta::from_std(max_age).ok()?)
 }
 
