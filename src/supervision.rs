@@ -18,7 +18,7 @@ use crate::model::micros;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Crashed {
-    /// The [`RoomRegistry`](crate::RoomRegistry): nobody can join, and nobody hears anything.
+    /// The [`RoomRegistry`](crate::RoomRegistry): no joins, no messages.
     #[error("the room registry ended unexpectedly")]
     Registry,
     /// The [`Pruner`](crate::Pruner): presences no longer expire.
@@ -33,7 +33,7 @@ pub enum Crashed {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum SystemState {
     Running,
     /// Parts may end without having crashed.
     Stopping,
@@ -44,7 +44,7 @@ enum State {
 /// The state of a presence system. A clone has the same state.
 #[derive(Clone, Debug)]
 pub(crate) struct Supervisor {
-    state: watch::Sender<State>,
+    state: watch::Sender<SystemState>,
     answers: Arc<Answers>,
 }
 
@@ -59,7 +59,7 @@ struct Answers {
 impl Default for Supervisor {
     fn default() -> Self {
         let answers = Answers { started: Instant::now(), last: AtomicU64::new(0) };
-        Self { state: watch::Sender::new(State::Running), answers: Arc::new(answers) }
+        Self { state: watch::Sender::new(SystemState::Running), answers: Arc::new(answers) }
     }
 }
 
@@ -71,18 +71,18 @@ impl Supervisor {
 
     /// The system shuts down: parts may end.
     pub fn stopping(&self) {
-        self.change(State::Stopping);
+        self.change(SystemState::Stopping);
     }
 
     /// The system has shut down.
     pub fn stopped(&self) {
-        self.change(State::Stopped);
+        self.change(SystemState::Stopped);
     }
 
     /// Changes the state, unless the system has crashed.
-    fn change(&self, to: State) {
+    fn change(&self, to: SystemState) {
         self.state.send_if_modified(|state| {
-            let ends = !matches!(state, State::Crashed(_));
+            let ends = !matches!(state, SystemState::Crashed(_));
             if ends {
                 *state = to;
             }
@@ -91,16 +91,17 @@ impl Supervisor {
     }
 
     pub async fn closed(&self) -> Result<(), Crashed> {
-        let ended = |state: &State| !matches!(state, State::Running | State::Stopping);
+        let ended =
+            |state: &SystemState| !matches!(state, SystemState::Running | SystemState::Stopping);
         match self.state.subscribe().wait_for(ended).await.as_deref() {
-            Ok(State::Crashed(part)) => Err(*part),
+            Ok(SystemState::Crashed(part)) => Err(*part),
             _ => Ok(()),
         }
     }
 
     pub fn crashed(&self) -> Option<Crashed> {
         match *self.state.borrow() {
-            State::Crashed(part) => Some(part),
+            SystemState::Crashed(part) => Some(part),
             _ => None,
         }
     }
@@ -121,16 +122,16 @@ impl Supervisor {
 /// If it is dropped while the system runs, its part has crashed.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    state: watch::Sender<State>,
+    state: watch::Sender<SystemState>,
     part: Crashed,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         self.state.send_if_modified(|state| {
-            let runs = matches!(state, State::Running);
+            let runs = matches!(state, SystemState::Running);
             if runs {
-                *state = State::Crashed(self.part);
+                *state = SystemState::Crashed(self.part);
             }
             runs
         });

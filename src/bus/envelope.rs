@@ -1,11 +1,15 @@
 //! The messages between nodes and their encoding: JSON with the number of its format.
 
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
-use super::{Channel, record};
+use super::Channel;
 use crate::{
     messages::{Content, Kick},
-    model::{Cause, ConnectionId, Epoch, NodeName, PresenceRecord, RoomName, UserId},
+    model::{
+        Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, SessionKey,
+        UserId,
+    },
 };
 
 /// The format that this version writes and reads.
@@ -225,169 +229,77 @@ fn unreadable_changes(bytes: &[u8]) -> Option<Envelope> {
     Some(Envelope { node, incarnation, message: BusMessage::Changes(changes) })
 }
 
-#[cfg(test)]
-mod tests {
-    use chrono::DateTime;
-    use serde_json::{json, value::RawValue};
-
+/// The encoding of a [`PresenceRecord`]: one object with all of its fields.
+mod record {
     use super::*;
-    use crate::model::{Info, Presence, SessionKey};
 
-    fn envelope(message: BusMessage) -> Envelope {
-        Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), message }
+    #[derive(Serialize, Deserialize)]
+    struct Fields {
+        connection: ConnectionId,
+        user: Option<UserId>,
+        #[serde(default, skip_serializing_if = "Info::is_empty")]
+        info: Info,
+        #[serde(with = "chrono::serde::ts_microseconds")]
+        joined_at: DateTime<Utc>,
+        #[serde(with = "chrono::serde::ts_microseconds")]
+        last_seen: DateTime<Utc>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<SessionKey>,
+        #[serde(default, skip_serializing_if = "Info::is_empty")]
+        fixed: Info,
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "chrono::serde::ts_microseconds_option"
+        )]
+        fading: Option<DateTime<Utc>>,
+        #[serde(default, rename = "turn")]
+        generation: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        current_connection: Option<ConnectionId>,
     }
 
-    #[test]
-    fn an_envelope_is_decoded_as_it_was_encoded() {
-        let room = RoomName::new("lobby").unwrap();
-        let connection = ConnectionId::new();
-        let at = DateTime::from_timestamp_micros(1_700_000_000_123_456).unwrap();
-        let record = PresenceRecord {
-            presence: Presence {
-                connection,
-                user: UserId::new("ada").ok(),
-                info: Info::new(json!({"a": 1.5})).unwrap(),
-                joined_at: at,
-            },
-            last_seen: at,
-            session: SessionKey::new("tab").ok(),
-            fixed: Info::new(json!({"role": "admin"})).unwrap(),
-            fading: Some(at),
-            generation: 3,
-            current_connection: Some(ConnectionId::new()),
-        };
-        let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
-        let (here, bare) = (RowChange::Here(record), RowChange::Here(PresenceRecord::new(bare)));
-        let gone = RowChange::Gone { connection, cause: Cause::SlowConsumer };
-        let changes = vec![here, bare, gone];
-        let changes = RoomChanges { room: room.clone(), number: 7, previous: 5, changes };
-        let sent = envelope(BusMessage::Changes(changes.clone()));
-        let read = Envelope::decode(&sent.encode()).unwrap();
-        assert_eq!((&read.node, read.incarnation), (&sent.node, sent.incarnation));
-        assert_eq!(read.channel(), Channel::Room(room.clone()));
-        assert!(matches!(read.message, BusMessage::Changes(read) if read == changes));
-
-        let payload = RawValue::from_string(r#"{"z":1,"a":1.0}"#.to_owned()).unwrap();
-        let content = Content::Event { event: "shout".into(), payload };
-        let published =
-            RoomMessage { room, number: 1, content, from: None, except: Some(connection) };
-        let read = Envelope::decode(&envelope(BusMessage::Published(published)).encode()).unwrap();
-        let BusMessage::Published(published) = read.message else { panic!("{read:?}") };
-        let Content::Event { event, payload } = published.content else { panic!("{published:?}") };
-        assert_eq!((&*event, payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
-    }
-
-    #[test]
-    fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database() {
-        let room = RoomName::new("lobby").unwrap();
-        let gone = RowChange::Gone { connection: ConnectionId::new(), cause: Cause::Left };
-        let changes =
-            RoomChanges { room: room.clone(), number: 7, previous: 5, changes: vec![gone] };
-        let sent = envelope(BusMessage::Changes(changes));
-        let text = String::from_utf8(sent.encode()).unwrap();
-        let here = |user: &str, depth: usize| {
-            let info = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
-            let here = format!(
-                r#"{{"here":{{"connection":"{}","user":"{user}","info":{info},"joined_at":0,"last_seen":0}}}},"#,
-                ConnectionId::new(),
-            );
-            let with = text.replace(r#"[{"gone""#, &format!(r#"[{here}{{"gone""#));
-            let BusMessage::Changes(read) = Envelope::decode(with.as_bytes()).unwrap().message
-            else {
-                panic!("{with}")
-            };
-            (read.room, read.number, read.previous, read.changes.len())
-        };
-        assert_eq!(here("ada", 100), (room.clone(), 7, 5, 2), "deeper than is allowed today");
-        assert_eq!(here("ada", 126), (room.clone(), 7, 7, 0));
-        assert_eq!(here("toString", 1), (room, 7, 7, 0));
-    }
-
-    #[test]
-    fn what_is_not_of_this_format_is_refused() {
-        let bytes = envelope(BusMessage::Missed).encode();
-        let text = String::from_utf8(bytes).unwrap();
-        let later = text.replace("\"v\":1", "\"v\":2");
-        let refused = Envelope::decode(later.as_bytes()).unwrap_err();
-        assert_eq!(refused, InvalidEnvelope::Format { format: 2 });
-        for bad in ["", "{}", "[]", "{\"v\":1}", &text[1..], &text.replace("missed", "dance")] {
-            let refused = Envelope::decode(bad.as_bytes());
-            assert!(matches!(refused, Err(InvalidEnvelope::Malformed(_))), "{bad}");
+    pub(super) fn serialize<S: Serializer>(
+        record: &PresenceRecord,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let PresenceRecord { presence, last_seen, session, fixed, fading, .. } = record.clone();
+        let Presence { connection, user, info, joined_at } = presence;
+        let (generation, current_connection) = (record.generation, record.current_connection);
+        Fields {
+            connection,
+            user,
+            info,
+            joined_at,
+            last_seen,
+            session,
+            fixed,
+            fading,
+            generation,
+            current_connection,
         }
-        let name = text.replace("\"n\"", "\"a b\"");
-        assert!(Envelope::decode(name.as_bytes()).is_err());
+        .serialize(to)
     }
 
-    #[test]
-    fn the_bytes_are_those_of_the_format() {
-        let mut sent = envelope(BusMessage::Missed);
-        sent.incarnation = "0000000000000007".parse().unwrap();
-        let connection = ConnectionId::from_u128(10);
-        let room = RoomName::new("lobby").unwrap();
-        let at = DateTime::from_timestamp_micros(5).unwrap();
-        let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
-        let changes = vec![
-            RowChange::Here(PresenceRecord::new(bare)),
-            RowChange::Yielded { connection },
-            RowChange::Gone { connection, cause: Cause::Left },
-        ];
-        let payload = RawValue::from_string("[1.0]".to_owned()).unwrap();
-        let published = |content| {
-            let (from, except) = (Some((UserId::new("ada").ok(), connection)), Some(connection));
-            let room = RoomName::new("lobby").unwrap();
-            BusMessage::Published(RoomMessage { room, number: 2, content, from, except })
-        };
-        let from = r#""from":["ada","0000000000000000000000000000000a"],"except":"0000000000000000000000000000000a"}}"#;
-        let content =
-            |json: &str| format!(r#"{{"said":{{"room":"lobby","number":2,"content":{json},{from}"#);
-        let reaped = BusMessage::Reaped {
-            node: sent.node.clone(),
-            incarnation: sent.incarnation,
-            leaving: true,
-        };
-        for (message, json) in [
-            (
-                BusMessage::Changes(RoomChanges { room: room.clone(), number: 7, previous: 5, changes }),
-                concat!(
-                    r#"{"changes":{"room":"lobby","number":7,"previous":5,"changes":["#,
-                    r#"{"here":{"connection":"0000000000000000000000000000000a","user":null,"#,
-                    r#""joined_at":5,"last_seen":5,"turn":0}},"#,
-                    r#"{"yielded":{"connection":"0000000000000000000000000000000a"}},"#,
-                    r#"{"gone":{"connection":"0000000000000000000000000000000a","cause":"left"}}]}}"#,
-                )
-                .to_owned(),
-            ),
-            (published(Content::Text("hi".into())), content(r#"{"text":"hi"}"#)),
-            (published(Content::Json(payload.clone())), content(r#"{"json":[1.0]}"#)),
-            (
-                published(Content::Event { event: "shout".into(), payload }),
-                content(r#"{"event":["shout",[1.0]]}"#),
-            ),
-            (BusMessage::Close { room: room.clone() }, r#"{"close":{"room":"lobby"}}"#.to_owned()),
-            (
-                BusMessage::Kick(Kick::Connection(connection)),
-                r#"{"kick":{"connection":"0000000000000000000000000000000a"}}"#.to_owned(),
-            ),
-            (
-                BusMessage::Kick(Kick::User(UserId::new("ada").unwrap())),
-                r#"{"kick":{"user":"ada"}}"#.to_owned(),
-            ),
-            (
-                BusMessage::Heartbeat { number: 3, rooms: vec![(room, 7)] },
-                r#"{"beat":{"number":3,"rooms":[["lobby",7]]}}"#.to_owned(),
-            ),
-            (
-                reaped,
-                r#"{"buried":{"node":"n","incarnation":"0000000000000007","leaving":true}}"#.to_owned(),
-            ),
-            (BusMessage::Stopping, r#""stopping""#.to_owned()),
-            (BusMessage::Missed, r#""missed""#.to_owned()),
-        ] {
-            sent.message = message;
-            let expected = format!(r#"{{"v":1,"node":"n","incarnation":"0000000000000007","told":{json}}}"#);
-            assert_eq!(String::from_utf8(sent.encode()).unwrap(), expected);
-            let again = Envelope::decode(expected.as_bytes()).unwrap();
-            assert_eq!(again.encode(), expected.into_bytes());
-        }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<PresenceRecord, D::Error> {
+        let fields = Fields::deserialize(from)?;
+        let (generation, current_connection) = (fields.generation, fields.current_connection);
+        let Fields { connection, user, info, joined_at, last_seen, session, fixed, fading, .. } =
+            fields;
+        Ok(PresenceRecord {
+            presence: Presence { connection, user, info, joined_at },
+            last_seen,
+            session,
+            fixed,
+            fading,
+            generation,
+            current_connection,
+        })
     }
 }
+
+#[cfg(test)]
+#[path = "envelope_tests.rs"]
+mod tests;

@@ -1,11 +1,10 @@
-//! What nodes tell each other.
+//! What nodes send to each other.
 //!
 //! A [`Bus`] carries [`Envelope`]s to every node that has subscribed to their [`Channel`]: at most once, in
 //! the order in which their sender published them, and perhaps not at all. Whatever must not be lost is in
 //! the database before it is published; a node that has missed something reads it there.
 
 mod envelope;
-mod record;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -57,8 +56,8 @@ pub struct NotSent;
 /// Every implementation has to obey these rules, which
 /// `testing::bus_contract` checks:
 ///
-/// - Nothing here blocks or fails; the listener is told what happens. The first event is
-///   [`BusEvent::Up`], or [`BusEvent::Down`] if there is nobody to connect to yet.
+/// - Nothing here blocks or fails; the listener gets what happens as events. The first event is
+///   [`BusEvent::Up`], or [`BusEvent::Down`] if the bus cannot be reached yet.
 /// - After [`BusEvent::Subscribed`] everything published to the channel is received until
 ///   [`BusEvent::Down`], that of each node in its order. A node may receive its own envelopes, and an
 ///   envelope twice if two of its subscriptions match.

@@ -7,7 +7,6 @@
 //! their silence on the bus: that is named ([`silence`]), and one that lives and is not heard for a lease
 //! is read each lease. The database has the last word on what was heard, too ([`Unverified`]).
 
-mod incarnations;
 mod numbers;
 mod peers;
 mod receiving;

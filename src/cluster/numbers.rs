@@ -1,38 +1,39 @@
-//! The numbers by which nodes notice that they have missed something, or heard it twice.
+//! The numbers by which nodes notice that they have missed something, or received it twice; and which
+//! incarnations of nodes are over.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::{
     bus::{RoomChanges, RowChange},
-    model::RoomName,
+    model::{Epoch, RoomName},
     store::{BatchEntry, Committed},
 };
 
-/// Of how many rooms is remembered in which batch they were last.
+/// For how many rooms the number of their last batch is remembered.
 const MAX_ROOMS: usize = 65_536;
-/// How many rooms a beat names at most.
+/// The largest number of rooms in a heartbeat.
 const MAX_BEAT_ROOMS: usize = 4096;
 
-/// What this node numbers of what it tells, so that others see whether they have missed something.
+/// The numbers of what this node publishes, from which others see whether they have missed something.
 #[derive(Debug, Default)]
 pub(super) struct SentNumbers {
     /// The last batch that had changes of a room, the latest last.
     last: LinkedHashMap<RoomName, u64, RandomState>,
-    /// No room that was forgotten was in a later batch.
+    /// No batch after this one had changes of a room that was forgotten.
     floor: u64,
     /// The rooms of the batches since the last beat.
     since: BTreeMap<RoomName, u64>,
     messages: u64,
     beats: u64,
-    /// Whether something could not be told.
+    /// Whether something could not be published.
     pub missed: bool,
 }
 
 impl SentNumbers {
-    /// The changes that a committed batch has made, room by room.
+    /// The changes of a committed batch by room.
     pub fn changes(&mut self, committed: &Committed) -> Vec<RoomChanges> {
         let Committed { batch, causes, refused } = committed;
         let refused: HashSet<_> = refused
@@ -69,7 +70,7 @@ impl SentNumbers {
         changes.collect()
     }
 
-    /// Notes that the room is in the batch, and answers in which it was before.
+    /// Notes that the room is in this batch, and returns its batch before.
     fn note(&mut self, room: &RoomName, number: u64) -> u64 {
         if self.since.len() < MAX_BEAT_ROOMS || self.since.contains_key(room) {
             self.since.insert(room.clone(), number);
@@ -123,6 +124,81 @@ impl RecentNumbers {
     }
 }
 
+/// How many incarnations are remembered of each kind.
+const MAX_INCARNATIONS: usize = 1024;
+
+/// Incarnations of other nodes. The database has the last word on each of them.
+#[derive(Debug, Default)]
+pub(super) struct KnownIncarnations {
+    /// Those that are over.
+    over: VecDeque<EndedIncarnation>,
+    /// Those that the database has to confirm: heard of before the survey under way, and since.
+    asked: Vec<Epoch>,
+    doubtful: Vec<Epoch>,
+    surveys: u64,
+}
+
+#[derive(Debug)]
+struct EndedIncarnation {
+    incarnation: Epoch,
+    /// The number of the survey after which it ended.
+    survey: u64,
+    /// Whether the node had stopped in order.
+    stopped: bool,
+}
+
+impl KnownIncarnations {
+    pub fn is_over(&self, incarnation: Epoch) -> bool {
+        self.over.iter().any(|over| over.incarnation == incarnation)
+    }
+
+    /// Whether the incarnation is over, and had stopped in order.
+    pub fn has_stopped(&self, incarnation: Epoch) -> bool {
+        self.over.iter().any(|over| over.incarnation == incarnation && over.stopped)
+    }
+
+    pub fn end(&mut self, incarnation: Epoch, stopped: bool) {
+        if self.is_over(incarnation) {
+            return;
+        }
+        if self.over.len() >= MAX_INCARNATIONS {
+            self.over.pop_front();
+        }
+        self.over.push_back(EndedIncarnation { incarnation, survey: self.surveys, stopped });
+    }
+
+    /// The database shows the incarnation alive. Answers whether it had been taken for over before this survey
+    /// began, so that the survey is newer.
+    pub fn revive(&mut self, incarnation: Epoch) -> bool {
+        let before = self.over.len();
+        self.over.retain(|over| over.incarnation != incarnation || over.survey == self.surveys);
+        self.over.len() < before
+    }
+
+    /// The next survey has to say whether the incarnation is known to the database.
+    pub fn doubt(&mut self, incarnation: Epoch) {
+        let known = self.doubtful.contains(&incarnation) || self.asked.contains(&incarnation);
+        if !known && self.doubtful.len() < MAX_INCARNATIONS {
+            self.doubtful.push(incarnation);
+        }
+    }
+
+    /// A survey begins.
+    pub fn ask(&mut self) {
+        self.surveys += 1;
+        self.asked.append(&mut self.doubtful);
+    }
+
+    /// Ends what was asked about and is not among the `known` incarnations.
+    pub fn settle(&mut self, known: impl Fn(Epoch) -> bool) {
+        for doubtful in std::mem::take(&mut self.asked) {
+            if !known(doubtful) {
+                self.end(doubtful, false);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -132,7 +208,7 @@ mod tests {
     use super::*;
     use crate::{
         bus::{BusMessage, Envelope},
-        model::{ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, SessionKey},
+        model::{ConnectionId, Info, NodeName, Presence, PresenceRecord, SessionKey},
         store::{Batch, Row},
     };
 
@@ -145,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_that_was_forgotten_is_said_to_have_been_in_a_later_batch_rather_than_none() {
+    fn a_forgotten_room_gets_the_latest_forgotten_batch_as_its_previous_one() {
         let room = |number: usize| RoomName::new(format!("room {number}")).unwrap();
         let mut sent = SentNumbers::default();
         assert_eq!(sent.note(&room(0), 1), 0);
@@ -168,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_a_row_names_its_session_but_no_debug_output_does() {
+    fn a_published_row_has_its_session_key_but_no_debug_output_does() {
         let now = DateTime::UNIX_EPOCH;
         let presence = Presence {
             connection: ConnectionId::new(),

@@ -1,26 +1,28 @@
-//! Which other nodes there are, by the database and by what they tell.
+//! Which other nodes there are, by the database and by what they publish.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{incarnations::Incarnations, numbers::RecentNumbers, silence::Silence};
+use super::{
+    numbers::{KnownIncarnations, RecentNumbers},
+    silence::Silence,
+};
 use crate::{
     model::{Cause, Epoch, Moment, NodeName},
     store::NodeRow,
 };
 
-/// In how many surveys a node that is heard on the bus has to be missing before it is gone.
+/// After how many surveys without it a node that only the bus has named is removed.
 const MAX_MISSING: u8 = 2;
-/// How many surveys that do not show it its own word that it stops outlasts.
+/// For how many surveys that do not confirm it a node counts as stopping after it said so.
 const MAX_UNCONFIRMED_STOP: u8 = 2;
-/// How many nodes are known at most that only the bus has named.
+/// The largest number of nodes that only the bus has named.
 const MAX_UNLISTED: usize = 256;
-
 #[derive(Debug)]
 pub(super) struct Peer {
     incarnation: Epoch,
     /// Whether its row says that it has stopped in order.
     leaving: bool,
-    /// Above zero while it counts as stopping by its own word: for how many more surveys that do not show it.
+    /// For how many more unconfirming surveys it counts as stopping because it said so.
     stopping: u8,
     /// Whether its row has been seen.
     pub listed: bool,
@@ -73,7 +75,7 @@ impl Peer {
         self.listed && !self.expired && !self.is_leaving()
     }
 
-    /// It is over: what is to be reported of that.
+    /// The event to log now that it is over.
     fn last_event(&self, node: &NodeName) -> Option<NodeEvent> {
         match self.has_stopped() {
             _ if !self.listed || self.left_reported => None,
@@ -99,19 +101,19 @@ pub(crate) enum SenderStatus {
 /// What the database says of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NodeEvent {
-    /// RemoteChanges: it is there, or there again under its name.
+    /// To log: it is there, or there again under its name.
     Joined { node: NodeName, again: bool },
-    /// RemoteChanges: it has stopped in order.
+    /// To log: it has stopped in order.
     Left { node: NodeName },
-    /// RemoteChanges: it has ended without a word.
+    /// To log: it has ended without having stopped in order.
     Died { node: NodeName },
-    /// It is gone, with its rows.
+    /// Its row has been removed, and with it its presences.
     Gone { node: NodeName, leaving: bool },
     /// Its lease has run out.
     Expired { node: NodeName, incarnation: Epoch },
     /// One has started again, and what is known of it is of the incarnation before.
     Restarted,
-    /// It incarnations, though it was called dead.
+    /// It lives, though it was taken for dead.
     Recovered { node: NodeName },
 }
 
@@ -138,7 +140,7 @@ impl NodeEvent {
 pub(crate) struct Peers {
     me: NodeName,
     pub(super) peers: BTreeMap<NodeName, Peer>,
-    incarnations: Incarnations,
+    incarnations: KnownIncarnations,
     /// Since when this node has renewed its lease without a failure or a pause, and when it did last.
     steady: Option<Moment>,
     renewed: Option<Moment>,
@@ -152,7 +154,7 @@ impl Peers {
         Self {
             me,
             peers: BTreeMap::new(),
-            incarnations: Incarnations::default(),
+            incarnations: KnownIncarnations::default(),
             steady: None,
             renewed: None,
             listened: None,
@@ -165,7 +167,7 @@ impl Peers {
         self.peers.values().filter(|peer| !peer.is_leaving()).count()
     }
 
-    /// Whether the node incarnations, as far as is known.
+    /// Whether the node lives, as far as is known.
     pub fn is_alive(&self, node: &NodeName) -> bool {
         self.peers.contains_key(node)
     }
@@ -196,7 +198,7 @@ impl Peers {
         self.steady.is_some_and(|since| now.since(since) >= lease)
     }
 
-    /// What to make of something that was heard from a node.
+    /// Whether something that was received from a node is to be taken in.
     pub fn status_of(&mut self, node: &NodeName, incarnation: Epoch) -> SenderStatus {
         if self.incarnations.is_over(incarnation) {
             return SenderStatus::Ended;
@@ -305,17 +307,17 @@ impl Peers {
             self.survey_one(row, &mut events);
         }
         self.incarnations.settle(|life| rows.iter().any(|row| row.incarnation == life));
-        let mut gone = Vec::new();
+        let mut removed = Vec::new();
         for (node, peer) in &mut self.peers {
             if others.iter().any(|row| row.node == *node) {
                 continue;
             }
             peer.missing += 1;
             if peer.listed || peer.reaped.is_some() || peer.missing >= MAX_MISSING {
-                gone.push((node.clone(), peer.incarnation, peer.has_stopped()));
+                removed.push((node.clone(), peer.incarnation, peer.has_stopped()));
             }
         }
-        for (node, incarnation, leaving) in gone {
+        for (node, incarnation, leaving) in removed {
             events.extend(self.end(&node, incarnation));
             events.push(NodeEvent::Gone { node, leaving });
         }
@@ -346,7 +348,7 @@ impl Peers {
         (peer.leaving, peer.expired, peer.reaped) = (*leaving, *expired, None);
         if !leaving && peer.stopping > 0 {
             peer.stopping -= 1;
-            // It has not stopped, whoever said so.
+            // Its row shows that it has not stopped.
             peer.left_reported = peer.stopping > 0;
         }
         if !leaving && !expired && !std::mem::replace(&mut peer.join_reported, true) {

@@ -14,7 +14,7 @@ const MAX_COMPARED: usize = 1024;
 /// How many presences of one room are compared one by one; of more the whole room is read.
 const MAX_OF_A_ROOM: usize = 1024;
 /// How many presences may wait to be compared; beyond that whole rooms are read.
-const MAX_WAITING: usize = 65_536;
+const MAX_UNVERIFIED: usize = 65_536;
 
 type ConnectionSet = HashSet<ConnectionId, RandomState>;
 type Suspects = HashSet<(RoomName, ConnectionId), RandomState>;
@@ -56,7 +56,7 @@ impl Unverified {
         };
         let Some(connections) = known else { return };
         self.waiting += usize::from(connections.insert(connection));
-        if connections.len() > MAX_OF_A_ROOM || self.waiting > MAX_WAITING {
+        if connections.len() > MAX_OF_A_ROOM || self.waiting > MAX_UNVERIFIED {
             self.waiting -= connections.len();
             *known = None;
         }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn who_differs_from_the_row_twice_running_is_contradicted() {
+    fn a_presence_that_differs_from_its_row_twice_in_a_row_is_contradicted() {
         let mut unverified = Unverified::default();
         let compare = |unverified: &mut Unverified| {
             assert!(unverified.begin().is_empty());
@@ -199,17 +199,17 @@ mod tests {
         for connection in 0..=MAX_OF_A_ROOM {
             unverified.note_one(&room("large"), id(connection));
         }
-        for number in 0..=MAX_WAITING {
+        for number in 0..=MAX_UNVERIFIED {
             unverified.note_one(&room(&format!("room {number}")), id(number));
         }
         assert!(unverified.is_noted(&room("large"), id(99_999)));
         let whole = unverified.begin();
-        assert_eq!(whole, [room("large"), room(&format!("room {MAX_WAITING}"))]);
+        assert_eq!(whole, [room("large"), room(&format!("room {MAX_UNVERIFIED}"))]);
         let asked = std::iter::from_fn(|| {
             let asked = unverified.next();
             unverified.answered();
             asked
         });
-        assert_eq!(asked.map(|asked| asked.len()).sum::<usize>(), MAX_WAITING);
+        assert_eq!(asked.map(|asked| asked.len()).sum::<usize>(), MAX_UNVERIFIED);
     }
 }

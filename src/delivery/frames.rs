@@ -132,6 +132,12 @@ impl DeliveryCount {
         self.taken.fetch_add(more, Relaxed);
     }
 
+    /// How many took it, if all threads have delivered it already.
+    pub fn known(&mut self) -> Option<usize> {
+        let pending = matches!(self.delivered.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        (!pending).then(|| self.taken.load(Relaxed))
+    }
+
     /// How many took it: when all threads have delivered it, or at the timeout those until then.
     pub async fn count(self, timeout: Duration) -> usize {
         // A stalled thread must not block the publisher.

@@ -1,11 +1,319 @@
-//! Starting a presence system: its options, and the handle of a running one.
+//! Starting a presence system: its options here, the handle of a running one in [`start`].
 
-mod config;
 mod start;
+
+use std::{fmt, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::start::Backend;
-pub use self::{
-    config::{PresenceConfig, StartError},
-    start::PresenceHandle,
+pub use self::start::PresenceHandle;
+
+#[cfg(feature = "sqlite")]
+use crate::store::OwnerError;
+use crate::{
+    bus::Bus,
+    clock::Clock,
+    messages::Decision,
+    model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
+    registry::Authorize,
+    store::{DatabaseUrl, InvalidDatabaseUrl, StoreError},
 };
+
+/// The options of a presence system, and the way to start one.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use actix_presence::{Decision, PresenceConfig};
+///
+/// # actix::System::new().block_on(async {
+/// let presence = PresenceConfig::new("sqlite::memory:")
+///     .max_age(Duration::from_secs(60))
+///     .authorize(|room, user, _info| match (room.as_str(), user) {
+///         ("staff", None) => Decision::deny("staff only"),
+///         _ => Decision::Allow,
+///     })
+///     .start()?;
+/// presence.shutdown(Duration::from_secs(5)).await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct PresenceConfig {
+    database: Option<String>,
+    redis: Option<String>,
+    node: Option<String>,
+    lease: Duration,
+    max_age: Duration,
+    grace: Duration,
+    prune_every: Option<Duration>,
+    prune_rooms_every: Duration,
+    limits: Limits,
+    observer_queue: usize,
+    max_list_size: usize,
+    clock: Clock,
+    authorize: Option<Authorize>,
+}
+
+/// Why a presence system did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The options name no database.
+    #[error("no database: name one with `PresenceConfig::new`")]
+    NoDatabase,
+    /// The options name a database, and stores are given as well.
+    #[error("two databases: use `PresenceConfig::default` where stores are given")]
+    TwoDatabases,
+    /// The URL of the database is invalid.
+    #[error(transparent)]
+    Url(#[from] InvalidDatabaseUrl),
+    /// The name of the node is invalid.
+    #[error(transparent)]
+    Node(#[from] InvalidNodeName),
+    /// An option must be longer than zero.
+    #[error("{option} must be longer than zero")]
+    Zero {
+        /// The option.
+        option: &'static str,
+    },
+    /// Presences would be pruned too seldom for their age, and silent ones stay for long.
+    #[error("the prune interval ({prune_every:?}) must not be longer than max-age ({max_age:?})")]
+    PrunedTooSeldom {
+        /// The interval.
+        prune_every: Duration,
+        /// The age.
+        max_age: Duration,
+    },
+    /// The URL of Redis is invalid.
+    #[error("invalid Redis URL: it is `redis://[[user]:password@]host[:port][/number]`")]
+    InvalidRedisUrl,
+    /// The options name Redis, which this build does not support.
+    #[error("this build does not support Redis: enable the feature `redis`")]
+    RedisNotInThisBuild,
+    /// The options name Redis, and a database that only one node can use.
+    #[error("nodes on one Redis have to share a database: use `postgres://…`")]
+    RedisWithoutSharedDatabase,
+    /// Another server uses the database file.
+    #[cfg(feature = "sqlite")]
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The database cannot be used.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+}
+
+impl PresenceConfig {
+    /// The default of [`max_list_size`](Self::max_list_size): 1 MiB.
+    pub const DEFAULT_MAX_LIST_SIZE: usize = 1024 * 1024;
+
+    /// The defaults, with this database: `sqlite://PATH`, `sqlite::memory:` or `postgres://…`.
+    #[must_use]
+    pub fn new(database: impl Into<String>) -> Self {
+        Self { database: Some(database.into()), ..Self::default() }
+    }
+
+    /// The Redis through which several nodes on one PostgreSQL share their rooms:
+    /// `redis://[[user]:password@]host[:port][/number]`. Default none.
+    ///
+    /// Systems that use the same Redis need a number each.
+    #[must_use]
+    pub fn redis(self, url: impl Into<String>) -> Self {
+        Self { redis: Some(url.into()), ..self }
+    }
+
+    /// How long a silent connection counts as present. Default 60 s.
+    ///
+    /// Clients should send something at least every third of it. Browsers slow the timers of background
+    /// tabs down to one a minute: with such clients use 150 s or more.
+    #[must_use]
+    pub fn max_age(self, max_age: Duration) -> Self {
+        Self { max_age, ..self }
+    }
+
+    /// How long the presences of a lost connection stay if its client has a
+    /// [session key](crate::Join::session), so that it can come back unnoticed. Default 0 s: they end at
+    /// once. A grace longer than `max_age` is limited by it.
+    #[must_use]
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// How often silent presences are pruned; at most `max_age`. Default a quarter of `max_age`, at
+    /// most 15 s.
+    #[must_use]
+    pub fn prune_every(self, interval: Duration) -> Self {
+        Self { prune_every: Some(interval), ..self }
+    }
+
+    /// How often the rows of empty rooms are removed. Default 600 s.
+    #[must_use]
+    pub fn prune_rooms_every(self, interval: Duration) -> Self {
+        Self { prune_rooms_every: interval, ..self }
+    }
+
+    /// The name of this node in the database: 1 to 64 visible ASCII characters. Default random.
+    ///
+    /// A new process with the name of a dead one takes over its rows.
+    #[must_use]
+    pub fn node(self, name: impl Into<String>) -> Self {
+        Self { node: Some(name.into()), ..self }
+    }
+
+    /// How long the lease of this node in the database lasts; it is renewed every third of it. Default
+    /// 15 s.
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        Self { lease, ..self }
+    }
+
+    /// How many connections one room may hold. Default no limit.
+    #[must_use]
+    pub fn room_size(mut self, connections: usize) -> Self {
+        self.limits.room_size = Some(connections);
+        self
+    }
+
+    /// How many rooms one connection may be in. Default 128.
+    #[must_use]
+    pub fn rooms_per_connection(mut self, rooms: usize) -> Self {
+        self.limits.rooms_per_connection = rooms;
+        self
+    }
+
+    /// How many events may wait for one observer before further ones are conflated. Default 1024, at
+    /// least 1.
+    #[must_use]
+    pub fn observer_queue(self, events: usize) -> Self {
+        Self { observer_queue: events.max(1), ..self }
+    }
+
+    /// The largest member list that a connection is sent, in bytes of its frame. Default 1 MiB.
+    ///
+    /// Instead of a larger list a connection gets a count with `truncated` (`presence_count`), until the
+    /// list is smaller than nine tenths of that. A connection that has the list already gets its changes.
+    #[must_use]
+    pub fn max_list_size(self, bytes: usize) -> Self {
+        Self { max_list_size: bytes, ..self }
+    }
+
+    /// Decides who may join. Default everybody.
+    ///
+    /// Called on the registry's thread for every join: it must not block. If it panics, the join is
+    /// denied.
+    #[must_use]
+    pub fn authorize(
+        self,
+        hook: impl Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync + 'static,
+    ) -> Self {
+        Self { authorize: Some(Arc::new(hook)), ..self }
+    }
+
+    /// The clock of the actors. Default the system clock.
+    #[must_use]
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Checks the options without touching the database, as [`start`](Self::start) does first.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if an option is invalid.
+    pub fn validate(&self) -> Result<(), StartError> {
+        self.check()?;
+        let database = self.database_url()?;
+        self.bus(database.is_shared())?;
+        self.node_name()?;
+        Ok(())
+    }
+
+    /// Checks the options against each other, and returns the prune interval.
+    fn check(&self) -> Result<Duration, StartError> {
+        let prune_every =
+            self.prune_every.unwrap_or_else(|| (self.max_age / 4).min(Duration::from_secs(15)));
+        for (option, value) in [
+            ("max-age", self.max_age),
+            ("prune interval", prune_every),
+            ("room prune interval", self.prune_rooms_every),
+            ("lease", self.lease),
+        ] {
+            // A third or a quarter of it is a timer's interval.
+            if value < Duration::from_millis(1) {
+                return Err(StartError::Zero { option });
+            }
+        }
+        if prune_every > self.max_age {
+            let max_age = self.max_age;
+            return Err(StartError::PrunedTooSeldom { prune_every, max_age });
+        }
+        Ok(prune_every)
+    }
+
+    fn database_url(&self) -> Result<DatabaseUrl, StartError> {
+        Ok(self.database.as_ref().ok_or(StartError::NoDatabase)?.parse()?)
+    }
+
+    fn node_name(&self) -> Result<NodeName, StartError> {
+        Ok(match &self.node {
+            Some(name) => NodeName::new(name)?,
+            None => NodeName::new(format!("node-{}", uuid::Uuid::new_v4().as_simple()))?,
+        })
+    }
+
+    /// The bus to Redis, if the options name one; `shared` says whether nodes can share the database.
+    fn bus(&self, shared: bool) -> Result<Option<Box<dyn Bus>>, StartError> {
+        let Some(url) = &self.redis else { return Ok(None) };
+        if !shared {
+            return Err(StartError::RedisWithoutSharedDatabase);
+        }
+        #[cfg(feature = "redis")]
+        {
+            let bus = crate::bus::RedisBus::new(url).map_err(|_| StartError::InvalidRedisUrl)?;
+            Ok(Some(Box::new(bus)))
+        }
+        #[cfg(not(feature = "redis"))]
+        {
+            let _ = url;
+            Err(StartError::RedisNotInThisBuild)
+        }
+    }
+}
+
+impl Default for PresenceConfig {
+    /// The defaults without a database, for [`start_shared`](Self::start_shared).
+    fn default() -> Self {
+        Self {
+            database: None,
+            redis: None,
+            node: None,
+            lease: Duration::from_secs(15),
+            max_age: Duration::from_secs(60),
+            grace: Duration::ZERO,
+            prune_every: None,
+            prune_rooms_every: Duration::from_secs(600),
+            limits: Limits::default(),
+            observer_queue: 1024,
+            max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
+            clock: Clock::system(),
+            authorize: None,
+        }
+    }
+}
+
+impl fmt::Debug for PresenceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PresenceConfig")
+            .field("node", &self.node)
+            .field("lease", &self.lease)
+            .field("max_age", &self.max_age)
+            .field("grace", &self.grace)
+            .field("prune_every", &self.prune_every)
+            .field("prune_rooms_every", &self.prune_rooms_every)
+            .field("limits", &self.limits)
+            .field("observer_queue", &self.observer_queue)
+            .field("max_list_size", &self.max_list_size)
+            .field("authorize", &self.authorize.is_some())
+            .finish_non_exhaustive()
+    }
+}

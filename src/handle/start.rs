@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
 
-use super::config::{PresenceConfig, StartError};
+use super::{PresenceConfig, StartError};
 #[cfg(feature = "postgres")]
 use crate::store::PostgresStore;
 #[cfg(feature = "sqlite")]
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
     use crate::{
         messages::{Flush, Join},
-        mirror::{Goodbye, PruneRoomRows, Renew, Write},
+        mirror::{CloseStore, PruneRoomRows, Renew, Write},
         model::{ConnectionId, RoomName},
         store::{Applied, Renewal},
         testing::{Heard, MemoryDatabase, MemoryHub, Probe},
@@ -344,7 +344,7 @@ mod tests {
     }
     answer!(Renew, Renewal::Held);
     answer!(PruneRoomRows, 0);
-    answer!(Goodbye, 0);
+    answer!(CloseStore, 0);
 
     fn paused() -> tokio::runtime::Runtime {
         let mut builder = tokio::runtime::Builder::new_current_thread();

@@ -1,4 +1,4 @@
-//! The changes that are not in the database yet.
+//! The changes that are not in the database yet, and the rows that they become.
 //!
 //! They are keyed by presence, so their number is bounded by the presences in memory and in the rows, a
 //! join and its leave between two batches cancel out, and a batch that failed is simply put back.
@@ -9,13 +9,18 @@ use std::{
 };
 
 use ahash::RandomState;
+use chrono::{DateTime, Utc};
 use hashlink::{LinkedHashMap, linked_hash_map::Entry};
 
-use super::memory::{Key, Memory, State};
 use crate::{
-    model::{Cause, ConnectionId, Diff, RoomName, Rooms, Shrink},
+    model::{
+        Cause, ConnectionId, Diff, Moment, PresenceRecord, RoomName, Rooms, SeenPresence, Sessions,
+        Shrink,
+    },
     store::{Batch, Row},
 };
+
+pub(super) type RowKey = (RoomName, ConnectionId);
 
 /// The mark of a presence whose row may differ from memory.
 #[derive(Clone, Copy, Debug)]
@@ -28,24 +33,24 @@ pub(super) struct Mark {
     cause: Option<Cause>,
 }
 
-/// The presences and signs of life to be written, oldest mark first.
+/// The presences and times of last activity to be written, oldest mark first.
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
-    presences: LinkedHashMap<Key, Mark, RandomState>,
-    /// Connections with a sign of life that no [`sweep`](Self::sweep) has taken, oldest first.
+    presences: LinkedHashMap<RowKey, Mark, RandomState>,
+    /// Connections seen since the last [`sweep`](Self::sweep) that took them, oldest first.
     heard: LinkedHashMap<ConnectionId, (), RandomState>,
-    /// Those that a sweep has taken, with its mark.
+    /// Those whose `last_seen` is to be written, with the mark of their sweep.
     seen: LinkedHashMap<ConnectionId, u64, RandomState>,
     marks: u64,
     /// Rows of presences taken over from other nodes. Each is written before its presence may be deleted:
     /// only the node that holds the row may delete it, and publish that it is gone.
-    adopted: HashMap<Key, Row, RandomState>,
+    adopted: HashMap<RowKey, Row, RandomState>,
 }
 
 /// What was taken for a batch, to be put back if the batch fails.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    pub presences: Vec<(Key, Mark)>,
+    pub presences: Vec<(RowKey, Mark)>,
     /// The causes of the leaves that are deleted, in the order of the batch; none for a presence that
     /// another node holds now.
     pub causes: Vec<Option<Cause>>,
@@ -107,7 +112,7 @@ impl Dirty {
         }
     }
 
-    /// Marks a presence of which the database may have a row.
+    /// Marks a presence whose row the database may have.
     pub fn mark_one(&mut self, room: RoomName, connection: ConnectionId) {
         self.marks += 1;
         self.mark_stored(room, connection, self.marks);
@@ -117,7 +122,7 @@ impl Dirty {
         put(&mut self.presences, (room, connection), Mark { at, stored: true, cause: None });
     }
 
-    /// Marks a presence that was another node's.
+    /// Marks a presence taken over from another node.
     pub fn adopt(&mut self, row: Row) {
         let (room, connection) = (row.room.clone(), row.record.presence.connection);
         self.mark_one(room.clone(), connection);
@@ -134,7 +139,7 @@ impl Dirty {
     }
 
     /// Whether the database may have a row of this existing presence.
-    pub fn is_stored(&self, key: &Key) -> bool {
+    pub fn is_stored(&self, key: &RowKey) -> bool {
         self.presences.get(key).is_none_or(|mark| mark.stored)
     }
 
@@ -147,18 +152,18 @@ impl Dirty {
         }
     }
 
-    /// Notes a sign of life; its row follows with a later [`sweep`](Self::sweep).
+    /// Notes that a connection was seen; a later [`sweep`](Self::sweep) marks its `last_seen`.
     pub fn heard(&mut self, connection: ConnectionId) {
         put(&mut self.heard, connection, ());
     }
 
-    /// Drops the signs of life of a connection that has ended.
+    /// Drops the `last_seen` of a connection that has ended.
     pub fn forget(&mut self, connection: ConnectionId) {
         self.heard.remove(&connection);
         self.seen.remove(&connection);
     }
 
-    /// Has signs of life written, until there are `limit` of them to write.
+    /// Marks `last_seen` of connections until `limit` of them are to be written.
     pub fn sweep(&mut self, limit: usize) {
         self.marks += 1;
         while self.seen.len() < limit
@@ -193,7 +198,7 @@ impl Dirty {
         self.presences.is_empty() && self.seen.is_empty()
     }
 
-    /// Takes at most `limit` of the oldest, as memory has them now.
+    /// Takes at most `limit` of the oldest, in their current state.
     pub fn take(&mut self, memory: &Memory<'_>, limit: usize) -> (Batch, Taken) {
         let (mut batch, mut taken) = (Batch::default(), Taken::default());
         let rooms = memory.rooms;
@@ -201,13 +206,13 @@ impl Dirty {
         while taken.presences.len() < limit {
             let Some((key, mark)) = self.presences.pop_front() else { break };
             match memory.state(&key) {
-                State::Here(row) => batch.upserts.push(row),
-                State::Gone if let Some(row) = self.adopted.get(&key) => {
+                RowState::Here(row) => batch.upserts.push(row),
+                RowState::Gone if let Some(row) = self.adopted.get(&key) => {
                     batch.upserts.push(row.clone());
                     still_dirty.push((key.clone(), mark));
                 }
                 // A row of this node is deleted even if another node holds the presence now.
-                State::Gone | State::Elsewhere => {
+                RowState::Gone | RowState::Elsewhere => {
                     batch.deletes.push(key.clone());
                     taken.causes.push(mark.cause);
                 }
@@ -249,167 +254,55 @@ impl Dirty {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Info, Moment, Presence, PresenceRecord};
+/// The state of the registry from which a batch is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    pub rooms: &'a Rooms,
+    /// The client sessions, if the database is shared.
+    pub sessions: Option<(&'a Sessions, Moment)>,
+}
 
-    const NOW: Moment = Moment { monotonic: 0, wall: 0 };
+/// What the row of a presence should be.
+enum RowState {
+    Here(Row),
+    Gone,
+    /// Another node holds it now.
+    Elsewhere,
+}
 
-    struct World {
-        rooms: Rooms,
-        dirty: Dirty,
-        room: RoomName,
+impl<'a> Memory<'a> {
+    /// That of a node without a shared database.
+    #[cfg(test)]
+    pub fn alone(rooms: &'a Rooms) -> Self {
+        Self { rooms, sessions: None }
     }
 
-    impl World {
-        fn new() -> Self {
-            let room = RoomName::new("lobby").unwrap();
-            Self { rooms: Rooms::default(), dirty: Dirty::default(), room }
-        }
-
-        fn join(&mut self, id: u128) {
-            let id = ConnectionId::from_u128(id);
-            let diff = self.rooms.join(&self.room, id, None, Info::EMPTY, NOW).unwrap();
-            self.dirty.mark(&diff.unwrap());
-        }
-
-        fn leave(&mut self, id: u128) {
-            let id = ConnectionId::from_u128(id);
-            self.dirty.mark(&self.rooms.leave(&self.room, id, Cause::Left).unwrap());
-        }
-
-        /// What the next batch writes and deletes.
-        fn take(&mut self) -> (Vec<u128>, Vec<u128>, Taken) {
-            let (batch, taken) = self.dirty.take(&Memory::alone(&self.rooms), 100);
-            let number = |id: ConnectionId| u128::from_str_radix(&id.to_string(), 16).unwrap();
-            let upserts = batch.upserts.iter().map(|row| number(row.record.presence.connection));
-            let deletes = batch.deletes.iter().map(|(_, id)| number(*id));
-            (upserts.collect(), deletes.collect(), taken)
+    /// The row of a presence that this node holds.
+    pub fn row(&self, room: &RoomName, presence: ConnectionId) -> Option<Row> {
+        match self.state(&(room.clone(), presence)) {
+            RowState::Here(row) => Some(row),
+            RowState::Gone | RowState::Elsewhere => None,
         }
     }
 
-    #[test]
-    fn a_join_and_its_leave_between_two_batches_cancel_out() {
-        let mut world = World::new();
-        world.join(1);
-        world.join(2);
-        world.leave(1);
-        let (upserts, deletes, _) = world.take();
-        assert_eq!((upserts, deletes), (vec![2], vec![]));
-    }
-
-    #[test]
-    fn a_leave_after_its_join_was_taken_is_a_delete_also_when_that_batch_failed() {
-        for failed in [false, true] {
-            let mut world = World::new();
-            world.join(1);
-            let (_, _, taken) = world.take();
-            world.leave(1);
-            if failed {
-                world.dirty.put_back(taken, false);
-            }
-            let (upserts, deletes, _) = world.take();
-            assert_eq!((upserts, deletes), (vec![], vec![1]), "failed: {failed}");
-        }
-    }
-
-    #[test]
-    fn a_row_that_is_written_for_the_first_time_cannot_have_been_removed_by_others() {
-        let mut world = World::new();
-        world.join(1);
-        world.join(2);
-        world.dirty.mark_one(world.room.clone(), ConnectionId::from_u128(3));
-        let (_, _, taken) = world.take();
-        let first = taken.first_rows(&world.room);
-        assert_eq!(first, [1, 2].map(ConnectionId::from_u128).into_iter().collect());
-        assert!(taken.first_rows(&RoomName::new("another room").unwrap()).is_empty());
-    }
-
-    #[test]
-    fn what_is_marked_again_keeps_its_place_in_the_queue() {
-        let mut world = World::new();
-        world.join(1);
-        let mark = world.dirty.newest();
-        world.join(2);
-        let id = ConnectionId::from_u128(1);
-        let info = Info::new(serde_json::json!({"again": true})).unwrap();
-        world.dirty.mark(&world.rooms.update_info(&world.room, id, info).unwrap());
-        assert!(!world.dirty.is_clean(mark));
-        let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
-        assert_eq!(batch.upserts[0].record.presence.connection, id);
-        assert!(world.dirty.is_clean(mark));
-    }
-
-    #[test]
-    fn signs_of_life_of_ended_connections_are_dropped() {
-        let mut world = World::new();
-        for id in 1..4 {
-            world.join(id);
-            world.dirty.heard(ConnectionId::from_u128(id));
-        }
-        world.dirty.forget(ConnectionId::from_u128(1));
-        world.dirty.sweep(1);
-        world.dirty.forget(ConnectionId::from_u128(2));
-        world.dirty.sweep(1);
-        assert!(world.dirty.heard.is_empty());
-        let seen: Vec<_> = world.dirty.seen.keys().copied().collect();
-        assert_eq!(seen, [ConnectionId::from_u128(3)]);
-    }
-
-    #[test]
-    fn signs_of_life_take_turns_where_there_are_too_many() {
-        let mut world = World::new();
-        let ids: Vec<_> = (1..5).map(ConnectionId::from_u128).collect();
-        (1..5).for_each(|id| world.join(id));
-        world.take();
-        let mut written = Vec::new();
-        for _ in 0..4 {
-            ids.iter().for_each(|id| world.dirty.heard(*id));
-            world.dirty.sweep(2);
-            let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 100);
-            assert_eq!(batch.seen.len(), 2);
-            written.extend(batch.seen.into_iter().map(|(connection, _)| connection));
-        }
-        assert_eq!(written, [&ids[..], &ids[..]].concat());
-    }
-
-    #[test]
-    fn what_was_put_back_is_older_than_later_marks() {
-        let mut world = World::new();
-        world.join(1);
-        let mark = world.dirty.newest();
-        let (_, _, taken) = world.take();
-        world.join(2);
-        assert!(world.dirty.is_clean(mark));
-        world.dirty.put_back(taken, false);
-        assert!(!world.dirty.is_clean(mark));
-        let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
-        assert_eq!(batch.upserts[0].record.presence.connection, ConnectionId::from_u128(1));
-        assert!(world.dirty.is_clean(mark));
-    }
-
-    #[test]
-    fn a_taken_over_presence_that_has_left_is_dirty_until_its_row_is_deleted() {
-        let mut world = World::new();
-        let gone = Presence {
-            connection: ConnectionId::from_u128(1),
-            user: None,
-            info: Info::EMPTY,
-            joined_at: NOW.utc(),
+    fn state(&self, (room, id): &RowKey) -> RowState {
+        let Some(seen) = self.rooms.presence(room, *id) else { return RowState::Gone };
+        let SeenPresence { presence, last_seen, node: None, .. } = seen else {
+            return RowState::Elsewhere;
         };
-        let (room, record) = (world.room.clone(), PresenceRecord::new(gone));
-        world.dirty.adopt(Row { room, record });
-        let mark = world.dirty.newest();
-        // More than fit into a batch.
-        (2..5).for_each(|id| world.join(id));
-        let (batch, taken) = world.dirty.take(&Memory::alone(&world.rooms), 2);
-        assert_eq!((batch.upserts.len(), batch.deletes.len()), (2, 0));
-        world.dirty.committed(&taken);
-        assert!(!world.dirty.is_clean(mark), "its row is still to be deleted");
-        let (batch, taken) = world.dirty.take(&Memory::alone(&world.rooms), 2);
-        assert_eq!((batch.upserts.len(), batch.deletes.len()), (1, 1));
-        world.dirty.committed(&taken);
-        assert!(world.dirty.is_clean(mark));
+        let mut record = PresenceRecord { last_seen, ..PresenceRecord::new(presence) };
+        if let Some((sessions, now)) = self.sessions {
+            record.session = sessions.key_of(room, *id).cloned();
+            record.fixed = sessions.fixed(room, *id);
+            record.fading = sessions.fading(*id, room).map(|until| wall(until, now));
+            record.generation = self.rooms.generation(room, *id).unwrap_or(0);
+            record.current_connection = self.rooms.successor(room, *id);
+        }
+        RowState::Here(Row { room: room.clone(), record })
     }
+}
+
+/// A time of the monotonic clock as wall time.
+fn wall(at: u64, now: Moment) -> DateTime<Utc> {
+    now.utc() + Moment { monotonic: at, wall: 0 }.since(now)
 }

@@ -1,12 +1,13 @@
 //! The mirror of the model in SQL, for restarts and for people who query it.
 //!
-//! Memory is the truth; while a database is away the rows get stale, and presence goes on. Changes mark
+//! Memory is authoritative: without the database presence goes on, and the rows get stale. Changes mark
 //! presences dirty, the writer's thread takes them in batches, one at a time, and a batch that fails is put
 //! back and retried.
 
 mod dirty;
-mod memory;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -19,16 +20,15 @@ use actix::{MailboxError, dev::RecipientRequest};
 use ahash::RandomState;
 use tokio::sync::oneshot;
 
-pub use self::writer::{Goodbye, PruneRoomRows, Renew, Write, Writer};
-use self::{
-    dirty::{Dirty, Taken},
-    memory::Key,
-    schedule::{Flushed, Waiters, WriteSchedule, flush_error},
-};
+pub use self::writer::{CloseStore, PruneRoomRows, Renew, Write, Writer};
 pub(crate) use self::{
-    memory::Memory,
-    schedule::{COMMIT_INTERVAL, NextStep, Trouble},
+    dirty::Memory,
+    schedule::{COMMIT_INTERVAL, NextStep, Trouble, flush_error},
     writer::WriterHandle,
+};
+use self::{
+    dirty::{Dirty, RowKey, Taken},
+    schedule::{Flushed, Waiters, WriteSchedule},
 };
 use crate::{
     counters::Counter,
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// The largest number of presences in one transaction: enough to be fast, few enough to be short.
-const MAX_BATCH: usize = 4096;
+const MAX_BATCH_ROWS: usize = 4096;
 
 /// A write that takes longer than this, which is more than a lock is waited for, hangs.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ pub(crate) struct Mirror {
     schedule: WriteSchedule,
     lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is.
-    refused: HashSet<Key, RandomState>,
+    refused: HashSet<RowKey, RandomState>,
     rows_written: Counter,
 }
 
@@ -104,7 +104,7 @@ impl Mirror {
         }
     }
 
-    /// Marks a presence that was another node's, as it is now.
+    /// Marks a presence taken over from another node, with its row.
     pub fn adopt(&mut self, row: Row) {
         self.dirty.adopt(row);
     }
@@ -136,18 +136,18 @@ impl Mirror {
         self.dirty.shrink();
     }
 
-    /// Notes a sign of life.
+    /// Notes that a connection was seen.
     pub fn heard(&mut self, connection: ConnectionId) {
         self.dirty.heard(connection);
     }
 
-    /// Has signs of life written, as many as fit into one transaction: the lease vouches for all presences,
-    /// so the number of these writes need not grow with theirs.
+    /// Marks `last_seen` of connections to be written, as many as fit into one transaction: the lease covers
+    /// all presences, so these writes need not grow with their number.
     pub fn sweep(&mut self) {
-        self.dirty.sweep(MAX_BATCH);
+        self.dirty.sweep(MAX_BATCH_ROWS);
     }
 
-    /// Has all signs of life written.
+    /// Marks every newer `last_seen` to be written.
     pub fn sweep_all(&mut self) {
         self.dirty.sweep(usize::MAX);
     }
@@ -158,7 +158,7 @@ impl Mirror {
         self.dirty.len() + in_flight + self.refused.len()
     }
 
-    /// The number of rows written or deleted so far, including one for each sign of life.
+    /// The number of rows written or deleted so far, including one for each `last_seen`.
     pub fn rows_written(&self) -> u64 {
         self.rows_written.count()
     }
@@ -168,7 +168,7 @@ impl Mirror {
         self.lease_renewed
     }
 
-    /// Why the database cannot be written, if it fails or does not answer.
+    /// Why the database cannot be written, if it fails or hangs.
     pub fn trouble(&self, now: Moment) -> Option<Trouble> {
         self.trouble.or_else(|| {
             let since = self.in_flight.as_ref()?.since;
@@ -196,13 +196,13 @@ impl Mirror {
     /// The next batch, if there is one, the writer is free and it is time.
     pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
         let is_flushed = self.waiters.is_empty();
-        let urgent = !is_flushed || self.dirty.fills(MAX_BATCH);
+        let urgent = !is_flushed || self.dirty.fills(MAX_BATCH_ROWS);
         let idle = self.dirty.is_empty() && is_flushed;
         if self.closed || self.in_flight.is_some() || idle || !self.schedule.allows(urgent) {
             return None;
         }
         self.waiters.write_begins();
-        let (mut batch, taken) = self.dirty.take(memory, MAX_BATCH);
+        let (mut batch, taken) = self.dirty.take(memory, MAX_BATCH_ROWS);
         self.number += 1;
         batch.number = self.number;
         for (key, _) in &taken.presences {
@@ -374,38 +374,5 @@ impl Mirror {
         };
         self.waiters.fail(&flush_error(error));
         next
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        model::{Info, NodeName},
-        testing::MemoryDatabase,
-    };
-
-    const NOW: Moment = Moment { monotonic: 0, wall: 0 };
-
-    #[actix::test]
-    async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fail() {
-        let store = Box::new(MemoryDatabase::new().store());
-        let writer = Writer::new(store, NodeName::new("n").unwrap(), Duration::from_secs(15)).run();
-        let mut mirror = Mirror::new(writer.into(), Duration::ZERO);
-        let mut rooms = Rooms::default();
-        let room = RoomName::new("lobby").unwrap();
-        let joined = rooms.join(&room, ConnectionId::from_u128(1), None, Info::EMPTY, NOW);
-        mirror.mark(&joined.unwrap().unwrap(), &rooms);
-        let waits = mirror.commit();
-        mirror.close();
-        assert!(waits.await.is_err());
-        // A client that has come back on another node, a timer, or a flush that comes too late.
-        mirror.mark_one(room, ConnectionId::from_u128(1));
-        assert!(mirror.next(&Memory::alone(&rooms), NOW).is_none());
-        assert!(mirror.renew(NOW).is_none());
-        assert!(mirror.commit().await.is_err());
-        mirror.reopen();
-        assert!(mirror.next(&Memory::alone(&rooms), NOW).is_some());
-        assert!(mirror.renew(NOW).is_some());
     }
 }

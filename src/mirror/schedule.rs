@@ -148,29 +148,6 @@ impl Waiters {
 }
 
 /// The error of the store as that of a flush.
-pub(super) fn flush_error(error: StoreError) -> FlushError {
+pub(crate) fn flush_error(error: StoreError) -> FlushError {
     FlushError::Database { reason: error.as_str(), source: Arc::new(error) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_urgent_batch_waits_for_the_database_but_not_for_the_commit_interval() {
-        let mut schedule = WriteSchedule::new(COMMIT_INTERVAL);
-        assert!(schedule.allows(false));
-        assert_eq!(schedule.begin_interval(), Some(COMMIT_INTERVAL));
-        assert_eq!(schedule.begin_interval(), None, "one at a time");
-        assert!(!schedule.allows(false) && schedule.allows(true));
-        schedule.end_interval();
-        assert!(schedule.allows(false));
-        let first = schedule.pause_after_failure();
-        assert_eq!(first, retry_pause(0));
-        assert_eq!(schedule.pause_after_failure(), 2 * first);
-        assert!(!schedule.allows(true));
-        schedule.resume();
-        assert!(schedule.allows(false));
-        assert_eq!(WriteSchedule::new(Duration::ZERO).begin_interval(), None);
-    }
 }

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     model::NodeName,
-    store::{Applied, Batch, Renewal, Store, StoreError},
+    store::{Applied, Batch, Renewal, Result, Store, StoreError},
     supervision::Guard,
 };
 
@@ -33,7 +33,7 @@ pub struct Writer {
 }
 
 struct Shared {
-    /// `None` after [`Goodbye`].
+    /// `None` after [`CloseStore`].
     store: Option<Box<dyn Store>>,
     /// Whether the database was lost, so that the next call has to start on the new one.
     restart: bool,
@@ -63,8 +63,8 @@ impl Writer {
     fn call<T>(
         &self,
         now: DateTime<Utc>,
-        call: impl FnOnce(&mut dyn Store, &NodeName) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        call: impl FnOnce(&mut dyn Store, &NodeName) -> Result<T>,
+    ) -> Result<T> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let Shared { store, restart } = &mut *shared;
         let store = store.as_deref_mut().ok_or(StoreError::Closed)?;
@@ -81,21 +81,21 @@ impl Writer {
         result
     }
 
-    pub(crate) fn write(&self, Write { batch, now }: Write) -> Result<Applied, StoreError> {
+    pub(crate) fn write(&self, Write { batch, now }: Write) -> Result<Applied> {
         let (upserts, deletes) = (batch.upserts.len(), batch.deletes.len());
         let _span = tracing::debug_span!("write", upserts, deletes).entered();
         self.call(now, |store, node| store.apply(node, &batch, now))
     }
 
-    pub(crate) fn renew(&self, Renew { now }: Renew) -> Result<Renewal, StoreError> {
+    pub(crate) fn renew(&self, Renew { now }: Renew) -> Result<Renewal> {
         self.call(now, |store, node| store.renew(node, now, self.lease))
     }
 
-    pub(crate) fn prune_rooms(&self, msg: PruneRoomRows) -> Result<usize, StoreError> {
+    pub(crate) fn prune_rooms(&self, msg: PruneRoomRows) -> Result<usize> {
         self.call(msg.now, |store, _| store.prune_rooms())
     }
 
-    pub(crate) fn goodbye(&self, Goodbye { now, grace }: Goodbye) -> Result<usize, StoreError> {
+    pub(crate) fn close_store(&self, CloseStore { now, grace }: CloseStore) -> Result<usize> {
         let removed = match self.call(now, |store, node| match grace {
             Some(grace) => store.hand_over(node, now, grace),
             None => store.stop(node),
@@ -117,23 +117,23 @@ pub(crate) struct WriterHandle {
     pub write: Recipient<Write>,
     pub renew: Recipient<Renew>,
     pub prune_rooms: Recipient<PruneRoomRows>,
-    pub goodbye: Recipient<Goodbye>,
+    pub close_store: Recipient<CloseStore>,
 }
 
 impl<A> From<Addr<A>> for WriterHandle
 where
-    A: Actor + Handler<Write> + Handler<Renew> + Handler<PruneRoomRows> + Handler<Goodbye>,
+    A: Actor + Handler<Write> + Handler<Renew> + Handler<PruneRoomRows> + Handler<CloseStore>,
     A::Context: ToEnvelope<A, Write>
         + ToEnvelope<A, Renew>
         + ToEnvelope<A, PruneRoomRows>
-        + ToEnvelope<A, Goodbye>,
+        + ToEnvelope<A, CloseStore>,
 {
     fn from(writer: Addr<A>) -> Self {
         Self {
             write: writer.clone().recipient(),
             renew: writer.clone().recipient(),
             prune_rooms: writer.clone().recipient(),
-            goodbye: writer.recipient(),
+            close_store: writer.recipient(),
         }
     }
 }
@@ -146,7 +146,7 @@ impl Actor for Writer {
 ///
 /// On an error nothing is written, and the sender, which shares the batch, sends it again later.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<Applied, StoreError>")]
+#[rtype(result = "Result<Applied>")]
 pub struct Write {
     /// The batch.
     pub batch: Arc<Batch>,
@@ -158,7 +158,7 @@ pub struct Write {
 ///
 /// After [`Renewal::Lapsed`] every row has to be written again.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<Renewal, StoreError>")]
+#[rtype(result = "Result<Renewal>")]
 pub struct Renew {
     /// The current time.
     pub now: DateTime<Utc>,
@@ -166,7 +166,7 @@ pub struct Renew {
 
 /// Removes the rows of empty rooms. Sent when the registry prunes its rooms; returns the number removed.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<usize, StoreError>")]
+#[rtype(result = "Result<usize>")]
 pub struct PruneRoomRows {
     /// The current time.
     pub now: DateTime<Utc>,
@@ -178,8 +178,8 @@ pub struct PruneRoomRows {
 /// Returns the number of presences removed. On an error the store stays open, and the message can be sent
 /// again; afterwards every message is answered with [`StoreError::Closed`].
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<usize, StoreError>")]
-pub struct Goodbye {
+#[rtype(result = "Result<usize>")]
+pub struct CloseStore {
     /// The current time.
     pub now: DateTime<Utc>,
     /// How long clients may take to come back to another node, if there is one.
@@ -200,7 +200,7 @@ macro_rules! handler {
 handler!(Write, write);
 handler!(Renew, renew);
 handler!(PruneRoomRows, prune_rooms);
-handler!(Goodbye, goodbye);
+handler!(CloseStore, close_store);
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +209,7 @@ mod tests {
         model::Epoch,
         store::{RoomCounts, Started},
         supervision::{Crashed, Supervisor},
-        testing::MemoryDatabase,
+        testing::{Bomb, MemoryDatabase},
     };
 
     /// What the store does with the next call.
@@ -221,15 +221,6 @@ mod tests {
         PanicTwice,
     }
 
-    /// The payload of a panic, which panics when it is dropped.
-    struct Bomb;
-
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("again");
-        }
-    }
-
     /// A store that follows a script and records its calls.
     struct Scripted {
         script: std::vec::IntoIter<Step>,
@@ -237,7 +228,7 @@ mod tests {
     }
 
     impl Scripted {
-        fn next<T>(&mut self, call: &'static str, answer: T) -> Result<T, StoreError> {
+        fn next<T>(&mut self, call: &'static str, answer: T) -> Result<T> {
             self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
             match self.script.next() {
                 Some(Step::Panic) => panic!("as the script says"),
@@ -249,47 +240,32 @@ mod tests {
     }
 
     impl Store for Scripted {
-        fn apply(
-            &mut self,
-            _: &NodeName,
-            _: &Batch,
-            _: DateTime<Utc>,
-        ) -> Result<Applied, StoreError> {
+        fn apply(&mut self, _: &NodeName, _: &Batch, _: DateTime<Utc>) -> Result<Applied> {
             self.next("apply", Applied::default())
         }
 
-        fn start(
-            &mut self,
-            _: &NodeName,
-            _: DateTime<Utc>,
-            _: Duration,
-        ) -> Result<Started, StoreError> {
+        fn start(&mut self, _: &NodeName, _: DateTime<Utc>, _: Duration) -> Result<Started> {
             let (incarnation, dead, inherited) = (Epoch::new(), Vec::new(), Vec::new());
             self.next("start", Started { incarnation, dead, inherited, stopped: false })
         }
 
-        fn renew(
-            &mut self,
-            _: &NodeName,
-            _: DateTime<Utc>,
-            _: Duration,
-        ) -> Result<Renewal, StoreError> {
+        fn renew(&mut self, _: &NodeName, _: DateTime<Utc>, _: Duration) -> Result<Renewal> {
             self.next("renew", Renewal::Held)
         }
 
-        fn stop(&mut self, _: &NodeName) -> Result<usize, StoreError> {
+        fn stop(&mut self, _: &NodeName) -> Result<usize> {
             self.next("stop", 3)
         }
 
-        fn prune_presences(&mut self, _: DateTime<Utc>, _: Duration) -> Result<usize, StoreError> {
+        fn prune_presences(&mut self, _: DateTime<Utc>, _: Duration) -> Result<usize> {
             self.next("prune_presences", 0)
         }
 
-        fn prune_rooms(&mut self) -> Result<usize, StoreError> {
+        fn prune_rooms(&mut self) -> Result<usize> {
             self.next("prune_rooms", 2)
         }
 
-        fn rooms(&mut self) -> Result<Vec<RoomCounts>, StoreError> {
+        fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
             self.next("rooms", Vec::new())
         }
     }
@@ -345,13 +321,13 @@ mod tests {
     }
 
     #[actix::test]
-    async fn after_goodbye_the_store_is_closed() {
+    async fn after_close_store_every_message_is_answered_as_closed() {
         let (writer, calls) = writer(vec![Step::Succeed, Step::Fail(StoreError::Locked)]);
         assert_eq!(writer.send(PruneRoomRows { now: NOW }).await.unwrap().unwrap(), 2);
-        let goodbye = Goodbye { now: NOW, grace: None };
-        assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Locked)));
-        assert_eq!(writer.send(goodbye).await.unwrap().unwrap(), 3);
-        assert!(matches!(writer.send(goodbye).await.unwrap(), Err(StoreError::Closed)));
+        let close = CloseStore { now: NOW, grace: None };
+        assert!(matches!(writer.send(close).await.unwrap(), Err(StoreError::Locked)));
+        assert_eq!(writer.send(close).await.unwrap().unwrap(), 3);
+        assert!(matches!(writer.send(close).await.unwrap(), Err(StoreError::Closed)));
         assert_eq!(Arc::strong_count(&calls), 1, "the store is dropped, not only silent");
     }
 
@@ -361,6 +337,6 @@ mod tests {
         let renewal = writer.send(Renew { now: NOW }).await.unwrap().unwrap();
         assert!(matches!(renewal, Renewal::Lapsed { .. }));
         assert_eq!(writer.send(write()).await.unwrap().unwrap(), Applied::default());
-        assert_eq!(writer.send(Goodbye { now: NOW, grace: None }).await.unwrap().unwrap(), 0);
+        assert_eq!(writer.send(CloseStore { now: NOW, grace: None }).await.unwrap().unwrap(), 0);
     }
 }

@@ -75,13 +75,13 @@ impl RoomCommand {
             Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
             Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
             Self::Publish(msg, timeout, reply) => {
-                answer_when_done(reply, registry.publish(msg, timeout, ctx));
+                registry.publish(msg, timeout, ctx).send_to(reply);
             }
             Self::CloseRoom(msg, reply) => drop(reply.send(registry.close_everywhere(msg, ctx))),
             Self::Snapshot(msg, reply) => drop(reply.send(registry.snapshot(&msg))),
             Self::Occupancy(msg, reply) => drop(reply.send(registry.rooms.occupancy(&msg.room))),
-            Self::Presences(msg, reply) => answer_when_done(reply, registry.list_presences(msg)),
-            Self::Explain(msg, reply) => answer_when_done(reply, registry.explain(msg)),
+            Self::Presences(msg, reply) => registry.list_presences(msg).send_to(reply),
+            Self::Explain(msg, reply) => registry.explain(msg).send_to(reply),
         }
     }
 }
@@ -237,46 +237,43 @@ impl RoomRegistry {
     }
 }
 
-/// The answer of a handler, now or later. (Public only because handlers are: it is not exported.)
+/// The answer of a handler, now or later. Public because it is the `Result` of public `Handler`s; not exported.
 pub enum Reply<T> {
     /// Now.
     Now(T),
-    /// When it comes; if it never does, the asker is told that the mailbox is closed.
+    /// When it comes; if it never does, the sender of the message gets `MailboxError::Closed`.
     Later(oneshot::Receiver<T>),
 }
 
 impl<T: 'static> Reply<T> {
-    /// The output of a future, which mostly has nothing to wait for.
+    /// The output of a future, which may be done at once.
     pub(super) fn when_done(future: impl Future<Output = T> + 'static) -> Self {
         let mut future = Box::pin(future);
         if let Some(answer) = (&mut future).now_or_never() {
             return Self::Now(answer);
         }
         let (reply, answer) = oneshot::channel();
-        answer_when_done(reply, future);
+        drop(actix::spawn(async { drop(reply.send(future.await)) }));
         Self::Later(answer)
+    }
+
+    /// Sends the answer when it is known. The receiver may have been dropped.
+    fn send_to(self, reply: oneshot::Sender<T>) {
+        match self {
+            Self::Now(answer) => drop(reply.send(answer)),
+            Self::Later(answer) => drop(actix::spawn(async {
+                if let Ok(answer) = answer.await {
+                    drop(reply.send(answer));
+                }
+            })),
+        }
     }
 }
 
-fn answer_when_done<T: 'static>(
-    reply: oneshot::Sender<T>,
-    future: impl Future<Output = T> + 'static,
-) {
-    // The receiver may have been dropped.
-    drop(actix::spawn(async { drop(reply.send(future.await)) }));
-}
-
 impl<M: Message<Result = T>, T: 'static> MessageResponse<RoomRegistry, M> for Reply<T> {
-    fn handle(self, _: &mut Context<RoomRegistry>, asker: Option<OneshotSender<T>>) {
-        let Some(asker) = asker else { return };
-        match self {
-            // The receiver may have been dropped, here as below.
-            Self::Now(answer) => drop(asker.send(answer)),
-            Self::Later(answer) => drop(actix::spawn(async {
-                if let Ok(answer) = answer.await {
-                    drop(asker.send(answer));
-                }
-            })),
+    fn handle(self, _: &mut Context<RoomRegistry>, reply: Option<OneshotSender<T>>) {
+        if let Some(reply) = reply {
+            self.send_to(reply);
         }
     }
 }

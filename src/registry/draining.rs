@@ -14,7 +14,7 @@ use crate::{
     bus::BusMessage,
     delivery::DRAIN_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
-    mirror::Goodbye,
+    mirror::CloseStore,
     model::{Cause, ConnectionId, Moment, RoomName},
 };
 
@@ -148,8 +148,8 @@ impl RoomRegistry {
         grace: Option<Duration>,
     ) -> impl ActorFuture<Self, Output = Result<(), FlushError>> + use<> {
         self.mirror.close();
-        let goodbye = Goodbye { now: self.clock.now().utc(), grace };
-        let closed = self.mirror.writer().goodbye.send(goodbye);
+        let close = CloseStore { now: self.clock.now().utc(), grace };
+        let closed = self.mirror.writer().close_store.send(close);
         closed.into_actor(self).map(move |answer, registry, _| {
             let closed =
                 flush_result(answer).inspect_err(|_| registry.mirror.reopen()).and(flushed);

@@ -19,8 +19,8 @@ use crate::{
     wire::json::Sender,
 };
 
-/// How long all threads that have members of a room may take to hand a message out, before its sender is
-/// told how many took it so far.
+/// How long all threads that have members of a room may take to deliver a message before its sender gets the
+/// count so far.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same where the sender is a session that reads nothing meanwhile.
 const SESSION_COUNT_TIMEOUT: Duration = Duration::from_millis(50);
@@ -269,22 +269,26 @@ impl RoomRegistry {
         if self.must_wait(&msg.room, ctx) {
             return self.reply_later(ctx, |reply| RoomCommand::Publish(msg, timeout, reply));
         }
-        Reply::when_done(self.publish(msg, timeout, ctx))
+        self.publish(msg, timeout, ctx)
     }
 
-    /// Publishes now; how many take it is known after a while.
+    /// Publishes now; the number of members that took it may be known later.
     pub(super) fn publish(
         &mut self,
         msg: Publish,
         timeout: Duration,
         ctx: &mut Context<Self>,
-    ) -> impl Future<Output = Result<usize, NotAMember>> + use<> {
+    ) -> Reply<Result<usize, NotAMember>> {
         let now = self.clock.now();
-        let taking = self.hand_out(msg, now);
-        if taking.is_ok() {
-            self.advance_batch(ctx, now);
+        let mut taking = match self.hand_out(msg, now) {
+            Ok(taking) => taking,
+            Err(error) => return Reply::Now(Err(error)),
+        };
+        self.advance_batch(ctx, now);
+        match taking.known() {
+            Some(count) => Reply::Now(Ok(count)),
+            None => Reply::when_done(async move { Ok(taking.count(timeout).await) }),
         }
-        async move { Ok(taking?.count(timeout).await) }
     }
 
     fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<DeliveryCount, NotAMember> {
@@ -325,7 +329,7 @@ impl RoomRegistry {
     }
 }
 
-// --- putting out ---------------------------------------------------------------------------------
+// --- kicking -------------------------------------------------------------------------------------
 
 impl Handler<Kick> for RoomRegistry {
     type Result = Reply<usize>;
@@ -340,7 +344,7 @@ impl Handler<Kick> for RoomRegistry {
 }
 
 impl RoomRegistry {
-    /// Puts out those who are here, or wait to be let in. Answers how many.
+    /// Kicks connections that are here or wait to join. Returns how many.
     pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
         let mut connections = match whom {
             Kick::Connection(id) => self.rooms.connections_known_as(*id),
@@ -360,7 +364,7 @@ impl RoomRegistry {
             kicked += usize::from(was_joining || was_here);
         }
         match whom {
-            // Its presences may have several connections behind them, and it counts once all the same.
+            // Its presences may have several connections by now; it counts once.
             Kick::Connection(_) => kicked.min(1),
             Kick::User(_) => kicked,
         }
@@ -386,7 +390,7 @@ impl RoomRegistry {
         closed
     }
 
-    /// Puts out everybody who is here. Answers how many.
+    /// Ends all presences that are here. Returns how many.
     pub(super) fn close_room(&mut self, room: &RoomName, now: Moment) -> usize {
         let Some(diff) = self.rooms.close_room(room, Cause::RoomClosed) else { return 0 };
         let closed = diff.leaves.len();

@@ -1,14 +1,12 @@
 //! Keeping the database in step.
 
-use std::sync::Arc;
-
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::RoomRegistry;
 use crate::{
     messages::{Flush, FlushError, PruneRooms},
-    mirror::{Memory, NextStep, PruneRoomRows},
+    mirror::{Memory, NextStep, PruneRoomRows, flush_error},
     model::Moment,
     store::StoreError,
 };
@@ -22,7 +20,7 @@ pub(super) fn flush_result<T>(
     answer: Result<Result<T, StoreError>, MailboxError>,
 ) -> Result<T, FlushError> {
     let answer = answer.map_err(|_| FlushError::Closed)?;
-    answer.map_err(|error| FlushError::Database { reason: error.as_str(), source: Arc::new(error) })
+    answer.map_err(flush_error)
 }
 
 impl RoomRegistry {

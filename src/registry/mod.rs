@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// How many messages may wait for the registry before `try_send` refuses another.
-const MAILBOX_CAPACITY: usize = 4096;
+const REGISTRY_MAILBOX_CAPACITY: usize = 4096;
 
 /// How many joins a batch has at most, and how long it lasts.
 const MAX_BATCH_JOINS: usize = 64;
@@ -55,11 +55,11 @@ const MAX_BATCH_DURATION: Duration = Duration::from_millis(2);
 pub(crate) type Authorize =
     Arc<dyn Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync>;
 
-/// What an earlier life of a node has left.
+/// The rows that an earlier process of this node has left.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited {
     pub rows: Vec<Row>,
-    /// Whether that life had stopped in order.
+    /// Whether that process had shut down.
     pub stopped: bool,
 }
 
@@ -69,9 +69,9 @@ pub(crate) struct Parts {
     pub clock: Clock,
     pub mirror: Mirror,
     pub node: NodeName,
-    /// Where there may be other nodes.
+    /// If the database is shared.
     pub cluster: Option<Box<Cluster>>,
-    /// What an earlier life of this node had in the database.
+    /// What an earlier process of this node had in the database.
     pub inherited: Inherited,
     pub authorize: Option<Authorize>,
     pub max_age: Duration,
@@ -101,14 +101,14 @@ pub struct RoomRegistry {
     mirror: Mirror,
     node: NodeName,
     cluster: Option<Box<Cluster>>,
-    /// What waits until all is known of a room.
+    /// The commands that wait until their room is known.
     commands: CommandQueue,
-    /// Presences that an earlier life of this node has left, and why they end if nobody comes back for them.
+    /// Presences of an earlier process of this node, and why they end unless their clients come back.
     orphans: HashSet<(ConnectionId, RoomName), RandomState>,
     orphaned: Cause,
-    /// Those of them that nobody can resume.
+    /// Those of them without a session key, which cannot be resumed.
     unresumable: Vec<(RoomName, ConnectionId)>,
-    /// Others have removed this node's rows: its lease is to be renewed at once.
+    /// Other nodes have removed the rows of this one: its lease is to be renewed at once.
     renewal_is_due: bool,
     /// A node was heard of that the database has to confirm.
     survey_is_due: bool,
@@ -168,13 +168,13 @@ impl RoomRegistry {
         registry
     }
 
-    /// Whether the app lets the user in.
+    /// Whether the user may join.
     fn admit(&self, room: &RoomName, user: Option<&UserId>, info: &Info) -> Result<(), JoinError> {
         if self.closing {
             return Err(JoinError::ShuttingDown);
         }
         let Some(authorize) = &self.authorize else { return Ok(()) };
-        // The hook is the app's; its panic must not end everybody's presence.
+        // A panic of the app's hook must not end the registry.
         let decision = std::panic::catch_unwind(AssertUnwindSafe(|| authorize(room, user, info)));
         match decision {
             Ok(Decision::Allow) => Ok(()),
@@ -186,7 +186,7 @@ impl RoomRegistry {
         }
     }
 
-    /// Gives back the space of a crowd that has gone.
+    /// Frees unused memory after a crowd has left.
     fn shrink(&mut self, now: Moment) {
         self.recent_leaves.shrink(now);
         self.rooms.shrink();
@@ -195,7 +195,7 @@ impl RoomRegistry {
         self.mirror.shrink();
     }
 
-    /// Makes a change known.
+    /// Publishes a change to the members, the observers and the mirror.
     fn announce(&mut self, diff: Diff, now: Moment) {
         self.mirror.mark(&diff, &self.rooms);
         self.delivery.changed(&diff, self.rooms.room(&diff.room), now.monotonic);
@@ -222,8 +222,8 @@ impl RoomRegistry {
         }
     }
 
-    /// Tells observers of a change, with the room after it; `ours` if this node is the one to tell those
-    /// who hear of each change once in the cluster.
+    /// Notifies observers of a change, with the room after it; with `ours` also those that hear of each change
+    /// once in the cluster.
     fn tell_observers_with(&mut self, diff: Diff, after: Snapshot, node: NodeName, ours: bool) {
         let event = PresenceChanged {
             room: diff.room.clone(),
@@ -304,7 +304,7 @@ impl RoomRegistry {
         self.stop_draining_if_empty();
     }
 
-    /// Ends the connections that did not take their frames.
+    /// Ends the connections whose mailboxes refused frames.
     fn remove_refusing(&mut self, now: Moment) {
         while let Some(FailedMembers { slow, gone }) = self.delivery.take_failed() {
             if !slow.is_empty() {
@@ -346,7 +346,7 @@ impl Actor for RoomRegistry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        ctx.set_mailbox_capacity(REGISTRY_MAILBOX_CAPACITY);
         self.delivery.report_to(ctx.address().downgrade().recipient());
         self.keep_mirror(ctx);
         if let Some(cluster) = &mut self.cluster {

@@ -7,6 +7,7 @@ use actix::prelude::*;
 use super::{
     RoomRegistry,
     commands::{Reply, RoomCommand},
+    sharing::correct_last_seen,
 };
 use crate::{
     messages::{
@@ -51,7 +52,7 @@ impl Handler<ListPresences> for RoomRegistry {
         if self.must_wait(&msg.room, ctx) {
             return self.reply_later(ctx, |reply| RoomCommand::Presences(msg, reply));
         }
-        Reply::when_done(self.list_presences(msg))
+        self.list_presences(msg)
     }
 }
 
@@ -62,7 +63,7 @@ impl Handler<Explain> for RoomRegistry {
         if self.must_wait(&msg.room, ctx) {
             return self.reply_later(ctx, |reply| RoomCommand::Explain(msg, reply));
         }
-        Reply::when_done(self.explain(msg))
+        self.explain(msg)
     }
 }
 
@@ -71,33 +72,31 @@ impl RoomRegistry {
         self.rooms.room(&msg.room).cloned()
     }
 
-    pub(super) fn list_presences(
-        &self,
-        msg: ListPresences,
-    ) -> impl Future<Output = Option<Vec<SeenPresence>>> + use<> {
+    pub(super) fn list_presences(&self, msg: ListPresences) -> Reply<Option<Vec<SeenPresence>>> {
         let ListPresences { room, after, limit } = msg;
         let now = self.clock.now();
         let page = self.rooms.room(&room).map(|_| {
             let page = self.rooms.presences(&room, after.as_ref(), limit);
             page.into_iter().map(|seen| self.with_state(&room, seen, now)).collect::<Vec<_>>()
         });
-        let last_seen = self.last_seen_elsewhere(room);
-        async {
-            let mut page = page?;
-            last_seen.correct(page.iter_mut().collect()).await;
-            Some(page)
+        match (page, self.reader()) {
+            (Some(mut page), Some(reader)) => Reply::when_done(async move {
+                correct_last_seen(&reader, room, page.iter_mut().collect()).await;
+                Some(page)
+            }),
+            (page, _) => Reply::Now(page),
         }
     }
 
-    pub(super) fn explain(&self, msg: Explain) -> impl Future<Output = Option<Explained>> + use<> {
-        let explained = self.explain_here(&msg);
-        let last_seen = self.last_seen_elsewhere(msg.room);
-        async {
-            let mut explained = explained?;
-            if explained.departed.is_none() {
-                last_seen.correct(vec![&mut explained.seen]).await;
+    pub(super) fn explain(&self, msg: Explain) -> Reply<Option<Explained>> {
+        match (self.explain_here(&msg), self.reader()) {
+            (Some(mut explained), Some(reader)) if explained.departed.is_none() => {
+                Reply::when_done(async move {
+                    correct_last_seen(&reader, msg.room, vec![&mut explained.seen]).await;
+                    Some(explained)
+                })
             }
-            Some(explained)
+            (explained, _) => Reply::Now(explained),
         }
     }
 
@@ -146,7 +145,8 @@ impl Handler<WhereIs> for RoomRegistry {
 
     fn handle(&mut self, WhereIs { user }: WhereIs, ctx: &mut Context<Self>) -> Self::Result {
         let here = self.rooms.where_is(&user);
-        Reply::when_done(self.ask_all(ctx, here, move |store| store.where_is(&user)))
+        let Some(reader) = self.reader() else { return Reply::Now(here) };
+        Reply::when_done(self.ask_all(reader, ctx, here, move |store| store.where_is(&user)))
     }
 }
 
@@ -156,13 +156,11 @@ impl Handler<ListRooms> for RoomRegistry {
     fn handle(&mut self, msg: ListRooms, ctx: &mut Context<Self>) -> Self::Result {
         let ListRooms { after, limit } = msg;
         let here = self.rooms.list(after.as_ref(), limit);
-        if self.reader().is_none() {
-            return Reply::Now(here);
-        }
+        let Some(reader) = self.reader() else { return Reply::Now(here) };
         // The database does not know this node's versions.
         let versions: HashMap<_, _> =
             here.iter().map(|one| (one.room.clone(), one.version)).collect();
-        let rooms = self.ask_all(ctx, here, move |store| store.list(after.as_ref(), limit));
+        let rooms = self.ask_all(reader, ctx, here, move |store| store.list(after.as_ref(), limit));
         Reply::when_done(async move {
             let mut rooms = rooms.await;
             for one in &mut rooms {

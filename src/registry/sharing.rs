@@ -1,4 +1,4 @@
-//! What a handler does for the sake of other nodes, where there may be some: nothing on a node alone.
+//! What handlers pass on to other nodes and ask of the database that they share: nothing on a single node.
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -13,18 +13,18 @@ use crate::{
 };
 
 impl RoomRegistry {
-    /// The way to ask the database, if other nodes share it and rooms with it.
+    /// The reader of the database, if rooms are shared with other nodes.
     pub(super) fn reader(&self) -> Option<ReaderHandle> {
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.is_shared());
         cluster.map(|cluster| cluster.reader.clone())
     }
 
-    /// Whether all is known of the room that can be.
+    /// Whether the room is known as well as it can be.
     pub(super) fn is_known(&self, room: &RoomName) -> bool {
         self.closing || self.cluster.as_ref().is_none_or(|cluster| cluster.knows(room))
     }
 
-    /// Follows a room for a while at least, as somebody asks for it.
+    /// Follows a room for a while at least, since it was asked for.
     pub(super) fn follow(&mut self, room: &RoomName) {
         if let Some(cluster) = &mut self.cluster {
             cluster.follow(room);
@@ -32,7 +32,7 @@ impl RoomRegistry {
         }
     }
 
-    /// A room in which this node holds nobody is followed a little longer.
+    /// Follows a room a little longer if this node holds no presence in it.
     pub(super) fn linger_if_empty(&mut self, room: &RoomName, now: Moment) {
         if let Some(cluster) = &mut self.cluster
             && !self.rooms.holds_any(room)
@@ -41,16 +41,15 @@ impl RoomRegistry {
         }
     }
 
-    /// Has a presence written that has changed in a way that no diff tells and other nodes have to know:
-    /// whose session it is, the connection behind it, whether its client is there.
+    /// Marks a presence after a change that is in no diff, but matters to other nodes: its session, its
+    /// current connection, whether it fades.
     pub(super) fn mark_shared(&mut self, room: RoomName, presence: ConnectionId) {
         if self.cluster.is_some() {
             self.mirror.mark_one(room, presence);
         }
     }
 
-    /// Passes on what is published to a room. Answers how many members on other nodes are to get it, as far
-    /// as is known here.
+    /// Publishes a message to the members on other nodes. Returns how many are known here.
     pub(super) fn publish_elsewhere(
         &mut self,
         room: &RoomName,
@@ -69,7 +68,7 @@ impl RoomRegistry {
         self.rooms.remotes_in(room).filter(gets).count()
     }
 
-    /// Has a room closed on the other nodes. Answers how many are to go, as far as is known here.
+    /// Closes a room on the other nodes. Returns how many of their members are known here.
     pub(super) fn close_elsewhere(&mut self, room: &RoomName) -> usize {
         let Some(cluster) = &mut self.cluster else { return 0 };
         match cluster.tell(BusMessage::Close { room: room.clone() }) {
@@ -78,7 +77,7 @@ impl RoomRegistry {
         }
     }
 
-    /// The connections on other nodes that this one sees and that are to be put out.
+    /// The number of connections to kick that are known to be on other nodes.
     pub(super) fn seen_elsewhere(&self, whom: &Kick) -> usize {
         match whom {
             Kick::User(user) if self.cluster.is_some() => self.rooms.remotes_of(user),
@@ -86,8 +85,8 @@ impl RoomRegistry {
         }
     }
 
-    /// Has those put out who are on other nodes, besides the `kicked` ones who were here. How many they
-    /// are says the database or, where it does not answer, what is `seen` of them here.
+    /// Kicks on other nodes, after `kicked` connections here. Their number is read from the database or, if
+    /// it does not answer, is the number `seen` here.
     pub(super) fn kick_elsewhere(
         &mut self,
         whom: Kick,
@@ -98,7 +97,7 @@ impl RoomRegistry {
         let Some(reader) = self.reader() else { return Reply::Now(kicked) };
         let (reply, answer) = oneshot::channel();
         let (asked, written) = (whom.clone(), self.written(ctx));
-        // Asked before they are put out: after that they are not there.
+        // Asked before they are kicked: their rows are deleted then.
         let found = async move {
             written.await;
             reader.ask(move |store| store.connections(&asked)).await
@@ -109,7 +108,7 @@ impl RoomRegistry {
             let elsewhere = match found {
                 Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
                 Err(error) => {
-                    tracing::warn!(%error, "no answer how many are to be put out elsewhere");
+                    tracing::warn!(%error, "the connections to kick on other nodes cannot be counted");
                     seen
                 }
             };
@@ -121,27 +120,27 @@ impl RoomRegistry {
         Reply::Later(answer)
     }
 
-    /// Asks the database about all rooms, of which this node follows only some; if it does not answer,
-    /// what is known here has to do.
+    /// Asks the database about all rooms, of which this node follows only some. If it does not answer, the
+    /// result is what is known `here`.
     pub(super) fn ask_all<T: Send + 'static>(
         &mut self,
+        reader: ReaderHandle,
         ctx: &mut Context<Self>,
         here: T,
-        question: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
+        query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
     ) -> impl Future<Output = T> + 'static {
-        let asked = self.reader().map(|reader| (reader, self.written(ctx)));
+        let written = self.written(ctx);
         async move {
-            let Some((reader, written)) = asked else { return here };
             written.await;
-            let answer = reader.ask(question).await;
+            let answer = reader.ask(query).await;
             let answer =
-                answer.inspect_err(|error| tracing::warn!(%error, "no answer about all rooms"));
+                answer.inspect_err(|error| tracing::warn!(%error, "all rooms cannot be queried"));
             answer.unwrap_or(here)
         }
     }
 
-    /// When what this node has answered before is in the database, or the database is in trouble: one
-    /// that takes no rows may still answer questions.
+    /// Waits until what this node has answered before is in the database, unless that is in trouble: one
+    /// that cannot be written may still answer queries.
     fn written(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static {
         let settled = self.mirror.settled();
         let now = self.clock.now();
@@ -152,38 +151,26 @@ impl RoomRegistry {
             }
         }
     }
-
-    /// The way to ask when presences of a room were last seen that other nodes hold.
-    pub(super) fn last_seen_elsewhere(&self, room: RoomName) -> LastSeen {
-        LastSeen { reader: self.reader(), room }
-    }
 }
 
-/// When presences of other nodes were last seen: those nodes write that to the database and do not tell it.
-pub(super) struct LastSeen {
-    reader: Option<ReaderHandle>,
+/// Corrects by the database when presences of other nodes were last seen: they write that, and do not
+/// publish it. Without an answer they stay as they are.
+pub(super) async fn correct_last_seen(
+    reader: &ReaderHandle,
     room: RoomName,
-}
-
-impl LastSeen {
-    /// Corrects presences by what the database says. Without an answer they stay as they were when they
-    /// were heard of.
-    pub async fn correct(self, mut seen: Vec<&mut SeenPresence>) {
-        let Self { reader: Some(reader), room } = self else { return };
-        seen.retain(|seen| seen.node.is_some());
-        if seen.is_empty() {
-            return;
-        }
-        let connections: Vec<_> = seen.iter().map(|seen| seen.presence.connection).collect();
-        let rows = reader.ask(move |store| store.find(&room, &connections)).await;
-        let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
-        for (_, row) in rows.unwrap_or_default() {
-            let same = |seen: &&mut &mut SeenPresence| {
-                seen.presence.connection == row.record.presence.connection
-            };
-            if let Some(seen) = seen.iter_mut().find(same) {
-                seen.last_seen = row.record.last_seen;
-            }
+    mut seen: Vec<&mut SeenPresence>,
+) {
+    seen.retain(|seen| seen.node.is_some());
+    if seen.is_empty() {
+        return;
+    }
+    let connections: Vec<_> = seen.iter().map(|seen| seen.presence.connection).collect();
+    let rows = reader.ask(move |store| store.find(&room, &connections)).await;
+    let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
+    for (_, row) in rows.unwrap_or_default() {
+        let connection = row.record.presence.connection;
+        if let Some(seen) = seen.iter_mut().find(|seen| seen.presence.connection == connection) {
+            seen.last_seen = row.record.last_seen;
         }
     }
 }

@@ -9,11 +9,11 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{error::StoreError, traits::SharedStore};
+use super::{SharedStore, StoreError};
 use crate::supervision::Guard;
 
 /// The most queries that may wait for the reader.
-const MAX_WAITING: usize = 1024;
+const MAX_WAITING_QUERIES: usize = 1024;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -77,7 +77,7 @@ pub(crate) struct ReaderHandle {
 
 impl ReaderHandle {
     pub fn new(reader: Recipient<Query>) -> Self {
-        Self { reader, places: Arc::new(Semaphore::new(MAX_WAITING)) }
+        Self { reader, places: Arc::new(Semaphore::new(MAX_WAITING_QUERIES)) }
     }
 
     /// Sends a query; it fails at once if too many wait already.
@@ -105,17 +105,8 @@ mod tests {
     use super::*;
     use crate::{
         supervision::{Crashed, Supervisor},
-        testing::MemoryDatabase,
+        testing::{Bomb, MemoryDatabase},
     };
-
-    /// The payload of a panic, which panics when it is dropped.
-    struct Bomb;
-
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("again");
-        }
-    }
 
     #[actix::test]
     async fn a_panic_is_the_error_of_its_query_and_the_end_of_the_thread_is_noticed() {

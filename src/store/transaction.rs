@@ -1,11 +1,14 @@
 //! Transactions that report why they failed, and batches in which single rows may fail.
 
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{
     Connection,
     result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError, QueryResult},
 };
 
-use super::error::{Source, StoreError};
+use super::{Source, StoreError};
 
 /// Why a statement or a transaction failed.
 #[derive(Debug)]
@@ -152,6 +155,16 @@ pub(super) fn transact_by<C: Classify, T>(
         (_, Some(Failure::Store(error))) => error.into(),
         (error, _) => Failure::Query(error).classified::<C>(),
     })
+}
+
+/// A count in SQL, which is never negative.
+pub(super) fn to_count(count: i64) -> usize {
+    usize::try_from(count).unwrap_or(0)
+}
+
+/// The time since which a presence was seen that is not older than this age, if there is one.
+pub(crate) fn oldest(now: DateTime<Utc>, max_age: Duration) -> Option<DateTime<Utc>> {
+    now.checked_sub_signed(TimeDelta::from_std(max_age).ok()?)
 }
 
 /// Writes rows in chunks, each in a savepoint. A chunk that fails because of a row is halved until that

@@ -1,6 +1,8 @@
-//! The values that go into the database and come out of it.
+//! The values that go into the database and come out of it, and the lease under which a node writes.
 
 use std::sync::Arc;
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -27,7 +29,7 @@ pub struct Batch {
     pub upserts: Vec<Row>,
     /// Presences that have ended.
     pub deletes: Vec<(RoomName, ConnectionId)>,
-    /// The last sign of life of connections, for all their presences of this node.
+    /// When connections were last seen, for all their presences of this node.
     pub seen: Vec<(ConnectionId, DateTime<Utc>)>,
 }
 
@@ -168,4 +170,72 @@ pub enum Reaped {
         /// Whether it had shut down, and the clients of these presences did not come back.
         leaving: bool,
     },
+}
+
+/// The node that a store writes for in a shared database: its lease and its incarnations.
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Debug, Default)]
+pub(crate) struct NodeLease(Option<(NodeName, Duration, OwnIncarnations)>);
+
+/// The incarnations of the node that a store writes for.
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnIncarnations {
+    /// The one that it writes in; none before a start or a renewal.
+    pub current: Option<Epoch>,
+    /// The next one. Chosen before the database is asked and kept until it answers, so that a node
+    /// whose answer was lost recognises its own row.
+    pub next: Epoch,
+}
+
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+impl NodeLease {
+    /// Sets the node and its lease. The incarnations stay those of before if it is the same node.
+    pub fn set(&mut self, node: &NodeName, lease: Duration) -> OwnIncarnations {
+        let known = self.0.take().filter(|(known, ..)| known == node);
+        let new = || OwnIncarnations { current: None, next: Epoch::new() };
+        let incarnations = known.map_or_else(new, |(.., incarnations)| incarnations);
+        self.0 = Some((node.clone(), lease, incarnations));
+        incarnations
+    }
+
+    /// The incarnation and the lease of the node, if it is this one and has been started.
+    pub fn fence(&self, node: &NodeName) -> Option<(Epoch, Duration)> {
+        let (_, lease, incarnations) = self.0.as_ref().filter(|(known, ..)| known == node)?;
+        Some((incarnations.current?, *lease))
+    }
+
+    /// The incarnation of the node, if it is this one and has been started.
+    pub fn incarnation(&self, node: &NodeName) -> Option<Epoch> {
+        self.fence(node).map(|(incarnation, _)| incarnation)
+    }
+
+    /// Changes to the next incarnation, which is in the database now.
+    pub fn begin(&mut self) {
+        if let Some((.., OwnIncarnations { current, next })) = &mut self.0 {
+            *current = Some(std::mem::replace(next, Epoch::new()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_incarnation_stays_until_it_has_begun() {
+        let [node, other] = ["n", "m"].map(|name| NodeName::new(name).unwrap());
+        let duration = Duration::from_secs(15);
+        let mut lease = NodeLease::default();
+        let before = lease.set(&node, duration);
+        assert_eq!(lease.fence(&node), None, "not started");
+        assert_eq!(lease.set(&node, duration), before);
+        lease.begin();
+        let after = lease.set(&node, duration);
+        assert_eq!(after.current, Some(before.next));
+        assert_ne!(after.next, before.next);
+        assert_eq!(lease.fence(&node), Some((before.next, duration)));
+        assert_eq!(lease.fence(&other), None);
+        assert_eq!(lease.set(&other, duration).current, None);
+    }
 }

@@ -13,7 +13,7 @@ use super::bus_contract::BusFixture;
 use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
 /// The largest number of envelopes of one end that wait while the hub is stalled.
-const MAX_WAITING: usize = 8_192;
+const MAX_STALLED: usize = 8_192;
 
 /// The largest number of events queued for one end.
 const MAX_QUEUE: usize = 65_536;
@@ -56,17 +56,17 @@ pub struct MemoryConnection {
 #[derive(Debug, Default)]
 struct Hub {
     ends: BTreeMap<u64, End>,
-    links: HashMap<(u64, u64), Link>,
+    links: HashMap<(u64, u64), Route>,
     last_end: u64,
     /// Counts the events, so that those of the same moment stay in order.
     last_event: u64,
     stalled: bool,
-    waiting: VecDeque<(u64, Published)>,
+    waiting: VecDeque<(u64, PublishedEvent)>,
 }
 
 /// From one end to another.
 #[derive(Debug, Default)]
-struct Link {
+struct Route {
     delay: Duration,
     /// When the last envelope arrives; no later one arrives before it.
     last: Option<Instant>,
@@ -86,7 +86,7 @@ struct End {
 }
 
 #[derive(Clone, Debug)]
-struct Published {
+struct PublishedEvent {
     channel: Channel,
     event: BusEvent,
 }
@@ -121,7 +121,7 @@ impl MemoryHub {
     pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
         let event = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
         // No end has the number 0.
-        self.lock().publish(0, Published { channel: channel.clone(), event });
+        self.lock().publish(0, PublishedEvent { channel: channel.clone(), event });
     }
 
     /// Delivers nothing any more, which the ends do not notice: up to 8,192 envelopes of each end wait.
@@ -262,7 +262,7 @@ impl Bus for MemoryBus {
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
         let event = Envelope::decode(&envelope.encode())
             .map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        self.0.hub.lock().take(self.0.end, Published { channel: envelope.channel(), event })
+        self.0.hub.lock().take(self.0.end, PublishedEvent { channel: envelope.channel(), event })
     }
 }
 
@@ -302,9 +302,9 @@ impl Hub {
     }
 
     /// Accepts an envelope of an end.
-    fn take(&mut self, from: u64, published: Published) -> Result<(), NotSent> {
+    fn take(&mut self, from: u64, published: PublishedEvent) -> Result<(), NotSent> {
         let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
-        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_WAITING {
+        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_STALLED {
             return Err(NotSent);
         }
         if state.lose > 0 {
@@ -319,7 +319,7 @@ impl Hub {
         Ok(())
     }
 
-    fn publish(&mut self, from: u64, published: Published) {
+    fn publish(&mut self, from: u64, published: PublishedEvent) {
         if self.stalled {
             return self.waiting.push_back((from, published));
         }

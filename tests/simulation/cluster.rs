@@ -19,7 +19,7 @@ use crate::{
         Dialect, Forwarded, GetSnapshot, Join, LeaveAll, PresenceChanged, RoomFilter, Scope,
         Subscribe,
     },
-    mirror::{Goodbye, PruneRoomRows, Renew, Write, Writer},
+    mirror::{CloseStore, PruneRoomRows, Renew, Write, Writer},
     model::{Cause, ConnectionId, Info, Moment, NodeName, RoomName, SessionKey, Snapshot, UserId},
     registry::{Inherited, RoomRegistry},
     store::{
@@ -132,7 +132,7 @@ macro_rules! answer_later {
 answer_later!(Write, write);
 answer_later!(Renew, renew);
 answer_later!(PruneRoomRows, prune_rooms);
-answer_later!(Goodbye, goodbye);
+answer_later!(CloseStore, close_store);
 
 impl Handler<Query> for Inline<Box<dyn SharedStore>> {
     type Result = ();

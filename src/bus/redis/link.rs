@@ -15,10 +15,7 @@ use redis::{
 use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::{
-    inbox::{Inbox, Overrun},
-    outbox::{Outbox, Outgoing},
-};
+use super::queues::{Inbox, Outbox, Outgoing, Overrun};
 use crate::bus::Channel;
 
 /// How long connecting may take.
@@ -54,7 +51,7 @@ pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str
     };
     match timeout(CONNECT_TIMEOUT, connect).await {
         Ok(connected) => connected.map_err(|error: RedisError| {
-            // Not the server's text; it tells what is wrong with a certificate.
+            // Not text of the server, and the only place where errors of certificates show.
             if error.is_io_error() {
                 tracing::debug!(%error, "not connected to the bus: {error}");
             }
@@ -91,13 +88,13 @@ fn reason(error: &RedisError, otherwise: &'static str) -> &'static str {
 
 /// The names of channels in Redis.
 #[derive(Clone, Debug)]
-pub(super) struct Names {
+pub(super) struct ChannelNames {
     prefix: String,
     /// The prefix, escaped for a pattern.
     escaped: String,
 }
 
-impl Names {
+impl ChannelNames {
     pub fn new(prefix: &str) -> Self {
         let mut escaped = String::new();
         for character in prefix.chars() {
@@ -120,8 +117,8 @@ impl Names {
 }
 
 /// The work on the two connections.
-pub(super) struct Link<'a> {
-    names: &'a Names,
+pub(super) struct RedisLink<'a> {
+    names: &'a ChannelNames,
     outbox: &'a Outbox,
     inbox: &'a Inbox,
     /// The subscriptions by their names in Redis. Updated before Redis gets the end of a subscription, and
@@ -133,8 +130,8 @@ pub(super) struct Link<'a> {
     last_received: Cell<Instant>,
 }
 
-impl<'a> Link<'a> {
-    pub fn new(names: &'a Names, outbox: &'a Outbox, inbox: &'a Inbox) -> Self {
+impl<'a> RedisLink<'a> {
+    pub fn new(names: &'a ChannelNames, outbox: &'a Outbox, inbox: &'a Inbox) -> Self {
         let last_received = Cell::new(Instant::now());
         let (subscribed, all_rooms) = (RefCell::default(), Cell::default());
         Self { names, outbox, inbox, subscribed, all_rooms, last_received }
@@ -275,7 +272,7 @@ mod tests {
     #[test]
     fn only_the_prefix_of_a_pattern_is_escaped() {
         let room = Channel::Room(RoomName::new("a*").unwrap());
-        let names = Names::new("a[1]*?\\");
+        let names = ChannelNames::new("a[1]*?\\");
         assert_eq!(names.of(&Channel::Nodes), "a[1]*?\\:nodes");
         assert_eq!(names.of(&room), "a[1]*?\\:room:a*");
         assert_eq!(names.of(&Channel::Rooms), "a\\[1\\]\\*\\?\\\\:room:*");

@@ -1,8 +1,7 @@
 //! The bus that goes through Redis.
 
-mod inbox;
 mod link;
-mod outbox;
+mod queues;
 
 use std::{
     fmt,
@@ -17,9 +16,8 @@ use redis::Client;
 use uuid::Uuid;
 
 use self::{
-    inbox::{Inbox, QueuedEvent},
-    link::{Link, Names},
-    outbox::Outbox,
+    link::{ChannelNames, RedisLink},
+    queues::{Inbox, Outbox, QueuedEvent},
 };
 use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
 
@@ -58,7 +56,7 @@ const MAX_UNCONFIRMED: u32 = 32;
 /// ```
 pub struct RedisBus {
     client: Client,
-    names: Names,
+    names: ChannelNames,
     outbox: Arc<Outbox>,
 }
 
@@ -85,8 +83,8 @@ impl RedisBus {
     pub fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
         let client = Client::open(url).map_err(|_| InvalidRedisUrl)?;
         let names = match client.get_connection_info().redis_settings().db() {
-            0 => Names::new("presence"),
-            number => Names::new(&format!("presence:{number}")),
+            0 => ChannelNames::new("presence"),
+            number => ChannelNames::new(&format!("presence:{number}")),
         };
         Ok(Self { client, names, outbox: Arc::default() })
     }
@@ -96,7 +94,7 @@ impl RedisBus {
     /// `presence:room:lobby` for the room `lobby`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
-        self.names = Names::new(prefix.as_ref());
+        self.names = ChannelNames::new(prefix.as_ref());
         self
     }
 }
@@ -119,7 +117,7 @@ impl Bus for RedisBus {
             drop(end_guard);
         });
         if let Err(error) = started {
-            // Its closure is dropped, and the guard in it has told the listener.
+            // Its closure was dropped with the guard in it, which has reported `Down`.
             tracing::error!(%error, "no thread for the bus");
         }
     }
@@ -154,7 +152,7 @@ impl fmt::Debug for RedisBus {
     }
 }
 
-/// Tells the listener if the thread ends by itself or cannot be started: it would wait forever.
+/// Reports `Down` if the thread ends by itself or cannot be started: the listener would wait forever.
 struct EndGuard {
     outbox: Arc<Outbox>,
     listener: Recipient<BusEvent>,
@@ -172,7 +170,7 @@ impl Drop for EndGuard {
 /// The state of the thread of a bus.
 struct BusThread {
     client: Client,
-    names: Names,
+    names: ChannelNames,
     outbox: Arc<Outbox>,
     inbox: Inbox,
 }
@@ -198,7 +196,7 @@ impl BusThread {
                 Ok(connections) => {
                     self.up(connected_before);
                     connected_before = true;
-                    Link::new(&self.names, &self.outbox, &self.inbox).run(connections).await
+                    RedisLink::new(&self.names, &self.outbox, &self.inbox).run(connections).await
                 }
                 Err(reason) => reason,
             };

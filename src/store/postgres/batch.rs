@@ -6,17 +6,17 @@ use diesel::{
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
 };
 
-use super::{connection::statement, rows::number};
+use super::connection::statement;
 use crate::{
     model::{ConnectionId, NodeName, RoomName},
     store::{
-        transaction::{Failure, write_chunks},
-        values::{Applied, Batch, BatchEntry, Row, SetAside},
+        Applied, Batch, BatchEntry, Row, SetAside,
+        transaction::{Failure, to_count, write_chunks},
     },
 };
 
 /// The largest number of rows in a statement when some are refused.
-const CHUNK: usize = 1024;
+const MAX_SAVEPOINT_ROWS: usize = 1024;
 
 /// Inserts only what is missing: an existing room is not locked, and no number is used up.
 ///
@@ -75,7 +75,7 @@ pub(super) const DELETE: &str = "
         ORDER BY given.place FOR UPDATE OF presences)
     DELETE FROM presences USING own WHERE presences.id = own.id";
 
-pub(super) const SEEN: &str = "
+pub(super) const TOUCH: &str = "
     UPDATE presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
     WHERE presences.channel_name = given.connection AND presences.node_id = $3";
 
@@ -121,18 +121,24 @@ impl<'a> Sorted<'a> {
         let mut set_aside = Vec::new();
         let mut refused = |change, reason| set_aside.push(SetAside { change, reason });
         let write = |conn: &mut _, rows: &[_]| delete(conn, node, rows);
-        write_chunks(conn, &self.deletes, CHUNK, write, |(room, connection), reason| {
-            refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
-        })?;
+        write_chunks(
+            conn,
+            &self.deletes,
+            MAX_SAVEPOINT_ROWS,
+            write,
+            |(room, connection), reason| {
+                refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
+            },
+        )?;
         let write = |conn: &mut _, rows: &[_]| {
             insert_rooms(conn, rows, now)?;
             upsert(conn, node, rows, now)
         };
-        write_chunks(conn, &self.upserts, CHUNK, write, |row, reason| {
+        write_chunks(conn, &self.upserts, MAX_SAVEPOINT_ROWS, write, |row, reason| {
             refused(BatchEntry::Upsert(row.room.clone(), row.record.presence.connection), reason);
         })?;
         let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-        write_chunks(conn, self.seen, CHUNK, write, |(connection, _), reason| {
+        write_chunks(conn, self.seen, MAX_SAVEPOINT_ROWS, write, |(connection, _), reason| {
             refused(BatchEntry::Seen(*connection), reason);
         })?;
         Ok(Applied { set_aside })
@@ -216,17 +222,17 @@ fn write_presences(
 
 fn outranked(conn: &mut PgConnection, node: &NodeName, rows: &[&Row]) -> Result<usize, Failure> {
     let ids: Vec<_> = rows.iter().map(|row| row.record.presence.connection.to_string()).collect();
-    let Count { count } = statement(COUNT_OUTRANKED)
+    let OutrankedCount { count } = statement(COUNT_OUTRANKED)
         .bind::<Text>(node.as_str())
         .bind::<Array<Text>>(rows.iter().map(|row| row.room.as_str()).collect::<Vec<_>>())
         .bind::<Array<Text>>(ids)
         .bind::<Array<Integer>>(rows.iter().map(|row| turn(row)).collect::<Vec<_>>())
         .get_result(conn)?;
-    Ok(number(count))
+    Ok(to_count(count))
 }
 
 #[derive(QueryableByName)]
-struct Count {
+struct OutrankedCount {
     #[diesel(sql_type = BigInt)]
     count: i64,
 }
@@ -263,7 +269,7 @@ fn seen(
     }
     let (ids, times): (Vec<_>, Vec<NaiveDateTime>) =
         rows.iter().map(|(connection, at)| (connection.to_string(), at.naive_utc())).unzip();
-    statement(SEEN)
+    statement(TOUCH)
         .bind::<Array<Text>>(ids)
         .bind::<Array<Timestamp>>(times)
         .bind::<Text>(node.as_str())

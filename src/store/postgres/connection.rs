@@ -16,12 +16,11 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::store::{
-    error::{Result, StoreError},
+    PostgresUrl, Result, StoreError,
     transaction::{Classify, Failure, Kind, kind_of, migration_error},
-    url::PostgresUrl,
 };
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// The timeouts of a `PostgresStore`, and its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +117,7 @@ pub(super) fn millis(timeout: Duration) -> i32 {
 
 /// Errors by their messages: Diesel has a kind only for a few codes. These are the texts of the locale `C`,
 /// which each connection asks for; only a superuser gets it, but the default of most servers is English.
-const MESSAGES: [(Kind, &[&str]); 7] = [
+const POSTGRES_MESSAGES: [(Kind, &[&str]); 7] = [
     (
         Kind::Locked,
         &[
@@ -180,7 +179,7 @@ impl Classify for PgConnection {
         // A position in the statement is given for those that do not fit the tables: with the tables of
         // the migrations all of them do.
         let misfit = missing || info.statement_position().is_some();
-        kind_of(message, &MESSAGES).or(misfit.then_some(Kind::Schema))
+        kind_of(message, &POSTGRES_MESSAGES).or(misfit.then_some(Kind::Schema))
     }
 }
 
@@ -202,8 +201,9 @@ pub(in crate::store) fn migrate(url: &PostgresUrl, options: PostgresOptions) -> 
     statement("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))")
         .execute(&mut conn)
         .map_err(query_error)?;
-    let applied =
-        conn.run_pending_migrations(MIGRATIONS).map_err(migration_error::<PgConnection>)?;
+    let applied = conn
+        .run_pending_migrations(POSTGRES_MIGRATIONS)
+        .map_err(migration_error::<PgConnection>)?;
     Ok(applied.len())
 }
 
@@ -220,7 +220,7 @@ fn is_up_to_date(conn: &mut PgConnection) -> Result<bool> {
         Err(StoreError::Schema { .. }) => return Ok(false),
         versions => versions?,
     };
-    let known = MigrationSource::<Pg>::migrations(&MIGRATIONS);
+    let known = MigrationSource::<Pg>::migrations(&POSTGRES_MIGRATIONS);
     let known = known.map_err(migration_error::<PgConnection>)?;
     let applied = |version: &str| versions.iter().any(|found| found.version == version);
     Ok(known.iter().all(|migration| applied(&migration.name().version().to_string())))

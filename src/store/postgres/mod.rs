@@ -4,11 +4,10 @@ mod batch;
 mod connection;
 mod nodes;
 mod queries;
-mod rows;
 
 use std::{thread, time::Duration};
 
-use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{PgConnection, RunQueryDsl, sql_types::Text};
 
 use self::{
@@ -16,12 +15,9 @@ use self::{
     connection::{connect, millis, statement},
 };
 use super::{
-    error::{Result, StoreError},
-    lease::NodeLease,
-    traits::Store,
-    transaction::{Failure, transact},
-    url::PostgresUrl,
-    values::{Applied, Batch, Renewal, RoomCounts, Started},
+    Applied, Batch, NodeLease, PostgresUrl, Renewal, Result, RoomCounts, Started, Store,
+    StoreError,
+    transaction::{Failure, oldest, transact},
 };
 use crate::model::NodeName;
 
@@ -105,7 +101,7 @@ impl PostgresStore {
         mut body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         const ATTEMPTS: u32 = 5;
-        const PAUSE: Duration = Duration::from_millis(10);
+        const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
         let timeout = (extent == Extent::All).then_some(self.options.long_statement_timeout);
         self.call(|conn| {
             let mut attempt = 1;
@@ -119,7 +115,9 @@ impl PostgresStore {
                     body(conn)
                 });
                 match done {
-                    Err(Failure::Conflict) if attempt < ATTEMPTS => thread::sleep(PAUSE * attempt),
+                    Err(Failure::Conflict) if attempt < ATTEMPTS => {
+                        thread::sleep(CONFLICT_PAUSE * attempt)
+                    }
                     done => return done,
                 }
                 tracing::debug!(attempt, "another transaction was in the way");
@@ -203,8 +201,7 @@ impl Store for PostgresStore {
     }
 
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
-        let age = TimeDelta::from_std(max_age).ok();
-        let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
+        let Some(oldest) = oldest(now, max_age) else { return Ok(0) };
         let clock = self.clock(now);
         self.transact(Extent::All, |conn| nodes::prune_presences(conn, oldest.naive_utc(), clock))
     }

@@ -10,16 +10,11 @@ use diesel::{
 
 use super::{
     connection::statement,
-    rows::{self, Held, held_columns},
+    queries::{PresenceRow, held_columns, read_presences},
 };
 use crate::{
     model::{Epoch, NodeName},
-    store::{
-        error::StoreError,
-        lease::Incarnations,
-        transaction::Failure,
-        values::{Reaped, Renewal, Row},
-    },
+    store::{OwnIncarnations, Reaped, Renewal, Row, StoreError, transaction::Failure},
 };
 
 /// Raises the head and extends the lease, but never shortens it: the write may be late.
@@ -159,8 +154,8 @@ pub(super) fn start(
         .get_result(conn)
         .optional()?;
     insert(START, conn, node, incarnation, now, clock, lease)?;
-    let held: Vec<Held> = statement(INHERITED).bind::<Text>(node.as_str()).load(conn)?;
-    let inherited = rows::presences(held).into_iter().map(|(_, row)| row).collect();
+    let held: Vec<PresenceRow> = statement(INHERITED).bind::<Text>(node.as_str()).load(conn)?;
+    let inherited = read_presences(held).into_iter().map(|(_, row)| row).collect();
     Ok((inherited, before.is_some_and(|before| before.leaving)))
 }
 
@@ -194,12 +189,12 @@ fn lock_starts_and_prunes(conn: &mut PgConnection) -> Result<(), Failure> {
 pub(super) fn renew(
     conn: &mut PgConnection,
     node: &NodeName,
-    incarnations: Incarnations,
+    incarnations: OwnIncarnations,
     now: DateTime<Utc>,
     clock: Option<NaiveDateTime>,
     lease: Duration,
 ) -> Result<Renewal, Failure> {
-    let Incarnations { current, next: incarnation } = incarnations;
+    let OwnIncarnations { current, next: incarnation } = incarnations;
     if let Some(own) = current {
         let held = statement(RENEW)
             .bind::<Nullable<Timestamp>>(clock)
@@ -288,8 +283,8 @@ pub(super) fn reap(
         let row: Option<Id> = row.get_result(conn).optional()?;
         return Ok(if row.is_some() { Reaped::Alive } else { Reaped::Gone });
     };
-    let held: Vec<Held> = statement(TAKE).bind::<Text>(node.as_str()).load(conn)?;
-    let rows = rows::presences(held).into_iter().map(|(_, row)| row).collect();
+    let held: Vec<PresenceRow> = statement(TAKE).bind::<Text>(node.as_str()).load(conn)?;
+    let rows = read_presences(held).into_iter().map(|(_, row)| row).collect();
     Ok(Reaped::Removed { rows, leaving })
 }
 

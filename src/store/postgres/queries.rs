@@ -1,28 +1,40 @@
-//! Queries, and the removal of empty rooms.
+//! Queries, what their rows mean, and the removal of empty rooms.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
     PgConnection, QueryableByName, RunQueryDsl,
     pg::Pg,
-    sql_types::{Array, BigInt, Nullable, Text, Timestamp},
+    sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamp},
 };
 
 use super::{
     Extent, PostgresStore,
     connection::{Statement, statement},
     nodes,
-    rows::{self, Counted, Held, Holder, Node, held_columns, number},
 };
 use crate::{
+    log_limit::LogLimit,
     messages::Kick,
-    model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
+    model::{
+        ConnectionId, Epoch, NodeName, Occupancy, Presence, PresenceRecord, RoomName, RoomSummary,
+        SessionKey, UserId,
+    },
     store::{
-        error::Result,
-        traits::SharedStore,
-        transaction::Failure,
-        values::{NodeRow, Reaped, RoomCounts, RoomRows, Row},
+        NodeRow, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore,
+        transaction::{Failure, to_count},
     },
 };
+
+/// The columns of [`PresenceRow`].
+macro_rules! held_columns {
+    () => {
+        "rooms.channel_name AS room, presences.channel_name AS connection, presences.user_id,
+         presences.info, presences.joined_at, presences.last_seen, presences.node_id,
+         presences.session_key, presences.fixed_info, presences.fading_until, presences.turn,
+         presences.current_connection"
+    };
+}
+pub(super) use held_columns;
 
 const NODES: &str = "
     SELECT id, incarnation, head, leaving,
@@ -90,7 +102,7 @@ pub(super) const CONNECTION: &str =
     holders!("(presences.channel_name = $1 OR presences.current_connection = $1)");
 pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 
-const ROOMS: &str = "
+const COUNT_ROOMS: &str = "
     SELECT rooms.channel_name, count(presences.id) AS connections,
         count(DISTINCT presences.user_id) AS users, count(presences.user_id) AS known
     FROM rooms LEFT JOIN presences ON presences.room_id = rooms.id
@@ -126,26 +138,12 @@ pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
 }
 
 pub(super) fn rooms(conn: &mut PgConnection) -> Result<Vec<RoomCounts>, Failure> {
-    let counted: Vec<Counted> = statement(ROOMS).load(conn)?;
+    let counted: Vec<Counted> = statement(COUNT_ROOMS).load(conn)?;
     let counts = counted.into_iter().map(|room| {
         let Occupancy { connections, users, anonymous } = room.occupancy();
         RoomCounts { channel_name: room.channel_name, connections, users, anonymous }
     });
     Ok(counts.collect())
-}
-
-impl Counted {
-    fn occupancy(&self) -> Occupancy {
-        Occupancy {
-            connections: number(self.connections),
-            users: number(self.users),
-            anonymous: number(self.connections - self.known),
-        }
-    }
-
-    fn room(&self) -> Result<RoomName, &'static str> {
-        RoomName::new(&self.channel_name).map_err(|_| "channel_name")
-    }
 }
 
 impl PostgresStore {
@@ -164,8 +162,8 @@ impl SharedStore for PostgresStore {
         let clock = self.clock(now);
         let found = self.call(|conn| {
             conn.build_transaction().read_only().repeatable_read().run(|conn| {
-                let nodes: Vec<Node> = all_nodes(clock).load(conn)?;
-                let held: Vec<Held> = match rooms.is_empty() {
+                let nodes: Vec<StoredNode> = all_nodes(clock).load(conn)?;
+                let held: Vec<PresenceRow> = match rooms.is_empty() {
                     true => Vec::new(),
                     false => statement(READ).bind::<Array<Text>>(rooms).load(conn)?,
                 };
@@ -173,11 +171,15 @@ impl SharedStore for PostgresStore {
             })
         });
         let (nodes, held) = found.map_err(Failure::into_error::<PgConnection>)?;
-        Ok(RoomRows { nodes: rows::nodes(nodes), rows: rows::presences(held) })
+        Ok(RoomRows {
+            nodes: all("nodes", nodes.into_iter().map(StoredNode::read)),
+            rows: read_presences(held),
+        })
     }
 
     fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
-        Ok(rows::nodes(self.load(all_nodes(self.clock(now)))?))
+        let nodes: Vec<StoredNode> = self.load(all_nodes(self.clock(now)))?;
+        Ok(all("nodes", nodes.into_iter().map(StoredNode::read)))
     }
 
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
@@ -192,14 +194,14 @@ impl SharedStore for PostgresStore {
     ) -> Result<Vec<(NodeName, Row)>> {
         let ids: Vec<String> = connections.iter().map(ConnectionId::to_string).collect();
         let query = statement(FIND).bind::<Text>(room.as_str()).bind::<Array<Text>>(ids);
-        Ok(rows::presences(self.load(query)?))
+        Ok(read_presences(self.load(query)?))
     }
 
     fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>> {
         let rooms: Vec<&str> = presences.iter().map(|(room, _)| room.as_str()).collect();
         let ids: Vec<String> = presences.iter().map(|(_, one)| one.to_string()).collect();
         let query = statement(HELD).bind::<Array<Text>>(rooms).bind::<Array<Text>>(ids);
-        Ok(rows::presences(self.load(query)?))
+        Ok(read_presences(self.load(query)?))
     }
 
     fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>> {
@@ -219,7 +221,7 @@ impl SharedStore for PostgresStore {
                 let (room, occupancy) = (counted.room()?, counted.occupancy());
                 Ok(RoomSummary { room, occupancy, version: 0 })
             });
-            summaries.extend(rows::all("rooms", read));
+            summaries.extend(all("rooms", read));
             if is_last {
                 break;
             }
@@ -229,8 +231,9 @@ impl SharedStore for PostgresStore {
 
     fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>> {
         let counted: Vec<Counted> = self.load(statement(WHERE_IS).bind::<Text>(user.as_str()))?;
-        let read = counted.iter().map(|counted| Ok((counted.room()?, number(counted.connections))));
-        Ok(rows::all("rooms", read))
+        let read =
+            counted.iter().map(|counted| Ok((counted.room()?, to_count(counted.connections))));
+        Ok(all("rooms", read))
     }
 
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
@@ -241,10 +244,158 @@ impl SharedStore for PostgresStore {
             Kick::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
         };
         let holders: Vec<Holder> = self.load(query)?;
-        Ok(rows::all("presences", holders.into_iter().map(Holder::read)))
+        Ok(all("presences", holders.into_iter().map(Holder::read)))
     }
 }
 
 fn all_nodes<'a>(clock: Option<NaiveDateTime>) -> Statement<'a> {
     statement(NODES).bind::<Nullable<Timestamp>>(clock)
+}
+
+// --- rows as values: anybody may have written them, so invalid ones are skipped -----------------
+
+/// A presence with its room.
+#[derive(QueryableByName)]
+pub(super) struct PresenceRow {
+    #[diesel(sql_type = Text)]
+    room: String,
+    #[diesel(sql_type = Text)]
+    connection: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    user_id: Option<String>,
+    #[diesel(sql_type = Text)]
+    info: String,
+    #[diesel(sql_type = Timestamp)]
+    joined_at: NaiveDateTime,
+    #[diesel(sql_type = Timestamp)]
+    last_seen: NaiveDateTime,
+    #[diesel(sql_type = Text)]
+    node_id: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    session_key: Option<String>,
+    #[diesel(sql_type = Text)]
+    fixed_info: String,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    fading_until: Option<NaiveDateTime>,
+    #[diesel(sql_type = Integer)]
+    turn: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    current_connection: Option<String>,
+}
+
+impl PresenceRow {
+    fn read(self) -> Result<(NodeName, Row), &'static str> {
+        let connection = self.connection.parse::<ConnectionId>().map_err(|_| "channel_name")?;
+        let user = self.user_id.map(UserId::new).transpose().map_err(|_| "user_id")?;
+        let info = serde_json::from_str(&self.info).map_err(|_| "info")?;
+        let joined_at = self.joined_at.and_utc();
+        let session = self.session_key.map(SessionKey::new).transpose();
+        let current = self.current_connection.map(|current| current.parse()).transpose();
+        let record = PresenceRecord {
+            presence: Presence { connection, user, info, joined_at },
+            last_seen: self.last_seen.and_utc(),
+            session: session.map_err(|_| "session_key")?,
+            fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,
+            fading: self.fading_until.map(|until| until.and_utc()),
+            generation: self.turn.try_into().map_err(|_| "turn")?,
+            current_connection: current.map_err(|_| "current_connection")?,
+        };
+        let room = RoomName::new(self.room).map_err(|_| "the room's channel_name")?;
+        let row = Row { room, record };
+        Ok((NodeName::new(self.node_id).map_err(|_| "node_id")?, row))
+    }
+}
+
+/// A row of `nodes`, and whether its lease has expired.
+#[derive(QueryableByName)]
+struct StoredNode {
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Text)]
+    incarnation: String,
+    #[diesel(sql_type = BigInt)]
+    head: i64,
+    #[diesel(sql_type = Bool)]
+    expired: bool,
+    #[diesel(sql_type = Bool)]
+    leaving: bool,
+}
+
+impl StoredNode {
+    fn read(self) -> Result<NodeRow, &'static str> {
+        Ok(NodeRow {
+            node: NodeName::new(self.id).map_err(|_| "id")?,
+            incarnation: self.incarnation.parse::<Epoch>().map_err(|_| "incarnation")?,
+            head: self.head.try_into().map_err(|_| "head")?,
+            expired: self.expired,
+            leaving: self.leaving,
+        })
+    }
+}
+
+/// A room with its number of connections, of all users or of one.
+#[derive(QueryableByName)]
+struct Counted {
+    #[diesel(sql_type = Text)]
+    channel_name: String,
+    #[diesel(sql_type = BigInt)]
+    connections: i64,
+    #[diesel(sql_type = BigInt)]
+    users: i64,
+    #[diesel(sql_type = BigInt)]
+    known: i64,
+}
+
+impl Counted {
+    fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            connections: to_count(self.connections),
+            users: to_count(self.users),
+            anonymous: to_count(self.connections - self.known),
+        }
+    }
+
+    fn room(&self) -> Result<RoomName, &'static str> {
+        RoomName::new(&self.channel_name).map_err(|_| "channel_name")
+    }
+}
+
+/// A connection and the node that holds it.
+#[derive(QueryableByName)]
+struct Holder {
+    #[diesel(sql_type = Text)]
+    connection: String,
+    #[diesel(sql_type = Text)]
+    node_id: String,
+}
+
+impl Holder {
+    fn read(self) -> Result<(ConnectionId, NodeName), &'static str> {
+        let connection = self.connection.parse().map_err(|_| "channel_name")?;
+        Ok((connection, NodeName::new(self.node_id).map_err(|_| "node_id")?))
+    }
+}
+
+pub(super) fn read_presences(rows: Vec<PresenceRow>) -> Vec<(NodeName, Row)> {
+    all("presences", rows.into_iter().map(PresenceRow::read))
+}
+
+/// The valid rows; the others are logged together.
+fn all<T>(table: &'static str, read: impl Iterator<Item = Result<T, &'static str>>) -> Vec<T> {
+    let (mut skipped, mut column) = (0, "");
+    let read = read.filter_map(|read| {
+        read.inspect_err(|bad| {
+            skipped += 1;
+            column = bad;
+        })
+        .ok()
+    });
+    let values = read.collect();
+    static SKIPPED: LogLimit = LogLimit::new();
+    if skipped > 0
+        && let Some(suppressed) = SKIPPED.pass()
+    {
+        tracing::warn!(table, column, skipped, suppressed, "skipped invalid rows of `{table}`");
+    }
+    values
 }

@@ -21,12 +21,11 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::store::{
-    error::{Result, StoreError},
+    DatabaseUrl, Result, SqlitePath, StoreError,
     transaction::{Classify, Failure, Kind, kind_of, migration_error, transact_by},
-    url::{DatabaseUrl, SqlitePath},
 };
 
-pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 type Manager = ConnectionManager<SqliteConnection>;
 pub(super) type Connected = PooledConnection<Manager>;
@@ -49,7 +48,7 @@ impl Default for SqliteOptions {
 
 /// Errors by their messages: Diesel gives no result codes. These are the texts of `sqlite3_errstr`, which
 /// are as stable as the codes; what a trigger raises has its own text.
-const MESSAGES: [(Kind, &[&str]); 6] = [
+const SQLITE_MESSAGES: [(Kind, &[&str]); 6] = [
     (
         Kind::Locked,
         &[
@@ -101,13 +100,13 @@ impl Classify for SqliteConnection {
     fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind> {
         let message = info.message();
         let unknown_column = message.contains(" has no column named ").then_some(Kind::Schema);
-        kind_of(message, &MESSAGES).or(unknown_column)
+        kind_of(message, &SQLITE_MESSAGES).or(unknown_column)
     }
 }
 
 /// A database with its connection, which is replaced when the file is.
 pub(super) struct Database {
-    place: Place,
+    location: Location,
     options: SqliteOptions,
     open: Option<Open>,
     /// The file that was open last.
@@ -117,7 +116,7 @@ pub(super) struct Database {
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum Location {
     Memory,
     File(SqlitePath),
 }
@@ -137,13 +136,13 @@ pub(super) enum Access {
 impl Database {
     /// Opens a database, and returns the number of migrations that were applied.
     pub fn open(url: &DatabaseUrl, options: SqliteOptions) -> Result<(Self, usize)> {
-        let place = match url {
-            DatabaseUrl::SqliteMemory => Place::Memory,
-            DatabaseUrl::SqliteFile(path) => Place::File(path.clone()),
+        let location = match url {
+            DatabaseUrl::SqliteMemory => Location::Memory,
+            DatabaseUrl::SqliteFile(path) => Location::File(path.clone()),
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(_) => return Err(StoreError::unavailable("this is not SQLite")),
         };
-        let mut database = Self { place, options, open: None, known: None, lost: false };
+        let mut database = Self { location, options, open: None, known: None, lost: false };
         database.check_file()?;
         let (_, migrations) = database.connect(options.open_timeout)?;
         Ok((database, migrations.unwrap_or(0)))
@@ -207,7 +206,7 @@ impl Database {
 
     /// Closes the connection if its file is no longer at the path. Returns whether the file is writable.
     fn check_file(&mut self) -> Result<bool> {
-        let Place::File(path) = &self.place else { return Ok(true) };
+        let Location::File(path) = &self.location else { return Ok(true) };
         let file = match fs::metadata(path.as_path()) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -235,7 +234,7 @@ impl Database {
 
     /// The connection, prepared; with the number of migrations if it is new.
     fn connect(&mut self, timeout: Duration) -> Result<(Connected, Option<usize>)> {
-        let open = self.open.get_or_insert_with(|| Open::new(&self.place, self.options));
+        let open = self.open.get_or_insert_with(|| Open::new(&self.location, self.options));
         let mut conn = open.pool.get().map_err(StoreError::unavailable)?;
         if !open.fresh.swap(false, Ordering::Relaxed) {
             return Ok((conn, None));
@@ -248,7 +247,7 @@ impl Database {
                 return Err(error);
             }
         };
-        if let Place::File(path) = &self.place {
+        if let Location::File(path) = &self.location {
             let file = fs::metadata(path.as_path()).map_err(StoreError::unavailable)?;
             self.known = Some(FileId::of(&file));
         }
@@ -257,16 +256,16 @@ impl Database {
 
     /// Closes a file; a database in memory would be lost with its connection.
     fn close(&mut self) {
-        if let Place::File(_) = self.place {
+        if let Location::File(_) = self.location {
             self.open = None;
         }
     }
 }
 
 impl Open {
-    fn new(place: &Place, options: SqliteOptions) -> Self {
+    fn new(location: &Location, options: SqliteOptions) -> Self {
         // Connecting takes no lock, so it succeeds or fails at once.
-        const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+        const POOL_TIMEOUT: Duration = Duration::from_secs(1);
         /// The thread on which r2d2 makes connections, for all stores of the process.
         static CONNECTOR: LazyLock<Arc<ScheduledThreadPool>> = LazyLock::new(|| {
             let name = "presence-sqlite";
@@ -275,9 +274,9 @@ impl Open {
         });
         let fresh = Arc::new(AtomicBool::new(false));
         let settings = Settings { busy_timeout: options.busy_timeout, fresh: Arc::clone(&fresh) };
-        let name = match place {
-            Place::Memory => ":memory:".to_owned(),
-            Place::File(path) => path.for_sqlite(),
+        let name = match location {
+            Location::Memory => ":memory:".to_owned(),
+            Location::File(path) => path.for_sqlite(),
         };
         let pool = Pool::builder()
             .max_size(1)
@@ -287,7 +286,7 @@ impl Open {
             .max_lifetime(None)
             .idle_timeout(None)
             .test_on_check_out(false)
-            .connection_timeout(CONNECT_TIMEOUT)
+            .connection_timeout(POOL_TIMEOUT)
             .connection_customizer(Box::new(settings))
             .thread_pool(Arc::clone(&CONNECTOR))
             .build_unchecked(ConnectionManager::new(name));
@@ -316,11 +315,11 @@ impl CustomizeConnection<SqliteConnection, ConnectError> for Settings {
 /// SQLite returns "locked" at once where waiting could end in a deadlock, for example when two processes
 /// change the journal mode of a new file, so it is retried until the timeout.
 fn prepare(conn: &mut SqliteConnection, timeout: Duration) -> Result<usize> {
-    const PAUSE: Duration = Duration::from_millis(10);
+    const RETRY_PAUSE: Duration = Duration::from_millis(10);
     let started = Instant::now();
     loop {
         match prepare_once(conn).map_err(Failure::into_error::<SqliteConnection>) {
-            Err(StoreError::Locked) if started.elapsed() < timeout => thread::sleep(PAUSE),
+            Err(StoreError::Locked) if started.elapsed() < timeout => thread::sleep(RETRY_PAUSE),
             result => return result,
         }
     }
@@ -330,11 +329,11 @@ fn prepare_once(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     let failed = migration_error::<SqliteConnection>;
     conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
     // Checked first without the write lock, so that a database in use is not blocked.
-    if !conn.has_pending_migration(MIGRATIONS).map_err(failed)? {
+    if !conn.has_pending_migration(SQLITE_MIGRATIONS).map_err(failed)? {
         return Ok(0);
     }
     let migrate = |conn: &mut SqliteConnection| {
-        Ok(conn.run_pending_migrations(MIGRATIONS).map_err(failed)?.len())
+        Ok(conn.run_pending_migrations(SQLITE_MIGRATIONS).map_err(failed)?.len())
     };
     transact_by(migrate, |run| conn.immediate_transaction(run))
 }
@@ -403,13 +402,13 @@ mod tests {
         let mut conn = SqliteConnection::establish(":memory:").unwrap();
         let objects = "SELECT name AS line FROM sqlite_schema
             WHERE name NOT LIKE '%diesel_schema%' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
-        conn.run_pending_migrations(MIGRATIONS).unwrap();
+        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
         let made = lines(&mut conn, objects);
         assert_eq!(columns(&mut conn), columns_of_the_code());
         assert_eq!(columns(&mut conn).len(), 14);
-        conn.revert_all_migrations(MIGRATIONS).unwrap();
+        conn.revert_all_migrations(SQLITE_MIGRATIONS).unwrap();
         assert!(lines(&mut conn, objects).is_empty());
-        conn.run_pending_migrations(MIGRATIONS).unwrap();
+        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
         assert_eq!(lines(&mut conn, objects), made);
         assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
     }

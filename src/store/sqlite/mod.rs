@@ -1,14 +1,18 @@
-//! The store on SQLite.
+//! The store on SQLite, and the lock of its file.
 
 mod connection;
-mod owner;
 mod statements;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use diesel::{
     dsl::{count, exists, not},
     prelude::*,
@@ -21,18 +25,13 @@ use self::{
     statements::{Stamp, apply},
 };
 use super::{
-    error::Result,
+    Applied, Batch, DatabaseUrl, DeadNode, Renewal, Result, RoomCounts, SqlitePath, Started, Store,
     schema::{nodes, presences, rooms},
-    traits::Store,
-    url::DatabaseUrl,
-    values::{Applied, Batch, DeadNode, Renewal, RoomCounts, Started},
+    transaction::{oldest, to_count},
 };
 use crate::model::{Epoch, NodeName};
 
-pub use self::{
-    connection::SqliteOptions,
-    owner::{OwnerError, OwnerLock},
-};
+pub use self::connection::SqliteOptions;
 
 /// Migrates a database, creating it if there is none. Returns the number of migrations applied.
 pub(super) fn migrate(url: &DatabaseUrl, options: SqliteOptions) -> Result<usize> {
@@ -78,13 +77,13 @@ impl SqliteStore {
 
 #[derive(Insertable)]
 #[diesel(table_name = nodes)]
-struct Lease<'a> {
+struct LeaseRow<'a> {
     id: &'a str,
     started_at: Stamp,
     lease_expires_at: Stamp,
 }
 
-impl<'a> Lease<'a> {
+impl<'a> LeaseRow<'a> {
     fn new(node: &'a NodeName, now: DateTime<Utc>, lease: Duration) -> Self {
         let end = Stamp::after(now, lease);
         Self { id: node.as_str(), started_at: Stamp(now), lease_expires_at: end }
@@ -101,7 +100,7 @@ impl Store for SqliteStore {
             let dead = dead_nodes(conn)?;
             diesel::delete(presences::table).execute(conn)?;
             diesel::delete(nodes::table).execute(conn)?;
-            let row = Lease::new(node, now, lease);
+            let row = LeaseRow::new(node, now, lease);
             diesel::insert_into(nodes::table).values(row).execute(conn)?;
             Ok(Started { incarnation: Epoch::new(), dead, inherited: Vec::new(), stopped: false })
         })
@@ -115,7 +114,7 @@ impl Store for SqliteStore {
                 .first(conn)
                 .optional()?;
             diesel::insert_into(nodes::table)
-                .values(Lease::new(node, now, lease))
+                .values(LeaseRow::new(node, now, lease))
                 .on_conflict(nodes::id)
                 .do_update()
                 .set(nodes::lease_expires_at.eq(excluded(nodes::lease_expires_at)))
@@ -138,8 +137,7 @@ impl Store for SqliteStore {
     }
 
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
-        let age = TimeDelta::from_std(max_age).ok();
-        let Some(oldest) = age.and_then(|age| now.checked_sub_signed(age)) else { return Ok(0) };
+        let Some(oldest) = oldest(now, max_age) else { return Ok(0) };
         let owner = nodes::table.filter(nodes::id.eq(presences::node_id));
         let lives = exists(owner.filter(nodes::lease_expires_at.ge(Stamp(now))));
         let stale = presences::last_seen.lt(Stamp(oldest)).and(not(lives));
@@ -171,9 +169,9 @@ impl Store for SqliteStore {
         })?;
         let rooms = rows.into_iter().map(|(channel_name, connections, users, known)| RoomCounts {
             channel_name,
-            connections: number(connections),
-            users: number(users),
-            anonymous: number(connections - known),
+            connections: to_count(connections),
+            users: to_count(users),
+            anonymous: to_count(connections - known),
         });
         Ok(rooms.collect())
     }
@@ -196,10 +194,109 @@ fn dead_nodes(conn: &mut SqliteConnection) -> QueryResult<Vec<DeadNode>> {
     )
     .load(conn)?;
     let dead = found.into_iter();
-    Ok(dead.map(|dead| DeadNode { node: dead.node, presences: number(dead.presences) }).collect())
+    Ok(dead.map(|dead| DeadNode { node: dead.node, presences: to_count(dead.presences) }).collect())
 }
 
-/// A count in SQL, which is never negative.
-fn number(count: i64) -> usize {
-    usize::try_from(count).unwrap_or(0)
+/// The lock of the one server that uses a SQLite file, held until it is dropped.
+///
+/// It is a lock on the file `PATH.lock` beside the database, which the operating system releases when the
+/// process ends, in whatever way. The lock file stays: if it were deleted, two processes could lock two
+/// files of the same name. Commands that only read or prune need no lock.
+#[derive(Debug)]
+pub struct OwnerLock {
+    path: PathBuf,
+    _locked: File,
+}
+
+/// Why the lock of a SQLite file cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnerError {
+    /// Another server uses the file; stop it, or use another file.
+    #[error("another server uses this database (`{}` is locked)", lock.display())]
+    Taken {
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// The lock file cannot be created or locked.
+    #[error("cannot lock `{}`", lock.display())]
+    Io {
+        /// The lock file.
+        lock: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+}
+
+impl OwnerLock {
+    /// Takes the lock, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`OwnerError::Taken`] if another server has it.
+    pub fn take(database: &SqlitePath) -> Result<Self, OwnerError> {
+        let path = lock_path(database);
+        let io = |source| OwnerError::Io { lock: path.clone(), source };
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { path, _locked: file }),
+            Err(TryLockError::WouldBlock) => Err(OwnerError::Taken { lock: path }),
+            Err(TryLockError::Error(source)) => Err(OwnerError::Io { lock: path, source }),
+        }
+    }
+
+    /// The lock file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The path of the lock file: beside the database file itself, even if the path is a link to it.
+fn lock_path(database: &SqlitePath) -> PathBuf {
+    let path = database.as_path();
+    let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    name.push(".lock");
+    name.into()
+}
+
+#[cfg(test)]
+mod lock_tests {
+    use super::*;
+
+    fn database(directory: &Path, name: &str) -> SqlitePath {
+        SqlitePath::new(directory.join(name).to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_second_owner_is_refused_until_the_first_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = database(directory.path(), "a b?.db");
+        let first = OwnerLock::take(&path).unwrap();
+        assert_eq!(first.path(), directory.path().join("a b?.db.lock"));
+        let refused = OwnerLock::take(&path).unwrap_err();
+        assert!(refused.to_string().contains("a b?.db.lock"), "{refused}");
+        assert!(matches!(refused, OwnerError::Taken { .. }));
+        drop(first);
+        OwnerLock::take(&path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_the_database_is_the_same_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (database(directory.path(), "a"), database(directory.path(), "b"));
+        File::create(file.as_path()).unwrap();
+        std::os::unix::fs::symlink(file.as_path(), link.as_path()).unwrap();
+        let _first = OwnerLock::take(&file).unwrap();
+        assert!(matches!(OwnerLock::take(&link), Err(OwnerError::Taken { .. })));
+    }
+
+    #[test]
+    fn a_missing_directory_is_reported_with_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = OwnerLock::take(&database(directory.path(), "none/a")).unwrap_err();
+        assert!(matches!(&refused, OwnerError::Io { lock, .. } if lock.ends_with("none/a.lock")));
+    }
 }

@@ -17,14 +17,13 @@ use serde::{Serialize, Serializer};
 use crate::{
     model::{ConnectionId, NodeName, PresenceRecord, RoomName},
     store::{
-        error::StoreError,
+        Applied, Batch, BatchEntry, Row, SetAside, StoreError,
         transaction::{Failure, write_chunks},
-        values::{Applied, Batch, BatchEntry, Row, SetAside},
     },
 };
 
 /// The largest number of rows in a statement. More is not faster, and the JSON stays small.
-const CHUNK: usize = 2000;
+const MAX_CHUNK_ROWS: usize = 2000;
 
 /// Runs first: a row finds its room by name, so a room deleted by hand comes back.
 const UPSERT_ROOMS: &str = "
@@ -33,7 +32,7 @@ const UPSERT_ROOMS: &str = "
     WHERE true ON CONFLICT (channel_name) DO NOTHING";
 
 /// `CROSS JOIN` fixes the join order in SQLite.
-const UPSERT_PRESENCES: &str = "
+const UPSERT_ROWS: &str = "
     INSERT INTO presences
         (room_id, channel_name, user_id, info, joined_at, last_seen, node_id)
     SELECT rooms.id, row.value ->> 1, row.value ->> 2, row.value ->> 3, row.value ->> 4,
@@ -43,7 +42,7 @@ const UPSERT_PRESENCES: &str = "
         user_id = excluded.user_id, info = excluded.info, joined_at = excluded.joined_at,
         last_seen = excluded.last_seen, node_id = excluded.node_id";
 
-const DELETE: &str = "
+const DELETE_ROWS: &str = "
     DELETE FROM presences WHERE id IN (
         SELECT presences.id FROM json_each(?1) AS row
         CROSS JOIN rooms ON rooms.channel_name = row.value ->> 0
@@ -51,7 +50,7 @@ const DELETE: &str = "
             ON presences.room_id = rooms.id AND presences.channel_name = row.value ->> 1)";
 
 /// Finds the rows first: joined to the table directly, SQLite may scan the JSON for each of them.
-const SEEN: &str = "
+const TOUCH_ROWS: &str = "
     WITH found AS MATERIALIZED (
         SELECT presences.id, row.value ->> 1 AS at FROM json_each(?1) AS row
         CROSS JOIN presences ON presences.channel_name = row.value ->> 0
@@ -66,16 +65,16 @@ pub(super) fn apply(
     now: DateTime<Utc>,
 ) -> Result<Applied, Failure> {
     let mut set_aside = Vec::new();
-    write_chunks(conn, &batch.deletes, CHUNK, delete, |(room, connection), reason| {
+    write_chunks(conn, &batch.deletes, MAX_CHUNK_ROWS, delete, |(room, connection), reason| {
         set_aside.push(SetAside { change: BatchEntry::Delete(room.clone(), *connection), reason });
     })?;
     let upsert = |conn: &mut _, rows: &[_]| upsert(conn, node, rows, now);
-    write_chunks(conn, &batch.upserts, CHUNK, upsert, |row, reason| {
+    write_chunks(conn, &batch.upserts, MAX_CHUNK_ROWS, upsert, |row, reason| {
         let change = BatchEntry::Upsert(row.room.clone(), row.record.presence.connection);
         set_aside.push(SetAside { change, reason });
     })?;
     let seen = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-    write_chunks(conn, &batch.seen, CHUNK, seen, |(connection, _), reason| {
+    write_chunks(conn, &batch.seen, MAX_CHUNK_ROWS, seen, |(connection, _), reason| {
         set_aside.push(SetAside { change: BatchEntry::Seen(*connection), reason });
     })?;
     Ok(Applied { set_aside })
@@ -98,7 +97,7 @@ fn upsert(
         .bind::<Text, _>(&json)
         .bind::<Timestamp, _>(Stamp(now))
         .execute(conn)?;
-    let written = sql_query(UPSERT_PRESENCES).bind::<Text, _>(&json).bind::<Text, _>(node.as_str());
+    let written = sql_query(UPSERT_ROWS).bind::<Text, _>(&json).bind::<Text, _>(node.as_str());
     // A trigger can skip a row without an error.
     match written.execute(conn)? {
         written if written < rows.len() => Err(Failure::Row("the database skipped it".to_owned())),
@@ -107,7 +106,7 @@ fn upsert(
 }
 
 fn delete(conn: &mut SqliteConnection, rows: &[(RoomName, ConnectionId)]) -> Result<(), Failure> {
-    sql_query(DELETE).bind::<Text, _>(json(rows)?).execute(conn)?;
+    sql_query(DELETE_ROWS).bind::<Text, _>(json(rows)?).execute(conn)?;
     Ok(())
 }
 
@@ -117,7 +116,7 @@ fn seen(
     rows: &[(ConnectionId, DateTime<Utc>)],
 ) -> Result<(), Failure> {
     let json = json(rows.iter().map(|(connection, at)| (connection, Stamp(*at))))?;
-    sql_query(SEEN).bind::<Text, _>(json).bind::<Text, _>(node.as_str()).execute(conn)?;
+    sql_query(TOUCH_ROWS).bind::<Text, _>(json).bind::<Text, _>(node.as_str()).execute(conn)?;
     Ok(())
 }
 
@@ -182,7 +181,7 @@ mod tests {
     use diesel_migrations::MigrationHarness;
 
     use super::*;
-    use crate::store::sqlite::connection::MIGRATIONS;
+    use crate::store::sqlite::connection::SQLITE_MIGRATIONS;
 
     #[test]
     fn no_statement_scans_the_table_or_the_batch_for_each_row() {
@@ -192,8 +191,8 @@ mod tests {
             detail: String,
         }
         let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        conn.run_pending_migrations(MIGRATIONS).unwrap();
-        for statement in [UPSERT_ROOMS, UPSERT_PRESENCES, DELETE, SEEN] {
+        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
+        for statement in [UPSERT_ROOMS, UPSERT_ROWS, DELETE_ROWS, TOUCH_ROWS] {
             let plan = sql_query(format!("EXPLAIN QUERY PLAN {statement}"));
             let steps: Vec<Step> = plan.load(&mut conn).unwrap();
             let steps: Vec<_> = steps.into_iter().map(|step| step.detail).collect();

@@ -16,7 +16,8 @@ use std::{collections::HashMap, future::Future, time::Duration};
 
 use actix::prelude::*;
 
-use self::node::{MAX_WAIT, Node, channel};
+use self::node::MAX_WAIT;
+pub(crate) use self::node::{TestNode, channel};
 use crate::bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent};
 
 /// The number of envelopes where many are sent.
@@ -26,7 +27,7 @@ const MANY: u64 = 10_000;
 const MAX_UNSENT: u64 = 100_000;
 
 /// Fewer envelopes than this are queued for a listener that does not read.
-const MAX_UNHEARD: u64 = 1_000_000;
+const MAX_QUEUED: u64 = 1_000_000;
 
 /// The number of envelopes that such a listener reads at a time.
 const FEW: usize = 100;
@@ -61,10 +62,10 @@ macro_rules! bus_contract {
             up_comes_first
             subscribed_comes_before_what_is_heard
             each_node_is_heard_in_its_order
-            all_who_have_subscribed_hear
+            all_subscribers_receive_the_same
             an_unsubscribed_channel_falls_silent
             all_rooms_are_heard_and_not_the_nodes
-            the_nodes_are_heard_by_who_has_subscribed
+            the_channel_of_the_nodes_is_received_by_its_subscribers
             a_node_may_hear_itself
             odd_names_are_names
             large_envelopes_arrive
@@ -72,7 +73,7 @@ macro_rules! bus_contract {
             what_waits_to_be_heard_is_bounded
             a_lost_connection_is_reported_and_comes_back_without_subscriptions
             what_is_not_an_envelope_is_reported
-            a_stopped_listener_disturbs_nobody
+            a_stopped_listener_affects_no_other
         );
     };
     (@tests $name:ident, $fixture:expr, $($test:ident)*) => {
@@ -100,15 +101,15 @@ pub fn run<T: Future<Output = ()>>(test: impl FnOnce() -> T) {
 
 /// The first event of a listener is `Up`.
 pub async fn up_comes_first(fixture: &impl BusFixture) {
-    let mut node = Node::unheard(fixture, "a");
+    let mut node = TestNode::unheard(fixture, "a");
     assert!(matches!(node.next().await, BusEvent::Up));
 }
 
 /// Nothing of a channel is received before `Subscribed`, and everything from then on.
 pub async fn subscribed_comes_before_what_is_heard(fixture: &impl BusFixture) {
-    let (mut a, mut b) = (Node::new(fixture, "a").await, Node::new(fixture, "b").await);
+    let (mut a, mut b) = (TestNode::new(fixture, "a").await, TestNode::new(fixture, "b").await);
     a.bus.subscribe(channel("lobby"));
-    // Something is published all the while.
+    // It is published to all the time.
     let first = loop {
         b.say("lobby").await;
         match a.seen.now() {
@@ -128,8 +129,8 @@ pub async fn subscribed_comes_before_what_is_heard(fixture: &impl BusFixture) {
 
 /// The envelopes of each node arrive in its order, with none missing.
 pub async fn each_node_is_heard_in_its_order(fixture: &impl BusFixture) {
-    let mut hearer = Node::hearing(fixture, "hearer", &["lobby"]).await;
-    let mut nodes = [Node::new(fixture, "a").await, Node::new(fixture, "b").await];
+    let mut hearer = TestNode::hearing(fixture, "hearer", &["lobby"]).await;
+    let mut nodes = [TestNode::new(fixture, "a").await, TestNode::new(fixture, "b").await];
     for _ in 0..MANY / 2 {
         for node in &mut nodes {
             node.say("lobby").await;
@@ -145,11 +146,11 @@ pub async fn each_node_is_heard_in_its_order(fixture: &impl BusFixture) {
     assert_eq!(last.into_values().sum::<u64>(), MANY);
 }
 
-/// All subscribers of a channel receive the same, and nobody else does.
-pub async fn all_who_have_subscribed_hear(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut b = Node::hearing(fixture, "b", &["lobby", "garden"]).await;
-    let mut c = Node::new(fixture, "c").await;
+/// All subscribers of a channel receive the same, and no others do.
+pub async fn all_subscribers_receive_the_same(fixture: &impl BusFixture) {
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::hearing(fixture, "b", &["lobby", "garden"]).await;
+    let mut c = TestNode::new(fixture, "c").await;
     c.say("garden").await;
     c.say("lobby").await;
     assert_eq!(a.heard("lobby").await, ("c".to_owned(), 2));
@@ -159,8 +160,8 @@ pub async fn all_who_have_subscribed_hear(fixture: &impl BusFixture) {
 
 /// After `unsubscribe` nothing of a channel is received soon, and it can be subscribed to again.
 pub async fn an_unsubscribed_channel_falls_silent(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby", "garden"]).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby", "garden"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
     a.bus.unsubscribe(channel("lobby"));
     let silent = async {
         loop {
@@ -187,9 +188,9 @@ pub async fn an_unsubscribed_channel_falls_silent(fixture: &impl BusFixture) {
 
 /// [`Channel::Rooms`] is every room, and not the nodes.
 pub async fn all_rooms_are_heard_and_not_the_nodes(fixture: &impl BusFixture) {
-    let mut a = Node::new(fixture, "a").await;
+    let mut a = TestNode::new(fixture, "a").await;
     a.subscribe(Channel::Rooms).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut b = TestNode::new(fixture, "b").await;
     b.tell(BusMessage::Missed).await;
     for room in ["lobby", "garden", "nodes", "*"] {
         let number = b.say(room).await;
@@ -206,11 +207,11 @@ pub async fn all_rooms_are_heard_and_not_the_nodes(fixture: &impl BusFixture) {
 }
 
 /// [`Channel::Nodes`] is received by its subscribers only.
-pub async fn the_nodes_are_heard_by_who_has_subscribed(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby", "nodes"]).await;
+pub async fn the_channel_of_the_nodes_is_received_by_its_subscribers(fixture: &impl BusFixture) {
+    let mut a = TestNode::hearing(fixture, "a", &["lobby", "nodes"]).await;
     a.subscribe(Channel::Nodes).await;
-    let mut b = Node::hearing(fixture, "b", &["lobby"]).await;
-    let mut c = Node::new(fixture, "c").await;
+    let mut b = TestNode::hearing(fixture, "b", &["lobby"]).await;
+    let mut c = TestNode::new(fixture, "c").await;
     c.tell(BusMessage::Missed).await;
     let number = c.say("lobby").await;
     let told = a.next().await;
@@ -224,8 +225,8 @@ pub async fn the_nodes_are_heard_by_who_has_subscribed(fixture: &impl BusFixture
 
 /// A node may receive its own envelopes, and those are like those of others.
 pub async fn a_node_may_hear_itself(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut b = Node::hearing(fixture, "b", &["lobby"]).await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::hearing(fixture, "b", &["lobby"]).await;
     a.say("lobby").await;
     assert_eq!(b.heard("lobby").await, ("a".to_owned(), 1));
     b.say("lobby").await;
@@ -243,9 +244,9 @@ pub async fn odd_names_are_names(fixture: &impl BusFixture) {
     let names = "* ? [a-z] \\ \\* a* a? [a] a ab a:b : nodes room:a {a} %s%n '\" ^ [^a] PING .. /";
     let names: Vec<&str> =
         names.split(' ').chain([" ", " a ", "\u{1F426} ü \u{200D}", &long]).collect();
-    let mut a = Node::hearing(fixture, "a", &names).await;
-    let mut b = Node::hearing(fixture, "b", &["*", "a*", "?", "[a-z]", "\\*"]).await;
-    let mut c = Node::new(fixture, "c").await;
+    let mut a = TestNode::hearing(fixture, "a", &names).await;
+    let mut b = TestNode::hearing(fixture, "b", &["*", "a*", "?", "[a-z]", "\\*"]).await;
+    let mut c = TestNode::new(fixture, "c").await;
     for name in &names {
         let number = c.say(name).await;
         assert_eq!(a.heard(name).await, ("c".to_owned(), number));
@@ -258,8 +259,8 @@ pub async fn odd_names_are_names(fixture: &impl BusFixture) {
 
 /// A batch of a megabyte arrives unchanged.
 pub async fn large_envelopes_arrive(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
     let changes = node::large_changes("lobby", 1_000_000);
     b.tell(BusMessage::Changes(changes.clone())).await;
     let number = b.say("lobby").await;
@@ -274,8 +275,8 @@ pub async fn large_envelopes_arrive(fixture: &impl BusFixture) {
 
 /// A stalled bus refuses envelopes in the end, and exactly the accepted ones arrive.
 pub async fn what_waits_to_be_sent_is_bounded(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
     fixture.stall().await;
     let taken = (0..MAX_UNSENT).take_while(|_| b.try_say("lobby").is_ok()).count() as u64;
     fixture.resume().await;
@@ -295,9 +296,9 @@ pub async fn what_waits_to_be_sent_is_bounded(fixture: &impl BusFixture) {
 
 /// A listener that does not keep up gets `Down` and `Up`, and its queue is lost.
 pub async fn what_waits_to_be_heard_is_bounded(fixture: &impl BusFixture) {
-    let mut stuck = Node::stuck(fixture, "stuck").await;
-    let mut b = Node::new(fixture, "b").await;
-    'told: for _ in 0..MAX_UNHEARD / MANY {
+    let mut stuck = TestNode::stuck(fixture, "stuck").await;
+    let mut b = TestNode::new(fixture, "b").await;
+    'told: for _ in 0..MAX_QUEUED / MANY {
         for _ in 0..MANY {
             b.say("lobby").await;
         }
@@ -322,8 +323,8 @@ pub async fn what_waits_to_be_heard_is_bounded(fixture: &impl BusFixture) {
 pub async fn a_lost_connection_is_reported_and_comes_back_without_subscriptions(
     fixture: &impl BusFixture,
 ) {
-    let mut a = Node::hearing(fixture, "a", &["lobby", "garden"]).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby", "garden"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
     for _ in 0..3 {
         fixture.break_connections().await;
         for node in [&mut a, &mut b] {
@@ -342,8 +343,8 @@ pub async fn a_lost_connection_is_reported_and_comes_back_without_subscriptions(
 
 /// What is not an envelope is reported as unreadable, and what follows is received.
 pub async fn what_is_not_an_envelope_is_reported(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut b = Node::new(fixture, "b").await;
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
     for bytes in [b"hello".as_slice(), b"", b"\xff\0\r\n", b"{\"v\":77}"] {
         fixture.publish_bytes(&channel("lobby"), bytes).await;
         let told = a.next().await;
@@ -354,13 +355,13 @@ pub async fn what_is_not_an_envelope_is_reported(fixture: &impl BusFixture) {
 }
 
 /// A node that ends, or whose listener has stopped, does not affect others.
-pub async fn a_stopped_listener_disturbs_nobody(fixture: &impl BusFixture) {
-    let mut a = Node::hearing(fixture, "a", &["lobby"]).await;
-    let mut deaf = Node::hearing(fixture, "deaf", &["lobby"]).await;
-    let gone = Node::hearing(fixture, "gone", &["lobby"]).await;
+pub async fn a_stopped_listener_affects_no_other(fixture: &impl BusFixture) {
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut deaf = TestNode::hearing(fixture, "deaf", &["lobby"]).await;
+    let gone = TestNode::hearing(fixture, "gone", &["lobby"]).await;
     deaf.stop_listening().await;
     drop(gone);
-    let mut b = Node::new(fixture, "b").await;
+    let mut b = TestNode::new(fixture, "b").await;
     for number in 1..=100 {
         b.say("lobby").await;
         assert_eq!(a.heard("lobby").await, ("b".to_owned(), number));

@@ -24,7 +24,7 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
 const OPEN: usize = usize::MAX >> 8;
 
 /// An end of the bus, and an actor that listens to it.
-pub(super) struct Node {
+pub(crate) struct TestNode {
     pub bus: Box<dyn Bus>,
     pub seen: Seen<BusEvent>,
     name: NodeName,
@@ -34,7 +34,7 @@ pub(super) struct Node {
     listener: Addr<Listener>,
 }
 
-impl Node {
+impl TestNode {
     /// A node that has received no event yet.
     pub fn unheard(fixture: &impl BusFixture, name: &str) -> Self {
         let gate = Arc::new(Semaphore::new(OPEN));
@@ -171,7 +171,7 @@ impl Node {
 }
 
 /// The channel of a room.
-pub(super) fn channel(room: &str) -> Channel {
+pub(crate) fn channel(room: &str) -> Channel {
     Channel::Room(RoomName::new(room).expect("a name"))
 }
 

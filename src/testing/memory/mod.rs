@@ -1,23 +1,20 @@
 //! A database in memory that several nodes share.
 
-mod tables;
+mod store;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
-use self::tables::{Node, Tables};
+pub use self::store::MemoryStore;
 use super::store_contract::{ManualChange, Verb};
 use crate::{
-    messages::Kick,
-    model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
-    store::{
-        Applied, Batch, NodeLease, NodeRow, Reaped, Renewal, Result, RoomCounts, RoomRows, Row,
-        SharedStore, Started, Store, StoreError,
-    },
+    model::{ConnectionId, Epoch, NodeName, RoomName},
+    store::{NodeLease, NodeRow, Row},
 };
 
 /// A database in memory, for tests of several nodes in one process. A clone is the same database.
@@ -95,13 +92,9 @@ impl MemoryDatabase {
                 tables.rooms.insert(RoomName::new(name).expect("a valid name"));
             }
             ManualChange::AddDeadNode(name) => {
-                let node = Node {
-                    incarnation: Epoch::new(),
-                    head: 0,
-                    lease_expires_at: DateTime::UNIX_EPOCH,
-                    leaving: false,
-                };
-                tables.nodes.insert(NodeName::new(name).expect("a valid name"), node);
+                let node = NodeName::new(name).expect("a valid name");
+                let entry = NodeEntry::new(Epoch::new(), DateTime::UNIX_EPOCH, Duration::ZERO);
+                tables.nodes.insert(node, entry);
             }
             ManualChange::DeleteNodes => tables.nodes.clear(),
             ManualChange::HideNodes => tables.hidden = true,
@@ -116,10 +109,10 @@ impl MemoryDatabase {
 
 /// The link between a [`MemoryStore`] and its database. A clone is the same link.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryLink(Arc<Mutex<State>>);
+pub struct MemoryLink(Arc<Mutex<LinkState>>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum LinkState {
     #[default]
     Whole,
     Cut,
@@ -129,183 +122,110 @@ enum State {
 impl MemoryLink {
     /// Makes every call fail with [`StoreError::Unavailable`] without an effect.
     pub fn cut(&self) {
-        self.set(State::Cut);
+        self.set(LinkState::Cut);
     }
 
     /// Makes every call fail after it has taken effect: the answer is lost.
     pub fn mute(&self) {
-        self.set(State::Mute);
+        self.set(LinkState::Mute);
     }
 
     /// Makes calls succeed again.
     pub fn heal(&self) {
-        self.set(State::Whole);
+        self.set(LinkState::Whole);
     }
 
-    fn set(&self, state: State) {
+    fn set(&self, state: LinkState) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> LinkState {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A [`SharedStore`] on a [`MemoryDatabase`].
-#[derive(Debug)]
-pub struct MemoryStore {
-    database: MemoryDatabase,
-    link: MemoryLink,
-    lease: NodeLease,
+/// The tables of a [`MemoryDatabase`].
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    rooms: BTreeSet<RoomName>,
+    presences: BTreeMap<(RoomName, ConnectionId), (NodeName, Row)>,
+    nodes: BTreeMap<NodeName, NodeEntry>,
+    /// What is refused, as by a trigger.
+    refused: BTreeSet<(Verb, ConnectionId)>,
+    /// Whether a table is missing.
+    hidden: bool,
+    /// The number of reads of rooms.
+    reads: usize,
 }
 
-impl MemoryStore {
-    /// The link to the database.
-    #[must_use]
-    pub fn link(&self) -> MemoryLink {
-        self.link.clone()
-    }
-
-    fn call<T>(&self, call: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
-        let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
-        let state = self.link.state();
-        if state == State::Cut {
-            return cut();
-        }
-        let answer = self.database.with(|tables| match tables.hidden {
-            true => Err(StoreError::Schema { source: "a table is missing".into() }),
-            false => call(tables),
-        });
-        if state == State::Mute { cut() } else { answer }
-    }
+#[derive(Clone, Debug)]
+struct NodeEntry {
+    incarnation: Epoch,
+    head: u64,
+    lease_expires_at: DateTime<Utc>,
+    leaving: bool,
 }
 
-impl Store for MemoryStore {
-    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
-        let fence = self.lease.fence(node);
-        self.call(|tables| tables.apply(node, fence, batch, now))
-    }
-
-    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
-        let next = self.lease.set(node, lease).next;
-        let started = self.call(|tables| Ok(tables.start(node, next, now, lease)))?;
-        self.lease.begin();
-        Ok(started)
-    }
-
-    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
-        let incarnations = self.lease.set(node, lease);
-        let renewal = self.call(|tables| tables.renew(node, incarnations, now, lease))?;
-        if matches!(renewal, Renewal::Lapsed { .. }) {
-            self.lease.begin();
-        }
-        Ok(renewal)
-    }
-
-    fn stop(&mut self, node: &NodeName) -> Result<usize> {
-        let own = self.lease.incarnation(node);
-        self.call(|tables| Ok(tables.stop(node, own)))
-    }
-
-    fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
-        let own = self.lease.incarnation(node);
-        self.call(|tables| Ok(tables.hand_over(node, own, now, grace)))
-    }
-
-    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
-        self.call(|tables| Ok(tables.prune_presences(now, max_age)))
-    }
-
-    fn prune_rooms(&mut self) -> Result<usize> {
-        self.call(|tables| Ok(tables.prune_rooms()))
-    }
-
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
-        self.call(|tables| Ok(tables.rooms()))
+impl NodeEntry {
+    fn new(incarnation: Epoch, now: DateTime<Utc>, lease: Duration) -> Self {
+        Self { incarnation, head: 0, lease_expires_at: after(now, lease), leaving: false }
     }
 }
 
-impl SharedStore for MemoryStore {
-    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
-        self.call(|tables| Ok(tables.read(rooms, now)))
+/// The end of a lease, or the last time there is.
+fn after(now: DateTime<Utc>, lease: Duration) -> DateTime<Utc> {
+    let lease = TimeDelta::from_std(lease).ok();
+    lease.and_then(|lease| now.checked_add_signed(lease)).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+impl Tables {
+    /// The presences of a room, ordered.
+    fn of_room(&self, room: &RoomName) -> impl Iterator<Item = &(NodeName, Row)> {
+        let (first, last) = (ConnectionId::from_u128(0), ConnectionId::from_u128(u128::MAX));
+        let range = (room.clone(), first)..=(room.clone(), last);
+        self.presences.range(range).map(|(_, held)| held)
     }
 
-    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
-        self.call(|tables| Ok(tables.nodes(now)))
+    /// The presences whose node has a row: others do not count.
+    fn vouched<'a>(
+        &'a self,
+        held: impl Iterator<Item = &'a (NodeName, Row)>,
+    ) -> impl Iterator<Item = &'a (NodeName, Row)> {
+        held.filter(|(node, _)| self.nodes.contains_key(node))
     }
 
-    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
-        self.call(|tables| Ok(tables.reap(node, incarnation, now)))
+    fn node_rows(&self, now: DateTime<Utc>) -> Vec<NodeRow> {
+        let row = |(name, node): (&NodeName, &NodeEntry)| NodeRow {
+            node: name.clone(),
+            incarnation: node.incarnation,
+            head: node.head,
+            expired: node.lease_expires_at < now,
+            leaving: node.leaving,
+        };
+        self.nodes.iter().map(row).collect()
     }
 
-    fn find(
-        &mut self,
-        room: &RoomName,
-        connections: &[ConnectionId],
-    ) -> Result<Vec<(NodeName, Row)>> {
-        self.call(|tables| Ok(tables.find(room, connections)))
+    /// Removes the matching presences, and returns them.
+    fn take(&mut self, is: impl Fn(&NodeName, &Row) -> bool) -> Vec<Row> {
+        let taken = self.presences.extract_if(.., |_, (node, row)| is(node, row));
+        taken.map(|(_, (_, row))| row).collect()
     }
 
-    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>> {
-        self.call(|tables| Ok(tables.held(presences)))
-    }
-
-    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>> {
-        self.call(|tables| Ok(tables.list(after, limit)))
-    }
-
-    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>> {
-        self.call(|tables| Ok(tables.where_is(user)))
-    }
-
-    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
-        self.call(|tables| Ok(tables.connections(kick)))
+    /// Whether the row of the node belongs to another incarnation.
+    fn has_been_taken(&self, node: &NodeName, own: Option<Epoch>) -> bool {
+        let row = self.nodes.get(node);
+        own.is_some_and(|own| row.is_some_and(|row| row.incarnation != own))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::store_contract::{
-        LEASE, SharedStoreFixture, StoreFixture, at, node, row, upserts, write,
-    };
+    use crate::store::{Renewal, SharedStore, Store};
+    use crate::testing::store_contract::{LEASE, at, node, row, upserts, write};
 
-    struct Memory(MemoryDatabase, MemoryStore);
-
-    impl StoreFixture for Memory {
-        type Store = MemoryStore;
-
-        fn new() -> Self {
-            let database = MemoryDatabase::new();
-            let store = database.store();
-            Self(database, store)
-        }
-
-        fn store(&mut self) -> &mut MemoryStore {
-            &mut self.1
-        }
-
-        fn change_manually(&mut self, change: ManualChange<'_>) {
-            self.0.change_manually(change);
-        }
-
-        fn rows(&mut self) -> Vec<(NodeName, Row)> {
-            self.0.rows()
-        }
-
-        fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
-            self.0.refuse(verb, connection);
-        }
-    }
-
-    impl SharedStoreFixture for Memory {
-        fn another(&mut self) -> MemoryStore {
-            self.0.store()
-        }
-    }
-
-    crate::store_contract!(every_store, super::Memory);
-    crate::shared_store_contract!(shared_store, super::Memory);
+    crate::store_contract!(every_store, super::MemoryStore);
+    crate::shared_store_contract!(shared_store, super::MemoryStore);
 
     #[test]
     fn a_cut_link_does_nothing_and_a_mute_one_does_it_without_saying_so() {

@@ -1,12 +1,7 @@
 use std::future::Future;
 
 use super::*;
-use crate::{
-    bus::{BusMessage, RoomMessage},
-    messages::Content,
-    model::{Epoch, NodeName, RoomName},
-    testing::{Probe, Seen},
-};
+use crate::testing::bus_contract::{TestNode, channel};
 
 /// Runs a test with a clock that jumps to what is waited for.
 fn in_virtual_time(test: impl Future<Output = ()>) {
@@ -17,56 +12,17 @@ fn in_virtual_time(test: impl Future<Output = ()>) {
     System::with_tokio_rt(runtime).block_on(test);
 }
 
-struct Node {
-    bus: MemoryBus,
-    seen: Seen<BusEvent>,
-    name: &'static str,
+/// A node whose connection can be disturbed, and which hears the lobby.
+async fn node(hub: &MemoryHub, name: &str) -> (TestNode, MemoryConnection) {
+    let node = TestNode::hearing(hub, name, &["lobby"]).await;
+    let end = hub.lock().last_end;
+    (node, MemoryConnection { hub: hub.clone(), end })
 }
 
-impl Node {
-    /// A node that hears the lobby.
-    async fn new(hub: &MemoryHub, name: &'static str) -> Self {
-        let (probe, seen) = Probe::<BusEvent>::new();
-        let mut bus = hub.bus();
-        bus.listen(probe.recipient());
-        bus.subscribe(lobby());
-        let mut node = Self { bus, seen, name };
-        assert!(matches!(node.next().await, BusEvent::Up));
-        assert!(matches!(node.next().await, BusEvent::Subscribed(c) if c == lobby()));
-        node
-    }
-
-    fn say(&mut self, number: u64) -> Result<(), NotSent> {
-        let content = Content::Text(Default::default());
-        let Channel::Room(room) = lobby() else { unreachable!() };
-        let told =
-            BusMessage::Published(RoomMessage { room, number, content, from: None, except: None });
-        let node = NodeName::new(self.name).unwrap();
-        self.bus.publish(&Envelope { node, incarnation: Epoch::new(), message: told })
-    }
-
-    async fn next(&mut self) -> BusEvent {
-        self.seen.next().await.expect("something to hear")
-    }
-
-    async fn heard(&mut self) -> (String, u64) {
-        match self.next().await {
-            BusEvent::Received(Envelope { node, message: BusMessage::Published(said), .. }) => {
-                (node.to_string(), said.number)
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn silent(&mut self) {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let heard = self.seen.now();
-        assert!(heard.is_none(), "{heard:?}");
-    }
-}
-
-fn lobby() -> Channel {
-    Channel::Room(RoomName::new("lobby").unwrap())
+async fn is_silent(node: &mut TestNode) {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let heard = node.seen.now();
+    assert!(heard.is_none(), "{heard:?}");
 }
 
 fn from(node: &str, number: u64) -> (String, u64) {
@@ -77,18 +33,17 @@ fn from(node: &str, number: u64) -> (String, u64) {
 fn a_delayed_link_stays_in_order_and_delays_no_other() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
-        let (to_b, at_b) = (a.bus.connection(), b.bus.connection());
+        let ((mut a, at_a), (mut b, at_b)) = (node(&hub, "a").await, node(&hub, "b").await);
         let start = Instant::now();
-        to_b.delay_to(&at_b, Duration::from_secs(3));
-        a.say(1).unwrap();
-        to_b.delay_to(&at_b, Duration::ZERO);
-        a.say(2).unwrap();
-        b.say(1).unwrap();
-        let heard = [b.heard().await, b.heard().await, b.heard().await];
+        at_a.delay_to(&at_b, Duration::from_secs(3));
+        a.try_say("lobby").unwrap();
+        at_a.delay_to(&at_b, Duration::ZERO);
+        a.try_say("lobby").unwrap();
+        b.try_say("lobby").unwrap();
+        let heard = [b.heard("lobby").await, b.heard("lobby").await, b.heard("lobby").await];
         assert_eq!(heard, [from("b", 1), from("a", 1), from("a", 2)]);
         assert_eq!(start.elapsed().as_secs(), 3);
-        let heard = [a.heard().await, a.heard().await, a.heard().await];
+        let heard = [a.heard("lobby").await, a.heard("lobby").await, a.heard("lobby").await];
         assert_eq!(heard, [from("a", 1), from("a", 2), from("b", 1)]);
     });
 }
@@ -97,12 +52,11 @@ fn a_delayed_link_stays_in_order_and_delays_no_other() {
 fn envelopes_are_lost_and_doubled_as_asked() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let mut a = Node::new(&hub, "a").await;
-        let connection = a.bus.connection();
+        let (mut a, connection) = node(&hub, "a").await;
         connection.lose_next(1);
         connection.duplicate_next(1);
-        (1..4).for_each(|number| a.say(number).unwrap());
-        let heard = [a.heard().await, a.heard().await, a.heard().await];
+        (1..4).for_each(|_| a.try_say("lobby").unwrap());
+        let heard = [a.heard("lobby").await, a.heard("lobby").await, a.heard("lobby").await];
         assert_eq!(heard, [from("a", 2), from("a", 2), from("a", 3)]);
     });
 }
@@ -111,26 +65,25 @@ fn envelopes_are_lost_and_doubled_as_asked() {
 fn a_held_node_hears_later_and_a_cut_one_never() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
-        let connection = b.bus.connection();
+        let ((mut a, _), (mut b, connection)) = (node(&hub, "a").await, node(&hub, "b").await);
         connection.hold();
-        a.say(1).unwrap();
-        b.silent().await;
+        a.try_say("lobby").unwrap();
+        is_silent(&mut b).await;
         connection.release();
-        assert_eq!(b.heard().await, from("a", 1));
+        assert_eq!(b.heard("lobby").await, from("a", 1));
 
         connection.hold();
-        a.say(2).unwrap();
+        a.try_say("lobby").unwrap();
         connection.cut();
         assert!(matches!(b.next().await, BusEvent::Down("cut")));
-        assert_eq!(b.say(1), Err(NotSent));
+        assert_eq!(b.try_say("lobby"), Err(NotSent));
         connection.release();
-        b.bus.subscribe(lobby());
-        b.silent().await;
+        b.bus.subscribe(channel("lobby"));
+        is_silent(&mut b).await;
         connection.heal();
         assert!(matches!(b.next().await, BusEvent::Up));
-        a.say(3).unwrap();
-        b.silent().await;
+        a.try_say("lobby").unwrap();
+        is_silent(&mut b).await;
         assert!(connection.subscriptions().is_empty());
     });
 }
@@ -139,17 +92,17 @@ fn a_held_node_hears_later_and_a_cut_one_never() {
 fn a_stalled_hub_keeps_what_it_takes_and_takes_no_more_than_its_bound() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+        let ((mut a, _), (mut b, _)) = (node(&hub, "a").await, node(&hub, "b").await);
         hub.stall();
-        let taken = (0..10_000).take_while(|number| a.say(*number).is_ok()).count();
-        assert_eq!(taken, MAX_WAITING);
-        b.say(0).unwrap();
-        b.silent().await;
+        let taken = (0..10_000).take_while(|_| a.try_say("lobby").is_ok()).count();
+        assert_eq!(taken, MAX_STALLED);
+        b.try_say("lobby").unwrap();
+        is_silent(&mut b).await;
         hub.resume();
-        for number in 0..taken as u64 {
-            assert_eq!(b.heard().await, from("a", number));
+        for number in 1..=taken as u64 {
+            assert_eq!(b.heard("lobby").await, from("a", number));
         }
-        assert_eq!(b.heard().await, from("b", 0));
+        assert_eq!(b.heard("lobby").await, from("b", 1));
     });
 }
 
@@ -157,21 +110,21 @@ fn a_stalled_hub_keeps_what_it_takes_and_takes_no_more_than_its_bound() {
 fn a_listener_that_cannot_keep_up_loses_the_connection() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let (mut a, mut b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
-        a.bus.connection().delay_to(&b.bus.connection(), Duration::from_secs(3600));
-        (0..=MAX_QUEUE as u64).for_each(|number| a.say(number).unwrap());
+        let ((mut a, at_a), (mut b, at_b)) = (node(&hub, "a").await, node(&hub, "b").await);
+        at_a.delay_to(&at_b, Duration::from_secs(3600));
+        (0..=MAX_QUEUE).for_each(|_| a.try_say("lobby").unwrap());
         assert!(matches!(b.next().await, BusEvent::Down("overrun")));
         assert!(matches!(b.next().await, BusEvent::Up));
-        b.silent().await;
+        is_silent(&mut b).await;
     });
 }
 
 #[test]
-fn bytes_of_somebody_else_are_unreadable() {
+fn bytes_that_are_no_envelope_are_unreadable() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let mut a = Node::new(&hub, "a").await;
-        hub.publish_bytes(&lobby(), b"hello");
+        let (mut a, _) = node(&hub, "a").await;
+        hub.publish_bytes(&channel("lobby"), b"hello");
         assert!(matches!(a.next().await, BusEvent::Unreadable(_)));
     });
 }
@@ -180,10 +133,10 @@ fn bytes_of_somebody_else_are_unreadable() {
 fn a_dropped_end_leaves_the_hub() {
     in_virtual_time(async {
         let hub = MemoryHub::new();
-        let (mut a, b) = (Node::new(&hub, "a").await, Node::new(&hub, "b").await);
+        let ((mut a, _), (b, _)) = (node(&hub, "a").await, node(&hub, "b").await);
         drop(b);
-        a.say(1).unwrap();
-        assert_eq!(a.heard().await, from("a", 1));
+        a.try_say("lobby").unwrap();
+        assert_eq!(a.heard("lobby").await, from("a", 1));
         assert_eq!(hub.lock().ends.len(), 1);
     });
 }

@@ -44,8 +44,8 @@ pub fn a_batch_can_be_given_twice<B: StoreFixture>(mut fixture: B) {
     assert_eq!(fixture.rows(), once);
 }
 
-/// A sign of life updates every presence of the connection, but not those of other nodes.
-pub fn a_sign_of_life_is_for_all_presences_of_this_node<B: StoreFixture>(mut fixture: B) {
+/// `last_seen` of a connection is that of every presence of it of the connection, but not those of other nodes.
+pub fn being_seen_is_for_all_presences_of_this_node<B: StoreFixture>(mut fixture: B) {
     write(fixture.store(), &upserts([row("a", 1, None), row("b", 1, None), row("a", 2, None)]));
     write_as("m", fixture.store(), &upserts([row("c", 1, None)]));
     write(fixture.store(), &Batch { seen: vec![(id(1), at(40))], ..Batch::default() });

@@ -1,6 +1,7 @@
 //! The rules of every [`Store`], as tests.
 //!
-//! An implementation of a store gets a [`StoreFixture`], and a module of tests with one of the macros:
+//! An implementation of a store gets a [`StoreFixture`], as [`MemoryStore`](super::MemoryStore) has one, and a
+//! module of tests with one of the macros:
 //! [`store_contract!`](crate::store_contract) for every store;
 //! [`shared_store_contract!`](crate::shared_store_contract) for a [`SharedStore`], on a
 //! [`SharedStoreFixture`]; [`owned_store_contract!`](crate::owned_store_contract) for a store that belongs
@@ -8,39 +9,11 @@
 //!
 //! ```
 //! # #![allow(dead_code, reason = "tests are left out here")]
-//! use actix_presence::{
-//!     ConnectionId, NodeName,
-//!     store::Row,
-//!     testing::{
-//!         MemoryDatabase, MemoryStore,
-//!         store_contract::{StoreFixture, ManualChange, Verb},
-//!     },
-//! };
+//! use actix_presence::testing::MemoryStore;
 //!
-//! struct Memory(MemoryDatabase, MemoryStore);
-//!
-//! impl StoreFixture for Memory {
-//!     type Store = MemoryStore;
-//!     fn new() -> Self {
-//!         let database = MemoryDatabase::new();
-//!         let store = database.store();
-//!         Self(database, store)
-//!     }
-//!     fn store(&mut self) -> &mut MemoryStore {
-//!         &mut self.1
-//!     }
-//!     fn change_manually(&mut self, change: ManualChange<'_>) {
-//!         self.0.change_manually(change)
-//!     }
-//!     fn rows(&mut self) -> Vec<(NodeName, Row)> {
-//!         self.0.rows()
-//!     }
-//!     fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
-//!         self.0.refuse(verb, connection)
-//!     }
-//! }
-//!
-//! actix_presence::store_contract!(memory, super::Memory);
+//! actix_presence::store_contract!(every_rule, MemoryStore);
+//! actix_presence::shared_store_contract!(shared_rules, MemoryStore);
+//! # fn main() {}
 //! ```
 
 pub mod every;
@@ -66,7 +39,7 @@ pub trait StoreFixture {
     /// The store; always the same one.
     fn store(&mut self) -> &mut Self::Store;
 
-    /// Changes the database as somebody with a shell would.
+    /// Changes the database as an administrator would with a shell.
     fn change_manually(&mut self, change: ManualChange<'_>);
 
     /// Every presence with the node that holds it, ordered by room (byte by byte) and connection.
@@ -105,7 +78,7 @@ impl Verb {
     }
 }
 
-/// A change that somebody makes in the database.
+/// A change made in the database by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ManualChange<'a> {
     /// All presences are deleted.
@@ -149,10 +122,6 @@ impl ManualChange<'_> {
 pub const LEASE: Duration = Duration::from_secs(15);
 
 /// A time, in seconds after some start.
-///
-/// # Panics
-///
-/// If the time is out of range.
 #[must_use]
 pub fn at(seconds: i64) -> DateTime<Utc> {
     let start: DateTime<Utc> = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
@@ -160,20 +129,12 @@ pub fn at(seconds: i64) -> DateTime<Utc> {
 }
 
 /// The name of a node.
-///
-/// # Panics
-///
-/// If it is invalid.
 #[must_use]
 pub fn node(name: &str) -> NodeName {
     NodeName::new(name).unwrap()
 }
 
 /// The name of a room.
-///
-/// # Panics
-///
-/// If it is invalid.
 #[must_use]
 pub fn room(name: &str) -> RoomName {
     RoomName::new(name).unwrap()
@@ -186,10 +147,6 @@ pub fn id(number: u128) -> ConnectionId {
 }
 
 /// A row of a presence that joined at the start.
-///
-/// # Panics
-///
-/// If a name is invalid.
 #[must_use]
 pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
     let presence = Presence {
@@ -201,7 +158,7 @@ pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
     Row { room: room(name), record: PresenceRecord::new(presence) }
 }
 
-/// The row with a sign of life at this time.
+/// The row, last seen at this time.
 #[must_use]
 pub fn seen_at(seconds: i64, mut row: Row) -> Row {
     row.record.last_seen = at(seconds);
@@ -215,19 +172,11 @@ pub fn upserts(rows: impl IntoIterator<Item = Row>) -> Batch {
 }
 
 /// Writes a batch as node `n`.
-///
-/// # Panics
-///
-/// If the store does not write all of it.
 pub fn write(store: &mut impl Store, batch: &Batch) {
     write_as("n", store, batch);
 }
 
 /// Writes a batch as this node.
-///
-/// # Panics
-///
-/// If the store does not write all of it.
 pub fn write_as(name: &str, store: &mut impl Store, batch: &Batch) {
     assert_eq!(store.apply(&node(name), batch, at(0)).unwrap(), Applied::default());
 }
@@ -239,14 +188,13 @@ fn counts(name: &str, connections: usize, users: usize, anonymous: usize) -> Roo
 /// Creates a module with tests for the rules of every [`Store`](crate::store::Store), on a
 /// [`StoreFixture`](crate::testing::store_contract::StoreFixture).
 ///
-/// The type is named as seen from that module, so with `super::`.
 #[macro_export]
 macro_rules! store_contract {
     ($module:ident, $fixture:ty) => {
         $crate::store_contract! { $module, $fixture, every:
             a_row_holds_what_was_written
             a_batch_can_be_given_twice
-            a_sign_of_life_is_for_all_presences_of_this_node
+            being_seen_is_for_all_presences_of_this_node
             more_than_one_chunk_is_written_and_deleted
             rows_deleted_by_hand_come_back
             a_room_deleted_by_hand_takes_its_rows_and_comes_back
@@ -261,6 +209,9 @@ macro_rules! store_contract {
     };
     ($module:ident, $fixture:ty, $part:ident: $($test:ident)*) => {
         mod $module {
+            #[allow(unused_imports, reason = "the fixture may be named with its path")]
+            use super::*;
+
             $(
                 #[test]
                 fn $test() {
@@ -299,7 +250,7 @@ macro_rules! shared_store_contract {
             a_user_is_where_their_connections_are
             connections_are_each_named_once_with_their_node
             two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out
-            a_room_that_somebody_enters_is_not_pruned
+            a_room_that_is_entered_is_not_pruned
             a_node_whose_presences_are_pruned_notices
         }
     };

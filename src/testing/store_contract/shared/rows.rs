@@ -268,7 +268,7 @@ pub fn the_rows_of_others_are_not_deleted_and_not_touched<B: SharedStoreFixture>
 pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: SharedStoreFixture>(
     mut fixture: B,
 ) {
-    const BATCHES: u64 = 20;
+    const ROUNDS: u64 = 20;
     const ROWS: u128 = 300;
     let barrier = &Barrier::new(3);
     let batch = |seed: u64, batch: u64| {
@@ -291,29 +291,29 @@ pub fn two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out<B: Shared
             scope.spawn(move || {
                 let _ = started(&mut store, name);
                 barrier.wait();
-                for number in 1..=BATCHES {
+                for number in 1..=ROUNDS {
                     write_as(name, &mut store, &batch(seed, number));
                 }
             });
         }
         let store = fixture.store();
         barrier.wait();
-        for _ in 0..BATCHES {
+        for _ in 0..ROUNDS {
             store.prune_rooms().unwrap();
         }
     });
     let rows = fixture.rows();
-    let last = format!("{BATCHES} ");
+    let last = format!("{ROUNDS} ");
     let both = rows.iter().filter(|(_, row)| row.room.as_str().starts_with(&last));
     assert_eq!(both.count(), 100 + 2 * 200);
 }
 
 /// A room may be empty when it is looked at, and not any more when it is removed.
-pub fn a_room_that_somebody_enters_is_not_pruned<B: SharedStoreFixture>(mut fixture: B) {
-    const ROOMS: usize = 40;
+pub fn a_room_that_is_entered_is_not_pruned<B: SharedStoreFixture>(mut fixture: B) {
+    const ROOM_COUNT: usize = 40;
     let mut writer = fixture.another();
     let _ = started(&mut writer, "n");
-    let names: Vec<_> = (0..ROOMS).map(|n| format!("r{n}")).collect();
+    let names: Vec<_> = (0..ROOM_COUNT).map(|n| format!("r{n}")).collect();
     thread::scope(|scope| {
         let names = &names;
         let entering = scope.spawn(move || {
@@ -321,7 +321,7 @@ pub fn a_room_that_somebody_enters_is_not_pruned<B: SharedStoreFixture>(mut fixt
                 write(&mut writer, &upserts(names.iter().map(|name| row(name, 1, None))));
                 let rooms: Vec<_> = names.iter().map(|name| room(name)).collect();
                 let rows = writer.read(&rooms, at(0)).unwrap().rows;
-                assert_eq!(rows.len(), ROOMS);
+                assert_eq!(rows.len(), ROOM_COUNT);
                 let deletes = rooms.into_iter().map(|room| (room, id(1))).collect();
                 write(&mut writer, &Batch { deletes, ..Batch::default() });
             }

@@ -1,0 +1,373 @@
+//! The store on a [`MemoryDatabase`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{LinkState, MemoryDatabase, MemoryLink, NodeEntry, Tables, after};
+use crate::{
+    messages::Kick,
+    model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
+    store::{
+        Applied, Batch, BatchEntry, NodeLease, NodeRow, OwnIncarnations, Reaped, Renewal, Result,
+        RoomCounts, RoomRows, Row, SetAside, SharedStore, Started, Store, StoreError, oldest,
+    },
+    testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
+};
+
+/// A [`SharedStore`] on a [`MemoryDatabase`].
+#[derive(Debug)]
+pub struct MemoryStore {
+    pub(super) database: MemoryDatabase,
+    pub(super) link: MemoryLink,
+    pub(super) lease: NodeLease,
+}
+
+impl MemoryStore {
+    /// The link to the database.
+    #[must_use]
+    pub fn link(&self) -> MemoryLink {
+        self.link.clone()
+    }
+
+    fn try_call<T>(&self, call: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
+        let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
+        let state = self.link.state();
+        if state == LinkState::Cut {
+            return cut();
+        }
+        let answer = self.database.with(|tables| match tables.hidden {
+            true => Err(StoreError::Schema { source: "a table is missing".into() }),
+            false => call(tables),
+        });
+        if state == LinkState::Mute { cut() } else { answer }
+    }
+
+    fn call<T>(&self, call: impl FnOnce(&mut Tables) -> T) -> Result<T> {
+        self.try_call(|tables| Ok(call(tables)))
+    }
+}
+
+impl Store for MemoryStore {
+    fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
+        let fence = self.lease.fence(node);
+        self.try_call(|tables| {
+            if let Some((incarnation, lease)) = fence {
+                let row = tables.nodes.get_mut(node).filter(|row| row.incarnation == incarnation);
+                let row = row.ok_or(StoreError::Lapsed)?;
+                row.head = row.head.max(batch.number);
+                row.lease_expires_at = row.lease_expires_at.max(after(now, lease));
+            }
+            let mut set_aside = Vec::new();
+            for (room, connection) in &batch.deletes {
+                set_aside.extend(tables.delete(node, room, *connection));
+            }
+            for row in &batch.upserts {
+                set_aside.extend(tables.upsert(node, row));
+            }
+            for &(connection, at) in &batch.seen {
+                set_aside.extend(tables.seen(node, connection, at));
+            }
+            Ok(Applied { set_aside })
+        })
+    }
+
+    fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
+        let incarnation = self.lease.set(node, lease).next;
+        let started = self.call(|tables| {
+            let before = tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
+            let own = tables.presences.values().filter(|(holder, _)| holder == node);
+            let inherited = own.map(|(_, row)| row.clone()).collect();
+            let stopped = before.is_some_and(|before| before.leaving);
+            Started { incarnation, dead: Vec::new(), inherited, stopped }
+        })?;
+        self.lease.begin();
+        Ok(started)
+    }
+
+    fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
+        let OwnIncarnations { current, next: incarnation } = self.lease.set(node, lease);
+        let renewal = self.try_call(|tables| match tables.nodes.get_mut(node) {
+            Some(row) if [current, Some(incarnation)].contains(&Some(row.incarnation)) => {
+                row.lease_expires_at = after(now, lease);
+                let held = Some(row.incarnation) == current;
+                Ok(if held { Renewal::Held } else { Renewal::Lapsed { incarnation } })
+            }
+            Some(_) => Err(StoreError::NameTaken),
+            None => {
+                tables.take(|holder, _| holder == node);
+                tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
+                Ok(Renewal::Lapsed { incarnation })
+            }
+        })?;
+        if matches!(renewal, Renewal::Lapsed { .. }) {
+            self.lease.begin();
+        }
+        Ok(renewal)
+    }
+
+    fn stop(&mut self, node: &NodeName) -> Result<usize> {
+        let own = self.lease.incarnation(node);
+        self.call(|tables| {
+            if tables.has_been_taken(node, own) {
+                return 0;
+            }
+            tables.nodes.remove(node);
+            tables.take(|holder, _| holder == node).len()
+        })
+    }
+
+    fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
+        let own = self.lease.incarnation(node);
+        self.call(|tables| {
+            if tables.has_been_taken(node, own) {
+                return 0;
+            }
+            if let Some(row) = tables.nodes.get_mut(node) {
+                row.leaving = true;
+                row.lease_expires_at = after(now, grace);
+            }
+            tables.take(|holder, row| holder == node && row.record.fading.is_none()).len()
+        })
+    }
+
+    fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
+        let Some(oldest) = oldest(now, max_age) else { return Ok(0) };
+        self.call(|tables| {
+            let live = |node: &&NodeEntry| node.lease_expires_at >= now;
+            let nodes = &tables.nodes;
+            let stale = |node: &NodeName, row: &Row| {
+                row.record.last_seen < oldest && nodes.get(node).filter(live).is_none()
+            };
+            let before = tables.presences.len();
+            let mut pruned = BTreeSet::new();
+            tables.presences.retain(|_, (node, row)| {
+                let stale = stale(node, row);
+                pruned.extend(stale.then(|| node.clone()));
+                !stale
+            });
+            // Such a node has to notice it when it comes back.
+            tables.nodes.retain(|node, _| !pruned.contains(node));
+            before - tables.presences.len()
+        })
+    }
+
+    fn prune_rooms(&mut self) -> Result<usize> {
+        self.call(|tables| {
+            let occupied: BTreeSet<_> = tables.presences.keys().map(|(room, _)| room).collect();
+            let before = tables.rooms.len();
+            tables.rooms.retain(|room| occupied.contains(room));
+            before - tables.rooms.len()
+        })
+    }
+
+    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
+        self.call(|tables| {
+            let counts = |room| {
+                let Occupancy { connections, users, anonymous } = occupancy(tables.of_room(room));
+                RoomCounts { channel_name: room.to_string(), connections, users, anonymous }
+            };
+            tables.rooms.iter().map(counts).collect()
+        })
+    }
+}
+
+impl SharedStore for MemoryStore {
+    fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
+        self.call(|tables| {
+            tables.reads += 1;
+            let rooms: BTreeSet<_> = rooms.iter().collect();
+            let held = rooms.into_iter().flat_map(|room| tables.of_room(room));
+            RoomRows { nodes: tables.node_rows(now), rows: tables.vouched(held).cloned().collect() }
+        })
+    }
+
+    fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
+        self.call(|tables| tables.node_rows(now))
+    }
+
+    fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
+        self.call(|tables| {
+            let Some(row) = tables.nodes.get(node) else { return Reaped::Gone };
+            let leaving = row.leaving;
+            if row.incarnation != incarnation || row.lease_expires_at >= now {
+                return Reaped::Alive;
+            }
+            tables.nodes.remove(node);
+            Reaped::Removed { rows: tables.take(|holder, _| holder == node), leaving }
+        })
+    }
+
+    fn find(
+        &mut self,
+        room: &RoomName,
+        connections: &[ConnectionId],
+    ) -> Result<Vec<(NodeName, Row)>> {
+        let keys: Vec<_> = connections.iter().map(|one| (room.clone(), *one)).collect();
+        self.held(&keys)
+    }
+
+    fn held(&mut self, presences: &[(RoomName, ConnectionId)]) -> Result<Vec<(NodeName, Row)>> {
+        self.call(|tables| {
+            let presences: BTreeSet<_> = presences.iter().collect();
+            let found = presences.into_iter().filter_map(|key| tables.presences.get(key));
+            tables.vouched(found).cloned().collect()
+        })
+    }
+
+    fn list(&mut self, after: Option<&RoomName>, limit: usize) -> Result<Vec<RoomSummary>> {
+        self.call(|tables| {
+            let summary = |room: &RoomName| {
+                let occupancy = occupancy(tables.vouched(tables.of_room(room)));
+                let summary = RoomSummary { room: room.clone(), occupancy, version: 0 };
+                (occupancy.connections > 0).then_some(summary)
+            };
+            let later = tables.rooms.iter().filter(|room| after.is_none_or(|after| *room > after));
+            later.filter_map(summary).take(limit).collect()
+        })
+    }
+
+    fn where_is(&mut self, user: &UserId) -> Result<Vec<(RoomName, usize)>> {
+        self.call(|tables| {
+            let mut rooms: BTreeMap<RoomName, usize> = BTreeMap::new();
+            for (_, row) in tables.vouched(tables.presences.values()) {
+                if row.record.presence.user.as_ref() == Some(user) {
+                    *rooms.entry(row.room.clone()).or_default() += 1;
+                }
+            }
+            rooms.into_iter().collect()
+        })
+    }
+
+    fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
+        let is_meant = |row: &Row| match kick {
+            Kick::Connection(connection) => row.record.presence.connection == *connection,
+            Kick::User(user) => row.record.presence.user.as_ref() == Some(user),
+        };
+        self.call(|tables| {
+            let mut found = BTreeMap::new();
+            for (node, row) in tables.vouched(tables.presences.values()) {
+                if is_meant(row) {
+                    let holder = found.entry(row.record.presence.connection).or_insert(node);
+                    *holder = (*holder).min(node);
+                }
+            }
+            found.into_iter().map(|(connection, node)| (connection, node.clone())).collect()
+        })
+    }
+}
+
+impl StoreFixture for MemoryStore {
+    type Store = Self;
+
+    fn new() -> Self {
+        MemoryDatabase::new().store()
+    }
+
+    fn store(&mut self) -> &mut Self {
+        self
+    }
+
+    fn change_manually(&mut self, change: ManualChange<'_>) {
+        self.database.change_manually(change);
+    }
+
+    fn rows(&mut self) -> Vec<(NodeName, Row)> {
+        self.database.rows()
+    }
+
+    fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+        self.database.refuse(verb, connection);
+    }
+}
+
+impl SharedStoreFixture for MemoryStore {
+    fn another(&mut self) -> Self {
+        self.database.store()
+    }
+}
+
+impl Tables {
+    fn refusal(
+        &self,
+        verb: Verb,
+        connection: ConnectionId,
+        change: BatchEntry,
+    ) -> Option<SetAside> {
+        let refused = self.refused.contains(&(verb, connection));
+        refused.then(|| SetAside { change, reason: "refused".to_owned() })
+    }
+
+    fn delete(
+        &mut self,
+        node: &NodeName,
+        room: &RoomName,
+        connection: ConnectionId,
+    ) -> Option<SetAside> {
+        let key = (room.clone(), connection);
+        self.presences.get(&key).filter(|(holder, _)| holder == node)?;
+        let change = BatchEntry::Delete(room.clone(), connection);
+        let refusal = self.refusal(Verb::Delete, connection, change);
+        if refusal.is_none() {
+            self.presences.remove(&key);
+        }
+        refusal
+    }
+
+    fn upsert(&mut self, node: &NodeName, row: &Row) -> Option<SetAside> {
+        let connection = row.record.presence.connection;
+        let key = (row.room.clone(), connection);
+        let held = self.presences.get(&key);
+        // SQL tries to insert first.
+        let verbs = [Some(Verb::Insert), held.map(|_| Verb::Update)];
+        let change = || BatchEntry::Upsert(row.room.clone(), connection);
+        let refusal =
+            verbs.into_iter().flatten().find_map(|verb| self.refusal(verb, connection, change()));
+        if refusal.is_some() {
+            return refusal;
+        }
+        let outranked = held.is_some_and(|(holder, held)| {
+            holder != node && (held.record.generation, holder) >= (row.record.generation, node)
+        });
+        if !outranked {
+            self.rooms.insert(row.room.clone());
+            self.presences.insert(key, (node.clone(), row.clone()));
+        }
+        None
+    }
+
+    fn seen(
+        &mut self,
+        node: &NodeName,
+        connection: ConnectionId,
+        at: DateTime<Utc>,
+    ) -> Option<SetAside> {
+        let refusal = self.refusal(Verb::Update, connection, BatchEntry::Seen(connection));
+        let of_connection = |(holder, row): &&mut (NodeName, Row)| {
+            holder == node && row.record.presence.connection == connection
+        };
+        let mut rows = self.presences.values_mut().filter(of_connection).peekable();
+        rows.peek()?;
+        if refusal.is_none() {
+            rows.for_each(|(_, row)| row.record.last_seen = at);
+        }
+        refusal
+    }
+}
+
+fn occupancy<'a>(held: impl Iterator<Item = &'a (NodeName, Row)>) -> Occupancy {
+    let mut users = BTreeSet::new();
+    let mut occupancy = Occupancy::default();
+    for (_, row) in held {
+        occupancy.connections += 1;
+        match &row.record.presence.user {
+            Some(user) => drop(users.insert(user)),
+            None => occupancy.anonymous += 1,
+        }
+    }
+    occupancy.users = users.len();
+    occupancy
+}
