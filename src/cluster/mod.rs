@@ -108,9 +108,10 @@ impl Cluster {
         self.incarnation
     }
 
-    /// Whether there are other nodes where clients can go.
+    /// Whether there are other nodes, by the database: one that says that it stops may be back before
+    /// this one is.
     pub fn has_others(&self) -> bool {
-        self.is_shared() && self.peers.alive() > 0
+        self.is_shared() && self.peers.has_others()
     }
 
     /// Whether rooms are shared with other nodes.

@@ -162,6 +162,11 @@ impl Peers {
         }
     }
 
+    /// Whether the database knows other nodes that have not stopped.
+    pub fn has_others(&self) -> bool {
+        self.peers.values().any(|peer| !peer.leaving)
+    }
+
     /// How many other nodes live and stay.
     pub fn alive(&self) -> usize {
         self.peers.values().filter(|peer| !peer.is_leaving()).count()

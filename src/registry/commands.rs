@@ -4,7 +4,10 @@
 //! [`READ_TIMEOUT`], what is asked of it waits in a queue of its own, in order. Without other nodes nothing
 //! ever waits.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use actix::{
     dev::{MessageResponse, OneshotSender},
@@ -94,6 +97,9 @@ pub(super) struct CommandQueue {
     rooms: LinkedHashMap<RoomName, (u64, Vec<RoomCommand>), RandomState>,
     /// The rooms that connections wait to join, once for each join.
     joins: HashMap<ConnectionId, Few<RoomName>, RandomState>,
+    /// Those that are being carried out. One may end a connection whose join comes later.
+    due: VecDeque<RoomCommand>,
+    is_running: bool,
 }
 
 impl CommandQueue {
@@ -120,8 +126,9 @@ impl CommandQueue {
         }
     }
 
-    fn take(&mut self, room: &RoomName) -> Vec<RoomCommand> {
-        let Some((_, commands)) = self.rooms.remove(room) else { return Vec::new() };
+    /// Makes the commands of a room due.
+    fn release(&mut self, room: &RoomName) {
+        let Some((_, commands)) = self.rooms.remove(room) else { return };
         for join in commands.iter().filter_map(RoomCommand::as_join) {
             if let Some(rooms) = self.joins.get_mut(&join.connection) {
                 let index = rooms.iter().position(|one| one == room);
@@ -131,26 +138,32 @@ impl CommandQueue {
                 }
             }
         }
-        commands
+        self.due.extend(commands);
     }
 
-    /// Takes the commands of all rooms that have waited until then.
-    fn take_until(&mut self, deadline: u64) -> Vec<RoomCommand> {
-        let mut taken = Vec::new();
+    /// Makes the commands of all rooms due that have waited until then.
+    fn release_until(&mut self, deadline: u64) {
         while let Some((room, _)) = self.rooms.front().filter(|(_, (at, _))| *at <= deadline) {
             let room = room.clone();
-            taken.extend(self.take(&room));
+            self.release(&room);
         }
-        taken
     }
 
     /// Takes the joins of a connection out.
     fn take_joins(&mut self, connection: ConnectionId) -> Vec<PendingJoin> {
-        if self.joins.is_empty() {
+        if self.joins.is_empty() && self.due.is_empty() {
             return Vec::new();
         }
-        let Some(rooms) = self.joins.remove(&connection) else { return Vec::new() };
         let mut taken = Vec::new();
+        for command in std::mem::take(&mut self.due) {
+            match command {
+                RoomCommand::Join(asked) if asked.join.connection == connection => {
+                    taken.push(asked)
+                }
+                other => self.due.push_back(other),
+            }
+        }
+        let rooms = self.joins.remove(&connection).unwrap_or_default();
         for room in rooms.iter() {
             let Some((_, commands)) = self.rooms.get_mut(room) else { continue };
             let is_its =
@@ -166,7 +179,8 @@ impl CommandQueue {
 
     /// The connections that wait to join some room as this user.
     pub fn joining_as(&self, user: &UserId) -> Vec<ConnectionId> {
-        let commands = self.rooms.values().flat_map(|(_, commands)| commands);
+        let waiting = self.rooms.values().flat_map(|(_, commands)| commands);
+        let commands = waiting.chain(&self.due);
         let joins = commands.filter_map(RoomCommand::as_join);
         joins.filter(|join| join.user.as_ref() == Some(user)).map(|join| join.connection).collect()
     }
@@ -204,24 +218,32 @@ impl RoomRegistry {
 
     /// Carries out what waits for a room.
     pub(super) fn run_commands(&mut self, room: &RoomName, ctx: &mut Context<Self>) {
-        for command in self.commands.take(room) {
-            command.run(self, ctx);
-        }
+        self.commands.release(room);
+        self.run_due(ctx);
     }
 
     /// Carries out what has waited for long enough.
     pub(super) fn run_expired_commands(&mut self, ctx: &mut Context<Self>, now: Moment) {
-        // All are taken first: each ends with a look at what is due.
-        for command in self.commands.take_until(now.monotonic) {
-            command.run(self, ctx);
-        }
+        self.commands.release_until(now.monotonic);
+        self.run_due(ctx);
     }
 
     /// Carries out all that waits.
     pub(super) fn run_all_commands(&mut self, ctx: &mut Context<Self>) {
-        for command in self.commands.take_until(u64::MAX) {
+        self.commands.release_until(u64::MAX);
+        self.run_due(ctx);
+    }
+
+    /// Carries out the commands that are due. Each ends with a look at what is due, which leaves the rest
+    /// to this call.
+    fn run_due(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::replace(&mut self.commands.is_running, true) {
+            return;
+        }
+        while let Some(command) = self.commands.due.pop_front() {
             command.run(self, ctx);
         }
+        self.commands.is_running = false;
     }
 
     /// Refuses the joins of a connection that still wait: it has ended, or is to end. Answers whether there

@@ -148,6 +148,10 @@ impl RoomRegistry {
         grace: Option<Duration>,
     ) -> impl ActorFuture<Self, Output = Result<(), FlushError>> + use<> {
         self.mirror.close();
+        // Again: others believe it for two looks at the table only, and these have been seconds ago.
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tell(BusMessage::Stopping);
+        }
         let close = CloseStore { now: self.clock.now().utc(), grace };
         let closed = self.mirror.writer().close_store.send(close);
         closed.into_actor(self).map(move |answer, registry, _| {

@@ -24,6 +24,9 @@ impl RoomRegistry {
         ctx.run_interval(beat_interval(self.lease), |registry, _| {
             if let Some(cluster) = &mut registry.cluster {
                 cluster.beat();
+                if registry.closing {
+                    cluster.tell(BusMessage::Stopping);
+                }
             }
         });
         ctx.run_interval(listen_interval(self.lease), |registry, _| {

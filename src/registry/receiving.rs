@@ -191,7 +191,9 @@ impl RoomRegistry {
             let theirs = (remote.record.fading.is_none(), remote.current_connection());
             if own == remote.record.presence.connection {
                 // It went there and came back here before this node heard of it.
-                let is_back = ours.0 && theirs < ours;
+                // A node of an earlier version names no connection; its generation decides.
+                let named = remote.record.current_connection.is_some();
+                let is_back = ours.0 && (!theirs.0 || (named && theirs < ours));
                 if is_back && self.rooms.outbid(room, own, remote.record.generation) {
                     self.mirror.mark_one(room.clone(), own);
                 }

@@ -73,7 +73,7 @@ impl Default for PostgresOptions {
 pub(super) fn connect(url: &PostgresUrl, options: PostgresOptions) -> Result<PgConnection> {
     let mut conn =
         PgConnection::establish(&with_options(url, options)).map_err(StoreError::unavailable)?;
-    conn.batch_execute(&settings(options)).map_err(query_error)?;
+    conn.batch_execute(&settings(options)).map_err(StoreError::unavailable)?;
     Ok(conn)
 }
 
