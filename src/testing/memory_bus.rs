@@ -56,7 +56,7 @@ pub struct MemoryConnection {
 #[derive(Debug, Default)]
 struct Hub {
     ends: BTreeMap<u64, End>,
-    links: HashMap<(u64, u64), Route>,
+    links: HashMap<(u64, u64), HubLink>,
     last_end: u64,
     /// Counts the events, so that those of the same moment stay in order.
     last_event: u64,
@@ -66,7 +66,7 @@ struct Hub {
 
 /// From one end to another.
 #[derive(Debug, Default)]
-struct Route {
+struct HubLink {
     delay: Duration,
     /// When the last envelope arrives; no later one arrives before it.
     last: Option<Instant>,

@@ -244,7 +244,10 @@ impl SharedStore for MemoryStore {
 
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
         let is_meant = |row: &Row| match kick {
-            Kick::Connection(connection) => row.record.presence.connection == *connection,
+            Kick::Connection(connection) => {
+                row.record.presence.connection == *connection
+                    || row.record.current_connection == Some(*connection)
+            }
             Kick::User(user) => row.record.presence.user.as_ref() == Some(user),
         };
         self.call(|tables| {

@@ -182,6 +182,7 @@ pub fn connections_are_each_named_once_with_their_node<B: SharedStoreFixture>(mu
     assert_eq!(connections(user("ada")), [(id(1), node("n")), (id(3), node("m"))]);
     assert_eq!(connections(user("eve")), []);
     assert_eq!(connections(Kick::Connection(id(1))), [(id(1), node("n"))]);
+    assert_eq!(connections(Kick::Connection(id(9))), [(id(3), node("m"))], "its current one");
     assert_eq!(connections(Kick::Connection(id(4))), []);
 }
 
