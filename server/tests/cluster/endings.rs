@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     harness::{Server, Ws, arrival, ending, leave_of, until},
-    nodes::{Cluster, listed, only_hears_of_markers, witness},
+    nodes::{Cluster, listed, only_hears_of_markers, witness, witnesses},
 };
 
 /// A client in the lobby, with a session key if `session` is one.
@@ -129,7 +129,7 @@ async fn a_node_of_the_same_name_takes_over_what_a_killed_one_had() {
 async fn the_presences_of_a_killed_node_end_on_all_others_when_its_lease_is_over() {
     let cluster = Cluster::new(&["--lease", "4s"]);
     let [a, b, c] = cluster.nodes(["a", "b", "c"]).await;
-    let mut witnesses = [witness(&b).await, witness(&c).await];
+    let mut witnesses = witnesses([&b, &c]).await;
     let _ada = client(&a, "ada", "").await;
     let _bob = client(&b, "bob", "").await;
     for witness in &mut witnesses {

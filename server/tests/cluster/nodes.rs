@@ -9,6 +9,7 @@ use diesel::{
     Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query,
     sql_types::{Nullable, Text},
 };
+use futures_util::future::join_all;
 use serde_json::Value;
 
 use crate::{
@@ -108,18 +109,29 @@ pub async fn meet(nodes: &[&Server]) {
 
 /// A client in the lobby that hears of every change, and has heard its own arrival.
 pub async fn witness(node: &Server) -> Ws {
+    let [witness] = witnesses([node]).await;
+    witness
+}
+
+/// Such a client on each of these nodes, which have heard of each other.
+pub async fn witnesses<const N: usize>(nodes: [&Server; N]) -> [Ws; N] {
     static WITNESSES: AtomicU32 = AtomicU32::new(0);
-    let number = WITNESSES.fetch_add(1, Ordering::Relaxed);
-    let mut ws = node.ws(&format!("/ws/lobby?user=witness{number}&presence=diff")).await;
-    let own = format!("witness{number}");
-    ws.until(|frame| {
-        let members = frame["payload"]["members"].as_array();
-        let joins = frame["payload"]["joins"].as_array();
-        let mut all = members.into_iter().chain(joins).flatten();
-        all.any(|member| member["id"] == own.as_str())
-    })
-    .await;
-    ws
+    let names = nodes.map(|_| format!("witness{}", WITNESSES.fetch_add(1, Ordering::Relaxed)));
+    let opening = nodes.iter().zip(&names).map(|(node, name)| async move {
+        node.ws(&format!("/ws/lobby?user={name}&presence=diff")).await
+    });
+    let mut witnesses = join_all(opening).await;
+    for witness in &mut witnesses {
+        let mut missing: Vec<&str> = names.iter().map(String::as_str).collect();
+        while !missing.is_empty() {
+            let frame = witness.next().await;
+            let lists = ["members", "joins"].map(|list| frame["payload"][list].as_array());
+            let listed = lists.into_iter().flatten().flatten();
+            let ids: Vec<&str> = listed.filter_map(|one| one["id"].as_str()).collect();
+            missing.retain(|name| !ids.contains(name));
+        }
+    }
+    witnesses.try_into().unwrap_or_else(|_| unreachable!("one for each node"))
 }
 
 /// The presence of a user in the lobby as a node lists it, once it is as wanted.

@@ -2,7 +2,7 @@
 
 use crate::{
     harness::{Server, Ws, until},
-    nodes::{Cluster, listed, meet, witness},
+    nodes::{Cluster, listed, meet, witnesses},
 };
 
 const ADA: &str = "/ws/lobby?user=ada&session=tab&presence=none";
@@ -29,7 +29,7 @@ async fn is_on_a(ada: &mut Ws, nodes: &[&Server]) {
 async fn who_went_to_another_node_and_came_back_unheard_of_stays() {
     let mut cluster = Cluster::new(&["--grace", "60s"]);
     let [a, b] = cluster.nodes(["a", "b"]).await;
-    let _witnesses = [witness(&a).await, witness(&b).await];
+    let _witnesses = witnesses([&a, &b]).await;
     let ada = a.ws(ADA).await;
     listed(&b, "ada", |one| one["node"] == "a").await;
     cluster.redis.stop();
@@ -54,7 +54,7 @@ async fn who_went_to_another_node_and_came_back_unheard_of_stays() {
 async fn who_was_unknown_on_another_node_and_came_back_unheard_of_stays() {
     let mut cluster = Cluster::new(&["--grace", "60s"]);
     let [a, b] = cluster.nodes(["a", "b"]).await;
-    let _witnesses = [witness(&a).await, witness(&b).await];
+    let _witnesses = witnesses([&a, &b]).await;
     cluster.redis.stop();
     for node in [&a, &b] {
         until("the bus is down", async || (node.get("/readyz").await.status == 503).then_some(()))

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Ws, arrival, ending, success, until},
-    nodes::{Cluster, listed, only_hears_of_markers, witness},
+    nodes::{Cluster, listed, only_hears_of_markers, witness, witnesses},
 };
 
 const ADA: &str = "/ws/lobby?user=ada&session=tab&info=%7B%22n%22%3A1%7D&presence=none";
@@ -22,7 +22,7 @@ fn same(before: &Value, after: &Value) {
 async fn whoever_comes_back_on_another_node_is_the_same_presence_and_nobody_saw_anything() {
     let cluster = Cluster::new(&["--grace", "60s"]);
     let [a, b, c] = cluster.nodes(["a", "b", "c"]).await;
-    let mut witnesses = [witness(&c).await, witness(&a).await];
+    let mut witnesses = witnesses([&c, &a]).await;
     let mut ada = a.ws(ADA).await;
     for witness in &mut witnesses {
         arrival(witness, "ada").await;
@@ -79,7 +79,7 @@ async fn a_newer_connection_on_another_node_closes_the_older_one_with_4002() {
 async fn whoever_does_not_come_back_in_time_leaves_once_on_all_nodes() {
     let cluster = Cluster::new(&["--grace", "1s"]);
     let [a, b] = cluster.nodes(["a", "b"]).await;
-    let mut witnesses = [witness(&a).await, witness(&b).await];
+    let mut witnesses = witnesses([&a, &b]).await;
     for round in ["once", "again"] {
         let ada = a.ws(ADA).await;
         for witness in &mut witnesses {
