@@ -32,7 +32,7 @@ pub(super) enum CommandError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Start(#[from] StartError),
+    Start(StartError),
     #[error("cannot listen on {address}")]
     Bind { address: SocketAddr, source: io::Error },
     #[error(transparent)]
@@ -49,6 +49,16 @@ pub(super) enum CommandError {
     Sign(#[from] jwt_compact::CreationError),
     #[error("cannot write to stdout")]
     Output(#[from] io::Error),
+}
+
+impl From<StartError> for CommandError {
+    fn from(error: StartError) -> Self {
+        match error {
+            // Named by its flag, as for all commands.
+            StartError::Url(error) => Self::DatabaseUrl(error),
+            error => Self::Start(error),
+        }
+    }
 }
 
 impl CommandError {
