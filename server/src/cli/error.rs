@@ -17,6 +17,8 @@ pub(super) enum CommandError {
     #[cfg(feature = "sqlite")]
     #[error("invalid --database: a database in memory ends with its server; name a file")]
     InMemory,
+    #[error("invalid --redis")]
+    Redis(#[source] StartError),
     #[error("invalid --user")]
     User(#[source] InvalidName),
     #[error("invalid --info: it must be JSON")]
@@ -56,6 +58,9 @@ impl From<StartError> for CommandError {
         match error {
             // Named by its flag, as for all commands.
             StartError::Url(error) => Self::DatabaseUrl(error),
+            StartError::InvalidRedisUrl
+            | StartError::RedisNotInThisBuild
+            | StartError::RedisWithoutSharedDatabase => Self::Redis(error),
             error => Self::Start(error),
         }
     }
@@ -66,7 +71,7 @@ impl CommandError {
     /// the process should be started again, and 1 for everything else.
     pub fn code(&self) -> u8 {
         match self {
-            Self::DatabaseUrl(_) | Self::User(_) | Self::InfoJson(_) => 2,
+            Self::DatabaseUrl(_) | Self::Redis(_) | Self::User(_) | Self::InfoJson(_) => 2,
             Self::Info(_) | Self::Session(_) | Self::ApiKey => 2,
             #[cfg(feature = "sqlite")]
             Self::InMemory => 2,
