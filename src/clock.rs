@@ -1,4 +1,5 @@
-//! The only place that reads clocks.
+//! The time of rooms and presences, which only the registry and the actors beside it read; timeouts of
+//! sockets, the bus and the log have clocks of their own.
 
 use std::{
     fmt,

@@ -203,7 +203,7 @@ impl ServerState {
             (None, Some(older)) => self.place_of(older).await,
             (None, None) => None,
         };
-        let message = "the server has no place left";
+        let message = "the server has reached its limit of connections";
         let place = place.ok_or_else(|| ApiError::unavailable("too_many_connections", message))?;
         Ok(place.counted(Arc::clone(&self.0.open)))
     }

@@ -209,7 +209,7 @@ impl Cluster {
         !self.is_shared() || self.views.get(room).is_some_and(View::is_complete)
     }
 
-    /// Subscribes to a room or, without a bus, reads it as it is.
+    /// Subscribes to a room or, while the bus is down, reads it as it is.
     fn seek(&mut self, room: &RoomName) {
         if self.down.is_some() || self.carries_everything {
             self.read_later(room);

@@ -128,7 +128,7 @@ impl NodeEvent {
             Self::Left { node } => tracing::info!(%node, "a node has left"),
             Self::Died { node } => tracing::warn!(%node, "a node has died: its presences end"),
             Self::Recovered { node } => {
-                tracing::debug!(%node, "a node that was taken for dead lives by the database");
+                tracing::debug!(%node, "a node that was declared dead is alive by the database");
             }
             Self::Gone { .. } | Self::Expired { .. } | Self::Restarted => {}
         }

@@ -302,7 +302,7 @@ impl Cluster {
     }
 }
 
-/// RoomChanges as the model takes them.
+/// Changes in the form that the model applies.
 fn remote_changes(node: &NodeName, changes: RoomChanges) -> RemoteChanges {
     let RoomChanges { room, changes: told, .. } = changes;
     let (mut changes, mut yielded) = (Vec::new(), Vec::new());

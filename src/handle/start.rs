@@ -291,7 +291,7 @@ impl PresenceHandle {
             }
         };
         if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
-            tracing::warn!("the registry is busy, and stops later");
+            tracing::warn!("the registry did not stop in time: it stops when it is idle");
         }
         self.supervisor.stopped();
         match closing {

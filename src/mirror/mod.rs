@@ -331,7 +331,7 @@ impl Mirror {
             static REFUSED: LogLimit = LogLimit::new();
             if let Some(suppressed) = REFUSED.pass() {
                 let reason = &aside.reason;
-                tracing::error!(reason, suppressed, "the database refuses a row: set aside");
+                tracing::error!(reason, suppressed, "the database rejects a row: set aside");
             }
             metrics::counter!("presence_rows_refused_total").increment(1);
             if let BatchEntry::Upsert(room, connection) | BatchEntry::Delete(room, connection) =

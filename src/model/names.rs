@@ -152,7 +152,7 @@ pub enum InvalidName {
         position: usize,
     },
     /// The name is one that JavaScript clients cannot use as a key.
-    #[error("names of properties that every JavaScript object has are no user ids")]
+    #[error("a user id must not be the name of a property that every JavaScript object has")]
     Reserved,
 }
 
@@ -170,7 +170,7 @@ pub enum InvalidNodeName {
         chars: usize,
     },
     /// The name has a space, a control character, or one that is not ASCII.
-    #[error("a node's name is visible ASCII, character {position} of this one is not")]
+    #[error("a node's name must be visible ASCII: character {position} is not")]
     Character {
         /// The position of the first one, counted in characters from 0.
         position: usize,

@@ -1,7 +1,7 @@
 //! [`RoomRegistry`]: the actor that owns all rooms.
 //!
-//! It decides nothing. The model says what happened, and the registry makes it known: to the members,
-//! the observers and the mirror. One short handler per message, one reading of the clock in each.
+//! The model says what happened, and the registry makes it known: to the members, the observers and the
+//! mirror. One short handler per message; each operation reads the clock once.
 //!
 //! On one node that is [`membership`], [`sessions`], [`queries`], [`mirroring`] and [`draining`]. Where other
 //! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what

@@ -58,7 +58,7 @@ impl RoomRegistry {
             Err(error) => {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
-                    tracing::warn!(%error, suppressed, "the nodes cannot be read: nobody is judged");
+                    tracing::warn!(%error, suppressed, "cannot read the node table: no node is declared dead");
                 }
                 registry.end_survey_after(SURVEY_RETRY_DELAY, ctx);
             }

@@ -43,7 +43,10 @@ impl Pruner {
     fn prune(&mut self) {
         let stalled = self.stalls.wake(self.clock.now().monotonic(), self.max_age);
         if stalled > Duration::ZERO {
-            tracing::warn!(?stalled, "this process stood still: silence in that time is forgiven");
+            tracing::warn!(
+                ?stalled,
+                "this process was stalled: the stall does not count as silence of clients"
+            );
         }
         self.registry.do_send(PrunePresences { age: Some(self.max_age + stalled) });
     }

@@ -47,7 +47,7 @@ impl RoomRegistry {
         let now = self.clock.now();
         match found {
             Ok(found) => {
-                // RowsByPlace have session keys, which nobody may read in a log.
+                // Rows contain session keys, which must not be logged.
                 tracing::trace!(node = %cluster.me(), ?rooms, rows = found.rows.len(), "read");
                 let read = cluster.read(rooms, found);
                 self.survey_is_due |= read.unsure;
@@ -60,7 +60,7 @@ impl RoomRegistry {
                 self.read(ctx);
             }
             Err(error) => {
-                tracing::warn!(%error, "rooms cannot be read: what other nodes know of them is missing");
+                tracing::warn!(%error, "cannot read rooms: members on other nodes are missing");
                 let wait = cluster.not_read(rooms.clone());
                 ctx.run_later(wait, |registry, ctx| {
                     if let Some(cluster) = &mut registry.cluster {

@@ -30,7 +30,7 @@ impl Handler<BusEvent> for RoomRegistry {
                 self.survey_is_due = true;
             }
             BusEvent::Down(why) => {
-                tracing::warn!(why, "the bus is down: other nodes are not heard");
+                tracing::warn!(why, "the bus is down: not receiving from other nodes");
                 cluster.is_down(why);
             }
             BusEvent::Subscribed(channel) => cluster.subscribed(&channel),
@@ -42,7 +42,7 @@ impl Handler<BusEvent> for RoomRegistry {
                     tracing::warn!(
                         %error,
                         suppressed,
-                        "another node said something that this one does not understand"
+                        "cannot decode a message of another node"
                     );
                 }
             }
@@ -59,7 +59,7 @@ impl RoomRegistry {
         if node == *cluster.me() {
             return;
         }
-        // An envelope has session keys, which nobody may read in a log.
+        // Envelopes contain session keys, which must not be logged.
         tracing::trace!(me = %cluster.me(), %node, %incarnation, kind = kind_of(&message), "received");
         match cluster.peers.status_of(&node, incarnation) {
             SenderStatus::Ended => return,

@@ -21,7 +21,7 @@ use chrono::{DateTime, Utc};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::transaction::oldest;
 pub(crate) use self::values::Committed;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
 pub(crate) use self::values::{NodeLease, OwnIncarnations};
 #[cfg(feature = "postgres")]
 pub use self::{

@@ -120,7 +120,7 @@ enum LinkState {
 }
 
 impl MemoryLink {
-    /// Makes every call fail with [`StoreError::Unavailable`] without an effect.
+    /// Makes every call fail with [`StoreError::Unavailable`](crate::store::StoreError::Unavailable) without an effect.
     pub fn cut(&self) {
         self.set(LinkState::Cut);
     }
