@@ -39,7 +39,7 @@ try {
   await member("lobby", "ada", { info: { device: "laptop" } });
   await member("lobby", "ada", { info: { device: "phone" } });
   await member("lobby", "bob", { info: { status: "writing" } });
-  for (const [room, users] of [["lobby", ["", ""]], ["team:design", ["ada", "cleo", "dan"]], ["team:backend", ["eve", "fay"]], ["support/42", ["bob", ""]]]) {
+  for (const [room, users] of [["lobby", [""]], ["team:design", ["ada", "cleo", "dan"]], ["team:backend", ["eve", "fay"]], ["support/42", ["bob", ""]]]) {
     for (const user of users) await member(room, user);
   }
   const cleo = await member("lobby", "cleo", { info: { status: "on a train" }, session: "a-random-key-of-cleos-tab" });
