@@ -35,7 +35,7 @@ function choose(step, following, place, clients) {
     await place.serve();
     await action();
   };
-  if (attributes.some((attribute) => attribute.startsWith("held-by="))) return null;
+  if (attributes[0] === "held-by") return null;
   if (kind === "console") return served(() => runCommands(text, place));
   if (kind === "text" && attributes[0] === "frames") return served(() => converse(text, place, clients));
   if (kind === "sql") return served(() => runSql(text, place));
@@ -48,7 +48,7 @@ function choose(step, following, place, clients) {
 
 async function runCommands(text, place) {
   for (const { command, output } of commands(text)) {
-    if (/\b(sudo|apt-get)\b/.test(command)) throw new Error(`$ ${command}\nneeds held-by=`);
+    if (/\b(sudo|apt-get)\b/.test(command)) throw new Error(`$ ${command}\nneeds "console held-by PATH"`);
     const { output: actual, code, errors } = await place.run(command);
     if (code !== 0) throw new Error(`$ ${command}\nexit code ${code}\n${actual}\n${errors}`);
     if (output && !sameOutput(output, actual)) {

@@ -1,0 +1,26 @@
+//! The pages of the documentation, those of `docs/` in the repository.
+//!
+//! Begin with [`concepts`] and [`embedding`]. They are here so that their examples are compiled and
+//! their links lead to items; this module exists in the documentation only.
+
+/// A module for each page. `links.md` sends the links of the pages to modules and items: of several
+/// definitions of one label the first counts.
+macro_rules! pages {
+    ($($name:ident $page:literal)*) => {
+        $(
+            #[doc = include_str!("links.md")]
+            #[doc = include_str!(concat!("../../docs/", $page))]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    concepts "concepts.md"
+    embedding "embedding.md"
+}
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
