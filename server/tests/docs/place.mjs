@@ -99,12 +99,12 @@ export class Place {
   async run(command) {
     const local = await this.localize(command);
     this.#shell ??= this.#startShell();
-    const { child, log } = this.#shell;
+    const { child, log, ended } = this.#shell;
     const end = `end-of-command-${Math.random().toString(36).slice(2)}`;
     const seen = this.#log.length;
     child.stdin.write(`${local}\nprintf '\\n%s %s\\n' ${end} $?\n`);
     const pattern = new RegExp(`\\n${end} (\\d+)\\n`);
-    const answered = new Promise((resolve, reject) => {
+    const answered = new Promise((resolve) => {
       const look = () => {
         const match = this.#log.slice(seen).match(pattern);
         if (!match) return;
@@ -112,9 +112,8 @@ export class Place {
         resolve(match);
       };
       child.stdout.on("data", look);
-      child.once("exit", () => reject(new Error("the shell has ended")));
     });
-    const match = await within(COMMAND_TIMEOUT, command, answered);
+    const match = await within(COMMAND_TIMEOUT, command, Promise.race([answered, ended]));
     const output = this.globalize(this.#log.slice(seen, seen + match.index));
     const errors = readFileSync(log, "utf8").split("\n").slice(-10).join("\n");
     if (/&\s*$/.test(command) && /\bpresence\b/.test(command)) await this.#answering(local);
@@ -128,7 +127,11 @@ export class Place {
       cwd: this.directory, env: this.environment, stdio: ["pipe", "pipe", "ignore"], detached: true,
     });
     child.stdout.setEncoding("utf8").on("data", (text) => (this.#log += text));
-    return { child, log };
+    const ended = once(child, "exit").then(() => {
+      throw new Error("the shell has ended");
+    });
+    ended.catch(() => {}); // the next command finds out
+    return { child, log, ended };
   }
 
   /** Waits for the server that a command has started in the background. */
