@@ -24,9 +24,10 @@ fn section(heading: &str) -> &'static str {
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let lines: Vec<_> = text.lines().collect();
     let is_head = |at: usize| lines.get(at + 1).is_some_and(|next| next.starts_with("|--"));
-    let rows = lines.iter().enumerate().filter(|(at, line)| {
-        line.starts_with('|') && !line.starts_with("|--") && !is_head(*at)
-    });
+    let rows = lines
+        .iter()
+        .enumerate()
+        .filter(|(at, line)| line.starts_with('|') && !line.starts_with("|--") && !is_head(*at));
     rows.map(|(_, line)| line.trim_matches('|').split('|').map(str::trim).collect()).collect()
 }
 
@@ -44,7 +45,8 @@ fn flags_of(command: &str) -> BTreeMap<String, (Option<String>, bool)> {
         let default = rest.split_once("[default: ").map(|(_, rest)| {
             // An address of IPv6 has brackets as well.
             let end = rest.match_indices(']').map(|(at, _)| at);
-            let mut end = end.filter(|at| [None, Some(' ')].contains(&rest[at + 1..].chars().next()));
+            let mut end =
+                end.filter(|at| [None, Some(' ')].contains(&rest[at + 1..].chars().next()));
             rest[..end.next().unwrap()].to_owned()
         });
         (flag.to_owned(), (default, rest.starts_with('<')))
@@ -116,11 +118,8 @@ async fn the_metrics_that_a_server_shows_are_the_rows_of_the_table() {
     let unknown: Vec<_> = shown.difference(&documented).collect();
     assert!(unknown.is_empty(), "not on the page: {unknown:?}");
     // Shown when there is something to show.
-    let rare = [
-        "presence_bus_up",
-        "presence_database_failures_total",
-        "presence_sockets_closed_total",
-    ];
+    let rare =
+        ["presence_bus_up", "presence_database_failures_total", "presence_sockets_closed_total"];
     let missing: Vec<_> = documented.difference(&shown).filter(|it| !rare.contains(it)).collect();
     assert!(missing.is_empty(), "no server shows {missing:?}");
 }
@@ -136,6 +135,19 @@ fn the_metrics_that_the_code_describes_are_the_rows_of_the_table() {
     };
     let described: BTreeSet<_> = names.filter(is_name).collect();
     assert_eq!(documented_metrics(), described);
+}
+
+#[test]
+fn every_code_of_a_refusal_is_among_what_may_be_wrong() {
+    let code = include_str!("../../src/refusals.rs").split("#[cfg(test)]").next().unwrap();
+    let list = code.split_once("static REFUSALS").unwrap().1.split("];").next().unwrap();
+    let codes = list.split("refusal(").skip(1).filter_map(|rest| rest.split('"').nth(1));
+    let codes: BTreeSet<_> = codes.collect();
+    assert!(codes.len() > 20, "{codes:?}");
+    let table = rows(section("## When something is wrong"));
+    let told: BTreeSet<_> = table.iter().flat_map(|row| quoted(row[0])).collect();
+    let missing: Vec<_> = codes.difference(&told).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
