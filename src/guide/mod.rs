@@ -18,6 +18,14 @@ macro_rules! pages {
 pages! {
     concepts "concepts.md"
     embedding "embedding.md"
+    clients "clients.md"
+    http_api "http-api.md"
+    server "server.md"
+    cluster "cluster.md"
+    guarantees "guarantees.md"
+    performance "performance.md"
+    from_django "from-django.md"
+    faq "faq.md"
 }
 
 /// The examples of the README.
