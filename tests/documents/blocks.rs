@@ -19,12 +19,13 @@ fn wrong(info: &str) -> Option<String> {
         let exists = !path.is_empty() && root().join(path).exists();
         return (!exists).then(|| format!("there is no {path} that does what this block does"));
     }
-    let known = match (kind, attribute) {
-        ("rust" | "rust,no_run" | "rust,should_panic" | "rust,compile_fail", None) => true,
-        ("console" | "js" | "sql" | "toml", None) => true,
-        ("text", Some("frames" | "output")) | ("json", Some("output")) => true,
-        _ => false,
-    };
+    let known = matches!(
+        (kind, attribute),
+        ("rust" | "rust,no_run" | "rust,should_panic" | "rust,compile_fail", None)
+            | ("console" | "js" | "sql" | "toml", None)
+            | ("text", Some("frames" | "output"))
+            | ("json", Some("output"))
+    );
     (!known).then(|| {
         format!(
             "a block of kind {info:?}: use rust, console, js, sql or text frames, which are run, or mark it as output (text output, json output, console held-by PATH)"
