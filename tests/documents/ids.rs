@@ -45,19 +45,50 @@ impl Rustdoc {
     }
 }
 
-/// Ids of rustdoc's own pages that may be a heading's.
-const RESERVED: [&str; 12] = [
+/// Ids that rustdoc keeps for its own pages.
+const RESERVED: [&str; 43] = [
+    "aliased-type",
+    "all-types",
     "alternative-display",
+    "blanket-implementations",
+    "blanket-implementations-list",
     "copy-path",
+    "crate-search",
+    "crate-search-div",
+    "default-settings",
+    "deref-methods",
+    "dyn-compatibility",
     "fields",
+    "foreign-impls",
     "help",
+    "help-button",
     "implementations",
+    "implementations-list",
     "implementors",
+    "implementors-list",
     "layout",
     "main-content",
+    "not-displayed",
+    "provided-associated-consts",
+    "provided-associated-types",
+    "provided-methods",
+    "required-associated-consts",
+    "required-associated-types",
+    "required-methods",
+    "rustdoc-modnav",
+    "rustdoc-toc",
     "search",
     "settings",
+    "settings-menu",
+    "sidebar-button",
     "sidebar-vars",
+    "synthetic-implementations",
+    "synthetic-implementations-list",
+    "synthetic-implementors",
+    "synthetic-implementors-list",
+    "toggle-all-docs",
+    "trait-implementations",
+    "trait-implementations-list",
     "variants",
 ];
 
