@@ -22,6 +22,7 @@ mod tree;
 
 pub(crate) use collections::{Few, Shrink};
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES, is_shallow};
+pub(crate) use names::ANONYMOUS_PREFIX;
 pub use names::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, InvalidNodeName,
     MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,

@@ -151,10 +151,19 @@ pub enum InvalidName {
         /// The position of the first one, counted in characters from 0.
         position: usize,
     },
+    /// The name is `.` or `..`: in the path of a URL these are not names.
+    #[error("a name must not be `.` or `..`, which have a meaning in URLs")]
+    Dots,
     /// The name is one that JavaScript clients cannot use as a key.
     #[error("a user id must not be the name of a property that every JavaScript object has")]
     Reserved,
+    /// The name begins like the key of an anonymous member among Phoenix clients.
+    #[error("a user id must not begin with `{ANONYMOUS_PREFIX}`")]
+    Anonymous,
 }
+
+/// What the key of an anonymous member begins with among Phoenix clients; its connection id follows.
+pub(crate) const ANONYMOUS_PREFIX: &str = "anonymous:";
 
 /// Why a text is not a valid [`NodeName`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -207,12 +216,16 @@ fn check_name(name: &str) -> Result<(), InvalidName> {
     }
     match name.chars().position(char::is_control) {
         Some(position) => Err(InvalidName::Control { position }),
+        None if matches!(name, "." | "..") => Err(InvalidName::Dots),
         None => Ok(()),
     }
 }
 
 fn check_user(id: &str) -> Result<(), InvalidName> {
     check_name(id)?;
+    if id.starts_with(ANONYMOUS_PREFIX) {
+        return Err(InvalidName::Anonymous);
+    }
     if RESERVED_USER_IDS.contains(&id) { Err(InvalidName::Reserved) } else { Ok(()) }
 }
 
@@ -309,7 +322,7 @@ macro_rules! name {
 }
 
 name! {
-    /// Name of a room: 1 to 255 characters, without control characters.
+    /// Name of a room: 1 to 255 characters, without control characters, and not `.` or `..`.
     ///
     /// Spaces, slashes, colons and all of Unicode are fine; `Abc` and `abc` are two rooms. A clone
     /// shares the text.
@@ -326,11 +339,13 @@ name! {
 }
 
 name! {
-    /// The app's own key of a user as text: 1 to 255 characters, without control characters.
+    /// The app's own key of a user as text: 1 to 255 characters, without control characters, and not `.`
+    /// or `..`.
     ///
     /// Names of properties that every JavaScript object has, such as `__proto__`, `constructor` or
     /// `toString`, are refused, and `prototype`: clients keep users as keys of an object, and such
-    /// a user would break the member lists of all others. A clone shares the text.
+    /// a user would break the member lists of all others. So are ids that begin with `anonymous:`, as the keys
+    /// of anonymous members do there. A clone shares the text.
     ///
     /// ```
     /// use actix_presence::{InvalidName, UserId};
@@ -371,6 +386,24 @@ mod tests {
         for (name, position) in [("a\0", 1), ("room\n", 4), ("\u{85}", 0)] {
             assert_eq!(RoomName::new(name), Err(InvalidName::Control { position }));
         }
+    }
+
+    #[test]
+    fn a_name_that_a_url_cannot_carry_is_refused() {
+        for name in [".", ".."] {
+            assert_eq!(RoomName::new(name), Err(InvalidName::Dots));
+            assert_eq!(UserId::new(name), Err(InvalidName::Dots));
+        }
+        for name in ["...", ".a", "a..", "./."] {
+            assert!(RoomName::new(name).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_user_cannot_have_the_key_of_an_anonymous_member() {
+        assert_eq!(UserId::new("anonymous:1"), Err(InvalidName::Anonymous));
+        assert!(UserId::new("anonymous").is_ok());
+        assert!(RoomName::new("anonymous:1").is_ok());
     }
 
     #[test]

@@ -45,7 +45,7 @@ function line(state, refs) {
 /** The same of what the REST API lists. */
 function listed(all) {
   return all.map(({ user, channel_name, info, joined_at }) =>
-    JSON.stringify([user ?? channel_name, false, String(Math.floor(Date.parse(joined_at) / 1000)), info])).sort().join("\n");
+    JSON.stringify([user ?? `anonymous:${channel_name}`, false, String(Math.floor(Date.parse(joined_at) / 1000)), info])).sort().join("\n");
 }
 
 const user = (id) => (id === null ? "" : `&user=${id}`);

@@ -36,12 +36,12 @@ test("users come and go, with a meta for each tab", async (t) => {
 const byRef = (member) => Object.entries(member.presence.state)
   .flatMap(([key, entry]) => entry.metas.map((meta) => `${key} ${meta.phx_ref} ${meta.device}`)).sort();
 
-test("somebody without a name has the connection's id for a key", async (t) => {
+test("the key of somebody without a name is `anonymous:` and the connection's id", async (t) => {
   const room = someRoom();
   const one = await enter(t, room, null);
   const two = await enter(t, room, null, { info: { n: 2 } });
   await until("both", () => keys(one).length === 2 && keys(two).length === 2);
-  assert.deepEqual(keys(one), (await presences(room)).map((presence) => presence.channel_name).sort());
+  assert.deepEqual(keys(one), (await presences(room)).map((presence) => `anonymous:${presence.channel_name}`).sort());
   assert.deepEqual(keys(one), keys(two));
 });
 

@@ -18,7 +18,8 @@ use serde_json::{Value, json, value::RawValue};
 pub use self::read::{Frame, TooLong, read};
 use super::json::{Sender, encode, encode_within};
 use crate::model::{
-    Cause, ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot, UserId,
+    ANONYMOUS_PREFIX, Cause, ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot,
+    UserId,
 };
 
 /// The event with the full list of a room.
@@ -241,7 +242,9 @@ impl Serialize for MetaKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::User(user) => user.serialize(serializer),
-            Self::Anonymous(connection) => connection.serialize(serializer),
+            Self::Anonymous(connection) => {
+                serializer.collect_str(&format_args!("{ANONYMOUS_PREFIX}{connection}"))
+            }
         }
     }
 }
@@ -361,7 +364,7 @@ mod tests {
                     "phx_ref_prev": phx_ref(&old), "online_at": online_at}]}},
                 "leaves": {
                     "ada": {"metas": [{"name": "old", "phx_ref": phx_ref(&old), "online_at": online_at}]},
-                    "00000000000000000000000000000002": {"metas": [
+                    "anonymous:00000000000000000000000000000002": {"metas": [
                         {"phx_ref": phx_ref(&gone), "online_at": online_at, "cause": "expired"}]},
                 },
                 "since": 3, "v": 5, "epoch": epoch.to_string(),
