@@ -16,6 +16,12 @@ fn the_links_of_the_guide_are_those_of_its_pages() {
             links.insert(label.clone(), in_rustdoc(&label, &destination));
         }
     }
+    // All pages include all definitions, and labels are compared without regard to case.
+    let mut folded = BTreeMap::new();
+    for label in links.keys() {
+        let other = folded.insert(label.to_lowercase(), label);
+        assert!(other.is_none(), "{label} and {other:?} are one label: name one with its module");
+    }
     let mut expected = String::new();
     for (label, target) in links {
         expected.push_str(&format!("[{label}]: {target}\n"));
@@ -31,18 +37,46 @@ fn the_links_of_the_guide_are_those_of_its_pages() {
     );
 }
 
+/// Without its module, the examples of a page are no doctests.
+#[test]
+fn every_page_has_a_module_in_the_guide() {
+    let modules = fs::read_to_string(root().join("src/guide/mod.rs")).expect("the guide exists");
+    let modules: Vec<_> = modules.lines().map(str::trim).collect();
+    for page in all().iter().filter(|page| page.is_guide()) {
+        let name = page.path.trim_start_matches("docs/");
+        let line = format!("{} {name:?}", module(name));
+        assert!(modules.contains(&&*line), "src/guide/mod.rs: add {line} to the pages");
+    }
+}
+
+/// The module of a page.
+fn module(file: &str) -> String {
+    file.trim_end_matches(".md").replace('-', "_")
+}
+
 /// Where a label leads in rustdoc.
 fn in_rustdoc(label: &str, destination: &str) -> String {
     if label.starts_with('`') {
-        return format!("crate::{}", label.trim_matches('`').trim_end_matches('!'));
+        return format!("crate::{}", label.trim_matches('`'));
     }
-    if let Some(image) = destination.strip_suffix(".svg") {
-        let bytes = fs::read(root().join(format!("docs/{image}.svg"))).expect("the image exists");
-        return format!("data:image/svg+xml;base64,{}", STANDARD.encode(bytes));
+    for (end, kind) in [(".svg", "svg+xml"), (".png", "png")] {
+        if destination.ends_with(end) {
+            let path = format!("docs/{destination}");
+            let bytes = fs::read(root().join(&path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+            return format!("data:image/{kind};base64,{}", STANDARD.encode(bytes));
+        }
     }
     let (file, anchor) =
         destination.split_once('#').map_or((destination, None), |(f, a)| (f, Some(a)));
-    let module = file.trim_end_matches(".md").replace('-', "_");
     let anchor = anchor.map(|anchor| format!("#{anchor}")).unwrap_or_default();
-    format!("crate::guide::{module}{anchor}")
+    format!("crate::guide::{}{anchor}", module(file))
+}
+
+#[test]
+fn labels_lead_to_items_and_modules() {
+    assert_eq!(in_rustdoc("`Join::new`", "../src/x.rs"), "crate::Join::new");
+    assert_eq!(in_rustdoc("`store_contract!`", "../src/x.rs"), "crate::store_contract!");
+    assert_eq!(in_rustdoc("http-api.md", "http-api.md"), "crate::guide::http_api");
+    let label = "http-api.md#errors";
+    assert_eq!(in_rustdoc(label, label), "crate::guide::http_api#errors");
 }
