@@ -11,14 +11,18 @@
 //! `Outlet`. The task reads, and owns the [`Connection`]: however it ends, the room is left. The
 //! frames are those of the server, `Dialect::Json`; see `embed` for a protocol of one's own.
 
-use std::{error::Error, net::TcpListener, time::Duration};
+use std::{error::Error, future::poll_fn, net::TcpListener, task::Poll, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
     Connection, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, PresenceConfig, Publish,
     RoomName, RoomRegistry, UserId, configure_tcp,
 };
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    rt::signal::unix::{SignalKind, signal},
+    web,
+};
 use actix_ws::{CloseReason, Message, MessageStream, Session};
 use serde_json::value::to_raw_value;
 
@@ -164,7 +168,13 @@ pub async fn serve(
 async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:8080")?;
     println!("http://127.0.0.1:8080/ in two tabs; Ctrl-C ends it");
-    serve(listener, async { drop(actix_web::rt::signal::ctrl_c().await) }).await
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
+        (Poll::Pending, Poll::Pending) => Poll::Pending,
+        _ => Poll::Ready(()),
+    });
+    serve(listener, stop).await
 }
 
 const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>actix-ws</title>

@@ -11,14 +11,18 @@
 //!
 //! An app writes what `Chatter` (a session), `Announcer` (an observer) and `enter` (the route) are.
 
-use std::{error::Error, net::TcpListener, time::Duration};
+use std::{error::Error, future::poll_fn, net::TcpListener, task::Poll, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
     Change, Connection, Disconnect, ForwardMessage, Forwarded, PresenceChanged, PresenceConfig,
     Publish, RoomFilter, RoomName, RoomRegistry, Snapshot, UserId, configure_tcp, watch_socket,
 };
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    rt::signal::unix::{SignalKind, signal},
+    web,
+};
 use actix_web_actors::ws;
 
 /// One client in one room. Dropping `me` leaves the room, so no end of the session can forget to.
@@ -189,7 +193,13 @@ pub async fn serve(
 async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:8080")?;
     println!("http://127.0.0.1:8080/ in two tabs; Ctrl-C ends it");
-    serve(listener, async { drop(actix_web::rt::signal::ctrl_c().await) }).await
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
+        (Poll::Pending, Poll::Pending) => Poll::Pending,
+        _ => Poll::Ready(()),
+    });
+    serve(listener, stop).await
 }
 
 const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>embed</title>

@@ -1,4 +1,63 @@
-#![doc = include_str!("../README.md")]
+//! Who is where, right now, for actix-web apps: rooms, presences, heartbeats, observers and group
+//! messages, as actors.
+//!
+//! An app starts the actors once, gives each WebSocket a [`Connection`], and sends messages to the
+//! [`RoomRegistry`]. The registry keeps all rooms in memory, tells their members who comes and goes, and
+//! mirrors them in a database.
+//!
+//! ```
+//! use actix::prelude::*;
+//! use actix_presence::{
+//!     Connection, Disconnect, ForwardMessage, GetSnapshot, PresenceConfig, RoomName, UserId,
+//! };
+//!
+//! /// A client's side. In an app this is an actor that writes to a WebSocket.
+//! struct Session;
+//!
+//! impl Actor for Session {
+//!     type Context = Context<Self>;
+//! }
+//!
+//! impl Handler<ForwardMessage> for Session {
+//!     type Result = ();
+//!     fn handle(&mut self, msg: ForwardMessage, _: &mut Self::Context) {
+//!         println!("to the client: {}", msg.payload);
+//!     }
+//! }
+//!
+//! impl Handler<Disconnect> for Session {
+//!     type Result = ();
+//!     fn handle(&mut self, order: Disconnect, ctx: &mut Self::Context) {
+//!         println!("close with {}, because {}", order.code, order.cause);
+//!         ctx.stop();
+//!     }
+//! }
+//!
+//! #[actix::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let presence = PresenceConfig::new("sqlite::memory:").start()?;
+//!     let registry = presence.registry();
+//!     let lobby = RoomName::new("lobby")?;
+//!
+//!     let ada = Connection::new(registry.clone());
+//!     let join = ada.join(lobby.clone(), Session.start()).user(Some(UserId::new("ada")?));
+//!     let joined = registry.send(join).await??;
+//!     assert_eq!(joined.snapshot.users().map(|user| user.id.as_str()).collect::<Vec<_>>(), ["ada"]);
+//!
+//!     drop(ada); // leaves every room
+//!     assert!(registry.send(GetSnapshot { room: lobby }).await?.is_none());
+//!     Ok(presence.shutdown(std::time::Duration::from_secs(5)).await?)
+//! }
+//! ```
+//!
+//! # Where to begin
+//!
+//! - [Concepts](guide::concepts): room, presence, connection, user, session, grace and node, and a join
+//!   told step by step
+//! - [Embedding](guide::embedding): from the shortest session to one of your own, observers,
+//!   authorization, tests and shutdown
+//! - [Coming from Django](guide::from_django): each call of django-channels-presence beside ours
+//! - [All pages](guide) of the documentation, those for clients and operators included
 //!
 //! # Where to find what
 //!
@@ -10,7 +69,7 @@
 //!   [`Subscribe`], queries such as [`GetSnapshot`] and [`ListRooms`]
 //! - values: [`RoomName`], [`UserId`], [`ConnectionId`], [`Presence`], [`Snapshot`], [`Diff`]
 //!
-//! [`store`] and [`bus`] are what several nodes are made of, [`sockets`] is for who runs an
+//! [`store`] and [`bus`] are what several nodes are made of, [`sockets`] is for apps that run an
 //! `HttpServer`.
 //!
 //! # Features
@@ -30,6 +89,8 @@ mod clock;
 mod cluster;
 mod counters;
 mod delivery;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod handle;
 pub mod log_limit;
 mod messages;

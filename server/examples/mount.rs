@@ -3,13 +3,19 @@
 //! `cargo run -p presence-server --example mount`, then open <http://127.0.0.1:8080/> in two windows, and
 //! <http://127.0.0.1:8080/lobby>.
 
-use std::{error::Error, io, net::TcpListener, time::Duration};
+use std::{error::Error, future::poll_fn, io, net::TcpListener, task::Poll, time::Duration};
 
 use actix_presence::{
     Decision, GetSnapshot, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
     watch_socket,
 };
-use actix_web::{App, HttpServer, Responder, dev::Server, error, web};
+use actix_web::{
+    App, HttpServer, Responder,
+    dev::Server,
+    error,
+    rt::signal::unix::{SignalKind, signal},
+    web,
+};
 use presence_server::{ServerOptions, ServerState, configure};
 
 /// The app's own route: how many connections are in the lobby.
@@ -31,8 +37,12 @@ pub fn start() -> Result<PresenceHandle, StartError> {
         .start()
 }
 
-/// Serves the app.
-pub fn serve(presence: &PresenceHandle, listener: TcpListener) -> io::Result<Server> {
+/// Serves the app until told to stop.
+pub fn serve(
+    presence: PresenceHandle,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<Server> {
     let options = ServerOptions {
         // Trusts `?user=`, because only this machine can connect; elsewhere set `secrets`.
         believe_query: listener.local_addr()?.ip().is_loopback(),
@@ -40,11 +50,11 @@ pub fn serve(presence: &PresenceHandle, listener: TcpListener) -> io::Result<Ser
         ..ServerOptions::default()
     };
     // Made once, so that all workers count their connections together.
-    let state = ServerState::new(presence, options);
-    let presence = web::Data::new(presence.clone());
+    let state = ServerState::new(&presence, options);
+    let handle = web::Data::new(presence.clone());
     let app = move || {
         App::new()
-            .app_data(presence.clone())
+            .app_data(handle.clone())
             .route("/lobby", web::get().to(lobby))
             .configure(configure(state.clone()))
     };
@@ -52,14 +62,25 @@ pub fn serve(presence: &PresenceHandle, listener: TcpListener) -> io::Result<Ser
         configure_tcp(io);
         watch_socket(io, extensions);
     });
-    Ok(server.workers(2).shutdown_timeout(3).listen(listener)?.run())
+    let stop = async move {
+        stop.await;
+        // The server waits for open sockets, so they close first; and rows are written.
+        if let Err(error) = presence.shutdown(Duration::from_secs(5)).await {
+            eprintln!("{error}");
+        }
+    };
+    let server = server.shutdown_signal(stop).shutdown_timeout(3);
+    Ok(server.workers(2).listen(listener)?.run())
 }
 
 #[actix_web::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let presence = start()?;
-    serve(&presence, TcpListener::bind("127.0.0.1:8080")?)?.await?;
-    // Writes what is not in the database yet.
-    presence.shutdown(Duration::from_secs(5)).await?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
+        (Poll::Pending, Poll::Pending) => Poll::Pending,
+        _ => Poll::Ready(()),
+    });
+    serve(start()?, TcpListener::bind("127.0.0.1:8080")?, stop)?.await?;
     Ok(())
 }

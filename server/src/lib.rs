@@ -22,6 +22,13 @@
 //!         .start()?;
 //!     let secrets = vec![Secret::new("the key of tokens")?];
 //!     let state = ServerState::new(&presence, ServerOptions { secrets, ..Default::default() });
+//!     let stop = async move {
+//!         // Ctrl-C. The server waits for open sockets, so they close first.
+//!         let _ = actix_web::rt::signal::ctrl_c().await;
+//!         if let Err(error) = presence.shutdown(std::time::Duration::from_secs(5)).await {
+//!             eprintln!("{error}");
+//!         }
+//!     };
 //!     HttpServer::new(move || {
 //!         App::new()
 //!             .route("/hello", web::get().to(async || "hello"))
@@ -31,15 +38,17 @@
 //!         configure_tcp(io);
 //!         watch_socket(io, extensions);
 //!     })
+//!     .shutdown_signal(stop)
 //!     .bind(("127.0.0.1", 8080))?
 //!     .run()
 //!     .await?;
-//!     Ok(presence.shutdown(std::time::Duration::from_secs(5)).await?)
+//!     Ok(())
 //! }
 //! ```
 //!
 //! `examples/mount.rs` is a whole app. [`Metrics::install`] collects what `/metrics` answers, unless the
-//! app has a recorder of its own. Routes and messages are described in the README of the repository.
+//! app has a recorder of its own. Routes, frames and flags are described in `docs/` of the repository: `clients.md`, `http-api.md`,
+//! `server.md`.
 //!
 //! # As a program
 //!

@@ -1,11 +1,11 @@
 //! Why a command fails, and how its process ends then.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
 
-use super::{descriptors::TooFewDescriptors, log};
+use super::{descriptors::TooFewDescriptors, environment, log};
 use crate::response::error_chain;
 use actix_presence::{
-    Crashed, InvalidInfo, InvalidName, StartError,
+    Crashed, InvalidInfo, InvalidName, InvalidNodeName, StartError,
     store::{InvalidDatabaseUrl, StoreError},
 };
 
@@ -19,6 +19,8 @@ pub(super) enum CommandError {
     InMemory,
     #[error("invalid --redis")]
     Redis(#[source] StartError),
+    #[error("invalid --node")]
+    Node(#[from] InvalidNodeName),
     #[error("invalid --user")]
     User(#[source] InvalidName),
     #[error("invalid --info: it must be JSON")]
@@ -58,6 +60,7 @@ impl From<StartError> for CommandError {
         match error {
             // Named by its flag, as for all commands.
             StartError::Url(error) => Self::DatabaseUrl(error),
+            StartError::Node(error) => Self::Node(error),
             StartError::InvalidRedisUrl
             | StartError::RedisNotInThisBuild
             | StartError::RedisWithoutSharedDatabase => Self::Redis(error),
@@ -72,7 +75,7 @@ impl CommandError {
     pub fn code(&self) -> u8 {
         match self {
             Self::DatabaseUrl(_) | Self::Redis(_) | Self::User(_) | Self::InfoJson(_) => 2,
-            Self::Info(_) | Self::Session(_) | Self::ApiKey => 2,
+            Self::Info(_) | Self::Session(_) | Self::ApiKey | Self::Node(_) => 2,
             #[cfg(feature = "sqlite")]
             Self::InMemory => 2,
             #[cfg(feature = "sqlite")]
@@ -84,15 +87,16 @@ impl CommandError {
         }
     }
 
-    /// Prints the error to stderr, and returns the exit code.
-    pub fn report(&self) -> u8 {
-        log::print(&format!("error: {}", error_chain(self)));
+    /// Prints the error to stderr, and returns the exit code. `args` are those of the process.
+    pub fn report(&self, args: &[OsString]) -> u8 {
+        let text = format!("error: {}", error_chain(self));
+        log::print(&environment::name_variable(&text, args));
         log::drain();
         self.code()
     }
 
     /// Ends the process at once, because what still runs may hang.
     pub fn abort(&self) -> ! {
-        std::process::exit(self.report().into())
+        std::process::exit(self.report(&[]).into())
     }
 }

@@ -2,6 +2,7 @@
 
 mod connections;
 mod descriptors;
+mod environment;
 mod error;
 mod flags;
 mod listen;
@@ -9,6 +10,7 @@ mod log;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod memory;
 mod serve;
+mod signals;
 
 use std::{
     io::{self, Write},
@@ -31,14 +33,23 @@ use actix_presence::{
 };
 
 /// Runs the `presence` binary with the arguments and the environment of this process.
+///
+/// To be called first in `main`, before there are other threads: it may change the environment.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::read(std::env::args_os()) {
+    environment::clean();
+    let args: Vec<_> = std::env::args_os().collect();
+    let cli = match Cli::read(args.iter().cloned()) {
         Ok(cli) => cli,
-        Err(error) => {
-            // clap reports --help and --version as errors, too. If printing fails, the code has to do.
+        // clap reports --help and --version as errors, too. If printing fails, the code has to do.
+        Err(error) if !error.use_stderr() => {
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let text = environment::name_variable(&error.render().to_string(), &args);
+            let _ = io::stderr().write_all(text.as_bytes());
+            return ExitCode::from(2);
         }
     };
     let result = run(cli.command);
@@ -49,7 +60,7 @@ pub fn main() -> ExitCode {
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        Err(error) => ExitCode::from(error.report()),
+        Err(error) => ExitCode::from(error.report(&args)),
     }
 }
 

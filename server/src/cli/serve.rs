@@ -1,10 +1,6 @@
 //! `presence serve`: starts the server, and stops it in order.
 
-use std::{
-    future::{Future, pending},
-    io,
-    time::Duration,
-};
+use std::{future::pending, time::Duration};
 
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
@@ -20,6 +16,7 @@ use super::{
     flags::ServeFlags,
     listen::ListenerHandles,
     log,
+    signals::StopSignals,
 };
 use crate::{
     metrics::Metrics,
@@ -75,7 +72,7 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     let config = config(&flags);
     config.validate()?;
     // Before anybody can know that the server has started.
-    let signals = signals().map_err(CommandError::Serve)?;
+    let signals = StopSignals::listen().map_err(CommandError::Serve)?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
     let drain = flags.drain;
@@ -206,7 +203,7 @@ struct Stop {
 
 impl Stop {
     /// Stops the server in order at the first signal, and ends the process at once at the second.
-    async fn on_signal(self, mut signals: impl Signals, done: oneshot::Sender<()>) {
+    async fn on_signal(self, mut signals: StopSignals, done: oneshot::Sender<()>) {
         signals.next().await;
         self.state.drain();
         actix::spawn(async move {
@@ -259,43 +256,6 @@ async fn until(is_so: impl Fn() -> bool) {
     while !is_so() {
         actix::clock::sleep(POLL_INTERVAL).await;
     }
-}
-
-/// The signals that stop the server, one after the other.
-trait Signals: 'static {
-    fn next(&mut self) -> impl Future<Output = ()>;
-}
-
-#[cfg(unix)]
-fn signals() -> io::Result<impl Signals> {
-    use std::{future::poll_fn, task::Poll};
-
-    use actix_web::rt::signal::unix::{Signal, SignalKind, signal};
-
-    struct Unix([Signal; 2]);
-    impl Signals for Unix {
-        async fn next(&mut self) {
-            poll_fn(|cx| {
-                let ready = self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
-                if ready { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-        }
-    }
-    Ok(Unix([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
-}
-
-#[cfg(not(unix))]
-fn signals() -> io::Result<impl Signals> {
-    struct CtrlC;
-    impl Signals for CtrlC {
-        async fn next(&mut self) {
-            if actix_web::rt::signal::ctrl_c().await.is_err() {
-                pending::<()>().await;
-            }
-        }
-    }
-    Ok(CtrlC)
 }
 
 #[cfg(test)]

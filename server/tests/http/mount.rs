@@ -6,8 +6,12 @@ use futures_util::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::oneshot,
 };
-use tokio_tungstenite::{connect_async, tungstenite::Error};
+use tokio_tungstenite::{
+    connect_async,
+    tungstenite::{Error, Message},
+};
 
 #[path = "../../examples/mount.rs"]
 mod example;
@@ -26,8 +30,9 @@ async fn the_example_serves_its_own_route_the_pages_and_the_rooms_that_its_hook_
     let presence = example::start().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let server = example::serve(&presence, listener).unwrap();
-    let handle = server.handle();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let server = example::serve(presence, listener, stopped).unwrap();
     let serving = actix::spawn(server);
 
     assert!(get(address, "/lobby").await.ends_with("\r\n0 in the lobby\n"));
@@ -44,8 +49,12 @@ async fn the_example_serves_its_own_route_the_pages_and_the_rooms_that_its_hook_
         Err(Error::Http(refused)) => assert_eq!(refused.status(), 403),
         other => panic!("{other:?}"),
     }
-    drop(ada);
-    presence.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
-    handle.stop(false).await;
+    drop(stop);
+    let frame = loop {
+        if let Message::Close(frame) = ada.next().await.unwrap().unwrap() {
+            break frame.unwrap();
+        }
+    };
+    assert_eq!(u16::from(frame.code), 1001, "{frame}");
     serving.await.unwrap().unwrap();
 }

@@ -1,6 +1,7 @@
 //! How a server ends, and starts again.
 
 use std::{
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -73,6 +74,52 @@ async fn sigterm_closes_two_hundred_sockets_with_1001_writes_everything_and_exit
 #[tokio::test]
 async fn sigint_does_the_same() {
     stops_in_order("INT", 3).await;
+}
+
+#[tokio::test]
+async fn a_hangup_of_the_terminal_does_nothing() {
+    let mut server = Server::start(&[]);
+    let mut ada = server.ws("/ws/lobby?user=ada").await;
+    ada.sees(&["ada"], 0).await;
+    server.signal("HUP");
+    ada.message("still here").await;
+    assert_eq!(ada.next_of("message").await["payload"], "still here");
+    assert!(server.has_ended().is_none());
+    server.signal("TERM");
+    assert_eq!(ada.closed().await.0, 1001);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_file_that_has_reached_its_limit_ends_nothing() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let url = format!("sqlite://{}", directory.path().join("presence.db").display());
+    // In blocks of 1024 bytes.
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -f 200; exec \"$0\" \"$@\""]);
+    let server = presence(&["serve", "--bind", "127.0.0.1:0", "--database", &url]);
+    command.arg(server.get_program()).args(server.get_args());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut server = Server::spawn(directory, command);
+    let info = format!("%7B%22text%22:%22{}%22%7D", "x".repeat(3500));
+    let mut members = Vec::new();
+    for number in 0..60 {
+        let query = format!("user=u{number}&presence=none&info={info}");
+        members.push(server.ws(&format!("/ws/lobby?{query}")).await);
+    }
+    until("the failed writes are reported", async || {
+        (server.get("/readyz").await.status == 503).then_some(())
+    })
+    .await;
+    assert_eq!(server.json("/api/rooms/lobby").await["users"].as_array().unwrap().len(), 60);
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod connections;
 mod crowd;
 mod database;
 mod dialects;
+mod documents;
 mod endings;
 mod flags;
 mod floods;

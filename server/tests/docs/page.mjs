@@ -1,0 +1,33 @@
+// What a page consists of: its blocks of code, and the comments that choose the flags of its server.
+
+/** The steps of a page, in order: `{ kind, attributes, text, line }`, of which `server` is a comment. */
+export function parse(markdown) {
+  const steps = [];
+  const lines = markdown.split("\n");
+  for (let at = 0; at < lines.length; at++) {
+    const server = lines[at].match(/^<!-- server: (.*) -->$/);
+    if (server) steps.push({ kind: "server", text: server[1], line: at + 1 });
+    const fence = lines[at].match(/^(`{3,})(.*)$/);
+    if (!fence) continue;
+    const line = at + 1;
+    const [kind = "", ...attributes] = fence[2].trim().split(/\s+/);
+    const text = [];
+    for (at++; at < lines.length && lines[at] !== fence[1]; at++) text.push(lines[at]);
+    steps.push({ kind, attributes, text: text.join("\n"), line });
+  }
+  return steps;
+}
+
+/** The commands of a shell session, each with the output that should follow it. */
+export function commands(text) {
+  const found = [];
+  let continued = false;
+  for (const line of text.split("\n")) {
+    if (continued) found.at(-1).command += `\n${line}`;
+    else if (line.startsWith("$ ")) found.push({ command: line.slice(2), output: [] });
+    else if (found.length) found.at(-1).output.push(line);
+    else throw new Error(`output before the first command: ${line}`);
+    continued = (continued || line.startsWith("$ ")) && line.endsWith("\\");
+  }
+  return found.map(({ command, output }) => ({ command, output: output.join("\n").trim() }));
+}
