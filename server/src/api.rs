@@ -172,6 +172,12 @@ pub(crate) async fn publish(
 
 /// Reads a body of at most `limit` bytes.
 async fn read(req: &HttpRequest, body: web::Payload, limit: usize) -> Result<Bytes, ApiError> {
+    let encoding = req.headers().get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let message = "a message must not be compressed (`Content-Encoding`)";
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(ApiError::new(status, "unsupported_encoding", message));
+    }
     let too_large = || ApiError::too_large(format!("a message may have at most {limit} bytes"));
     let announced = req.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok());
     if announced.and_then(|len| len.parse::<u64>().ok()).is_some_and(|len| len > limit as u64) {

@@ -36,16 +36,22 @@ pub(crate) fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// Whether the client already has the representation with this tag (`If-None-Match`).
+/// Whether the client already has the representation with this tag (`If-None-Match`). A proxy that compresses
+/// marks the tag as weak, or with the name of its encoding (`"…-gzip"`, as Apache does).
 pub(crate) fn is_cached(req: &HttpRequest, tag: &EntityTag) -> bool {
     if !req.headers().contains_key(header::IF_NONE_MATCH) {
         return false;
     }
     match IfNoneMatch::parse(req) {
         Ok(IfNoneMatch::Any) => true,
-        Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|cached| cached.weak_eq(tag)),
+        Ok(IfNoneMatch::Items(tags)) => tags.iter().any(|cached| is_same(cached.tag(), tag.tag())),
         Err(_) => false,
     }
+}
+
+fn is_same(cached: &str, tag: &str) -> bool {
+    const ENCODINGS: [&str; 5] = ["", "-gzip", "-br", "-zstd", "-deflate"];
+    cached.strip_prefix(tag).is_some_and(|mark| ENCODINGS.contains(&mark))
 }
 
 /// An error followed by its causes: `a: b: c`.
@@ -187,6 +193,16 @@ mod tests {
         RepeatsItsCause(#[source] Box<Layered>),
         #[error("disk full")]
         Disk,
+    }
+
+    #[test]
+    fn a_tag_that_a_proxy_has_marked_matches() {
+        for cached in ["5-7", "5-7-gzip", "5-7-br"] {
+            assert!(is_same(cached, "5-7"), "{cached}");
+        }
+        for other in ["5-70", "5-7-x", "5", "", "gzip"] {
+            assert!(!is_same(other, "5-7"), "{other}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 /// A module for each page. `links.md` sends the links of the pages to modules and items: of several
 /// definitions of one label the first counts.
+///
+/// A doctest that fails is reported for `links.md`: less the lines of that file, the number is the page's.
 macro_rules! pages {
     ($($name:ident $page:literal)*) => {
         $(

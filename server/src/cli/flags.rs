@@ -176,6 +176,9 @@ pub(super) struct ServeFlags {
     /// How many frames a WebSocket may send per second.
     #[arg(long, value_name = "N", env = "PRESENCE_MAX_RATE", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rate: Option<u32>,
+    /// How long an idle HTTP connection stays open: longer than a balancer keeps its own.
+    #[arg(long, value_name = "D", env = "PRESENCE_KEEP_ALIVE", default_value = "75s", value_parser = duration)]
+    pub keep_alive: Duration,
     /// How many worker threads to start [default: one per core].
     #[arg(long, value_name = "N", env = "PRESENCE_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,

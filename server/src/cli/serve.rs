@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    connections::{self, connection::KEEP_ALIVE, middleware::track_request},
+    connections::{self, middleware::track_request},
     descriptors::{self, DescriptorLimits},
     error::CommandError,
     flags::ServeFlags,
@@ -75,7 +75,7 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     let signals = StopSignals::listen().map_err(CommandError::Serve)?;
     let listeners = flags.addresses().listen()?;
     let presence = config.start()?;
-    let drain = flags.drain;
+    let (drain, keep_alive) = (flags.drain, flags.keep_alive);
     let state = ServerState::new(&presence, options(flags));
     connections::init_gauges(&limits);
 
@@ -86,10 +86,10 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
         #[cfg(not(target_os = "linux"))]
         actix_presence::configure_tcp(io);
         watch_socket(io, extensions);
-        connections::track(&limits, extensions);
+        connections::track(&limits, keep_alive, extensions);
     });
     let server = server.workers(limits.workers).max_connections(limits.accepted);
-    let server = server.keep_alive(KEEP_ALIVE).shutdown_timeout(CONNECTION_TIMEOUT_SECS);
+    let server = server.keep_alive(keep_alive).shutdown_timeout(CONNECTION_TIMEOUT_SECS);
     let mut server = server.disable_signals();
     let handles = ListenerHandles::of(&listeners);
     for listener in listeners {

@@ -156,6 +156,18 @@ async fn a_body_over_the_limit_is_refused() {
 }
 
 #[actix::test]
+async fn a_compressed_body_is_refused_as_such() {
+    let presence = start();
+    let app = app!(presence, options());
+    let post = |encoding| {
+        let request = request(Method::POST, "/api/rooms/r/messages").set_payload("1");
+        request.insert_header((header::CONTENT_ENCODING, encoding))
+    };
+    assert_eq!(send(&app, post("gzip")).await.refusal(), (415, "unsupported_encoding".to_owned()));
+    assert_eq!(send(&app, post("Identity")).await.status, StatusCode::OK);
+}
+
+#[actix::test]
 async fn a_connection_is_kicked_by_its_id() {
     let presence = start();
     let app = app!(presence);

@@ -165,6 +165,42 @@ async fn a_request_with_an_empty_chunked_body_is_answered_and_its_connection_goe
 }
 
 #[tokio::test]
+async fn an_offer_to_upgrade_to_another_protocol_is_ignored_and_the_answer_says_close() {
+    let server = Server::start(&[]);
+    let offer = "Host: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
+                 HTTP2-Settings: AAMAAABkAAQAAP__\r\n";
+    for request in [
+        format!("GET /api/rooms HTTP/1.1\r\n{offer}\r\n"),
+        format!("POST /api/rooms/r/messages HTTP/1.1\r\n{offer}Content-Length: 1\r\n\r\n1"),
+    ] {
+        let mut stream = connect(&server).await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon("the end of the connection", stream.read_to_string(&mut answer)).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200"), "{answer}");
+        assert!(head.contains("\r\nconnection: close") && !head.contains("upgrade"), "{answer}");
+        assert!(body.starts_with('{'), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_for_as_long_as_it_should() {
+    let server = Server::start(&["--keep-alive", "1s"]);
+    let mut stream = connect(&server).await;
+    let get = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for _ in 0..2 {
+        stream.write_all(get.as_bytes()).await.unwrap();
+        assert_eq!(answer(&mut stream).await, "200");
+    }
+    let idle = Instant::now();
+    let mut rest = Vec::new();
+    soon("the end of the idle connection", stream.read_to_end(&mut rest)).await.unwrap();
+    assert!(idle.elapsed() >= Duration::from_millis(900), "{:?}", idle.elapsed());
+}
+
+#[tokio::test]
 async fn a_response_that_nobody_reads_ends_and_a_slow_reader_gets_all_of_it() {
     let server = Server::start(&[]);
     // More than the buffers of the kernel take.

@@ -4,18 +4,15 @@ use std::{cell::Cell, time::Duration};
 
 use actix_presence::sockets::{Progress, SocketKey};
 
-/// How long actix-web keeps an idle connection open.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
 /// How long a client may be silent within a head or a body, in seconds.
 const MAX_SILENCE: u32 = 10;
 /// How long a head or a body may take in all.
 const MAX_REQUEST: u32 = 30;
 /// How long the client may acknowledge nothing of a response.
 const MAX_UNREAD: u32 = 30;
-/// How long a connection may be idle. Actix-web closes idle connections earlier, unless it has read the
-/// first bytes of a next request.
-const MAX_IDLE: u32 = KEEP_ALIVE.as_secs() as u32 + 15;
+/// How much longer than `--keep-alive` a connection may be idle. Actix-web closes idle connections at that
+/// time, unless it has read the first bytes of a next request.
+const IDLE_MARGIN: Duration = Duration::from_secs(15);
 /// How often the kernel is asked about the progress of a connection.
 const PROGRESS_INTERVAL: u32 = 4;
 /// An empty line after a body does not begin a request (RFC 9112, section 2.2).
@@ -89,6 +86,11 @@ pub(super) struct Connection {
     pub websocket: Cell<bool>,
 }
 
+/// For how many seconds a connection may be idle.
+pub(super) fn max_idle(keep_alive: Duration) -> u32 {
+    u32::try_from((keep_alive + IDLE_MARGIN).as_secs()).unwrap_or(u32::MAX)
+}
+
 impl Connection {
     pub fn new(key: SocketKey, number: u64, now: u32) -> Self {
         Self {
@@ -122,7 +124,12 @@ impl Connection {
     }
 
     /// Why it should be ended now, if it should; `look` asks the kernel for its progress.
-    pub fn overdue(&self, now: u32, look: impl FnOnce() -> Option<Progress>) -> Option<EndReason> {
+    pub fn overdue(
+        &self,
+        now: u32,
+        max_idle: u32,
+        look: impl FnOnce() -> Option<Progress>,
+    ) -> Option<EndReason> {
         let silent = now.wrapping_sub(self.progress.get()) > MAX_SILENCE;
         let waited = now.wrapping_sub(self.since.get());
         let looks = waited > 1
@@ -130,14 +137,14 @@ impl Connection {
         match self.phase.get() {
             Phase::Body => (silent || waited > MAX_REQUEST).then_some(EndReason::HalfRequest),
             Phase::UnreadBody => (waited > MAX_SILENCE).then_some(EndReason::HalfRequest),
-            Phase::Head if looks => self.head_overdue(now, waited, look()),
+            Phase::Head if looks => self.head_overdue(now, waited > max_idle, look()),
             Phase::Response | Phase::Stream if looks => self.unread(now, &look()?),
             _ => None,
         }
     }
 
-    fn head_overdue(&self, now: u32, waited: u32, progress: Option<Progress>) -> Option<EndReason> {
-        let idle = (waited > MAX_IDLE).then_some(EndReason::HalfRequest);
+    fn head_overdue(&self, now: u32, idle: bool, progress: Option<Progress>) -> Option<EndReason> {
+        let idle = idle.then_some(EndReason::HalfRequest);
         let Some(progress) = progress else { return idle };
         // The end of the last response is still in the buffer of the socket.
         if progress.unsent {
@@ -170,6 +177,8 @@ mod tests {
 
     use super::*;
 
+    const MAX_IDLE: u32 = 20;
+
     async fn connection() -> Connection {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -188,7 +197,7 @@ mod tests {
         connection: &Connection,
         look: impl Fn(u32) -> Progress,
     ) -> Option<(u32, Option<EndReason>)> {
-        let why = |now| connection.overdue(now, || Some(look(now)));
+        let why = |now| connection.overdue(now, MAX_IDLE, || Some(look(now)));
         (1..=200).map(|now| (now, why(now))).find(|(_, why)| why.is_some())
     }
 
@@ -224,7 +233,7 @@ mod tests {
         one.phase.set(Phase::Body);
         let dripped = |now| {
             one.progress.set(now);
-            one.overdue(now, || None).map(|why| (now, Some(why)))
+            one.overdue(now, MAX_IDLE, || None).map(|why| (now, Some(why)))
         };
         assert_eq!((1..100).find_map(dripped), half(31));
         let one = connection().await;

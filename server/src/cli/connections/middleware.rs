@@ -36,6 +36,7 @@ pub(crate) async fn track_request<B: MessageBody + 'static>(
     let Some(connection) = connection(&req) else {
         return Ok(next.call(req).await?.map_body(|_, body| left(body, None)));
     };
+    let offers_upgrade = req.headers().contains_key(header::UPGRADE);
     let called = match begin(&mut req, &connection).await {
         Ok(None) => next.call(req).await.map(Ok),
         Ok(Some(refusal)) => Ok(Err(req.into_response(refusal.error_response()))),
@@ -43,11 +44,11 @@ pub(crate) async fn track_request<B: MessageBody + 'static>(
     };
     match called {
         Ok(Ok(mut response)) => {
-            let connection = respond(&mut response, connection);
+            let connection = respond(&mut response, offers_upgrade, connection);
             Ok(response.map_body(|_, body| left(body, connection)))
         }
         Ok(Err(mut refusal)) => {
-            let connection = respond(&mut refusal, connection);
+            let connection = respond(&mut refusal, offers_upgrade, connection);
             Ok(refusal.map_body(|_, body| EitherBody::right(ResponseBody::new(body, connection))))
         }
         Err(error) => {
@@ -124,14 +125,16 @@ async fn skip_body(mut body: RequestBody) -> Result<Option<ApiError>, PayloadErr
 /// A response begins; returns the connection on which to track its body.
 fn respond<B: MessageBody>(
     response: &mut ServiceResponse<B>,
+    offers_upgrade: bool,
     connection: Rc<Connection>,
 ) -> Option<Rc<Connection>> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         with_table(|table| table.upgraded(&connection));
         return None;
     }
-    if connection.body_open.get() {
-        // Nobody reads the body, so its end will not be seen.
+    // Where nobody reads the body, its end will not be seen. An offer to upgrade that is not accepted, such
+    // as `Upgrade: h2c`, is ignored (RFC 9110, section 7.8), but actix-http takes no further request then.
+    if connection.body_open.get() || offers_upgrade {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let streams = response.response().body().size() == BodySize::Stream;

@@ -45,6 +45,8 @@ thread_local! {
 /// The connections of one worker's thread.
 struct Table {
     limits: DescriptorLimits,
+    /// For how many seconds a connection may be idle.
+    max_idle: u32,
     sweeper: Option<JoinHandle<()>>,
     /// Seconds.
     clock: u32,
@@ -79,11 +81,11 @@ pub(super) fn open() -> usize {
 
 /// Enters a new connection into the table of this thread. For `HttpServer::on_connect`, after
 /// [`watch_socket`](sockets::watch_socket).
-pub(super) fn track(limits: &DescriptorLimits, extensions: &mut Extensions) {
+pub(super) fn track(limits: &DescriptorLimits, keep_alive: Duration, extensions: &mut Extensions) {
     let Some(key) = sockets::key_in(extensions) else { return };
     let _ = TABLE.try_with(|table| {
         let mut table = table.borrow_mut();
-        let table = table.get_or_insert_with(|| Table::new(*limits));
+        let table = table.get_or_insert_with(|| Table::new(*limits, keep_alive));
         table.start_sweeper();
         extensions.insert(Tracked(table.add(key)));
     });
@@ -131,9 +133,10 @@ async fn sweep_every_second() {
 }
 
 impl Table {
-    fn new(limits: DescriptorLimits) -> Self {
+    fn new(limits: DescriptorLimits, keep_alive: Duration) -> Self {
         Self {
             limits,
+            max_idle: connection::max_idle(keep_alive),
             sweeper: None,
             clock: 0,
             last_number: 0,
@@ -257,7 +260,8 @@ impl Table {
     fn sweep(&mut self) {
         self.clock = self.clock.wrapping_add(1);
         let overdue = |connection: &Rc<Connection>| {
-            let why = connection.overdue(self.clock, || connection.key.progress())?;
+            let why =
+                connection.overdue(self.clock, self.max_idle, || connection.key.progress())?;
             Some((connection.clone(), why))
         };
         let overdue: Vec<_> = self.plain.values().filter_map(overdue).collect();
