@@ -142,7 +142,7 @@ async fn enter(
     who: web::Query<Who>,
     registry: web::Data<Addr<RoomRegistry>>,
 ) -> actix_web::Result<HttpResponse> {
-    let me = Connection::new(registry.get_ref().clone());
+    let me = Connection::new(registry.get_ref().clone()).watched(&req);
     let (room, user) = (room.into_inner(), who.into_inner().name);
     ws::start(Chatter { me, room, user }, &req, body)
 }

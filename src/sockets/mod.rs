@@ -71,8 +71,9 @@ pub fn configure_tcp(io: &dyn Any) {
 }
 
 /// Closes this connection's socket within ten seconds after its session was told to close, whatever its
-/// client does, if it is one of the ready-made sessions; and as soon as both close frames have passed, where
-/// actix-web waits a second for the client to close first. For
+/// client does, if it is one of the ready-made sessions, or an app's own that uses
+/// [`Connection::watched`](crate::Connection::watched). The sockets of ready-made sessions also close as soon
+/// as both close frames have passed, where actix-web waits a second for the client to close first. For
 /// [`HttpServer::on_connect`](actix_web::HttpServer::on_connect), beside [`configure_tcp`].
 ///
 /// Without it a client that was kicked, has expired or was too slow can keep its socket by reading a byte

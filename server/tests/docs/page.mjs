@@ -5,8 +5,8 @@ export function parse(markdown) {
   const steps = [];
   const lines = markdown.split("\n");
   for (let at = 0; at < lines.length; at++) {
-    const server = lines[at].match(/^<!-- server: (.*) -->$/);
-    if (server) steps.push({ kind: "server", text: server[1], line: at + 1 });
+    const server = lines[at].match(/^<!-- server:(.*)-->$/);
+    if (server) steps.push({ kind: "server", text: server[1].trim(), line: at + 1 });
     const fence = lines[at].match(/^(`{3,})(.*)$/);
     if (!fence) continue;
     const line = at + 1;
