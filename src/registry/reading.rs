@@ -9,6 +9,7 @@ use ahash::RandomState;
 use super::RoomRegistry;
 use crate::{
     cluster::{ReadRooms, remote},
+    log_limit::LogLimit,
     messages::RoomFilter,
     model::{ConnectionId, Moment, NodeName, Remote, RoomName},
     store::{RoomRows, Row, StoreError},
@@ -60,7 +61,14 @@ impl RoomRegistry {
                 self.read(ctx);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot read rooms: members on other nodes are missing");
+                static UNREADABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(
+                        %error,
+                        suppressed,
+                        "cannot read rooms: members on other nodes are missing"
+                    );
+                }
                 let wait = cluster.not_read(rooms.clone());
                 ctx.run_later(wait, |registry, ctx| {
                     if let Some(cluster) = &mut registry.cluster {

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 use super::{RoomRegistry, commands::Reply};
 use crate::{
     bus::BusMessage,
+    log_limit::LogLimit,
     messages::{Content, Kick},
     model::{ConnectionId, Moment, Remote, RoomName, SeenPresence},
     store::{SharedStore, StoreError, reader::ReaderHandle},
@@ -133,9 +134,13 @@ impl RoomRegistry {
         async move {
             written.await;
             let answer = reader.ask(query).await;
-            let answer =
-                answer.inspect_err(|error| tracing::warn!(%error, "all rooms cannot be queried"));
-            answer.unwrap_or(here)
+            answer.unwrap_or_else(|error| {
+                static UNREADABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(%error, suppressed, "all rooms cannot be queried");
+                }
+                here
+            })
         }
     }
 
