@@ -141,5 +141,5 @@ pub use self::model::{
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
     Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, Superseded, Update, UserId, is_shallow,
+    Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
 };

@@ -18,8 +18,8 @@ use crate::{
     state::ServerState,
 };
 use actix_presence::{
-    ConnectionId, Epoch, GetSnapshot, Info, Kick, ListPresences, ListRooms, MAX_DEPTH, NodeName,
-    Occupancy, Publish, RoomName, RoomSummary, Snapshot, UserId, WhereIs, is_shallow,
+    ConnectionId, Epoch, GetSnapshot, Info, Kick, ListPresences, ListRooms, NodeName, Occupancy,
+    Publish, RoomName, RoomSummary, Snapshot, UnfitJson, UserId, WhereIs, check_payload,
 };
 
 /// A room in a list.
@@ -158,10 +158,10 @@ pub(crate) async fn publish(
     let body = read(&req, body, state.options().max_frame_size).await?;
     let payload: Box<RawValue> = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request("bad_json", format!("not JSON: {error}")))?;
-    if !is_shallow(payload.get()) {
-        let message = format!("a message may be nested at most {MAX_DEPTH} deep");
-        return Err(ApiError::bad_request("too_deep", message));
-    }
+    check_payload(payload.get()).map_err(|unfit| {
+        let code = if unfit == UnfitJson::TooDeep { "too_deep" } else { "bad_json" };
+        ApiError::bad_request(code, unfit.to_string())
+    })?;
     let published = state.ask(Publish::json(room, payload)).await?;
     let recipients = published.map_err(|error| {
         let message = response::error_chain(&error);

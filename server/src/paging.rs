@@ -122,7 +122,7 @@ mod tests {
             assert!(is_url_safe(&cursor));
             assert_eq!(after_room(&cursor).unwrap(), name);
         }
-        for user in [None, Some("ada"), Some("a.b.c"), Some("."), Some("é?")] {
+        for user in [None, Some("ada"), Some("a.b.c"), Some("..."), Some("é?")] {
             let made = Presence {
                 connection: ConnectionId::new(),
                 user: user.map(|user| UserId::new(user).unwrap()),

@@ -11,7 +11,6 @@ use actix_web::{
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use chrono::Utc;
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::{
     guard::{self, bearer, is_local},
@@ -21,8 +20,8 @@ use crate::{
     token::{self, Claims},
 };
 use actix_presence::{
-    Admit, Feed, Info, InvalidInfo, PhoenixSession, RoomName, SessionKey, TakePlace, UserId,
-    WsOptions, WsSession, WsSessionError, is_shallow,
+    Admit, Feed, Info, PhoenixSession, RoomName, SessionKey, TakePlace, UserId, WsOptions,
+    WsSession, WsSessionError,
 };
 
 /// `GET /ws/{room}`.
@@ -239,11 +238,5 @@ impl Identity {
 /// Reads `info` of the query.
 fn parse_info(text: &str) -> Result<Info, ApiError> {
     let bad = |message: String| ApiError::bad_request("bad_info", message);
-    // Checked on the text, because the parser refuses what is deeper than its own limit as malformed.
-    if !is_shallow(text) {
-        return Err(bad(InvalidInfo::TooDeep.to_string()));
-    }
-    let value: Value =
-        serde_json::from_str(text).map_err(|error| bad(format!("`info` is not JSON: {error}")))?;
-    Info::new(value).map_err(|error| bad(error_chain(&error)))
+    Info::parse(text).map_err(|error| bad(error_chain(&error)))
 }

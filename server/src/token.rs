@@ -10,7 +10,7 @@ use jwt_compact::{
 #[cfg(any(test, feature = "cli"))]
 use jwt_compact::{AlgorithmExt, CreationError, Header};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Number, Value};
+use serde_json::{Number, value::RawValue};
 use subtle::ConstantTimeEq;
 
 use actix_presence::{Info, InvalidInfo, RoomName};
@@ -79,7 +79,7 @@ pub(crate) struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub info: Option<Value>,
+    pub info: Option<Box<RawValue>>,
     /// Names, or prefixes that end with `*`; absent means all.
     #[serde(default, deserialize_with = "non_null", skip_serializing_if = "Option::is_none")]
     pub rooms: Option<Vec<String>>,
@@ -104,7 +104,7 @@ impl Claims {
     }
 
     pub fn info(&self) -> Result<Info, InvalidInfo> {
-        self.info.clone().map_or(Ok(Info::EMPTY), Info::new)
+        self.info.as_deref().map_or(Ok(Info::EMPTY), |info| Info::parse(info.get()))
     }
 }
 
@@ -163,7 +163,7 @@ fn decode_claims(signed: &str) -> Option<Claims> {
 #[cfg(test)]
 mod tests {
     use jsonwebtoken::{Algorithm as Alg, EncodingKey};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

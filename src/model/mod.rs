@@ -5,6 +5,7 @@
 
 mod collections;
 mod info;
+mod json;
 mod membership;
 mod names;
 mod presence;
@@ -21,7 +22,8 @@ mod snapshot;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
-pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES, is_shallow};
+pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES};
+pub use json::{UnfitJson, check_info, check_payload};
 pub(crate) use names::ANONYMOUS_PREFIX;
 pub use names::{
     ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, InvalidNodeName,

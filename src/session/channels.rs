@@ -16,9 +16,7 @@ use super::{
 };
 use crate::{
     messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
-    model::{
-        Cause, Info, InvalidInfo, LimitReached, MAX_DEPTH, RoomName, SessionKey, UserId, is_shallow,
-    },
+    model::{Cause, Info, LimitReached, RoomName, SessionKey, UserId, check_info, check_payload},
     wire::phoenix::{self, Frame, TooLong},
 };
 
@@ -200,9 +198,7 @@ impl Channels {
     fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
         let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
         let Some(info) = params.get("info") else { return Ok(self.info.clone()) };
-        if !is_shallow(info.get()) {
-            return Err(InvalidInfo::TooDeep.to_string().into());
-        }
+        check_info(info.get()).map_err(|unfit| unfit.to_string())?;
         let info: Result<Map<String, Value>, _> = serde_json::from_str(info.get());
         let mut info = info.map_err(|_| "info is no object")?;
         info.extend(self.fixed.to_map());
@@ -294,8 +290,8 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
     if !phoenix::may_push(&frame.event) {
         return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, "reserved event");
     }
-    if !is_shallow(frame.payload.get()) {
-        let reason = format!("the payload may be nested at most {MAX_DEPTH} deep");
+    if let Err(unfit) = check_payload(frame.payload.get()) {
+        let reason = unfit.to_string();
         return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, &reason);
     }
     if phoenix::object(frame.payload).is_none() {

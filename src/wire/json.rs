@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::model::{
-    Cause, ConnectionId, Epoch, Info, MAX_DEPTH, Member, Occupancy, RoomName, Snapshot, UserId,
-    is_shallow,
+    Cause, ConnectionId, Epoch, Info, Member, Occupancy, RoomName, Snapshot, UnfitJson, UserId,
+    check_info, check_payload,
 };
 
 #[derive(Serialize)]
@@ -198,9 +198,9 @@ pub enum BadFrame {
     /// A `message` has no `payload`.
     #[error("a message needs a \"payload\"")]
     NoPayload,
-    /// A `payload` or an `info` is nested deeper than [`MAX_DEPTH`].
-    #[error("payload and info may be nested at most {MAX_DEPTH} deep")]
-    TooDeep,
+    /// A `payload` or an `info` cannot be passed on to others.
+    #[error(transparent)]
+    Unfit(#[from] UnfitJson),
     /// The `info` of an `update` is not an object.
     #[error("an update needs \"info\", a JSON object")]
     NoInfo,
@@ -212,7 +212,7 @@ impl BadFrame {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "not_json",
-            Self::NoType | Self::NoPayload | Self::NoInfo | Self::TooDeep => "bad_frame",
+            Self::NoType | Self::NoPayload | Self::NoInfo | Self::Unfit(_) => "bad_frame",
             Self::UnknownType => "unknown_type",
         }
     }
@@ -250,16 +250,15 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         Err(error) if error.is_data() => return Err(BadFrame::NoType),
         Err(error) => return Err(BadFrame::NotJson(error.to_string())),
     };
-    let shallow = |value: Box<RawValue>| match is_shallow(value.get()) {
-        true => Ok(value),
-        false => Err(BadFrame::TooDeep),
-    };
     match any.r#type.as_ref().and_then(Value::as_str) {
         Some("message") => {
-            any.payload.ok_or(BadFrame::NoPayload).and_then(shallow).map(ClientFrame::Message)
+            let payload = any.payload.ok_or(BadFrame::NoPayload)?;
+            check_payload(payload.get())?;
+            Ok(ClientFrame::Message(payload))
         }
         Some("update") => {
-            let info = any.info.ok_or(BadFrame::NoInfo).and_then(shallow)?;
+            let info = any.info.ok_or(BadFrame::NoInfo)?;
+            check_info(info.get())?;
             serde_json::from_str(info.get()).map(ClientFrame::Update).map_err(|_| BadFrame::NoInfo)
         }
         Some(_) => Err(BadFrame::UnknownType),
@@ -272,7 +271,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{Moment, Rooms};
+    use crate::model::{MAX_DEPTH, Moment, Rooms};
 
     fn value(frame: &ByteString) -> Value {
         serde_json::from_str(frame).unwrap()
@@ -318,15 +317,22 @@ mod tests {
             |payload: String| read(&format!(r#"{{"type":"message","payload":{payload}}}"#));
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         assert!(message(nested(MAX_DEPTH)).is_ok());
-        assert_eq!(message(nested(MAX_DEPTH + 1)).unwrap_err(), BadFrame::TooDeep);
-        assert_eq!(message(nested(30_000)).unwrap_err(), BadFrame::TooDeep);
+        assert_eq!(
+            message(nested(MAX_DEPTH + 1)).unwrap_err(),
+            BadFrame::Unfit(UnfitJson::TooDeep)
+        );
+        assert_eq!(message(nested(30_000)).unwrap_err(), BadFrame::Unfit(UnfitJson::TooDeep));
         assert!(message(format!("[{}1]", "[1],".repeat(10_000))).is_ok());
         assert!(message(format!("\"{}\"", "[".repeat(10_000))).is_ok(), "only a text");
         let update = |info: String| read(&format!(r#"{{"type":"update","info":{info}}}"#));
         let nested = |depth: usize| r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
         assert!(matches!(update(nested(MAX_DEPTH)), Ok(ClientFrame::Update(_))));
         for depth in [MAX_DEPTH + 1, 127, 128, 10_000] {
-            assert_eq!(update(nested(depth)).unwrap_err(), BadFrame::TooDeep, "{depth}");
+            assert_eq!(
+                update(nested(depth)).unwrap_err(),
+                BadFrame::Unfit(UnfitJson::TooDeep),
+                "{depth}"
+            );
         }
     }
 

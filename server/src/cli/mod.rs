@@ -19,8 +19,8 @@ use std::{
 };
 
 use chrono::Utc;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Serialize, de::IgnoredAny};
+use serde_json::{json, value::RawValue};
 
 use self::{
     error::CommandError,
@@ -147,7 +147,7 @@ fn print_token(flags: &TokenFlags) -> Result<(), CommandError> {
         exp: Utc::now().timestamp().saturating_add_unsigned(lifetime).into(),
         nbf: None,
         sub: Some(user.as_str().to_owned()),
-        info: info.as_ref().map(Info::to_value),
+        info: info.map(|info| raw(&info)).transpose()?,
         rooms: (!flags.rooms.is_empty()).then(|| flags.rooms.clone()),
         sid: flags.session.clone(),
     };
@@ -156,7 +156,11 @@ fn print_token(flags: &TokenFlags) -> Result<(), CommandError> {
     print(&token::sign(&claims, key)?)
 }
 
+fn raw(info: &Info) -> Result<Box<RawValue>, CommandError> {
+    RawValue::from_string(info.as_json().to_owned()).map_err(CommandError::InfoJson)
+}
+
 fn parse_info(text: &str) -> Result<Info, CommandError> {
-    let value: Value = serde_json::from_str(text).map_err(CommandError::InfoJson)?;
-    Ok(Info::new(value)?)
+    serde_json::from_str::<IgnoredAny>(text).map_err(CommandError::InfoJson)?;
+    Ok(Info::parse(text)?)
 }

@@ -220,3 +220,62 @@ async fn infos_and_payloads_are_nested_at_most_32_deep_on_every_way_in() {
         }
     }
 }
+
+#[tokio::test]
+async fn what_strict_parsers_cannot_read_is_refused_on_every_way_in() {
+    let open = Server::start(&[]);
+    let mut json = open.ws("/ws/lobby?user=ada&presence=none").await;
+    let mut channel = phoenix(&open, "bob", "lobby").await;
+    for (text, why) in [
+        (r#"{"a":"\ud800"}"#, "surrogate"),
+        (r#"{"\udc00":1}"#, "surrogate"),
+        (r#"{"a":1e999}"#, "double"),
+        (r#"{"a":[-1E999]}"#, "double"),
+    ] {
+        let posted = open.ask("POST", "/api/rooms/lobby/messages").body(text).send().await;
+        assert_eq!(posted.error(), (400, "bad_json".to_owned()), "{text}");
+        assert!(posted.body.contains(why), "{}", posted.body);
+        for frame in [
+            format!(r#"{{"type":"message","payload":{text}}}"#),
+            format!(r#"{{"type":"update","info":{text}}}"#),
+        ] {
+            json.text(&frame).await;
+            let error = json.next_of("error").await;
+            assert_eq!(error["payload"]["code"], "bad_frame", "{text}");
+            assert!(error["payload"]["message"].as_str().unwrap().contains(why), "{error}");
+        }
+        for (topic, event, payload) in [
+            ("lobby", "shout", text.to_owned()),
+            ("info", "phx_join", format!(r#"{{"info":{text}}}"#)),
+        ] {
+            channel.text(&format!(r#"["1","{event}","{topic}","{event}",{payload}]"#)).await;
+            let answer = channel.until(|frame| frame[1] == event).await;
+            assert_eq!(answer[4]["status"], "error", "{text}");
+            assert!(answer[4]["response"]["reason"].as_str().unwrap().contains(why), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_integer_of_an_info_comes_back_as_it_went_in_or_is_refused() {
+    let server = Server::start(&[]);
+    let locked = Server::start(&["--secret", "s3cret"]);
+    let mut ada = server.ws("/ws/lobby?user=ada&presence=diff").await;
+    ada.next_of("presence_state").await;
+    for kept in ["18446744073709551615", "-9223372036854775808", "9007199254740993"] {
+        ada.text(&format!(r#"{{"type":"update","info":{{"n":{kept}}}}}"#)).await;
+        ada.next_of("presence_diff").await;
+        let room = server.get("/api/rooms/lobby").await;
+        assert!(room.body.contains(&format!(r#""n":{kept}"#)), "{}", room.body);
+    }
+    let large = r#"{"n":18446744073709551616}"#;
+    ada.text(&format!(r#"{{"type":"update","info":{large}}}"#)).await;
+    assert_eq!(ada.next_of("error").await["payload"]["code"], "bad_frame");
+    let url = "/ws/lobby?user=eve&info=%7B%22n%22:18446744073709551616%7D";
+    assert_eq!(server.enter(url).send().await.error(), (400, "bad_info".to_owned()));
+    // A payload is passed on as it was written.
+    ada.text(&format!(r#"{{"type":"message","payload":{large}}}"#)).await;
+    ada.next_of("message").await;
+    let token = signed(&json!({"sub": "eve", "exp": in_an_hour(), "info": {"n": 1e30}}));
+    drop(locked.ws(&format!("/ws/lobby?token={token}")).await);
+}

@@ -3,6 +3,7 @@
 //! Nothing else writes to stderr while the server runs: the queue's thread may hold the lock of stderr
 //! for as long as its reader does not read.
 
+mod fields;
 mod queue;
 
 use std::{
@@ -23,7 +24,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::queue::{LogQueue, format_line};
+use self::{
+    fields::QuotedFields,
+    queue::{LogQueue, format_line},
+};
 use actix_presence::log_limit::LogLimit;
 
 /// How long the end of the process waits until the last lines are written.
@@ -39,6 +43,7 @@ static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 pub(super) fn start(filter: &str) -> io::Result<()> {
     let queue = LogQueue::start(io::stderr())?;
     let lines = tracing_subscriber::fmt::layer()
+        .fmt_fields(QuotedFields)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(queue.clone())
         .log_internal_errors(false);
