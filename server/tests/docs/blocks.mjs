@@ -1,14 +1,14 @@
 // Runs the blocks of a page, and collects what is wrong with it.
-import { sameOutput } from "./compare.mjs";
-import { converse } from "./frames.mjs";
+import { join } from "node:path";
+import { Clients, converse } from "./frames.mjs";
 import { commands, parse } from "./page.mjs";
-import { Place } from "./place.mjs";
+import { Place, quote } from "./place.mjs";
 import { runScript } from "./script.mjs";
 
 /** Runs all blocks of a page in order; `report` hears `(step, error or null)` of each that was run. */
 export async function runPage(markdown, report) {
   const place = new Place();
-  const clients = new Map();
+  const clients = new Clients();
   const steps = parse(markdown);
   try {
     for (const [at, step] of steps.entries()) {
@@ -23,7 +23,7 @@ export async function runPage(markdown, report) {
       await report(step, error);
     }
   } finally {
-    for (const { socket } of clients.values()) socket.terminate();
+    clients.end();
     await place.close();
   }
 }
@@ -36,8 +36,8 @@ function choose(step, following, place, clients) {
     await action();
   };
   if (attributes[0] === "held-by") return null;
-  if (kind === "console") return served(() => runCommands(text, place));
-  if (kind === "text" && attributes[0] === "frames") return served(() => converse(text, place, clients));
+  if (kind === "console") return served(() => runCommands(step, place));
+  if (kind === "text" && attributes[0] === "frames") return served(() => converse(step, place, clients));
   if (kind === "sql") return served(() => runSql(text, place));
   if (kind === "js") {
     const output = following?.kind === "text" && following.attributes[0] === "output" ? following.text : undefined;
@@ -46,19 +46,17 @@ function choose(step, following, place, clients) {
   return null; // compiled elsewhere, or output
 }
 
-async function runCommands(text, place) {
-  for (const { command, output } of commands(text)) {
-    if (/\b(sudo|apt-get)\b/.test(command)) throw new Error(`$ ${command}\nneeds "console held-by PATH"`);
-    const { output: actual, code, errors } = await place.run(command);
-    if (code !== 0) throw new Error(`$ ${command}\nexit code ${code}\n${actual}\n${errors}`);
-    if (output && !sameOutput(output, actual)) {
-      throw new Error(`$ ${command}\nexpected:\n${output}\nactual:\n${actual.trim()}\n${errors}`);
+async function runCommands(step, place) {
+  for (const { command, output, line } of commands(step.text)) {
+    try {
+      await place.expect(command, output);
+    } catch (error) {
+      throw new Error(`line ${step.line + line}\n${error.message}`);
     }
   }
 }
 
 async function runSql(text, place) {
-  const quoted = `'${text.replaceAll("'", "'\\''")}'`;
-  const { code, errors, output } = await place.run(`sqlite3 -bail presence.db ${quoted}`);
-  if (code !== 0) throw new Error(`${text}\nexit code ${code}\n${output}\n${errors}`);
+  const database = quote(join(place.directory, "presence.db"));
+  await place.expect(`sqlite3 -bail -cmd '.timeout 5000' ${database} ${quote(text)}`, "");
 }

@@ -5,6 +5,10 @@ import { fileURLToPath } from "node:url";
 import { runPage } from "./blocks.mjs";
 
 const ROOT = process.env.DOCS_ROOT ?? fileURLToPath(new URL("../../..", import.meta.url));
+if (process.argv.length < 3) {
+  console.error("node check.mjs PAGE...: paths from the root of the checkout, which is DOCS_ROOT");
+  process.exit(2);
+}
 let failed = 0;
 for (const page of process.argv.slice(2)) {
   let count = 0;

@@ -10,19 +10,24 @@
 //   $ curl …                                   a command; what it prints follows in the next lines
 //
 // A line that begins with two spaces continues the one before. Clients stay connected until the end of
-// the page. Frames that no line names wait for the client's next ←.
+// the page. Frames that no line names wait for the client's next ←; a refusal that no line names is a
+// failure.
 import { once } from "node:events";
 import WebSocket from "ws";
-import { sameOutput, sameText, sameValue } from "./compare.mjs";
+import { sameText, sameValue } from "./compare.mjs";
 import { within } from "./place.mjs";
 
-const FRAME_TIMEOUT = 10_000;
+/** Longer than the default grace, after which a leave arrives. */
+const FRAME_TIMEOUT = 20_000;
 
 class Client {
   #arrived = [];
   #waiting = null;
+  /** The answer to a handshake that was refused: `STATUS CODE`. */
+  refusal = null;
 
-  constructor(url) {
+  constructor(url, line) {
+    this.line = line;
     this.socket = new WebSocket(url);
     this.socket.on("message", (data) => this.#arrive({ frame: String(data) }));
     this.socket.on("close", (code, reason) => this.#arrive({ close: `${code} ${reason}`.trim() }));
@@ -34,6 +39,19 @@ class Client {
     this.#waiting?.();
   }
 
+  /** Waits for the end of the handshake. */
+  async opened() {
+    const response = await within(FRAME_TIMEOUT, "the handshake", Promise.race([
+      once(this.socket, "open").then(() => null),
+      once(this.socket, "unexpected-response").then(([, response]) => response),
+    ]));
+    if (!response) return;
+    let body = "";
+    for await (const chunk of response) body += chunk;
+    const code = body.match(/"code":"(\w+)"/)?.[1] ?? body;
+    this.refusal = `${response.statusCode} ${code}`;
+  }
+
   async next() {
     while (!this.#arrived.length) {
       await within(FRAME_TIMEOUT, "a frame", new Promise((resolve) => (this.#waiting = resolve)));
@@ -42,87 +60,123 @@ class Client {
   }
 }
 
-/** The lines of a conversation, with those that continue them. */
-function join(text) {
+/** The clients of a page. */
+export class Clients {
+  #named = new Map();
+  #all = [];
+
+  get(name) {
+    const client = this.#named.get(name);
+    if (!client) throw new Error(`${name} has not connected`);
+    return client;
+  }
+
+  /** Connects a client; from `line` on the name is this one's. */
+  async connect(name, url, line) {
+    const client = new Client(url, line);
+    this.#named.set(name, client);
+    this.#all.push(client);
+    await client.opened();
+    return client;
+  }
+
+  end() {
+    for (const { socket } of this.#all) socket.terminate();
+  }
+}
+
+/** The lines of a conversation, with those that continue them: `{ text, line }`. */
+function join(text, first) {
   const lines = [];
-  for (const line of text.split("\n")) {
-    if (line.startsWith("  ") && lines.length) lines[lines.length - 1] += ` ${line.trim()}`;
-    else if (line.trim()) lines.push(line);
+  for (const [at, line] of text.split("\n").entries()) {
+    if (line.startsWith("  ") && lines.length) lines.at(-1).text += ` ${line.trim()}`;
+    else if (line.trim()) lines.push({ text: line, line: first + at });
   }
   return lines;
 }
 
-/** Holds a conversation with the server of the page; `clients` are those of the blocks before. */
-export async function converse(text, place, clients) {
+/** Holds a conversation with the server of the page; `clients` are those of the blocks before, too. */
+export async function converse(step, place, clients) {
   const base = `ws://${await place.localize("127.0.0.1:8080")}`;
-  const lines = join(text);
+  const lines = join(step.text, step.line + 1);
+  /** The clients of this conversation; another one may use their names for others. */
+  const connected = new Map();
+  /** Those whose refusal no line has expected, by name. */
+  const refused = new Map();
   for (let at = 0; at < lines.length; at++) {
-    const line = lines[at];
-    if (line.startsWith("$ ")) {
-      const output = [];
-      while (at + 1 < lines.length && !/^(\$ |\w+: )/.test(lines[at + 1])) output.push(lines[++at]);
-      const { output: actual, code, errors } = await place.run(line.slice(2));
-      if (code !== 0) throw new Error(`${line}\nexit code ${code}\n${errors}`);
-      if (output.length && !sameOutput(output.join("\n"), actual)) {
-        throw new Error(`${line}\nexpected: ${output.join("\n")}\nactual:   ${actual.trim()}`);
-      }
-      continue;
-    }
-    const [, name, what] = line.match(/^(\w+): (.*)$/) ?? [];
-    if (!name) throw new Error(`not a line of a conversation: ${line}`);
+    const { text, line } = lines[at];
     try {
-      await act(name, what);
+      if (text.startsWith("$ ")) {
+        const output = [];
+        while (at + 1 < lines.length && !/^(\$ |\w+: )/.test(lines[at + 1].text)) output.push(lines[++at].text);
+        await place.expect(text.slice(2), output.join("\n"));
+        continue;
+      }
+      const [, name, what] = text.match(/^(\w+): (.*)$/) ?? [];
+      if (!name) throw new Error("not a line of a conversation");
+      await act(name, what, line);
     } catch (error) {
-      throw new Error(`${line}\n${error.message}`);
+      const what = text.startsWith("$ ") ? "" : `: ${text}`;
+      throw new Error(`line ${line}${what}\n${error.message}`);
     }
   }
+  for (const [name, { line, refusal }] of refused) throw new Error(`line ${line}: ${name} was refused with ${refusal}`);
 
-  async function act(name, what) {
+  async function act(name, what, line) {
     const path = what.match(/^connects to (\S+)$/)?.[1];
     if (path) {
-      const client = new Client(base + path);
-      clients.set(name, client);
-      const answer = await within(FRAME_TIMEOUT, "the handshake", Promise.race([
-        once(client.socket, "open").then(() => null),
-        once(client.socket, "unexpected-response").then(([, response]) => response),
-      ]));
-      client.refusal = answer;
+      if (connected.get(name)?.socket.readyState === WebSocket.OPEN) {
+        throw new Error(`${name} is connected; give this client another name`);
+      }
+      if (refused.has(name)) throw new Error(`${name} was refused before with ${refused.get(name).refusal}`);
+      const client = await clients.connect(name, base + await place.localize(path), line);
+      connected.set(name, client);
+      if (client.refusal) refused.set(name, client);
       return;
     }
     const client = clients.get(name);
-    if (!client) throw new Error(`${name} has not connected`);
-    const refusal = what.match(/^is refused (\d+) (\S+)$/);
+    const refusal = what.match(/^is refused (\d+ \S+)$/)?.[1];
     if (refusal) {
       if (!client.refusal) throw new Error("it was let in");
-      let body = "";
-      for await (const chunk of client.refusal) body += chunk;
-      const actual = `${client.refusal.statusCode} ${JSON.parse(body).error.code}`;
-      if (actual !== `${refusal[1]} ${refusal[2]}`) throw new Error(`it was refused with ${actual}`);
+      if (client.refusal !== refusal) throw new Error(`actual: ${client.refusal}`);
+      refused.delete(name);
       return;
     }
-    if (client.refusal) throw new Error(`the handshake was refused with ${client.refusal.statusCode}`);
-    if (what.startsWith("→ ")) return client.socket.send(what.slice(2));
+    if (client.refusal) throw new Error(`the handshake was refused with ${client.refusal}`);
+    if (what.startsWith("→ ")) return client.socket.send(await place.localize(what.slice(2)));
     if (what === "breaks") return client.socket.terminate();
     const closes = what.match(/^closes(?: (\d+))?$/);
-    if (closes) return closes[1] ? client.socket.close(Number(closes[1])) : client.socket.close();
-    const close = what.match(/^← close (.*)$/)?.[1];
-    if (close) {
-      const event = await client.next();
-      if (event.close === undefined || !sameText(close, event.close)) {
-        throw new Error(`actual: ${event.close === undefined ? event.frame : `close ${event.close}`}`);
-      }
+    if (closes) {
+      if (client.socket.readyState !== WebSocket.OPEN) throw new Error("it is closed already");
+      const closed = once(client.socket, "close");
+      client.socket.close(...(closes[1] ? [Number(closes[1])] : []));
+      await within(FRAME_TIMEOUT, "the server's close frame", closed);
       return;
     }
     const expected = what.match(/^← (.*)$/)?.[1];
     if (!expected) throw new Error("not an action of a client");
+    const close = expected.match(/^close (.*)$/)?.[1];
+    const wanted = close === undefined && parse(expected);
     const event = await client.next();
-    if (event.frame === undefined) throw new Error(`actual: close ${event.close}`);
-    let wanted;
-    try {
-      wanted = JSON.parse(expected);
-    } catch (error) {
-      throw new Error(`the expected frame is not JSON: ${error.message}`);
-    }
-    if (!sameValue(wanted, JSON.parse(event.frame))) throw new Error(`actual: ${event.frame}`);
+    const isClose = event.frame === undefined;
+    const actual = isClose ? `close ${event.close}` : place.globalize(event.frame);
+    const same = isClose === (close !== undefined) && (isClose ? sameText(close, event.close) : sameFrame(wanted, actual));
+    if (!same) throw new Error(`actual: ${actual}`);
+  }
+}
+
+function parse(expected) {
+  try {
+    return JSON.parse(expected);
+  } catch (error) {
+    throw new Error(`the expected frame is not JSON: ${error.message}`);
+  }
+}
+
+function sameFrame(wanted, actual) {
+  try {
+    return sameValue(wanted, JSON.parse(actual));
+  } catch {
+    return false; // not JSON
   }
 }

@@ -18,16 +18,16 @@ export function parse(markdown) {
   return steps;
 }
 
-/** The commands of a shell session, each with the output that should follow it. */
+/** The commands of a shell session, each with the output that should follow it; `line` counts from 1. */
 export function commands(text) {
   const found = [];
   let continued = false;
-  for (const line of text.split("\n")) {
+  for (const [at, line] of text.split("\n").entries()) {
     if (continued) found.at(-1).command += `\n${line}`;
-    else if (line.startsWith("$ ")) found.push({ command: line.slice(2), output: [] });
+    else if (line.startsWith("$ ")) found.push({ command: line.slice(2), output: [], line: at + 1 });
     else if (found.length) found.at(-1).output.push(line);
-    else throw new Error(`output before the first command: ${line}`);
+    else if (line.trim()) throw new Error(`output before the first command: ${line}`);
     continued = (continued || line.startsWith("$ ")) && line.endsWith("\\");
   }
-  return found.map(({ command, output }) => ({ command, output: output.join("\n").trim() }));
+  return found.map((one) => ({ ...one, output: one.output.join("\n").trim() }));
 }
