@@ -241,7 +241,7 @@ pub async fn a_node_may_hear_itself(fixture: &impl BusFixture) {
 /// Special characters in the name of a room have no meaning.
 pub async fn odd_names_are_names(fixture: &impl BusFixture) {
     let long = "é".repeat(255);
-    let names = "* ? [a-z] \\ \\* a* a? [a] a ab a:b : nodes room:a {a} %s%n '\" ^ [^a] PING .. /";
+    let names = "* ? [a-z] \\ \\* a* a? [a] a ab a:b : nodes room:a {a} %s%n '\" ^ [^a] PING ... /";
     let names: Vec<&str> =
         names.split(' ').chain([" ", " a ", "\u{1F426} ü \u{200D}", &long]).collect();
     let mut a = TestNode::hearing(fixture, "a", &names).await;
