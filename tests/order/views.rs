@@ -227,7 +227,7 @@ fn infos(members: &BTreeMap<(String, String), Value>) -> Metas {
 fn expected(room: &Snapshot) -> Metas {
     let metas = room.presences().map(|presence| {
         let info: Value = serde_json::from_str(presence.info.as_json()).unwrap();
-        let anonymous = || presence.connection.to_string();
+        let anonymous = || format!("anonymous:{}", presence.connection);
         let key = presence.user.map_or_else(anonymous, |user| user.to_string());
         (key, info["n"].to_string())
     });
