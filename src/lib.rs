@@ -42,7 +42,8 @@
 //!     let ada = Connection::new(registry.clone());
 //!     let join = ada.join(lobby.clone(), Session.start()).user(Some(UserId::new("ada")?));
 //!     let joined = registry.send(join).await??;
-//!     assert_eq!(joined.snapshot.users().map(|user| user.id.as_str()).collect::<Vec<_>>(), ["ada"]);
+//!     let users: Vec<_> = joined.snapshot.users().map(|user| user.id.to_string()).collect();
+//!     assert_eq!(users, ["ada"]);
 //!
 //!     drop(ada); // leaves every room
 //!     assert!(registry.send(GetSnapshot { room: lobby }).await?.is_none());
