@@ -47,8 +47,8 @@
 //! ```
 //!
 //! `examples/mount.rs` is a whole app. [`Metrics::install`] collects what `/metrics` answers, unless the
-//! app has a recorder of its own. Routes, frames and flags are described in `docs/` of the repository: `clients.md`, `http-api.md`,
-//! `server.md`.
+//! app has a recorder of its own. Routes, frames and flags are described in `docs/` of the repository:
+//! `clients.md`, `http-api.md`, `server.md`.
 //!
 //! # As a program
 //!

@@ -33,7 +33,7 @@ fn wrong_target(page: &Page, link: &Link, pages: &[Page]) -> Option<String> {
     if link.kind == LinkType::Email {
         return Some(format!("{destination}: only https leads out"));
     }
-    if destination.split('/').next().is_some_and(|scheme| scheme.contains(':')) {
+    if leads_out(destination) {
         return wrong_outside(destination);
     }
     let (file, anchor) =
@@ -56,6 +56,11 @@ fn wrong_target(page: &Page, link: &Link, pages: &[Page]) -> Option<String> {
     };
     (target.is_guide() && rustdoc != anchor)
         .then(|| format!("{destination}: in rustdoc the id is {rustdoc}: rename the heading"))
+}
+
+/// Whether a destination has a scheme.
+fn leads_out(destination: &str) -> bool {
+    destination.split('/').next().is_some_and(|scheme| scheme.contains(':'))
 }
 
 fn wrong_outside(destination: &str) -> Option<String> {
@@ -105,9 +110,8 @@ fn wrong_references(page: &Page) -> Wrong {
     let mut wrong = Vec::new();
     for link in &links {
         let Link { kind, destination: to, label, .. } = link;
-        let outside = to.split('/').next().is_some_and(|scheme| scheme.contains(':'));
         let what = match kind {
-            LinkType::Inline if link.image || !(outside || to.starts_with('#')) => {
+            LinkType::Inline if link.image || !(leads_out(to) || to.starts_with('#')) => {
                 format!("write [words][{to}], and at the end [{to}]: {to}")
             }
             LinkType::Collapsed => format!("write [{label}] or [words][{label}]"),

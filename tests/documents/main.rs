@@ -36,13 +36,11 @@ fn check(check: impl Fn(&Page) -> Wrong) {
 }
 
 /// A page of a test.
-#[cfg(test)]
 fn page(path: &str, text: &str) -> Page {
     Page { path: path.to_owned(), text: text.to_owned() }
 }
 
 /// Runs a check on a page that has something wrong in these lines.
-#[cfg(test)]
 #[track_caller]
 fn assert_wrong(check: impl Fn(&Page) -> Wrong, path: &str, text: &str, lines: &[usize]) {
     let wrong = check(&page(path, text));

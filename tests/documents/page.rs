@@ -54,12 +54,8 @@ impl Page {
         self.path != "CHANGELOG.md"
     }
 
-    fn parser(&self) -> Parser<'_> {
-        Parser::new_ext(&self.text, options())
-    }
-
     fn events(&self) -> impl Iterator<Item = (Event<'_>, Range<usize>)> {
-        self.parser().into_offset_iter()
+        Parser::new_ext(&self.text, options()).into_offset_iter()
     }
 
     pub fn line(&self, offset: usize) -> usize {

@@ -32,9 +32,10 @@ fn without_line_break(text: &str) -> &str {
 }
 
 /// Adds to an error about a flag that its value comes from the environment, if it does.
-pub(super) fn name_variable(error: &str, args: &[OsString]) -> String {
+pub(super) fn name_variable(error: &str) -> String {
+    let args: Vec<_> = std::env::args_os().collect();
     let is_set = |variable: &str| std::env::var_os(variable).is_some();
-    with_variable(error, args, is_set)
+    with_variable(error, &args, is_set)
 }
 
 fn with_variable(error: &str, args: &[OsString], is_set: impl Fn(&str) -> bool) -> String {

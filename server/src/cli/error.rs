@@ -1,6 +1,6 @@
 //! Why a command fails, and how its process ends then.
 
-use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use super::{descriptors::TooFewDescriptors, environment, log};
 use crate::response::error_chain;
@@ -87,16 +87,16 @@ impl CommandError {
         }
     }
 
-    /// Prints the error to stderr, and returns the exit code. `args` are those of the process.
-    pub fn report(&self, args: &[OsString]) -> u8 {
+    /// Prints the error to stderr, and returns the exit code.
+    pub fn report(&self) -> u8 {
         let text = format!("error: {}", error_chain(self));
-        log::print(&environment::name_variable(&text, args));
+        log::print(&environment::name_variable(&text));
         log::drain();
         self.code()
     }
 
     /// Ends the process at once, because what still runs may hang.
     pub fn abort(&self) -> ! {
-        std::process::exit(self.report(&[]).into())
+        std::process::exit(self.report().into())
     }
 }

@@ -38,8 +38,7 @@ use actix_presence::{
 #[must_use]
 pub fn main() -> ExitCode {
     environment::clean();
-    let args: Vec<_> = std::env::args_os().collect();
-    let cli = match Cli::read(args.iter().cloned()) {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         // clap reports --help and --version as errors, too. If printing fails, the code has to do.
         Err(error) if !error.use_stderr() => {
@@ -47,7 +46,7 @@ pub fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            let text = environment::name_variable(&error.render().to_string(), &args);
+            let text = environment::name_variable(&error.render().to_string());
             let _ = io::stderr().write_all(text.as_bytes());
             return ExitCode::from(2);
         }
@@ -60,7 +59,7 @@ pub fn main() -> ExitCode {
         Err(CommandError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
-        Err(error) => ExitCode::from(error.report(&args)),
+        Err(error) => ExitCode::from(error.report()),
     }
 }
 
