@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -66,7 +66,7 @@ impl Default for Supervisor {
 impl Supervisor {
     /// A guard that a part holds for as long as it runs.
     pub fn guard(&self, part: Crashed) -> Guard {
-        Guard { state: self.state.clone(), part }
+        Guard { state: self.state.clone(), part, release: Release::default() }
     }
 
     /// The system shuts down: parts may end.
@@ -124,10 +124,31 @@ impl Supervisor {
 pub(crate) struct Guard {
     state: watch::Sender<SystemState>,
     part: Crashed,
+    release: Release,
+}
+
+/// Lets the part of a [`Guard`] end without having crashed: another one has taken over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Release(Arc<AtomicBool>);
+
+impl Release {
+    pub fn release(&self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+impl Guard {
+    /// What releases this guard.
+    pub fn release(&self) -> Release {
+        self.release.clone()
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        if self.release.0.load(Relaxed) {
+            return;
+        }
         self.state.send_if_modified(|state| {
             let runs = matches!(state, SystemState::Running);
             if runs {

@@ -44,6 +44,9 @@ struct Health {
 struct DatabaseHealth {
     /// `ok`, or why rows cannot be written.
     state: &'static str,
+    /// The error behind that, with its sources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
     unwritten: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_seconds: Option<f64>,
@@ -79,6 +82,7 @@ impl Health {
         };
         let database = DatabaseHealth {
             state: status.database.unwrap_or("ok"),
+            cause: status.database_cause.clone(),
             unwritten: status.unwritten,
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
         };

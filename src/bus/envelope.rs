@@ -65,6 +65,12 @@ pub enum BusMessage {
         /// Whether it had shut down.
         leaving: bool,
     },
+    /// The node goes on in this incarnation, and this is the last envelope of the one before: another
+    /// connection to the database has taken over. Nothing has ended.
+    Continued {
+        /// The incarnation from now on.
+        incarnation: Epoch,
+    },
     /// The node shuts down.
     Stopping,
     /// The node could not publish something: its rows have to be read.
@@ -161,6 +167,7 @@ impl Envelope {
             BusMessage::Kick(_)
             | BusMessage::Heartbeat { .. }
             | BusMessage::Reaped { .. }
+            | BusMessage::Continued { .. }
             | BusMessage::Stopping
             | BusMessage::Missed => Channel::Nodes,
         }

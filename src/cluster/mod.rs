@@ -49,6 +49,8 @@ pub(crate) struct Cluster {
     /// Why the bus is down, if it is.
     down: Option<&'static str>,
     pub reader: ReaderHandle,
+    /// The reader for what may take long, and which nobody waits for.
+    pub background: ReaderHandle,
     pub peers: Peers,
     sent: SentNumbers,
     views: HashMap<RoomName, View, RandomState>,
@@ -75,7 +77,7 @@ impl Cluster {
         me: NodeName,
         incarnation: Epoch,
         bus: Option<Box<dyn Bus>>,
-        reader: ReaderHandle,
+        [reader, background]: [ReaderHandle; 2],
     ) -> Self {
         Self {
             peers: Peers::new(me.clone()),
@@ -84,6 +86,7 @@ impl Cluster {
             bus,
             down: Some("connecting"),
             reader,
+            background,
             sent: SentNumbers::default(),
             views: HashMap::default(),
             everything: false,
@@ -141,6 +144,13 @@ impl Cluster {
     pub fn register_again(&mut self, incarnation: Epoch) {
         self.incarnation = incarnation;
         self.sent = SentNumbers::default();
+    }
+
+    /// This node goes on in a new incarnation, and says so with its last word in the old one. What it has
+    /// published stands, and its numbers go on.
+    pub fn continue_as(&mut self, incarnation: Epoch) {
+        self.tell(BusMessage::Continued { incarnation });
+        self.incarnation = incarnation;
     }
 
     /// Publishes something. Answers whether the bus took it; what is lost is made up for later.

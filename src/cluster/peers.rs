@@ -280,6 +280,16 @@ impl Peers {
         peer?.last_event(node)
     }
 
+    /// A node goes on in a new incarnation. Answers whether it was known in the one before, which is over.
+    pub fn continues(&mut self, node: &NodeName, before: Epoch, incarnation: Epoch) -> bool {
+        let Some(peer) = self.peers.get_mut(node).filter(|peer| peer.incarnation == before) else {
+            return false;
+        };
+        peer.incarnation = incarnation;
+        self.incarnations.end(before, false);
+        true
+    }
+
     /// Whether that incarnation of the node is over or, as far as is known, about to be, and had stopped in
     /// order.
     pub fn has_stopped(&self, node: &NodeName, incarnation: Epoch) -> bool {

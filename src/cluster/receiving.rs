@@ -238,6 +238,15 @@ impl Cluster {
         read
     }
 
+    /// Another node goes on in a new incarnation: what is known of it stands.
+    pub fn continues(&mut self, node: &NodeName, before: Epoch, incarnation: Epoch) {
+        if self.peers.continues(node, before, incarnation) {
+            for view in self.views.values_mut() {
+                view.continues(node, before, incarnation);
+            }
+        }
+    }
+
     /// The wait after a failure is over.
     pub fn read_again(&mut self) {
         self.reading = false;

@@ -89,6 +89,20 @@ impl View {
         }
     }
 
+    /// A node goes on in a new incarnation, with the batches of the one before.
+    pub fn continues(&mut self, node: &NodeName, before: Epoch, incarnation: Epoch) {
+        let head = self.head(node, before);
+        self.heads.retain(|(known, _, _)| known != node);
+        if head > 0 {
+            self.heads.push((node.clone(), incarnation, head));
+        }
+        for (_, epoch, _) in self.held.iter_mut().filter(|(of, ..)| of == node) {
+            if *epoch == before {
+                *epoch = incarnation;
+            }
+        }
+    }
+
     /// What to do with changes; those to be taken count as known.
     pub fn judge(&mut self, node: &NodeName, incarnation: Epoch, changes: &RoomChanges) -> Verdict {
         if !self.complete || matches!(self.reading, Reading::Now | Reading::NowAndAgain) {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use actix::{MailboxError, prelude::*};
 
 use super::{PresenceConfig, StartError};
-#[cfg(feature = "postgres")]
-use crate::store::PostgresStore;
 #[cfg(feature = "sqlite")]
 use crate::store::{OwnerLock, SqliteStore};
+#[cfg(feature = "postgres")]
+use crate::store::{PostgresOptions, PostgresStore};
 use crate::{
     bus::Bus,
     cluster::Cluster,
@@ -19,7 +19,8 @@ use crate::{
     model::{Epoch, NodeName, Rooms},
     registry::{Inherited, Parts, Pruner, RoomRegistry},
     store::{
-        DatabaseUrl, SharedStore, Started, Store,
+        DatabaseUrl, SharedStore, Started, Store, answer_timeout,
+        lane::HungCalls,
         reader::{Reader, ReaderHandle},
     },
     supervision::{Crashed, Supervisor},
@@ -38,8 +39,8 @@ pub(crate) struct Backend {
     pub incarnation: Epoch,
     pub inherited: Inherited,
     pub writer: WriterHandle,
-    /// For a database that other nodes may use, too.
-    pub reader: Option<ReaderHandle>,
+    /// For a database that other nodes may use, too: for queries, and for what may take long.
+    pub readers: Option<[ReaderHandle; 2]>,
     /// For rooms that are shared with these nodes.
     pub bus: Option<Box<dyn Bus>>,
     pub supervisor: Supervisor,
@@ -67,19 +68,20 @@ impl PresenceConfig {
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteMemory => {
                 let store = SqliteStore::open(&url)?;
-                self.start_on(Box::new(store), None, bus)
+                self.start_on(Stores::Alone(Box::new(store)), bus)
             }
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteFile(ref path) => {
                 let owner = OwnerLock::take(path)?;
                 let store = SqliteStore::open(&url)?.owned(Some(owner));
-                self.start_on(Box::new(store), None, bus)
+                self.start_on(Stores::Alone(Box::new(store)), bus)
             }
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => {
-                let writer = Box::new(PostgresStore::open(&url)?);
-                let reader = Box::new(PostgresStore::open(&url)?);
-                self.start_on(writer, Some(reader), bus)
+                let options = PostgresOptions::for_lease(self.lease);
+                let writer = Box::new(PostgresStore::open_with(&url, options)?);
+                let reader = Box::new(writer.another());
+                self.start_on(Stores::Shared { writer, reader }, bus)
             }
         }
     }
@@ -106,34 +108,26 @@ impl PresenceConfig {
         if self.database.is_some() || self.redis.is_some() {
             return Err(StartError::TwoDatabases);
         }
-        self.start_on(writer, Some(reader), Some(bus))
+        self.start_on(Stores::Shared { writer, reader }, Some(bus))
     }
 
     fn start_on(
         self,
-        mut store: Box<dyn Store>,
-        reader: Option<Box<dyn SharedStore>>,
+        mut stores: Stores,
         bus: Option<Box<dyn Bus>>,
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
-        let started = store.start(&node, self.clock.now().utc(), self.lease)?;
+        let started = stores.writer().start(&node, self.clock.now().utc(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
         for dead in dead {
             let (node, presences) = (dead.node, dead.presences);
             tracing::info!(node, presences, "removed the rows of a dead node");
         }
         let supervisor = Supervisor::default();
-        let guard = supervisor.guard(Crashed::Writer);
-        let backend = Backend {
-            writer: Writer::start_guarded(store, node.clone(), self.lease, guard).into(),
-            reader: reader.map(|store| Reader::start(store, supervisor.guard(Crashed::Reader))),
-            bus,
-            node,
-            incarnation,
-            inherited: Inherited { rows: inherited, stopped },
-            supervisor,
-        };
+        let (writer, readers) = stores.start_threads(&node, self.lease, &supervisor);
+        let inherited = Inherited { rows: inherited, stopped };
+        let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
         let arbiter = Arbiter::new().handle();
         let presence = self.run(backend, &arbiter)?;
         arbiter.spawn(check_health(presence.registry(), presence.supervisor.clone()));
@@ -147,16 +141,16 @@ impl PresenceConfig {
         arbiter: &ArbiterHandle,
     ) -> Result<PresenceHandle, StartError> {
         let prune_every = self.check()?;
-        let Backend { node, incarnation, inherited, writer, reader, bus, supervisor } = backend;
+        let Backend { node, incarnation, inherited, writer, readers, bus, supervisor } = backend;
         // Other nodes hear of a change when it is committed, so with a bus nothing is delayed.
         let commit_interval = if bus.is_some() { Duration::ZERO } else { COMMIT_INTERVAL };
         let parts = Parts {
             rooms: Rooms::new(self.limits),
             clock: self.clock.clone(),
-            mirror: Mirror::new(writer, commit_interval),
+            mirror: Mirror::new(writer, commit_interval, answer_timeout(self.lease)),
             node: node.clone(),
-            cluster: reader
-                .map(|reader| Box::new(Cluster::new(node.clone(), incarnation, bus, reader))),
+            cluster: readers
+                .map(|readers| Box::new(Cluster::new(node.clone(), incarnation, bus, readers))),
             inherited,
             authorize: self.authorize,
             max_age: self.max_age,
@@ -177,6 +171,48 @@ impl PresenceConfig {
         );
         let pruner = Pruner::start_in_arbiter(arbiter, |_| pruner);
         Ok(PresenceHandle { registry, pruner, arbiter: arbiter.clone(), node, supervisor })
+    }
+}
+
+/// The stores of a database.
+enum Stores {
+    /// One that is for this process alone.
+    Alone(Box<dyn Store>),
+    /// Two that share it with each other and with other nodes.
+    Shared { writer: Box<dyn SharedStore>, reader: Box<dyn SharedStore> },
+}
+
+impl Stores {
+    fn writer(&mut self) -> &mut dyn Store {
+        match self {
+            Self::Alone(writer) => &mut **writer,
+            Self::Shared { writer, .. } => &mut **writer,
+        }
+    }
+
+    /// Starts a thread for each store, and one more for what may take long.
+    fn start_threads(
+        self,
+        node: &NodeName,
+        lease: Duration,
+        supervisor: &Supervisor,
+    ) -> (WriterHandle, Option<[ReaderHandle; 2]>) {
+        let node = node.clone();
+        let (writer, reader) = match self {
+            Self::Alone(writer) => {
+                return (Writer::start_alone(writer, node, lease, supervisor), None);
+            }
+            Self::Shared { writer, reader } => (writer, reader),
+        };
+        let hung = HungCalls::default();
+        let further = reader.opener().map(|open| open());
+        let reader = Reader::start(reader, hung.clone(), supervisor);
+        let background = match further {
+            Some(store) => Reader::start(store, hung.clone(), supervisor),
+            None => reader.clone(),
+        };
+        let writer = Writer::start_shared(writer, node, lease, hung, supervisor);
+        (writer, Some([reader, background]))
     }
 }
 
@@ -360,7 +396,7 @@ mod tests {
                 incarnation: Epoch::new(),
                 inherited: Inherited::default(),
                 writer: Recorder(Rc::clone(&writes), Instant::now()).start().into(),
-                reader: None,
+                readers: None,
                 bus: None,
                 supervisor: Supervisor::default(),
             };

@@ -178,6 +178,8 @@ pub struct Status {
     pub unwritten: usize,
     /// Why the database cannot be written, if so: see [`FlushError::reason`].
     pub database: Option<&'static str>,
+    /// The error behind that with its sources, the message of the database among them.
+    pub database_cause: Option<String>,
     /// For how long the database could not be written.
     pub lag: Duration,
     /// For how long this node's lease in the database has not been renewed.

@@ -17,7 +17,7 @@ use crate::{
         Cause, ConnectionId, Diff, Moment, PresenceRecord, RoomName, Rooms, SeenPresence, Sessions,
         Shrink,
     },
-    store::{Batch, Row},
+    store::{Batch, Row, Seen},
 };
 
 pub(super) type RowKey = (RoomName, ConnectionId);
@@ -54,7 +54,7 @@ pub(super) struct Taken {
     /// The causes of the leaves that are deleted, in the order of the batch; none for a presence that
     /// another node holds now.
     pub causes: Vec<Option<Cause>>,
-    seen: Vec<(ConnectionId, u64)>,
+    pub seen: Vec<(ConnectionId, u64)>,
 }
 
 impl Taken {
@@ -229,8 +229,11 @@ impl Dirty {
             // Rows have the ids of presences, which stay when another connection takes a presence over.
             let first = batch.seen.len();
             for (_, presence) in rooms.memberships_of(connection) {
-                if batch.seen[first..].iter().all(|(one, _)| *one != presence) {
-                    batch.seen.push((presence, last_seen));
+                match batch.seen[first..].iter_mut().find(|seen| seen.connection == presence) {
+                    Some(seen) => seen.rooms += 1,
+                    None => {
+                        batch.seen.push(Seen { connection: presence, at: last_seen, rooms: 1 });
+                    }
                 }
             }
             taken.seen.push((connection, at));

@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use actix::{MailboxError, dev::RecipientRequest};
 use ahash::RandomState;
 use tokio::sync::oneshot;
 
@@ -41,9 +40,6 @@ use crate::{
 /// The largest number of presences in one transaction: enough to be fast, few enough to be short.
 const MAX_BATCH_ROWS: usize = 4096;
 
-/// A write that takes longer than this, which is more than a lock is waited for, hangs.
-const STALLED_AFTER: Duration = Duration::from_secs(10);
-
 /// The registry's side of the mirror: what has to be written, and when.
 pub(crate) struct Mirror {
     dirty: Dirty,
@@ -52,15 +48,17 @@ pub(crate) struct Mirror {
     number: u64,
     /// The batch that is being written.
     in_flight: Option<InFlight>,
-    /// Whether a renewal of the lease is under way.
-    renewing: bool,
+    /// Since when a renewal of the lease is under way.
+    renewing: Option<Moment>,
+    /// After which time without an answer the database is in trouble.
+    patience: Duration,
     waiters: Waiters,
     /// Whether the store is being closed.
     closed: bool,
     trouble: Option<Trouble>,
     schedule: WriteSchedule,
     lease_renewed: Option<Moment>,
-    /// Presences whose row the database refuses as it is.
+    /// Presences whose row the database refuses as it is. They are tried again when they change, or are seen.
     refused: HashSet<RowKey, RandomState>,
     rows_written: Counter,
 }
@@ -72,14 +70,16 @@ struct InFlight {
 }
 
 impl Mirror {
-    /// A mirror with this time between commits that nobody waits for.
-    pub fn new(writer: WriterHandle, commit_interval: Duration) -> Self {
+    /// A mirror with this time between commits that nobody waits for, and this time after which a database
+    /// that does not answer is in trouble.
+    pub fn new(writer: WriterHandle, commit_interval: Duration, patience: Duration) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
             number: 0,
             in_flight: None,
-            renewing: false,
+            renewing: None,
+            patience,
             waiters: Waiters::default(),
             closed: false,
             trouble: None,
@@ -169,32 +169,43 @@ impl Mirror {
     }
 
     /// Why the database cannot be written, if it fails or hangs.
-    pub fn trouble(&self, now: Moment) -> Option<Trouble> {
-        self.trouble.or_else(|| {
-            let since = self.in_flight.as_ref()?.since;
-            let stalled = Trouble { reason: FlushError::Stalled.reason(), since };
-            (now.since(since) > STALLED_AFTER).then_some(stalled)
-        })
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
     }
 
-    /// Answers the waiting flushes if the database does not answer.
-    pub fn give_up_waiting(&mut self, now: Moment) {
-        if self.trouble.is_none() && self.trouble(now).is_some() {
-            tracing::error!("the database does not answer; presence goes on");
+    /// Notes it if the database has not answered for too long, and answers the waiting flushes. Where the
+    /// writer gives up calls that hang, these have an answer.
+    pub fn look(&mut self, now: Moment) {
+        if self.writer.gives_up() {
+            return;
+        }
+        let in_flight = self.in_flight.as_ref().map(|flight| flight.since);
+        let since = in_flight.into_iter().chain(self.renewing).min_by_key(|at| at.monotonic);
+        let Some(since) = since.filter(|since| now.since(*since) > self.patience) else { return };
+        if self.trouble.is_none() {
+            self.trouble_begins(&StoreError::Stalled, since);
             self.waiters.fail(&FlushError::Stalled);
         }
     }
 
     /// The renewal of the lease, unless one is under way.
-    pub fn renew(&mut self, now: Moment) -> Option<RecipientRequest<Renew>> {
-        if self.closed || std::mem::replace(&mut self.renewing, true) {
+    pub fn renew(
+        &mut self,
+        now: Moment,
+    ) -> Option<impl Future<Output = Result<Renewal, StoreError>> + use<>> {
+        if self.closed || self.renewing.is_some() {
             return None;
         }
-        Some(self.writer.renew.send(Renew { now: now.utc() }))
+        self.renewing = Some(now);
+        Some(self.writer.renew(Renew { now: now.utc() }))
     }
 
     /// The next batch, if there is one, the writer is free and it is time.
-    pub fn next(&mut self, memory: &Memory<'_>, now: Moment) -> Option<RecipientRequest<Write>> {
+    pub fn next(
+        &mut self,
+        memory: &Memory<'_>,
+        now: Moment,
+    ) -> Option<impl Future<Output = Result<Applied, StoreError>> + use<>> {
         let is_flushed = self.waiters.is_empty();
         let urgent = !is_flushed || self.dirty.fills(MAX_BATCH_ROWS);
         let idle = self.dirty.is_empty() && is_flushed;
@@ -210,24 +221,25 @@ impl Mirror {
         }
         let batch = Arc::new(batch);
         self.in_flight = Some(InFlight { taken, batch: Arc::clone(&batch), since: now });
-        Some(self.writer.write.send(Write { batch, now: now.utc() }))
+        Some(self.writer.write(Write { batch, now: now.utc() }))
     }
 
     /// Handles the writer's answer to the batch.
     pub fn written(
         &mut self,
-        answer: Result<Result<Applied, StoreError>, MailboxError>,
+        answer: Result<Applied, StoreError>,
         rooms: &Rooms,
         now: Moment,
     ) -> NextStep {
         let Some(InFlight { taken, batch, .. }) = self.in_flight.take() else {
             return NextStep::Write;
         };
-        // Without an answer the writer's thread has ended with the system.
-        match answer.unwrap_or(Err(StoreError::Closed)) {
+        match answer {
             Ok(applied) => {
                 self.rows_written.add(taken.presences.len() + batch.seen.len());
                 self.dirty.committed(&taken);
+                self.mark_missing_rows(&applied.missing, &taken, rooms);
+                self.retry_refused(&batch);
                 let refused = self.set_aside(applied);
                 self.succeeded(now);
                 self.waiters.answer(&self.dirty, !self.refused.is_empty());
@@ -247,7 +259,7 @@ impl Mirror {
         rooms: &Rooms,
         now: Moment,
     ) -> NextStep {
-        self.renewing = false;
+        self.renewing = None;
         if answer.is_ok() {
             self.lease_renewed = Some(now);
             self.schedule.resume();
@@ -255,6 +267,9 @@ impl Mirror {
         match answer {
             Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
             Ok(Renewal::Held) => {}
+            Ok(Renewal::Continued { incarnation }) => {
+                return NextStep::ContinueAs(incarnation);
+            }
             Ok(Renewal::Lapsed { incarnation }) => {
                 tracing::warn!("the lease of this node had expired: every row is written again");
                 return NextStep::BeginIncarnation(incarnation);
@@ -275,6 +290,44 @@ impl Mirror {
         }
         self.dirty.mark_all(rooms);
         seen
+    }
+
+    /// Goes on in a new incarnation without anybody having seen an end of the old one: rows may differ from
+    /// memory in whatever way, and all are written again.
+    pub fn continue_incarnation(&mut self, rooms: &Rooms) {
+        self.dirty.mark_all(rooms);
+    }
+
+    /// Marks the rows among these that should not be there.
+    pub fn mark_surplus(&mut self, rows: Vec<RowKey>, rooms: &Rooms) {
+        for (room, connection) in rows {
+            if !rooms.holds(&room, connection) {
+                self.dirty.mark_one(room, connection);
+            }
+        }
+    }
+
+    /// Marks the presences of connections of which rows are missing.
+    fn mark_missing_rows(&mut self, missing: &[ConnectionId], taken: &Taken, rooms: &Rooms) {
+        if missing.is_empty() {
+            return;
+        }
+        let missing: HashSet<_, RandomState> = missing.iter().collect();
+        let seen = taken.seen.iter().flat_map(|(connection, _)| rooms.memberships_of(*connection));
+        for (room, presence) in seen.filter(|(_, presence)| missing.contains(presence)) {
+            self.dirty.mark_one(room.clone(), presence);
+        }
+    }
+
+    /// Marks the refused presences of connections that have been seen.
+    fn retry_refused(&mut self, batch: &Batch) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let seen: HashSet<_, RandomState> = batch.seen.iter().map(|seen| seen.connection).collect();
+        for (room, connection) in self.refused.extract_if(|(_, one)| seen.contains(one)) {
+            self.dirty.mark_one(room, connection);
+        }
     }
 
     /// Waits until everything marked so far is committed. Asks the database even if nothing is marked, and
@@ -354,12 +407,8 @@ impl Mirror {
     fn failed(&mut self, error: StoreError, rooms: &Rooms, now: Moment) -> NextStep {
         let reason = error.as_str();
         metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
-        let since = self.trouble.map_or(now, |trouble| trouble.since);
-        if self.trouble.is_none_or(|trouble| trouble.reason != reason) {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "rows cannot be written; presence goes on");
-        }
-        self.trouble = Some(Trouble { reason, since });
+        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
+        self.trouble_begins(&error, since);
         let next = match error {
             StoreError::Gone => {
                 // Another database is open already, and it is empty.
@@ -370,9 +419,27 @@ impl Mirror {
                 self.schedule.pause();
                 NextStep::Renew
             }
+            // A new connection has to take over before anything is written.
+            StoreError::Stalled => NextStep::RenewAfter(self.schedule.pause_after_failure()),
             _ => NextStep::RetryAfter(self.schedule.pause_after_failure()),
         };
         self.waiters.fail(&flush_error(error));
         next
     }
+
+    fn trouble_begins(&mut self, error: &StoreError, since: Moment) {
+        let reason = error.as_str();
+        let cause = error_chain(error);
+        if self.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason) {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(error, "rows cannot be written; presence goes on");
+        }
+        self.trouble = Some(Trouble { reason, cause, since });
+    }
+}
+
+/// The error with its sources, on one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    sources.map(|error| error.to_string().trim().replace('\n', " ")).collect::<Vec<_>>().join(": ")
 }

@@ -82,14 +82,21 @@ pub(crate) enum NextStep {
     RetryAfter(Duration),
     /// Renew the lease: other nodes have removed the rows of this one.
     Renew,
+    /// Renew the lease after this pause, on another connection: a call hangs.
+    RenewAfter(Duration),
+    /// Go on in this incarnation, and bring the rows in line with memory.
+    ContinueAs(Epoch),
     /// Write every row again, in this incarnation.
     BeginIncarnation(Epoch),
 }
 
 /// Why the database cannot be written, and since when.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Trouble {
+    /// In one word.
     pub reason: &'static str,
+    /// In whole, with the message of the database.
+    pub cause: String,
     pub since: Moment,
 }
 
@@ -149,5 +156,8 @@ impl Waiters {
 
 /// The error of the store as that of a flush.
 pub(crate) fn flush_error(error: StoreError) -> FlushError {
-    FlushError::Database { reason: error.as_str(), source: Arc::new(error) }
+    match error {
+        StoreError::Stalled => FlushError::Stalled,
+        error => FlushError::Database { reason: error.as_str(), source: Arc::new(error) },
+    }
 }

@@ -115,7 +115,7 @@ fn ended_connections_are_not_marked_as_seen() {
     world.dirty.sweep(1);
     world.dirty.sweep(usize::MAX);
     let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 100);
-    let seen: Vec<_> = batch.seen.into_iter().map(|(connection, _)| connection).collect();
+    let seen: Vec<_> = batch.seen.into_iter().map(|seen| seen.connection).collect();
     assert_eq!(seen, [ConnectionId::from_u128(3)]);
 }
 
@@ -131,7 +131,7 @@ fn seen_connections_take_turns_if_there_are_too_many() {
         world.dirty.sweep(2);
         let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 100);
         assert_eq!(batch.seen.len(), 2);
-        written.extend(batch.seen.into_iter().map(|(connection, _)| connection));
+        written.extend(batch.seen.into_iter().map(|seen| seen.connection));
     }
     assert_eq!(written, [&ids[..], &ids[..]].concat());
 }
@@ -197,7 +197,7 @@ fn an_urgent_batch_waits_for_the_database_but_not_for_the_commit_interval() {
 async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fail() {
     let store = Box::new(MemoryDatabase::new().store());
     let writer = Writer::new(store, NodeName::new("n").unwrap(), Duration::from_secs(15)).run();
-    let mut mirror = Mirror::new(writer.into(), Duration::ZERO);
+    let mut mirror = Mirror::new(writer.into(), Duration::ZERO, Duration::from_secs(5));
     let mut rooms = Rooms::default();
     let room = RoomName::new("lobby").unwrap();
     let joined = rooms.join(&room, ConnectionId::from_u128(1), None, Info::EMPTY, NOW);

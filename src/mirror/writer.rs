@@ -11,8 +11,11 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     model::NodeName,
-    store::{Applied, Batch, Renewal, Result, Store, StoreError},
-    supervision::Guard,
+    store::{
+        Applied, Batch, Renewal, Result, SharedStore, Store, StoreError,
+        lane::{HungCalls, Lane, Worker},
+    },
+    supervision::{Crashed, Guard, Supervisor},
 };
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
@@ -45,15 +48,39 @@ impl Writer {
         Self { node, lease, shared, _guard: None }
     }
 
-    /// Starts the writer's thread, which holds the guard until it ends.
-    pub(crate) fn start_guarded(
+    /// Starts the thread of a store whose calls are never given up.
+    pub(crate) fn start_alone(
         store: Box<dyn Store>,
         node: NodeName,
         lease: Duration,
-        guard: Guard,
-    ) -> Addr<Self> {
+        supervisor: &Supervisor,
+    ) -> WriterHandle {
+        let guard = supervisor.guard(Crashed::Writer);
+        Self::new(store, node, lease).start_guarded(guard).into()
+    }
+
+    /// Starts the thread of a store, and another one when a call hangs.
+    pub(crate) fn start_shared(
+        store: Box<dyn SharedStore>,
+        node: NodeName,
+        lease: Duration,
+        hung: HungCalls,
+        supervisor: &Supervisor,
+    ) -> WriterHandle {
+        let (opener, supervisor) = (store.opener(), supervisor.clone());
+        let start = move |store: Box<dyn SharedStore>| {
+            let guard = supervisor.guard(Crashed::Writer);
+            let (pulse, release) = (store.pulse(), guard.release());
+            let writer = Self::new(store, node.clone(), lease).start_guarded(guard);
+            Worker { address: writer.into(), pulse, release }
+        };
+        WriterHandle(Lane::replaceable(start(store), opener, hung, true, start))
+    }
+
+    /// Starts the writer's thread, which holds the guard until it ends.
+    fn start_guarded(self, guard: Guard) -> Addr<Self> {
         let _guard = Some(Arc::new(guard));
-        Self { _guard, ..Self::new(store, node, lease) }.run()
+        Self { _guard, ..self }.run()
     }
 
     pub(super) fn run(self) -> Addr<Self> {
@@ -111,16 +138,55 @@ impl Writer {
     }
 }
 
+/// Sends messages to the writer. A clone sends to the same one.
+#[derive(Clone)]
+pub(crate) struct WriterHandle(Lane<WriterAddress>);
+
 /// The address of a writer.
 #[derive(Clone)]
-pub(crate) struct WriterHandle {
-    pub write: Recipient<Write>,
-    pub renew: Recipient<Renew>,
-    pub prune_rooms: Recipient<PruneRoomRows>,
-    pub close_store: Recipient<CloseStore>,
+struct WriterAddress {
+    write: Recipient<Write>,
+    renew: Recipient<Renew>,
+    prune_rooms: Recipient<PruneRoomRows>,
+    close_store: Recipient<CloseStore>,
+}
+
+macro_rules! send {
+    ($method:ident, $message:ty, $answer:ty) => {
+        /// Sends the message; without an answer the writer's thread has ended with the system.
+        pub fn $method(&self, message: $message) -> impl Future<Output = Result<$answer>> + use<> {
+            self.0.call(move |writer| {
+                let answer = writer.$method.send(message);
+                async { answer.await.unwrap_or(Err(StoreError::Closed)) }
+            })
+        }
+    };
+}
+
+impl WriterHandle {
+    /// Whether calls that hang are given up.
+    pub fn gives_up(&self) -> bool {
+        self.0.gives_up()
+    }
+
+    send!(write, Write, Applied);
+    send!(renew, Renew, Renewal);
+    send!(prune_rooms, PruneRoomRows, usize);
+    send!(close_store, CloseStore, usize);
 }
 
 impl<A> From<Addr<A>> for WriterHandle
+where
+    WriterAddress: From<Addr<A>>,
+    A: Actor,
+{
+    /// A handle of an actor whose calls are never given up.
+    fn from(writer: Addr<A>) -> Self {
+        Self(Lane::fixed(writer.into()))
+    }
+}
+
+impl<A> From<Addr<A>> for WriterAddress
 where
     A: Actor + Handler<Write> + Handler<Renew> + Handler<PruneRoomRows> + Handler<CloseStore>,
     A::Context: ToEnvelope<A, Write>
@@ -208,7 +274,6 @@ mod tests {
     use crate::{
         model::Epoch,
         store::{RoomCounts, Started},
-        supervision::{Crashed, Supervisor},
         testing::{Bomb, MemoryDatabase},
     };
 
@@ -300,12 +365,11 @@ mod tests {
         let script = vec![Step::Succeed, Step::PanicTwice].into_iter();
         let store = Box::new(Scripted { script, calls });
         let supervisor = Supervisor::default();
-        let guard = supervisor.guard(Crashed::Writer);
         let name = NodeName::new("n").unwrap();
-        let writer = Writer::start_guarded(store, name, Duration::from_secs(15), guard);
-        assert!(writer.send(write()).await.unwrap().is_ok());
+        let writer = Writer::start_alone(store, name, Duration::from_secs(15), &supervisor);
+        assert!(writer.write(write()).await.is_ok());
         assert_eq!(supervisor.crashed(), None);
-        assert!(writer.send(write()).await.is_err());
+        assert!(matches!(writer.write(write()).await, Err(StoreError::Closed)));
         assert_eq!(supervisor.closed().await, Err(Crashed::Writer));
     }
 

@@ -8,13 +8,13 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     RoomRegistry,
-    mirroring::{CLOSED, WriterReply, flush_result},
+    mirroring::{CLOSED, WriterReply},
 };
 use crate::{
     bus::BusMessage,
     delivery::DRAIN_INTERVAL,
     messages::{Disconnect, FlushError, Shutdown},
-    mirror::CloseStore,
+    mirror::{CloseStore, flush_error},
     model::{Cause, ConnectionId, Moment, RoomName},
 };
 
@@ -153,10 +153,10 @@ impl RoomRegistry {
             cluster.tell(BusMessage::Stopping);
         }
         let close = CloseStore { now: self.clock.now().utc(), grace };
-        let closed = self.mirror.writer().close_store.send(close);
+        let closed = self.mirror.writer().close_store(close);
         closed.into_actor(self).map(move |answer, registry, _| {
             let closed =
-                flush_result(answer).inspect_err(|_| registry.mirror.reopen()).and(flushed);
+                answer.map_err(flush_error).inspect_err(|_| registry.mirror.reopen()).and(flushed);
             if let Some(draining) = &mut registry.draining {
                 draining.is_over = true;
                 for asked in draining.also_asking.drain(..) {

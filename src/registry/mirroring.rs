@@ -1,5 +1,7 @@
 //! Keeping the database in step.
 
+use std::time::Duration;
+
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
@@ -8,20 +10,14 @@ use crate::{
     messages::{Flush, FlushError, PruneRooms},
     mirror::{Memory, NextStep, PruneRoomRows, flush_error},
     model::Moment,
-    store::StoreError,
 };
+
+/// How long after a failure rows are compared with memory again.
+const SURPLUS_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) type WriterReply<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
 pub(super) const CLOSED: FlushError = FlushError::Closed;
-
-/// What the writer answered, as messages report it.
-pub(super) fn flush_result<T>(
-    answer: Result<Result<T, StoreError>, MailboxError>,
-) -> Result<T, FlushError> {
-    let answer = answer.map_err(|_| FlushError::Closed)?;
-    answer.map_err(flush_error)
-}
 
 impl RoomRegistry {
     /// Starts what the mirror does periodically: `last_seen` in bulk, and the lease.
@@ -34,7 +30,7 @@ impl RoomRegistry {
         });
         ctx.run_interval(self.lease / 3, |registry, ctx| {
             let now = registry.clock.now();
-            registry.mirror.give_up_waiting(now);
+            registry.mirror.look(now);
             registry.renew(ctx);
             registry.stop_lingering(now);
         });
@@ -49,7 +45,6 @@ impl RoomRegistry {
         let Some(renewal) = self.mirror.renew(now) else { return };
         ctx.spawn(renewal.into_actor(self).map(|answer, registry, ctx| {
             let now = registry.clock.now();
-            let answer = answer.unwrap_or(Err(StoreError::Closed));
             let renewed = answer.is_ok();
             if let Some(cluster) = &mut registry.cluster {
                 cluster.peers.renewed(renewed, registry.lease, now);
@@ -101,11 +96,51 @@ impl RoomRegistry {
                 });
             }
             NextStep::Renew => self.renew(ctx),
+            NextStep::RenewAfter(wait) => {
+                ctx.run_later(wait, |registry, ctx| registry.renew(ctx));
+            }
+            NextStep::ContinueAs(incarnation) => {
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.continue_as(incarnation);
+                }
+                self.mirror.continue_incarnation(&self.rooms);
+                self.remove_surplus(ctx);
+                self.write(ctx, now);
+            }
             NextStep::BeginIncarnation(incarnation) => {
                 self.register_again(incarnation, now);
                 self.advance_batch(ctx, now);
             }
         }
+    }
+
+    /// Removes rows of this node that should not be there, once all others are written.
+    fn remove_surplus(&mut self, ctx: &mut Context<Self>) {
+        let Some(cluster) = &self.cluster else { return };
+        let (node, background) = (self.node.clone(), cluster.background.clone());
+        let committed = self.commit(ctx);
+        let surplus = async move {
+            committed.await.unwrap_or(Err(CLOSED)).ok()?;
+            Some(background.ask(move |store| store.places(&node)).await)
+        };
+        ctx.spawn(surplus.into_actor(self).map(|places, registry, ctx| {
+            match places {
+                Some(Ok(places)) => {
+                    registry.mirror.mark_surplus(places, &registry.rooms);
+                    let now = registry.clock.now();
+                    registry.write(ctx, now);
+                }
+                Some(Err(error)) if registry.closing => {
+                    tracing::debug!(%error, "rows not compared")
+                }
+                // Until it has been done: the rows of a presence that has ended would be believed.
+                Some(Err(_)) | None => {
+                    ctx.run_later(SURPLUS_RETRY_DELAY, |registry, ctx| {
+                        registry.remove_surplus(ctx)
+                    });
+                }
+            }
+        }));
     }
 
     /// Has everything written, `last_seen` included.
@@ -144,11 +179,17 @@ impl Handler<PruneRooms> for RoomRegistry {
     fn handle(&mut self, _: PruneRooms, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now().utc();
         let writer = self.mirror.writer().clone();
+        // Where the lease must not wait for it.
+        let background = self.cluster.as_ref().map(|cluster| cluster.background.clone());
         // A room that is empty in memory may still have presences in rows that wait to be deleted.
         let committed = self.commit(ctx);
         let pruned = async move {
             committed.await.unwrap_or(Err(CLOSED))?;
-            flush_result(writer.prune_rooms.send(PruneRoomRows { now }).await)
+            let pruned = match background {
+                Some(background) => background.ask(|store| store.prune_rooms()).await,
+                None => writer.prune_rooms(PruneRoomRows { now }).await,
+            };
+            pruned.map_err(flush_error)
         };
         Box::pin(pruned.into_actor(self))
     }

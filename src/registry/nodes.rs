@@ -106,7 +106,7 @@ impl RoomRegistry {
     fn reap(&mut self, node: NodeName, incarnation: Epoch, ctx: &mut Context<Self>) {
         let Some(cluster) = &self.cluster else { return };
         let (name, now) = (node.clone(), self.clock.now().utc());
-        let reaped = cluster.reader.ask(move |store| store.reap(&name, incarnation, now));
+        let reaped = cluster.background.ask(move |store| store.reap(&name, incarnation, now));
         ctx.spawn(reaped.into_actor(self).map(move |reaped, registry, ctx| {
             let now = registry.clock.now();
             registry.was_reaped(&node, incarnation, reaped, now);

@@ -176,7 +176,8 @@ impl Handler<GetStatus> for RoomRegistry {
 
     fn handle(&mut self, _: GetStatus, _: &mut Context<Self>) -> Status {
         let now = self.clock.now();
-        let trouble = self.mirror.trouble(now);
+        self.mirror.look(now);
+        let trouble = self.mirror.trouble();
         metrics::counter!("presence_touches_total").absolute(self.touches);
         let mut status = Status {
             epoch: self.rooms.epoch(),
@@ -188,6 +189,7 @@ impl Handler<GetStatus> for RoomRegistry {
             users: self.rooms.user_count(),
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
+            database_cause: trouble.map(|trouble| trouble.cause.clone()),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             observer_lag: self.observers.lag(),

@@ -86,6 +86,9 @@ impl RoomRegistry {
             BusMessage::Heartbeat { number, rooms } => {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
+            BusMessage::Continued { incarnation: next } => {
+                cluster.continues(&node, incarnation, next);
+            }
             BusMessage::Missed => cluster.read_all(),
             BusMessage::Stopping => {
                 if cluster.peers.says_that_it_stops(&node) {
@@ -224,6 +227,7 @@ fn kind_of(told: &BusMessage) -> &'static str {
         BusMessage::Kick(_) => "kick",
         BusMessage::Heartbeat { .. } => "beat",
         BusMessage::Reaped { .. } => "reaped",
+        BusMessage::Continued { .. } => "continued",
         BusMessage::Stopping => "stopping",
         BusMessage::Missed => "missed",
     }

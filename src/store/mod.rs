@@ -4,8 +4,10 @@
 //! `SqliteStore` implements the first, `PostgresStore` both. A store blocks and may fail; it belongs on
 //! a thread of its own (a writer's or a reader's), or in a command.
 
+pub(crate) mod lane;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod pulse;
 pub(crate) mod reader;
 pub mod schema;
 #[cfg(feature = "sqlite")]
@@ -14,7 +16,7 @@ mod transaction;
 mod url;
 mod values;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
@@ -22,23 +24,24 @@ use chrono::{DateTime, Utc};
 pub(crate) use self::transaction::oldest;
 pub(crate) use self::values::Committed;
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
-pub(crate) use self::values::{NodeLease, OwnIncarnations};
+pub(crate) use self::values::{Fence, NodeLease, OwnIncarnations};
 #[cfg(feature = "postgres")]
 pub use self::{
     postgres::{LeaseClock, PostgresOptions, PostgresStore},
     url::PostgresUrl,
 };
+pub use self::{
+    pulse::{Pulse, Waiting},
+    url::{DatabaseUrl, InvalidDatabaseUrl},
+    values::{
+        Applied, Batch, BatchEntry, DeadNode, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row,
+        Seen, SetAside, Started,
+    },
+};
 #[cfg(feature = "sqlite")]
 pub use self::{
     sqlite::{OwnerError, OwnerLock, SqliteOptions, SqliteStore},
     url::SqlitePath,
-};
-pub use self::{
-    url::{DatabaseUrl, InvalidDatabaseUrl},
-    values::{
-        Applied, Batch, BatchEntry, DeadNode, NodeRow, Reaped, Renewal, RoomCounts, RoomRows, Row,
-        SetAside, Started,
-    },
 };
 pub use crate::model::PresenceRecord;
 use crate::{
@@ -183,7 +186,31 @@ pub trait SharedStore: Store {
 
     /// The connections to kick that are in some room, each once, with a node that holds them.
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
+
+    /// The places of all rows of a node.
+    fn places(&mut self, node: &NodeName) -> Result<Vec<(RoomName, ConnectionId)>>;
+
+    /// Whether the database answers the call that this store is in. A store that does not say so is
+    /// waited for without end.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+
+    /// What opens further stores on the same database for the same process: one takes over when a call
+    /// of this one hangs, see [`Renewal::Continued`]. Without it, no call is given up.
+    fn opener(&self) -> Option<StoreOpener> {
+        None
+    }
 }
+
+/// How long a node with this lease waits for an answer of the database: a third of the lease, at least 2 s
+/// and at most 10 s.
+pub(crate) fn answer_timeout(lease: Duration) -> Duration {
+    (lease / 3).clamp(Duration::from_secs(2), Duration::from_secs(10))
+}
+
+/// Opens a store, without waiting for the database.
+pub type StoreOpener = Arc<dyn Fn() -> Box<dyn SharedStore> + Send + Sync>;
 
 /// The cause of a [`StoreError`].
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -226,6 +253,24 @@ pub enum StoreError {
         /// The error of the database.
         source: Source,
     },
+    /// The database reports an error that says nothing about a row, such as a missing right or a lock that
+    /// somebody else holds for too long. Try again later.
+    #[error("the database reports an error")]
+    Failed {
+        /// The error of the database, in the language of its messages.
+        source: Source,
+    },
+    /// The database is not one that can be used: its encoding, or what is in between. Trying again does
+    /// not help.
+    #[error("the database cannot be used: {reason}")]
+    Unsuitable {
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The database has not answered for too long, and the call was given up: whether it was carried out is
+    /// unknown. Try again; another connection is used if there can be one.
+    #[error("the database does not answer")]
+    Stalled,
     /// The node has no row any more in a shared database, so nothing is written in its name. Renew
     /// its lease, then write every row again.
     #[error("the lease of this node has expired, and other nodes have removed its rows")]
@@ -253,6 +298,9 @@ impl StoreError {
             Self::Unavailable { .. } => "unavailable",
             Self::Corrupt { .. } => "corrupt",
             Self::Schema { .. } => "schema",
+            Self::Failed { .. } => "failed",
+            Self::Unsuitable { .. } => "unsuitable",
+            Self::Stalled => "stalled",
             Self::Lapsed => "lapsed",
             Self::NameTaken => "name_taken",
             Self::Panicked => "panicked",

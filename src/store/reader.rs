@@ -9,8 +9,11 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{SharedStore, StoreError};
-use crate::supervision::Guard;
+use super::{
+    SharedStore, StoreError,
+    lane::{HungCalls, Lane, Worker},
+};
+use crate::supervision::{Crashed, Guard, Supervisor};
 
 /// The most queries that may wait for the reader.
 const MAX_WAITING_QUERIES: usize = 1024;
@@ -30,7 +33,7 @@ pub(crate) struct Query(Box<RunQuery>);
 
 type RunQuery = dyn FnOnce(&mut dyn SharedStore) + Send;
 
-/// The actor that owns a second store on the database: one thread, one query at a time.
+/// The actor that owns a store for queries: one thread, one query at a time.
 pub(crate) struct Reader {
     // Shared with the factory of the arbiter, which may be asked for a second actor.
     store: Arc<Mutex<Box<dyn SharedStore>>>,
@@ -38,11 +41,23 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Starts the reader's thread.
-    pub fn start(store: Box<dyn SharedStore>, guard: Guard) -> ReaderHandle {
+    /// Starts a thread for queries, and another one when a query hangs.
+    pub fn start(
+        store: Box<dyn SharedStore>,
+        hung: HungCalls,
+        supervisor: &Supervisor,
+    ) -> ReaderHandle {
+        let (opener, supervisor) = (store.opener(), supervisor.clone());
+        let start = move |store| Self::start_thread(store, supervisor.guard(Crashed::Reader));
+        ReaderHandle(Lane::replaceable(start(store), opener, hung, false, start))
+    }
+
+    fn start_thread(store: Box<dyn SharedStore>, guard: Guard) -> Worker<QuerySender> {
+        let (pulse, release) = (store.pulse(), guard.release());
         let (store, guard) = (Arc::new(Mutex::new(store)), Arc::new(guard));
         let reader = move || Self { store: Arc::clone(&store), _guard: Arc::clone(&guard) };
-        ReaderHandle::new(SyncArbiter::start(1, reader).recipient())
+        let address = QuerySender::new(SyncArbiter::start(1, reader).recipient());
+        Worker { address, pulse, release }
     }
 }
 
@@ -68,56 +83,70 @@ impl Query {
     }
 }
 
-/// Sends queries to the database that the nodes share. A clone uses the same reader.
+/// Where queries are sent to, at most [`MAX_WAITING_QUERIES`] at once.
 #[derive(Clone)]
-pub(crate) struct ReaderHandle {
+struct QuerySender {
     reader: Recipient<Query>,
     places: Arc<Semaphore>,
 }
 
-impl ReaderHandle {
-    pub fn new(reader: Recipient<Query>) -> Self {
+impl QuerySender {
+    fn new(reader: Recipient<Query>) -> Self {
         Self { reader, places: Arc::new(Semaphore::new(MAX_WAITING_QUERIES)) }
+    }
+}
+
+/// Sends queries to the database that the nodes share. A clone uses the same thread.
+#[derive(Clone)]
+pub(crate) struct ReaderHandle(Lane<QuerySender>);
+
+impl ReaderHandle {
+    /// A handle of an actor whose queries are never given up.
+    #[cfg(test)]
+    pub fn new(reader: Recipient<Query>) -> Self {
+        Self(Lane::fixed(QuerySender::new(reader)))
     }
 
     /// Sends a query; it fails at once if too many wait already.
-    pub fn ask<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
-    ) -> impl Future<Output = Result<T, StoreError>> + 'static {
-        let (reply, answer) = oneshot::channel();
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => self.reader.do_send(Query(Box::new(move |store| {
-                // The receiver may have been dropped.
-                let _ = reply.send(query(store));
-                drop(place);
-            }))),
-            Err(_) => {
-                let _ = reply.send(Err(StoreError::unavailable("too many queries are waiting")));
+    pub fn ask<T, Q>(&self, query: Q) -> impl Future<Output = Result<T, StoreError>> + use<T, Q>
+    where
+        T: Send + 'static,
+        Q: FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.0.call(move |QuerySender { reader, places }| {
+            let (reply, answer) = oneshot::channel();
+            match Arc::clone(places).try_acquire_owned() {
+                Ok(place) => reader.do_send(Query(Box::new(move |store| {
+                    // The receiver may have been dropped.
+                    let _ = reply.send(query(store));
+                    drop(place);
+                }))),
+                Err(_) => {
+                    let full = StoreError::unavailable("too many queries are waiting");
+                    let _ = reply.send(Err(full));
+                }
             }
-        }
-        async { answer.await.unwrap_or(Err(StoreError::Panicked)) }
+            async { answer.await.unwrap_or(Err(StoreError::Panicked)) }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        supervision::{Crashed, Supervisor},
-        testing::{Bomb, MemoryDatabase},
-    };
+    use crate::testing::{Bomb, MemoryDatabase};
 
     #[actix::test]
     async fn a_panic_is_the_error_of_its_query_and_the_end_of_the_thread_is_noticed() {
         let supervisor = Supervisor::default();
         let store = Box::new(MemoryDatabase::new().store());
-        let reader = Reader::start(store, supervisor.guard(Crashed::Reader));
-        let panicked = reader.ask::<()>(|_| panic!("as the test says")).await;
+        let hung = HungCalls::default();
+        let reader = Reader::start(store, hung, &supervisor);
+        let panicked = reader.ask::<(), _>(|_| panic!("as the test says")).await;
         assert!(matches!(panicked, Err(StoreError::Panicked)));
         assert!(reader.ask(|_| Ok(1)).await.is_ok());
         assert_eq!(supervisor.crashed(), None);
-        assert!(reader.ask::<()>(|_| std::panic::panic_any(Bomb)).await.is_err());
+        assert!(reader.ask::<(), _>(|_| std::panic::panic_any(Bomb)).await.is_err());
         assert_eq!(supervisor.closed().await, Err(Crashed::Reader));
     }
 }

@@ -1,11 +1,11 @@
 //! Transactions that report why they failed, and batches in which single rows may fail.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{
     Connection,
-    result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError, QueryResult},
+    result::{DatabaseErrorKind, Error as DieselError, QueryResult},
 };
 
 use super::{Source, StoreError};
@@ -18,53 +18,22 @@ pub(super) enum Failure {
     Store(StoreError),
     /// Another transaction was in the way; this one would succeed now.
     Conflict,
+    /// The database reports an error of which neither Diesel nor the database gives a kind: it may be the
+    /// fault of a row. A [`Trial`] shows.
+    #[cfg(feature = "postgres")]
+    Unknown(DieselError),
     /// An error of Diesel, until [`classified`](Self::classified).
     Query(DieselError),
 }
 
-/// A failure that a database has messages for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    Locked,
-    Full,
-    ReadOnly,
-    Corrupt,
-    Schema,
-    Unavailable,
-    /// [`Failure::Conflict`]; SQLite takes its lock first, so it has none.
-    #[cfg(feature = "postgres")]
-    Conflict,
-}
-
-/// A connection to a kind of database whose error messages are known.
+/// A connection to a kind of database.
 pub(super) trait Classify: Connection {
-    /// The kind of an error for which Diesel has none. An unknown message is taken for the fault of a row.
-    fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind>;
-}
-
-/// The kind of which one of the texts is the beginning of the message.
-pub(super) fn kind_of(message: &str, texts: &[(Kind, &[&str])]) -> Option<Kind> {
-    let is = |texts: &[&str]| texts.iter().any(|text| message.starts_with(text));
-    texts.iter().find_map(|(kind, texts)| is(texts).then_some(*kind))
-}
-
-impl Kind {
-    fn failure(self, source: Source) -> Failure {
-        Failure::Store(match self {
-            Self::Locked => StoreError::Locked,
-            Self::Full => StoreError::Full,
-            Self::ReadOnly => StoreError::ReadOnly,
-            Self::Corrupt => StoreError::Corrupt { source },
-            Self::Schema => StoreError::Schema { source },
-            Self::Unavailable => StoreError::Unavailable { source },
-            #[cfg(feature = "postgres")]
-            Self::Conflict => return Failure::Conflict,
-        })
-    }
+    /// The failure behind an error for which Diesel has no kind.
+    fn classify(error: DieselError) -> Failure;
 }
 
 impl Failure {
-    /// The failure with its kind, by the messages of the database.
+    /// The failure with its kind.
     pub fn classified<C: Classify>(self) -> Self {
         use DatabaseErrorKind::{
             CheckViolation, ClosedConnection, ExclusionViolation, ForeignKeyViolation,
@@ -83,10 +52,7 @@ impl Failure {
             DieselError::DatabaseError(ClosedConnection | UnableToSendCommand, _) => {
                 StoreError::unavailable(error).into()
             }
-            DieselError::DatabaseError(_, ref info) => match C::kind(&**info) {
-                Some(kind) => kind.failure(error.into()),
-                None => Self::Row(info.message().to_owned()),
-            },
+            DieselError::DatabaseError(..) => C::classify(error),
             DieselError::RollbackErrorOnCommit { commit_error, .. } => {
                 Self::Query(*commit_error).classified::<C>()
             }
@@ -98,8 +64,10 @@ impl Failure {
     pub fn into_error<C: Classify>(self) -> StoreError {
         match self.classified::<C>() {
             Self::Store(error) => error,
-            Self::Row(reason) => StoreError::unavailable(reason),
+            Self::Row(reason) => StoreError::Failed { source: reason.into() },
             Self::Conflict => StoreError::Locked,
+            #[cfg(feature = "postgres")]
+            Self::Unknown(error) => StoreError::Failed { source: error.into() },
             Self::Query(error) => StoreError::unavailable(error),
         }
     }
@@ -167,10 +135,63 @@ pub(crate) fn oldest(now: DateTime<Utc>, max_age: Duration) -> Option<DateTime<U
     now.checked_sub_signed(TimeDelta::from_std(max_age).ok()?)
 }
 
+/// The attempt to write those rows of a batch that the database accepts, after the whole batch has failed.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    /// The number of rows that could be written.
+    pub written: usize,
+    /// How often something could not be written before something could.
+    futile: u32,
+    /// An error that may be the fault of a row.
+    unknown: Option<Failure>,
+    /// When no further rows are tried.
+    end: Option<Instant>,
+}
+
+impl Trial {
+    /// So many failures before the first success are the database's trouble, and not that of rows.
+    const MAX_FUTILE: u32 = 16;
+
+    /// A trial that ends after a time.
+    #[cfg(feature = "postgres")]
+    pub fn within(time: Duration) -> Self {
+        Self { end: Instant::now().checked_add(time), ..Self::default() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.written > 0 && self.end.is_some_and(|end| Instant::now() > end)
+    }
+
+    /// Notes a failure, and returns the reason if it may be the fault of a row.
+    fn failed(&mut self, failure: Failure) -> Result<String, Failure> {
+        let reason = match &failure {
+            Failure::Row(reason) => return Ok(reason.clone()),
+            #[cfg(feature = "postgres")]
+            Failure::Unknown(error) => error.to_string(),
+            _ => return Err(failure),
+        };
+        self.futile += u32::from(self.written == 0);
+        if self.futile > Self::MAX_FUTILE {
+            return Err(failure);
+        }
+        self.unknown = Some(failure);
+        Ok(reason)
+    }
+
+    /// The failure of a trial in which nothing could be written, though no row was at fault for certain.
+    pub fn end(self) -> Result<(), Failure> {
+        match self.unknown {
+            Some(failure) if self.written == 0 => Err(failure),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Writes rows in chunks, each in a savepoint. A chunk that fails because of a row is halved until that
 /// row is alone: a bad row costs a few statements more, not one for each good row.
 pub(super) fn write_chunks<C: Classify, T>(
     conn: &mut C,
+    trial: &mut Trial,
     rows: &[T],
     chunk: usize,
     write: impl Fn(&mut C, &[T]) -> Result<(), Failure>,
@@ -178,14 +199,20 @@ pub(super) fn write_chunks<C: Classify, T>(
 ) -> Result<(), Failure> {
     let mut todo: Vec<&[T]> = rows.chunks(chunk).rev().collect();
     while let Some(chunk) = todo.pop() {
-        match (transact(conn, |conn| write(conn, chunk)), chunk) {
-            (Ok(()), _) => {}
-            (Err(Failure::Row(reason)), [row]) => set_aside(row, reason),
-            (Err(Failure::Row(_)), _) => {
-                let (first, second) = chunk.split_at(chunk.len() / 2);
-                todo.extend([second, first]);
-            }
-            (Err(failure), _) => return Err(failure),
+        if trial.is_over() {
+            chunk.iter().for_each(|row| set_aside(row, "not tried: others took too long".into()));
+            continue;
+        }
+        let Err(failure) = transact(conn, |conn| write(conn, chunk)) else {
+            trial.written += chunk.len();
+            continue;
+        };
+        let reason = trial.failed(failure)?;
+        if let [row] = chunk {
+            set_aside(row, reason);
+        } else {
+            let (first, second) = chunk.split_at(chunk.len() / 2);
+            todo.extend([second, first]);
         }
     }
     Ok(())

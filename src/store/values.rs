@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+use super::StoreError;
 use crate::model::{Cause, ConnectionId, Epoch, NodeName, PresenceRecord, RoomName};
 
 /// A presence as it is written to the database.
@@ -30,7 +35,18 @@ pub struct Batch {
     /// Presences that have ended.
     pub deletes: Vec<(RoomName, ConnectionId)>,
     /// When connections were last seen, for all their presences of this node.
-    pub seen: Vec<(ConnectionId, DateTime<Utc>)>,
+    pub seen: Vec<Seen>,
+}
+
+/// When a connection was last seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// When it was last seen.
+    pub at: DateTime<Utc>,
+    /// In how many rooms the node holds it, so that it should have as many rows.
+    pub rooms: usize,
 }
 
 impl Batch {
@@ -47,6 +63,9 @@ impl Batch {
 pub struct Applied {
     /// Changes that the database refuses; unchanged, they would fail again.
     pub set_aside: Vec<SetAside>,
+    /// Connections of [`Batch::seen`] that have fewer rows of this node than they should: somebody else
+    /// has deleted some, or another node holds them.
+    pub missing: Vec<ConnectionId>,
 }
 
 /// A change that the database refuses.
@@ -110,6 +129,13 @@ pub struct Started {
 pub enum Renewal {
     /// The lease had not expired.
     Held,
+    /// The row of this node was that of another store of this process, which has been given up, or of an
+    /// earlier state of the database. Its presences have rows, perhaps not the right ones: write every row
+    /// again, then delete those that should not be there.
+    Continued {
+        /// The incarnation of the node from now on.
+        incarnation: Epoch,
+    },
     /// The lease had expired or was missing. Other nodes may have removed this node's rows: write
     /// every row again.
     Lapsed {
@@ -175,46 +201,130 @@ pub enum Reaped {
 /// The node that a store writes for in a shared database: its lease and its incarnations.
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
 #[derive(Debug, Default)]
-pub(crate) struct NodeLease(Option<(NodeName, Duration, OwnIncarnations)>);
+pub(crate) struct NodeLease {
+    node: Option<LeasedNode>,
+    /// The incarnations of this process, in all stores that were opened from one another: the latest.
+    own: Arc<Mutex<Vec<Epoch>>>,
+}
+
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Debug)]
+struct LeasedNode {
+    name: NodeName,
+    lease: Duration,
+    current: Option<Epoch>,
+    /// Chosen before the database is asked and kept until it answers, so that a node whose answer was lost
+    /// recognises its own row.
+    next: Epoch,
+    /// The number of the last batch that was committed.
+    head: u64,
+}
 
 /// The incarnations of the node that a store writes for.
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnIncarnations {
     /// The one that it writes in; none before a start or a renewal.
     pub current: Option<Epoch>,
-    /// The next one. Chosen before the database is asked and kept until it answers, so that a node
-    /// whose answer was lost recognises its own row.
+    /// The next one.
     pub next: Epoch,
+    /// The others of this process, the current one included.
+    pub before: Vec<Epoch>,
+    /// The number of the last batch that was committed: a row with a lower one is of an earlier state of the
+    /// database.
+    pub head: u64,
+}
+
+/// What the row of a node has to show for the node to write.
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fence {
+    pub incarnation: Epoch,
+    pub lease: Duration,
+    /// The least number of its last batch.
+    pub head: u64,
 }
 
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
 impl NodeLease {
+    /// How many incarnations are remembered.
+    const MAX_OWN: usize = 64;
+
+    /// That of a further store of this process. It writes nothing until it has renewed the lease.
+    pub fn successor(&self) -> Self {
+        Self { node: None, own: Arc::clone(&self.own) }
+    }
+
     /// Sets the node and its lease. The incarnations stay those of before if it is the same node.
     pub fn set(&mut self, node: &NodeName, lease: Duration) -> OwnIncarnations {
-        let known = self.0.take().filter(|(known, ..)| known == node);
-        let new = || OwnIncarnations { current: None, next: Epoch::new() };
-        let incarnations = known.map_or_else(new, |(.., incarnations)| incarnations);
-        self.0 = Some((node.clone(), lease, incarnations));
-        incarnations
+        if self.node.as_ref().is_none_or(|known| known.name != *node) {
+            let (current, next) = (None, self.choose());
+            self.node = Some(LeasedNode { name: node.clone(), lease, current, next, head: 0 });
+        }
+        let mut before = self.own();
+        match &mut self.node {
+            Some(known) => {
+                known.lease = lease;
+                before.retain(|own| *own != known.next);
+                let LeasedNode { current, next, head, .. } = *known;
+                OwnIncarnations { current, next, before, head }
+            }
+            None => OwnIncarnations { current: None, next: Epoch::new(), before, head: 0 },
+        }
     }
 
-    /// The incarnation and the lease of the node, if it is this one and has been started.
-    pub fn fence(&self, node: &NodeName) -> Option<(Epoch, Duration)> {
-        let (_, lease, incarnations) = self.0.as_ref().filter(|(known, ..)| known == node)?;
-        Some((incarnations.current?, *lease))
+    /// What has to be so for the node to write; nothing for one that was never started.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Lapsed`] if another store of this process was started, and this one has to renew the
+    /// lease first.
+    pub fn fence(&self, node: &NodeName) -> Result<Option<Fence>, StoreError> {
+        let started = self.node.as_ref().filter(|known| known.name == *node);
+        let started = started.and_then(|known| Some((known, known.current?)));
+        match started {
+            Some((LeasedNode { lease, head, .. }, incarnation)) => {
+                Ok(Some(Fence { incarnation, lease: *lease, head: *head }))
+            }
+            None if self.node.is_none() && !self.own().is_empty() => Err(StoreError::Lapsed),
+            None => Ok(None),
+        }
     }
 
-    /// The incarnation of the node, if it is this one and has been started.
-    pub fn incarnation(&self, node: &NodeName) -> Option<Epoch> {
-        self.fence(node).map(|(incarnation, _)| incarnation)
+    /// The incarnations of the node in this process; none if this store writes for another node.
+    pub fn own_of(&self, node: &NodeName) -> Vec<Epoch> {
+        let other = self.node.as_ref().is_some_and(|known| known.name != *node);
+        if other { Vec::new() } else { self.own() }
+    }
+
+    fn own(&self) -> Vec<Epoch> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes to the next incarnation, which is in the database now.
     pub fn begin(&mut self) {
-        if let Some((.., OwnIncarnations { current, next })) = &mut self.0 {
-            *current = Some(std::mem::replace(next, Epoch::new()));
+        let next = self.choose();
+        if let Some(known) = &mut self.node {
+            known.current = Some(std::mem::replace(&mut known.next, next));
+            known.head = 0;
         }
+    }
+
+    /// A batch is committed.
+    pub fn committed(&mut self, number: u64) {
+        if let Some(known) = &mut self.node {
+            known.head = known.head.max(number);
+        }
+    }
+
+    fn choose(&self) -> Epoch {
+        let next = Epoch::new();
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.len() >= Self::MAX_OWN {
+            own.remove(0);
+        }
+        own.push(next);
+        next
     }
 }
 
@@ -228,14 +338,34 @@ mod tests {
         let duration = Duration::from_secs(15);
         let mut lease = NodeLease::default();
         let before = lease.set(&node, duration);
-        assert_eq!(lease.fence(&node), None, "not started");
+        assert_eq!(lease.fence(&node).unwrap(), None, "not started");
         assert_eq!(lease.set(&node, duration), before);
         lease.begin();
+        lease.committed(3);
         let after = lease.set(&node, duration);
-        assert_eq!(after.current, Some(before.next));
+        assert_eq!((after.current, after.before), (Some(before.next), vec![before.next]));
         assert_ne!(after.next, before.next);
-        assert_eq!(lease.fence(&node), Some((before.next, duration)));
-        assert_eq!(lease.fence(&other), None);
+        let fence = Fence { incarnation: before.next, lease: duration, head: 3 };
+        assert_eq!(lease.fence(&node).unwrap(), Some(fence));
+        assert_eq!(lease.fence(&other).unwrap(), None);
         assert_eq!(lease.set(&other, duration).current, None);
+    }
+
+    #[test]
+    fn a_further_store_of_a_process_renews_before_it_writes_and_knows_what_is_its_own() {
+        let node = NodeName::new("n").unwrap();
+        let mut first = NodeLease::default();
+        let mut unused = first.successor();
+        assert_eq!(unused.fence(&node).unwrap(), None, "nothing was started");
+        first.set(&node, Duration::from_secs(15));
+        first.begin();
+        let mut second = first.successor();
+        assert!(matches!(second.fence(&node), Err(StoreError::Lapsed)));
+        let own = second.set(&node, Duration::from_secs(15));
+        assert_eq!(own.current, None);
+        let first = first.set(&node, Duration::from_secs(15));
+        assert!(own.before.contains(&first.current.unwrap()) && own.before.contains(&first.next));
+        assert!(!own.before.contains(&own.next));
+        assert!(unused.set(&node, Duration::from_secs(15)).before.contains(&own.next));
     }
 }

@@ -15,7 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use diesel::{Connection, PgConnection, connection::SimpleConnection};
+use diesel::{
+    Connection, PgConnection, QueryableByName, RunQueryDsl,
+    connection::SimpleConnection,
+    sql_query,
+    sql_types::{Integer, Text},
+};
 use tempfile::TempDir;
 
 /// A server of PostgreSQL with its files in a temporary directory.
@@ -140,6 +145,24 @@ impl Postgres {
     /// Lets the server go on.
     pub fn resume(&self) {
         signal("CONT", &self.processes());
+    }
+
+    /// Lets the processes stand still that serve the connections of this name. Returns how many.
+    pub fn pause_backends(&self, application: &str) -> usize {
+        #[derive(QueryableByName)]
+        struct Backend {
+            #[diesel(sql_type = Integer)]
+            pid: i32,
+        }
+        let url = format!("postgres://postgres@127.0.0.1:{}/postgres", self.port);
+        let backends: Vec<Backend> =
+            sql_query("SELECT pid FROM pg_stat_activity WHERE application_name = $1")
+                .bind::<Text, _>(application)
+                .load(&mut PgConnection::establish(&url).unwrap())
+                .unwrap();
+        let backends: Vec<u32> = backends.into_iter().map(|one| one.pid as u32).collect();
+        signal("STOP", &backends);
+        backends.len()
     }
 
     /// Runs SQL in the database `postgres`, as superuser.

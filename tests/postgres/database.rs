@@ -6,8 +6,8 @@ use std::{
 };
 
 use actix_presence::{
-    store::{self, DatabaseUrl, PostgresStore, Store, migrate},
-    testing::store_contract::{StoreFixture, at, node, row, upserts, write},
+    store::{self, DatabaseUrl, PostgresStore, Store, StoreError, migrate},
+    testing::store_contract::{LEASE, StoreFixture, at, node, row, upserts, write},
 };
 use diesel::{
     PgConnection, connection::SimpleConnection, migration::MigrationSource, pg::Pg, prelude::*,
@@ -102,6 +102,54 @@ fn who_may_not_make_tables_can_use_those_that_are_there() {
         .unwrap();
     let mut store = PostgresStore::open(&url(&database)).unwrap();
     write(&mut store, &upserts([row("a", 1, None)]));
+}
+
+#[test]
+fn who_may_not_make_tables_where_there_are_none_is_told_by_the_database() {
+    let database = Postgres::shared().fresh_database();
+    PgConnection::establish(&Postgres::as_superuser(&database))
+        .unwrap()
+        .batch_execute(
+            "ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM public",
+        )
+        .unwrap();
+    let refused = PostgresStore::open(&url(&database)).err().unwrap();
+    let StoreError::Failed { source } = &refused else { panic!("{refused:?}") };
+    assert!(source.to_string().contains("permission denied"), "{source}");
+}
+
+/// Names and infos are of all languages, and what cannot be stored would be seen on one node alone.
+#[test]
+fn a_database_that_is_not_in_utf8_is_refused() {
+    let server = Postgres::shared();
+    for encoding in ["SQL_ASCII", "LATIN1"] {
+        let name = format!("in_{}", encoding.to_lowercase());
+        server.admin(&format!(
+            "CREATE DATABASE {name} OWNER presence ENCODING '{encoding}' TEMPLATE template0"
+        ));
+        let other = server.fresh_database();
+        let (server, _) = other.rsplit_once('/').unwrap();
+        let refused = PostgresStore::open(&url(&format!("{server}/{name}"))).err().unwrap();
+        assert!(matches!(refused, StoreError::Unsuitable { .. }), "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.contains(encoding) && text.contains("UTF8"), "{text}");
+    }
+}
+
+#[test]
+fn the_tables_of_a_newer_version_go_on_working() {
+    let mut fixture = OnPostgres::new();
+    write(&mut fixture.store, &upserts([row("a", 1, None)]));
+    fixture.sql(
+        "ALTER TABLE presences ADD mood text, ADD level int NOT NULL DEFAULT 3;
+         ALTER TABLE nodes ADD region text; CREATE TABLE later (id int);
+         INSERT INTO __diesel_schema_migrations (version) VALUES ('20990101000000')",
+    );
+    write(&mut fixture.store, &upserts([row("a", 2, None)]));
+    let mut store = PostgresStore::open(&url(&fixture.url)).unwrap();
+    let started = store.start(&node("n"), at(0), LEASE).unwrap();
+    assert_eq!(started.inherited.len(), 2);
+    assert_eq!(migrate(&fixture.url.parse().unwrap()).unwrap(), 0);
 }
 
 #[test]

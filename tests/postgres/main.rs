@@ -5,5 +5,6 @@ mod server;
 
 mod contract;
 mod database;
+mod hanging;
 mod plans;
 mod trouble;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use actix_presence::{
     Epoch, Kick, UserId,
-    store::{Batch, PostgresStore, SharedStore, Store},
-    testing::store_contract::{LEASE, at, id, node, room, row, upserts},
+    store::{Batch, PostgresStore, Seen, SharedStore, Store},
+    testing::store_contract::{LEASE, at, id, node, room, row, seen, upserts},
 };
 
 use crate::{
@@ -56,7 +56,7 @@ fn no_query_walks_the_tables() {
         let rows = (1..20).map(|n| row(&format!("room {}", n * 7), n * 70 + 1, None));
         let more = (1..20).map(|n| row(&format!("new room {n}"), n, None));
         let _ = store.apply(&n, &upserts(rows.chain(more)), at(0)).unwrap();
-        let seen = (1..20).map(|n| (id(n * 70 + 1), at(1))).collect();
+        let seen = (1..20).map(|n| Seen { rooms: 9, ..seen(n * 70 + 1, 1) }).collect();
         let batch = Batch { deletes: some().collect(), seen, ..Batch::default() };
         let _ = store.apply(&n, &batch, at(0)).unwrap();
     });

@@ -213,7 +213,7 @@ impl World {
             incarnation,
             inherited: Inherited { rows, stopped },
             writer: writer.into(),
-            reader: Some(reader),
+            readers: Some([reader.clone(), reader]),
             bus: Some(Box::new(bus)),
             supervisor: Supervisor::default(),
         };

@@ -1,17 +1,19 @@
 //! Batches as statements: the rows are arrays, one for each column.
 
+use std::{cell::RefCell, time::Duration};
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
     PgConnection, QueryableByName, RunQueryDsl,
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
 };
 
-use super::connection::statement;
+use super::connection::{limit_statements, statement};
 use crate::{
     model::{ConnectionId, NodeName, RoomName},
     store::{
-        Applied, Batch, BatchEntry, Row, SetAside,
-        transaction::{Failure, to_count, write_chunks},
+        Applied, Batch, BatchEntry, Row, Seen, SetAside,
+        transaction::{Failure, Trial, to_count, write_chunks},
     },
 };
 
@@ -79,11 +81,18 @@ pub(super) const TOUCH: &str = "
     UPDATE presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
     WHERE presences.channel_name = given.connection AND presences.node_id = $3";
 
+/// The connections that have fewer rows of this node than they should.
+pub(super) const TOO_FEW: &str = "
+    SELECT given.connection FROM unnest($1, $2) AS given (connection, rooms)
+    WHERE given.rooms > (
+        SELECT count(*) FROM presences
+        WHERE presences.channel_name = given.connection AND presences.node_id = $3)";
+
 /// A batch in the order in which every node writes: by room, then by connection.
 pub(super) struct Sorted<'a> {
     upserts: Vec<&'a Row>,
     deletes: Vec<(&'a RoomName, ConnectionId)>,
-    seen: &'a [(ConnectionId, DateTime<Utc>)],
+    seen: &'a [Seen],
 }
 
 impl<'a> Sorted<'a> {
@@ -107,41 +116,45 @@ impl<'a> Sorted<'a> {
         insert_rooms(conn, &self.upserts, now)?;
         delete(conn, node, &self.deletes)?;
         upsert(conn, node, &self.upserts, now)?;
-        seen(conn, node, self.seen)?;
-        Ok(Applied::default())
+        let missing = seen(conn, node, self.seen)?;
+        Ok(Applied { missing, ..Applied::default() })
     }
 
-    /// Writes all that the database accepts, in the open transaction.
+    /// Writes all that the database accepts, in the open transaction, and sets aside what it has not accepted
+    /// within a time. Fails if it accepts nothing, and no row is certain to be the reason.
     pub(super) fn write_piecemeal(
         &self,
         conn: &mut PgConnection,
         node: &NodeName,
         now: DateTime<Utc>,
+        time: Duration,
     ) -> Result<Applied, Failure> {
-        let mut set_aside = Vec::new();
+        const MAX: usize = MAX_SAVEPOINT_ROWS;
+        // What somebody else has locked must not hold up all the rest.
+        limit_statements(conn, time / 5, time / 20)?;
+        let mut trial = Trial::within(time);
+        let (mut set_aside, missing) = (Vec::new(), RefCell::new(Vec::new()));
         let mut refused = |change, reason| set_aside.push(SetAside { change, reason });
         let write = |conn: &mut _, rows: &[_]| delete(conn, node, rows);
-        write_chunks(
-            conn,
-            &self.deletes,
-            MAX_SAVEPOINT_ROWS,
-            write,
-            |(room, connection), reason| {
-                refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
-            },
-        )?;
+        write_chunks(conn, &mut trial, &self.deletes, MAX, write, |(room, connection), reason| {
+            refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
+        })?;
         let write = |conn: &mut _, rows: &[_]| {
             insert_rooms(conn, rows, now)?;
             upsert(conn, node, rows, now)
         };
-        write_chunks(conn, &self.upserts, MAX_SAVEPOINT_ROWS, write, |row, reason| {
+        write_chunks(conn, &mut trial, &self.upserts, MAX, write, |row, reason| {
             refused(BatchEntry::Upsert(row.room.clone(), row.record.presence.connection), reason);
         })?;
-        let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-        write_chunks(conn, self.seen, MAX_SAVEPOINT_ROWS, write, |(connection, _), reason| {
-            refused(BatchEntry::Seen(*connection), reason);
+        let write = |conn: &mut _, rows: &[_]| {
+            missing.borrow_mut().extend(seen(conn, node, rows)?);
+            Ok(())
+        };
+        write_chunks(conn, &mut trial, self.seen, MAX, write, |seen, reason| {
+            refused(BatchEntry::Seen(seen.connection), reason);
         })?;
-        Ok(Applied { set_aside })
+        trial.end()?;
+        Ok(Applied { set_aside, missing: missing.into_inner() })
     }
 }
 
@@ -259,20 +272,37 @@ fn delete(
     Ok(())
 }
 
+/// Returns the connections that have fewer rows than they should.
 fn seen(
     conn: &mut PgConnection,
     node: &NodeName,
-    rows: &[(ConnectionId, DateTime<Utc>)],
-) -> Result<(), Failure> {
+    rows: &[Seen],
+) -> Result<Vec<ConnectionId>, Failure> {
     if rows.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let (ids, times): (Vec<_>, Vec<NaiveDateTime>) =
-        rows.iter().map(|(connection, at)| (connection.to_string(), at.naive_utc())).unzip();
-    statement(TOUCH)
-        .bind::<Array<Text>>(ids)
+    let ids: Vec<_> = rows.iter().map(|seen| seen.connection.to_string()).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let times: Vec<NaiveDateTime> = rows.iter().map(|seen| seen.at.naive_utc()).collect();
+    let touched = statement(TOUCH)
+        .bind::<Array<Text>>(ids.clone())
         .bind::<Array<Timestamp>>(times)
         .bind::<Text>(node.as_str())
         .execute(conn)?;
-    Ok(())
+    if touched >= rows.iter().map(|seen| seen.rooms).sum::<usize>() {
+        return Ok(Vec::new());
+    }
+    let rooms = rows.iter().map(|seen| i64::try_from(seen.rooms).unwrap_or(i64::MAX));
+    let few: Vec<FewRows> = statement(TOO_FEW)
+        .bind::<Array<Text>>(ids)
+        .bind::<Array<BigInt>>(rooms.collect::<Vec<_>>())
+        .bind::<Text>(node.as_str())
+        .load(conn)?;
+    Ok(few.iter().filter_map(|few| few.connection.parse().ok()).collect())
+}
+
+#[derive(QueryableByName)]
+struct FewRows {
+    #[diesel(sql_type = Text)]
+    connection: String,
 }

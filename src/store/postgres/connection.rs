@@ -1,26 +1,21 @@
-//! Connections to PostgreSQL: their options, their errors, the migrations, and prepared statements.
+//! Connections to PostgreSQL: their options, their errors, and prepared statements.
 
 use std::time::Duration;
 
 use diesel::{
     Connection, PgConnection, QueryableByName, RunQueryDsl,
-    connection::SimpleConnection,
+    connection::{InstrumentationEvent, SimpleConnection},
     expression::{AsExpression, TypedExpressionType},
-    migration::MigrationSource,
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
-    result::{DatabaseErrorInformation, Error as DieselError, QueryResult},
-    sql_query,
-    sql_types::{SingleValue, SqlType, Text, Untyped},
+    result::{Error as DieselError, QueryResult},
+    sql_types::{Array, Bool, SingleValue, SqlType, Text, Untyped},
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::store::{
-    PostgresUrl, Result, StoreError,
-    transaction::{Classify, Failure, Kind, kind_of, migration_error},
+    PostgresUrl, Pulse, Result, StoreError, answer_timeout,
+    transaction::{Classify, Failure},
 };
-
-const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// The timeouts of a `PostgresStore`, and its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +25,15 @@ pub struct PostgresOptions {
     pub connect_timeout: Duration,
     /// How long the host may not answer before a connection is closed. Default 5 s.
     pub tcp_timeout: Duration,
-    /// How long a statement may take. Default 5 s.
+    /// How long the database may not answer before a call counts as hanging, see [`Pulse`]. Default 5 s.
+    pub answer_timeout: Duration,
+    /// How long a statement may take: less than the answer timeout, so that a database that lives ends it by
+    /// itself. Default 3.3 s.
     pub statement_timeout: Duration,
     /// How long a statement may take that may affect all rows of a node or of the table: to start,
     /// stop, reap, prune and list. Default 60 s.
     pub long_statement_timeout: Duration,
-    /// How long a statement waits for locks. Default 3 s.
+    /// How long a statement waits for locks. Default 2 s.
     pub lock_timeout: Duration,
     /// How long a transaction may be idle before the database ends it. Default 10 s.
     pub idle_transaction_timeout: Duration,
@@ -54,14 +52,19 @@ pub enum LeaseClock {
     Given,
 }
 
-impl Default for PostgresOptions {
-    fn default() -> Self {
+impl PostgresOptions {
+    /// The timeouts of a node with this lease: a call is given up after a third of it, at least 2 s and at
+    /// most 10 s, so that the lease is renewed in time on another connection.
+    #[must_use]
+    pub fn for_lease(lease: Duration) -> Self {
+        let answer_timeout = answer_timeout(lease);
         Self {
-            connect_timeout: Duration::from_secs(5),
-            tcp_timeout: Duration::from_secs(5),
-            statement_timeout: Duration::from_secs(5),
+            connect_timeout: answer_timeout,
+            tcp_timeout: answer_timeout,
+            answer_timeout,
+            statement_timeout: answer_timeout * 2 / 3,
             long_statement_timeout: Duration::from_secs(60),
-            lock_timeout: Duration::from_secs(3),
+            lock_timeout: answer_timeout * 2 / 5,
             idle_transaction_timeout: Duration::from_secs(10),
             open_timeout: Duration::from_secs(30),
             clock: LeaseClock::Database,
@@ -69,16 +72,34 @@ impl Default for PostgresOptions {
     }
 }
 
-/// Opens a connection.
-pub(super) fn connect(url: &PostgresUrl, options: PostgresOptions) -> Result<PgConnection> {
+impl Default for PostgresOptions {
+    /// The timeouts for a lease of 15 s.
+    fn default() -> Self {
+        Self::for_lease(Duration::from_secs(15))
+    }
+}
+
+/// Opens a connection; the pulse shows each answer on it.
+pub(super) fn connect(
+    url: &PostgresUrl,
+    options: PostgresOptions,
+    pulse: &Pulse,
+) -> Result<PgConnection> {
     let mut conn =
         PgConnection::establish(&with_options(url, options)).map_err(StoreError::unavailable)?;
-    conn.batch_execute(&settings(options)).map_err(StoreError::unavailable)?;
+    let pulse = pulse.clone();
+    pulse.answered();
+    conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        if let InstrumentationEvent::FinishQuery { .. } = event {
+            pulse.answered();
+        }
+    });
+    conn.batch_execute(&settings(options)).map_err(query_error)?;
     Ok(conn)
 }
 
 /// The URL with the options that libpq needs before it connects.
-fn with_options(url: &PostgresUrl, options: PostgresOptions) -> String {
+pub(super) fn with_options(url: &PostgresUrl, options: PostgresOptions) -> String {
     // Keep-alives begin after half of the time, and there are three until its end.
     let tcp = options.tcp_timeout;
     let seconds = |duration: Duration| duration.as_secs().max(1).to_string();
@@ -93,8 +114,7 @@ fn with_options(url: &PostgresUrl, options: PostgresOptions) -> String {
 }
 
 /// The settings of a session. The statements depend on the isolation level: each sees what was committed
-/// before it. A plan made when the tables were empty must not be cached. Only a superuser can ask for
-/// messages in English.
+/// before it. A plan made when the tables were empty must not be cached.
 fn settings(options: PostgresOptions) -> String {
     format!(
         "SET TIME ZONE 'UTC';
@@ -102,12 +122,26 @@ fn settings(options: PostgresOptions) -> String {
          SET plan_cache_mode = force_custom_plan;
          SET statement_timeout = {};
          SET lock_timeout = {};
-         SET idle_in_transaction_session_timeout = {};
-         SELECT set_config('lc_messages', 'C', false) WHERE current_setting('is_superuser')::boolean",
+         SET idle_in_transaction_session_timeout = {}",
         millis(options.statement_timeout),
         millis(options.lock_timeout),
         millis(options.idle_transaction_timeout),
     )
+}
+
+/// Limits the statements of the open transaction that follow.
+pub(super) fn limit_statements(
+    conn: &mut PgConnection,
+    statements: Duration,
+    locks: Duration,
+) -> Result<(), Failure> {
+    statement(
+        "SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)",
+    )
+    .bind::<Text>(millis(statements).to_string())
+    .bind::<Text>(millis(locks).to_string())
+    .execute(conn)?;
+    Ok(())
 }
 
 /// A timeout in milliseconds, where 0 would mean none.
@@ -115,115 +149,74 @@ pub(super) fn millis(timeout: Duration) -> i32 {
     i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
-/// Errors by their messages: Diesel has a kind only for a few codes. These are the texts of the locale `C`,
-/// which each connection asks for; only a superuser gets it, but the default of most servers is English.
-const POSTGRES_MESSAGES: [(Kind, &[&str]); 7] = [
-    (
-        Kind::Locked,
-        &[
-            "canceling statement due to lock timeout",
-            "canceling statement due to statement timeout",
-            "could not obtain lock",
-        ],
-    ),
-    (Kind::Conflict, &["deadlock detected", "could not serialize access"]),
-    (Kind::Full, &["could not extend file"]),
-    (Kind::ReadOnly, &["permission denied", "must be owner of"]),
-    (
-        Kind::Corrupt,
-        &["invalid page in block", "could not read block", "missing chunk", "unexpected chunk"],
-    ),
-    (
-        Kind::Unavailable,
-        &[
-            "canceling statement due to",
-            "terminating connection",
-            "server closed the connection",
-            "no connection to the server",
-            "lost synchronization with server",
-            "could not receive data",
-            "could not send data",
-            "SSL ",
-            "the database system is",
-            "current transaction is aborted",
-            "idle-in-transaction timeout",
-            "out of memory",
-            "out of shared memory",
-            "too many ",
-            "sorry, too many clients",
-            "remaining connection slots",
-            "temporary file size exceeds",
-            "could not open file",
-            "could not access",
-            "could not write",
-            "could not fsync",
-            "prepared statement ",
-        ],
-    ),
-    (
-        Kind::Schema,
-        &["there is no unique or exclusion constraint", "cached plan must not change result type"],
-    ),
-];
-
 impl Classify for PgConnection {
-    fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind> {
-        const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
-        const OBJECTS: [&str; 4] = ["relation ", "column ", "type ", "function "];
-        let message = info.message();
-        if FULL.iter().any(|text| message.contains(text)) {
-            return Some(Kind::Full);
-        }
-        let missing = OBJECTS.iter().any(|object| message.starts_with(object))
-            && message.ends_with(" does not exist");
-        // A position in the statement is given for those that do not fit the tables: with the tables of
-        // the migrations all of them do.
-        let misfit = missing || info.statement_position().is_some();
-        kind_of(message, &POSTGRES_MESSAGES).or(misfit.then_some(Kind::Schema))
+    /// Diesel keeps the code of the error to itself, and its text is in whatever language.
+    fn classify(error: DieselError) -> Failure {
+        Failure::Unknown(error)
     }
 }
 
-fn query_error(error: DieselError) -> StoreError {
+pub(super) fn query_error(error: DieselError) -> StoreError {
     Failure::Query(error).into_error::<PgConnection>()
 }
 
-/// Migrates the tables to this version. Returns the number of migrations applied.
-pub(in crate::store) fn migrate(url: &PostgresUrl, options: PostgresOptions) -> Result<usize> {
-    let mut conn = connect(url, options)?;
-    // Checked first without the lock, and for roles that may not create tables.
-    if is_up_to_date(&mut conn)? {
-        return Ok(0);
+/// What an error of no known kind is about, by trial: whether the connection still answers, and whether the
+/// tables are those that the statements are for.
+pub(super) fn diagnose(conn: &mut PgConnection, error: DieselError) -> Failure {
+    match statement(FIT).bind::<Array<Text>>(COLUMNS.to_vec()).get_result::<Fit>(conn) {
+        Ok(Fit { fit: true }) => Failure::Unknown(error),
+        Ok(Fit { fit: false }) => StoreError::Schema { source: error.into() }.into(),
+        // The first error says why.
+        Err(_) => StoreError::unavailable(error).into(),
     }
-    // The connection is closed in any case, which releases the lock.
-    let timeout = millis(options.open_timeout);
-    let settings = format!("SET lock_timeout = {timeout}; SET statement_timeout = 0");
-    conn.batch_execute(&settings).map_err(query_error)?;
-    statement("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))")
-        .execute(&mut conn)
-        .map_err(query_error)?;
-    let applied = conn
-        .run_pending_migrations(POSTGRES_MIGRATIONS)
-        .map_err(migration_error::<PgConnection>)?;
-    Ok(applied.len())
 }
+
+/// The columns of the migrations, as `table.column`.
+const COLUMNS: [&str; 21] = [
+    "rooms.id",
+    "rooms.channel_name",
+    "rooms.created_at",
+    "presences.id",
+    "presences.room_id",
+    "presences.channel_name",
+    "presences.user_id",
+    "presences.info",
+    "presences.joined_at",
+    "presences.last_seen",
+    "presences.session_key",
+    "presences.fixed_info",
+    "presences.fading_until",
+    "presences.turn",
+    "presences.current_connection",
+    "presences.node_id",
+    "nodes.id",
+    "nodes.incarnation",
+    "nodes.head",
+    "nodes.leaving",
+    "nodes.lease_expires_at",
+];
+
+/// Whether the tables have their columns, and those two unique keys that conflicts are resolved by. Takes no
+/// lock on them.
+const FIT: &str = "
+    SELECT NOT EXISTS (
+        SELECT FROM unnest($1) AS known (name)
+        WHERE NOT EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = to_regclass(split_part(known.name, '.', 1))
+                AND attname = split_part(known.name, '.', 2) AND NOT attisdropped))
+    AND 2 = (
+        SELECT count(DISTINCT indrelid) FROM pg_index
+        WHERE indisunique AND indisvalid AND indpred IS NULL AND (
+            indrelid = to_regclass('rooms') AND indnkeyatts = 1 AND indkey[0] <> (
+                SELECT attnum FROM pg_attribute
+                WHERE attrelid = to_regclass('rooms') AND attname = 'id')
+            OR indrelid = to_regclass('presences') AND indnkeyatts = 2)) AS fit";
 
 #[derive(QueryableByName)]
-struct Version {
-    #[diesel(sql_type = Text)]
-    version: String,
-}
-
-/// Whether every migration has been applied; not so if the table of migrations is missing.
-fn is_up_to_date(conn: &mut PgConnection) -> Result<bool> {
-    let versions = sql_query("SELECT version FROM __diesel_schema_migrations").load(conn);
-    let versions: Vec<Version> = match versions.map_err(query_error) {
-        Err(StoreError::Schema { .. }) => return Ok(false),
-        versions => versions?,
-    };
-    let known = MigrationSource::<Pg>::migrations(&POSTGRES_MIGRATIONS);
-    let known = known.map_err(migration_error::<PgConnection>)?;
-    let applied = |version: &str| versions.iter().any(|found| found.version == version);
-    Ok(known.iter().all(|migration| applied(&migration.name().version().to_string())))
+struct Fit {
+    #[diesel(sql_type = Bool)]
+    fit: bool,
 }
 
 /// SQL in which `$1`, `$2`, … are the bound values in their order; the result is read by column name.
@@ -280,3 +273,6 @@ impl Query for Statement<'_> {
 }
 
 impl<C> RunQueryDsl<C> for Statement<'_> {}
+
+/// To run it more than once.
+impl<C> RunQueryDsl<C> for &Statement<'_> {}

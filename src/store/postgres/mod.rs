@@ -3,26 +3,27 @@
 mod batch;
 mod connection;
 mod nodes;
+mod opening;
 mod queries;
 
 use std::{thread, time::Duration};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use diesel::{PgConnection, RunQueryDsl, sql_types::Text};
+use diesel::PgConnection;
 
 use self::{
     batch::Sorted,
-    connection::{connect, millis, statement},
+    connection::{connect, diagnose, limit_statements},
 };
 use super::{
-    Applied, Batch, NodeLease, PostgresUrl, Renewal, Result, RoomCounts, Started, Store,
+    Applied, Batch, NodeLease, PostgresUrl, Pulse, Renewal, Result, RoomCounts, Started, Store,
     StoreError,
     transaction::{Failure, oldest, transact},
 };
 use crate::model::NodeName;
 
-pub(super) use self::connection::migrate;
 pub use self::connection::{LeaseClock, PostgresOptions};
+pub(super) use self::opening::migrate;
 
 /// A [`Store`] and [`SharedStore`](super::SharedStore) on PostgreSQL.
 ///
@@ -37,6 +38,24 @@ pub struct PostgresStore {
     options: PostgresOptions,
     conn: Option<PgConnection>,
     lease: NodeLease,
+    pulse: Pulse,
+}
+
+/// The limits of a transaction that may take long.
+#[derive(Clone, Copy)]
+struct LongLimits {
+    statements: Duration,
+    locks: Duration,
+    answers: Duration,
+}
+
+impl LongLimits {
+    /// Sets the limits in the open transaction.
+    fn allow(&self, conn: &mut PgConnection, pulse: &Pulse) -> Result<(), Failure> {
+        limit_statements(conn, self.statements, self.locks)?;
+        pulse.allow(self.statements + self.answers);
+        Ok(())
+    }
 }
 
 /// How many rows a transaction may affect.
@@ -65,33 +84,52 @@ impl PostgresStore {
     /// [`StoreError`].
     pub fn open_with(url: &PostgresUrl, options: PostgresOptions) -> Result<Self> {
         migrate(url, options)?;
-        Ok(Self { url: url.clone(), options, conn: None, lease: NodeLease::default() })
+        Ok(Self::unconnected(url.clone(), options, NodeLease::default()))
     }
 
-    /// Runs a call, and closes a connection that may have become useless.
+    /// A further store on the same database, for the same process.
+    pub(crate) fn another(&self) -> Self {
+        Self::unconnected(self.url.clone(), self.options, self.lease.successor())
+    }
+
+    /// A store that connects when it is first called.
+    fn unconnected(url: PostgresUrl, options: PostgresOptions, lease: NodeLease) -> Self {
+        Self { url, options, conn: None, lease, pulse: Pulse::default() }
+    }
+
+    /// Runs a call, and closes a connection that may have become useless. If that was an idle one, which may
+    /// have been cut unnoticed, the call is run once more on a new one.
     fn call<T>(
         &mut self,
-        call: impl FnOnce(&mut PgConnection) -> Result<T, Failure>,
+        mut call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        // Taken out, so that a panic closes it.
-        let mut conn = match self.conn.take() {
-            Some(conn) => conn,
-            None => connect(&self.url, self.options)?,
-        };
-        let result = call(&mut conn).map_err(Failure::classified::<PgConnection>);
-        // Another connection may lead to another server, which can do it; and what was prepared on this
-        // one may be the problem.
-        let useless = matches!(
-            &result,
-            Err(Failure::Store(
-                StoreError::Unavailable { .. }
-                    | StoreError::ReadOnly
-                    | StoreError::Corrupt { .. }
-                    | StoreError::Schema { .. },
-            ))
-        );
-        self.conn = (!useless).then_some(conn);
-        result
+        let _waiting = self.pulse.begin(self.options.answer_timeout);
+        loop {
+            // Taken out, so that a panic closes it.
+            let (mut conn, was_idle) = match self.conn.take() {
+                Some(conn) => (conn, true),
+                None => (connect(&self.url, self.options, &self.pulse)?, false),
+            };
+            let result = call(&mut conn, &self.pulse).map_err(Failure::classified::<PgConnection>);
+            let result = match result {
+                Err(Failure::Unknown(error)) => Err(diagnose(&mut conn, error)),
+                result => result,
+            };
+            match &result {
+                // Another connection may lead to another server, which may be written.
+                Err(Failure::Store(StoreError::Unavailable { .. } | StoreError::ReadOnly)) => {
+                    if was_idle {
+                        tracing::debug!("a connection to the database was lost: asking again");
+                        self.pulse.allow(self.options.answer_timeout);
+                        continue;
+                    }
+                }
+                // What was prepared on this one may be the problem.
+                Err(Failure::Store(StoreError::Schema { .. })) => {}
+                _ => self.conn = Some(conn),
+            }
+            return result;
+        }
     }
 
     /// Runs a transaction, and again if another one was in the way.
@@ -102,16 +140,12 @@ impl PostgresStore {
     ) -> Result<T, Failure> {
         const ATTEMPTS: u32 = 5;
         const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
-        let timeout = (extent == Extent::All).then_some(self.options.long_statement_timeout);
-        self.call(|conn| {
+        let long = (extent == Extent::All).then(|| self.long());
+        self.call(|conn, pulse| {
             let mut attempt = 1;
             loop {
                 let done = transact(conn, |conn| {
-                    if let Some(timeout) = timeout {
-                        statement("SELECT set_config('statement_timeout', $1, true)")
-                            .bind::<Text>(millis(timeout).to_string())
-                            .execute(conn)?;
-                    }
+                    long.iter().try_for_each(|long| long.allow(conn, pulse))?;
                     body(conn)
                 });
                 match done {
@@ -124,6 +158,17 @@ impl PostgresStore {
                 attempt += 1;
             }
         })
+    }
+
+    /// The limits of what may take long.
+    fn long(&self) -> LongLimits {
+        let PostgresOptions { long_statement_timeout, lock_timeout, answer_timeout, .. } =
+            self.options;
+        LongLimits {
+            statements: long_statement_timeout,
+            locks: lock_timeout,
+            answers: answer_timeout,
+        }
     }
 
     fn transact<T>(
@@ -145,27 +190,30 @@ impl PostgresStore {
 
 impl Store for PostgresStore {
     fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
-        let fence = self.lease.fence(node);
+        let fence = self.lease.fence(node)?;
         let clock = self.clock(now);
         let sorted = Sorted::new(batch);
         let fenced = |conn: &mut PgConnection| match fence {
-            Some((incarnation, lease)) => {
-                nodes::fence(conn, node, incarnation, batch.number, clock, lease)
-            }
+            Some(fence) => nodes::fence(conn, node, fence, batch.number, clock),
             None => Ok(()),
         };
         let whole = self.attempt(Extent::Given, |conn| {
             fenced(conn)?;
             sorted.write(conn, node, now)
         });
-        let Err(Failure::Row(_)) = whole else {
-            return whole.map_err(Failure::into_error::<PgConnection>);
-        };
-        // A row is refused: now each part is in a savepoint, to be rolled back by itself.
-        self.transact(Extent::Given, |conn| {
-            fenced(conn)?;
-            sorted.write_piecemeal(conn, node, now)
-        })
+        let applied = match whole {
+            // A row may be the reason: now each part is in a savepoint, to be rolled back by itself.
+            Err(Failure::Row(_) | Failure::Unknown(_)) => {
+                let time = self.options.answer_timeout;
+                self.transact(Extent::Given, |conn| {
+                    fenced(conn)?;
+                    sorted.write_piecemeal(conn, node, now, time)
+                })
+            }
+            whole => whole.map_err(Failure::into_error::<PgConnection>),
+        }?;
+        self.lease.committed(batch.number);
+        Ok(applied)
     }
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
@@ -180,24 +228,25 @@ impl Store for PostgresStore {
 
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
         let incarnations = self.lease.set(node, lease);
-        let clock = self.clock(now);
-        let renewal = self.transact(Extent::All, |conn| {
-            nodes::renew(conn, node, incarnations, now, clock, lease)
+        let (clock, long, pulse) = (self.clock(now), self.long(), self.pulse.clone());
+        let renewal = self.transact(Extent::Given, |conn| {
+            let before_long = |conn: &mut PgConnection| long.allow(conn, &pulse);
+            nodes::renew(conn, node, &incarnations, now, clock, lease, before_long)
         })?;
-        if matches!(renewal, Renewal::Lapsed { .. }) {
+        if renewal != Renewal::Held {
             self.lease.begin();
         }
         Ok(renewal)
     }
 
     fn stop(&mut self, node: &NodeName) -> Result<usize> {
-        let own = self.lease.incarnation(node);
-        self.transact(Extent::All, |conn| nodes::stop(conn, node, own))
+        let own = self.lease.own_of(node);
+        self.transact(Extent::All, |conn| nodes::stop(conn, node, &own))
     }
 
     fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
-        let (own, clock) = (self.lease.incarnation(node), self.clock(now));
-        self.transact(Extent::All, |conn| nodes::hand_over(conn, node, own, clock, grace))
+        let (own, clock) = (self.lease.own_of(node), self.clock(now));
+        self.transact(Extent::All, |conn| nodes::hand_over(conn, node, &own, clock, grace))
     }
 
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {

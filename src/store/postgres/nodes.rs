@@ -14,15 +14,16 @@ use super::{
 };
 use crate::{
     model::{Epoch, NodeName},
-    store::{OwnIncarnations, Reaped, Renewal, Row, StoreError, transaction::Failure},
+    store::{Fence, OwnIncarnations, Reaped, Renewal, Row, StoreError, transaction::Failure},
 };
 
-/// Raises the head and extends the lease, but never shortens it: the write may be late.
+/// Raises the head and extends the lease, but never shortens it: the write may be late. A lower head is that of
+/// an earlier state of the database.
 const FENCE: &str = "
     UPDATE nodes SET head = greatest(head, $1),
         lease_expires_at = greatest(lease_expires_at,
             coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond')
-    WHERE id = $4 AND incarnation = $5";
+    WHERE id = $4 AND incarnation = $5 AND head >= $6";
 
 const START: &str = "
     INSERT INTO nodes (started_at, lease_expires_at, id, incarnation)
@@ -31,18 +32,29 @@ const START: &str = "
         lease_expires_at = excluded.lease_expires_at, incarnation = excluded.incarnation,
         head = 0, leaving = false";
 
-/// Extends the lease of the own row.
+/// Extends the lease of the own row, if it is not of an earlier state of the database.
 const RENEW: &str = "
     UPDATE nodes SET
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
-    WHERE id = $3 AND incarnation = $4";
+    WHERE id = $3 AND incarnation = $4 AND head >= $5";
 
-/// Creates the row, or finds the one that was created by a renewal whose answer was lost.
+/// Takes over the row of another store of this process, or that of an earlier state of the database. Late
+/// writes in the incarnations before are refused from then on.
+const CONTINUE: &str = "
+    UPDATE nodes SET incarnation = $1, leaving = false,
+        lease_expires_at = coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond'
+    WHERE id = $4 AND incarnation = ANY ($5)";
+
+/// Creates the row, or finds the one that was created by a renewal whose answer was lost, or takes over one
+/// whose lease is over: in a database put back to a backup it is that of an earlier process.
 const REJOIN: &str = "
     INSERT INTO nodes (started_at, lease_expires_at, id, incarnation)
     VALUES ($1, coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond', $4, $5)
-    ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at
-    WHERE nodes.incarnation = excluded.incarnation";
+    ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at,
+        lease_expires_at = excluded.lease_expires_at, incarnation = excluded.incarnation,
+        head = 0, leaving = false
+    WHERE nodes.incarnation = excluded.incarnation
+        OR nodes.lease_expires_at < coalesce($2, now() AT TIME ZONE 'UTC')";
 
 const LEAVE: &str = "
     UPDATE nodes SET leaving = true,
@@ -119,23 +131,28 @@ fn micros(lease: Duration) -> i64 {
     i64::try_from(lease.as_micros()).unwrap_or(CENTURY).min(CENTURY)
 }
 
-/// Checks that the row of the node is there, and notes the batch in it.
+/// Checks that the row of the node is as it should be, and notes the batch in it.
 pub(super) fn fence(
     conn: &mut PgConnection,
     node: &NodeName,
-    incarnation: Epoch,
-    head: u64,
+    fence: Fence,
+    number: u64,
     clock: Option<NaiveDateTime>,
-    lease: Duration,
 ) -> Result<(), Failure> {
     let found = statement(FENCE)
-        .bind::<BigInt>(i64::try_from(head).unwrap_or(i64::MAX))
+        .bind::<BigInt>(big(number))
         .bind::<Nullable<Timestamp>>(clock)
-        .bind::<BigInt>(micros(lease))
+        .bind::<BigInt>(micros(fence.lease))
         .bind::<Text>(node.as_str())
-        .bind::<Text>(incarnation.to_string())
+        .bind::<Text>(fence.incarnation.to_string())
+        .bind::<BigInt>(big(fence.head))
         .execute(conn)?;
     if found == 0 { Err(StoreError::Lapsed.into()) } else { Ok(()) }
+}
+
+/// The number of a batch.
+fn big(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Writes the row of the node. Returns the presences of an earlier incarnation, and whether that one had
@@ -185,31 +202,47 @@ fn lock_starts_and_prunes(conn: &mut PgConnection) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Extends the lease, or creates the row again.
+/// Extends the lease, goes on in a new incarnation, or creates the row again. `before_long` is called before
+/// what may take long.
 pub(super) fn renew(
     conn: &mut PgConnection,
     node: &NodeName,
-    incarnations: OwnIncarnations,
+    incarnations: &OwnIncarnations,
     now: DateTime<Utc>,
     clock: Option<NaiveDateTime>,
     lease: Duration,
+    before_long: impl FnOnce(&mut PgConnection) -> Result<(), Failure>,
 ) -> Result<Renewal, Failure> {
-    let OwnIncarnations { current, next: incarnation } = incarnations;
+    let OwnIncarnations { current, next: incarnation, before, head } = incarnations;
+    let incarnation = *incarnation;
     if let Some(own) = current {
         let held = statement(RENEW)
             .bind::<Nullable<Timestamp>>(clock)
             .bind::<BigInt>(micros(lease))
             .bind::<Text>(node.as_str())
             .bind::<Text>(own.to_string())
+            .bind::<BigInt>(big(*head))
             .execute(conn)?;
         if held > 0 {
             return Ok(Renewal::Held);
         }
     }
+    let continued = statement(CONTINUE)
+        .bind::<Text>(incarnation.to_string())
+        .bind::<Nullable<Timestamp>>(clock)
+        .bind::<BigInt>(micros(lease))
+        .bind::<Text>(node.as_str())
+        .bind::<Array<Text>>(before.iter().map(Epoch::to_string).collect::<Vec<_>>())
+        .execute(conn)?;
+    if continued > 0 {
+        return Ok(Renewal::Continued { incarnation });
+    }
     if insert(REJOIN, conn, node, incarnation, now, clock, lease)? == 0 {
         return Err(StoreError::NameTaken.into());
     }
-    // Without a row it had no presences; all of them are written again.
+    // Without a row it had no presences, and those of an earlier process have ended; all that this one has
+    // are written again.
+    before_long(conn)?;
     remove(REMOVE, conn, node)?;
     Ok(Renewal::Lapsed { incarnation })
 }
@@ -218,25 +251,27 @@ fn remove(sql: &'static str, conn: &mut PgConnection, node: &NodeName) -> Result
     Ok(statement(sql).bind::<Text>(node.as_str()).execute(conn)?)
 }
 
-/// Whether the row of the node belongs to another incarnation than `own`. The row is locked.
+/// Whether the row of the node belongs to another process: to none of its `own` incarnations, if it has any.
+/// The row is locked.
 fn has_been_taken(
     conn: &mut PgConnection,
     node: &NodeName,
-    own: Option<Epoch>,
+    own: &[Epoch],
 ) -> Result<bool, Failure> {
     let found: Option<Id> =
         statement("SELECT incarnation AS id FROM nodes WHERE id = $1 FOR UPDATE")
             .bind::<Text>(node.as_str())
             .get_result(conn)
             .optional()?;
-    Ok(own.is_some_and(|own| found.is_some_and(|found| found.id != own.to_string())))
+    let is_own = |found: Id| own.iter().any(|own| own.to_string() == found.id);
+    Ok(!own.is_empty() && found.is_some_and(|found| !is_own(found)))
 }
 
 /// Removes the node and its presences, unless they belong to another incarnation.
 pub(super) fn stop(
     conn: &mut PgConnection,
     node: &NodeName,
-    own: Option<Epoch>,
+    own: &[Epoch],
 ) -> Result<usize, Failure> {
     if has_been_taken(conn, node, own)? {
         return Ok(0);
@@ -250,7 +285,7 @@ pub(super) fn stop(
 pub(super) fn hand_over(
     conn: &mut PgConnection,
     node: &NodeName,
-    own: Option<Epoch>,
+    own: &[Epoch],
     clock: Option<NaiveDateTime>,
     grace: Duration,
 ) -> Result<usize, Failure> {

@@ -1,5 +1,7 @@
 //! Queries, what their rows mean, and the removal of empty rooms.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
     PgConnection, QueryableByName, RunQueryDsl,
@@ -20,8 +22,8 @@ use crate::{
         SessionKey, UserId,
     },
     store::{
-        NodeRow, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore,
-        transaction::{Failure, to_count},
+        NodeRow, Pulse, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreOpener,
+        transaction::{Failure, to_count, transact_by},
     },
 };
 
@@ -86,6 +88,10 @@ pub(super) const WHERE_IS: &str = "
     FROM presences JOIN rooms ON rooms.id = presences.room_id
     JOIN nodes ON nodes.id = presences.node_id
     WHERE presences.user_id = $1 GROUP BY rooms.channel_name ORDER BY rooms.channel_name";
+
+pub(super) const PLACES: &str = "
+    SELECT rooms.channel_name AS room, presences.channel_name AS connection
+    FROM presences JOIN rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1";
 
 macro_rules! holders {
     ($condition:literal) => {
@@ -152,7 +158,8 @@ impl PostgresStore {
     where
         T: QueryableByName<Pg> + 'static,
     {
-        self.call(|conn| Ok(query.load(conn)?)).map_err(Failure::into_error::<PgConnection>)
+        let found = self.call(|conn, _| Ok((&query).load(conn)?));
+        found.map_err(Failure::into_error::<PgConnection>)
     }
 }
 
@@ -160,14 +167,17 @@ impl SharedStore for PostgresStore {
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);
-        let found = self.call(|conn| {
-            conn.build_transaction().read_only().repeatable_read().run(|conn| {
+        let found = self.call(|conn, _| {
+            let read = |conn: &mut PgConnection| {
                 let nodes: Vec<StoredNode> = all_nodes(clock).load(conn)?;
                 let held: Vec<PresenceRow> = match rooms.is_empty() {
                     true => Vec::new(),
-                    false => statement(READ).bind::<Array<Text>>(rooms).load(conn)?,
+                    false => statement(READ).bind::<Array<Text>>(&rooms).load(conn)?,
                 };
-                Ok::<_, Failure>((nodes, held))
+                Ok((nodes, held))
+            };
+            transact_by(read, |run| {
+                conn.build_transaction().read_only().repeatable_read().run(|conn| run(conn))
             })
         });
         let (nodes, held) = found.map_err(Failure::into_error::<PgConnection>)?;
@@ -245,6 +255,23 @@ impl SharedStore for PostgresStore {
         };
         let holders: Vec<Holder> = self.load(query)?;
         Ok(all("presences", holders.into_iter().map(Holder::read)))
+    }
+
+    fn places(&mut self, node: &NodeName) -> Result<Vec<(RoomName, ConnectionId)>> {
+        let places: Vec<Place> = self.transact(Extent::All, |conn| {
+            Ok(statement(PLACES).bind::<Text>(node.as_str()).load(conn)?)
+        })?;
+        Ok(all("presences", places.into_iter().map(Place::read)))
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    fn opener(&self) -> Option<StoreOpener> {
+        let (url, options, lease) = (self.url.clone(), self.options, self.lease.successor());
+        let open = move || Self::unconnected(url.clone(), options, lease.successor());
+        Some(Arc::new(move || Box::new(open())))
     }
 }
 
@@ -373,6 +400,22 @@ impl Holder {
     fn read(self) -> Result<(ConnectionId, NodeName), &'static str> {
         let connection = self.connection.parse().map_err(|_| "channel_name")?;
         Ok((connection, NodeName::new(self.node_id).map_err(|_| "node_id")?))
+    }
+}
+
+/// The place of a presence.
+#[derive(QueryableByName)]
+struct Place {
+    #[diesel(sql_type = Text)]
+    room: String,
+    #[diesel(sql_type = Text)]
+    connection: String,
+}
+
+impl Place {
+    fn read(self) -> Result<(RoomName, ConnectionId), &'static str> {
+        let connection = self.connection.parse().map_err(|_| "channel_name")?;
+        Ok((RoomName::new(self.room).map_err(|_| "the room's channel_name")?, connection))
     }
 }
 

@@ -15,14 +15,14 @@ use diesel::{
     SqliteConnection,
     connection::SimpleConnection,
     r2d2::{ConnectionManager, CustomizeConnection, Error as ConnectError, Pool, PooledConnection},
-    result::DatabaseErrorInformation,
+    result::Error as DieselError,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::store::{
     DatabaseUrl, Result, SqlitePath, StoreError,
-    transaction::{Classify, Failure, Kind, kind_of, migration_error, transact_by},
+    transaction::{Classify, Failure, migration_error, transact_by},
 };
 
 pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -46,8 +46,8 @@ impl Default for SqliteOptions {
     }
 }
 
-/// Errors by their messages: Diesel gives no result codes. These are the texts of `sqlite3_errstr`, which
-/// are as stable as the codes; what a trigger raises has its own text.
+/// Errors by their messages: Diesel gives no result codes. These are the texts of `sqlite3_errstr`, one for
+/// each code, which are never translated; what a trigger raises has its own text.
 const SQLITE_MESSAGES: [(Kind, &[&str]); 6] = [
     (
         Kind::Locked,
@@ -96,11 +96,38 @@ const SQLITE_MESSAGES: [(Kind, &[&str]); 6] = [
     ),
 ];
 
+/// A failure that SQLite has a text for.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Locked,
+    Full,
+    ReadOnly,
+    Corrupt,
+    Schema,
+    Unavailable,
+}
+
+fn kind(message: &str) -> Option<Kind> {
+    let is = |texts: &[&str]| texts.iter().any(|text| message.starts_with(text));
+    let known = SQLITE_MESSAGES.iter().find_map(|(kind, texts)| is(texts).then_some(*kind));
+    known.or(message.contains(" has no column named ").then_some(Kind::Schema))
+}
+
 impl Classify for SqliteConnection {
-    fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind> {
-        let message = info.message();
-        let unknown_column = message.contains(" has no column named ").then_some(Kind::Schema);
-        kind_of(message, &SQLITE_MESSAGES).or(unknown_column)
+    /// What has none of the texts is what a trigger raises: the fault of a row.
+    fn classify(error: DieselError) -> Failure {
+        let DieselError::DatabaseError(_, info) = &error else { return Failure::Query(error) };
+        let Some(kind) = kind(info.message()) else {
+            return Failure::Row(info.message().to_owned());
+        };
+        Failure::Store(match kind {
+            Kind::Locked => StoreError::Locked,
+            Kind::Full => StoreError::Full,
+            Kind::ReadOnly => StoreError::ReadOnly,
+            Kind::Corrupt => StoreError::Corrupt { source: error.into() },
+            Kind::Schema => StoreError::Schema { source: error.into() },
+            Kind::Unavailable => StoreError::unavailable(error),
+        })
     }
 }
 

@@ -1,10 +1,10 @@
 //! Batches as statements: the rows of a chunk are one JSON parameter.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use diesel::{
-    RunQueryDsl, SqliteConnection,
+    QueryableByName, RunQueryDsl, SqliteConnection,
     deserialize::{self, FromSql, FromSqlRow},
     expression::AsExpression,
     serialize::{self, IsNull, Output, ToSql},
@@ -17,8 +17,8 @@ use serde::{Serialize, Serializer};
 use crate::{
     model::{ConnectionId, NodeName, PresenceRecord, RoomName},
     store::{
-        Applied, Batch, BatchEntry, Row, SetAside, StoreError,
-        transaction::{Failure, write_chunks},
+        Applied, Batch, BatchEntry, Row, Seen, SetAside, StoreError,
+        transaction::{Failure, Trial, write_chunks},
     },
 };
 
@@ -57,6 +57,13 @@ const TOUCH_ROWS: &str = "
         WHERE +presences.node_id = ?2)
     UPDATE presences SET last_seen = found.at FROM found WHERE presences.id = found.id";
 
+/// The connections that have fewer rows than they should.
+const TOO_FEW_ROWS: &str = "
+    SELECT row.value ->> 0 AS connection FROM json_each(?1) AS row
+    WHERE row.value ->> 2 > (
+        SELECT count(*) FROM presences
+        WHERE presences.channel_name = row.value ->> 0 AND +presences.node_id = ?2)";
+
 /// Writes a batch in the open transaction.
 pub(super) fn apply(
     conn: &mut SqliteConnection,
@@ -64,20 +71,22 @@ pub(super) fn apply(
     batch: &Batch,
     now: DateTime<Utc>,
 ) -> Result<Applied, Failure> {
-    let mut set_aside = Vec::new();
-    write_chunks(conn, &batch.deletes, MAX_CHUNK_ROWS, delete, |(room, connection), reason| {
+    const MAX: usize = MAX_CHUNK_ROWS;
+    let (mut set_aside, mut trial) = (Vec::new(), Trial::default());
+    write_chunks(conn, &mut trial, &batch.deletes, MAX, delete, |(room, connection), reason| {
         set_aside.push(SetAside { change: BatchEntry::Delete(room.clone(), *connection), reason });
     })?;
     let upsert = |conn: &mut _, rows: &[_]| upsert(conn, node, rows, now);
-    write_chunks(conn, &batch.upserts, MAX_CHUNK_ROWS, upsert, |row, reason| {
+    write_chunks(conn, &mut trial, &batch.upserts, MAX, upsert, |row, reason| {
         let change = BatchEntry::Upsert(row.room.clone(), row.record.presence.connection);
         set_aside.push(SetAside { change, reason });
     })?;
-    let seen = |conn: &mut _, rows: &[_]| seen(conn, node, rows);
-    write_chunks(conn, &batch.seen, MAX_CHUNK_ROWS, seen, |(connection, _), reason| {
-        set_aside.push(SetAside { change: BatchEntry::Seen(*connection), reason });
+    let missing = RefCell::default();
+    let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows, &missing);
+    write_chunks(conn, &mut trial, &batch.seen, MAX, write, |seen, reason| {
+        set_aside.push(SetAside { change: BatchEntry::Seen(seen.connection), reason });
     })?;
-    Ok(Applied { set_aside })
+    Ok(Applied { set_aside, missing: missing.into_inner() })
 }
 
 fn upsert(
@@ -113,11 +122,25 @@ fn delete(conn: &mut SqliteConnection, rows: &[(RoomName, ConnectionId)]) -> Res
 fn seen(
     conn: &mut SqliteConnection,
     node: &NodeName,
-    rows: &[(ConnectionId, DateTime<Utc>)],
+    rows: &[Seen],
+    missing: &RefCell<Vec<ConnectionId>>,
 ) -> Result<(), Failure> {
-    let json = json(rows.iter().map(|(connection, at)| (connection, Stamp(*at))))?;
-    sql_query(TOUCH_ROWS).bind::<Text, _>(json).bind::<Text, _>(node.as_str()).execute(conn)?;
+    let text = json(rows.iter().map(|seen| (seen.connection, Stamp(seen.at), seen.rooms)))?;
+    let touched = sql_query(TOUCH_ROWS).bind::<Text, _>(&text).bind::<Text, _>(node.as_str());
+    if touched.execute(conn)? < rows.iter().map(|seen| seen.rooms).sum::<usize>() {
+        let few = sql_query(TOO_FEW_ROWS).bind::<Text, _>(&text).bind::<Text, _>(node.as_str());
+        let few: Vec<Connection> = few.load(conn)?;
+        missing
+            .borrow_mut()
+            .extend(few.iter().filter_map(|few| few.connection.parse::<ConnectionId>().ok()));
+    }
     Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Connection {
+    #[diesel(sql_type = Text)]
+    connection: String,
 }
 
 fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> Result<String, Failure> {
@@ -177,7 +200,7 @@ impl FromSql<Timestamp, Sqlite> for Stamp {
 
 #[cfg(test)]
 mod tests {
-    use diesel::{Connection, QueryableByName};
+    use diesel::Connection as _;
     use diesel_migrations::MigrationHarness;
 
     use super::*;
@@ -192,7 +215,7 @@ mod tests {
         }
         let mut conn = SqliteConnection::establish(":memory:").unwrap();
         conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
-        for statement in [UPSERT_ROOMS, UPSERT_ROWS, DELETE_ROWS, TOUCH_ROWS] {
+        for statement in [UPSERT_ROOMS, UPSERT_ROWS, DELETE_ROWS, TOUCH_ROWS, TOO_FEW_ROWS] {
             let plan = sql_query(format!("EXPLAIN QUERY PLAN {statement}"));
             let steps: Vec<Step> = plan.load(&mut conn).unwrap();
             let steps: Vec<_> = steps.into_iter().map(|step| step.detail).collect();

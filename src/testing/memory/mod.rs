@@ -97,6 +97,9 @@ impl MemoryDatabase {
                 tables.nodes.insert(node, entry);
             }
             ManualChange::DeleteNodes => tables.nodes.clear(),
+            ManualChange::LowerHeads(number) => {
+                tables.nodes.values_mut().for_each(|node| node.head = number);
+            }
             ManualChange::HideNodes => tables.hidden = true,
             ManualChange::ShowNodes => tables.hidden = false,
         });
@@ -211,10 +214,10 @@ impl Tables {
         taken.map(|(_, (_, row))| row).collect()
     }
 
-    /// Whether the row of the node belongs to another incarnation.
-    fn has_been_taken(&self, node: &NodeName, own: Option<Epoch>) -> bool {
+    /// Whether the row of the node belongs to another process.
+    fn has_been_taken(&self, node: &NodeName, own: &[Epoch]) -> bool {
         let row = self.nodes.get(node);
-        own.is_some_and(|own| row.is_some_and(|row| row.incarnation != own))
+        !own.is_empty() && row.is_some_and(|row| !own.contains(&row.incarnation))
     }
 }
 

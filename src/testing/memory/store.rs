@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,8 +13,8 @@ use crate::{
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, BatchEntry, NodeLease, NodeRow, OwnIncarnations, Reaped, Renewal, Result,
-        RoomCounts, RoomRows, Row, SetAside, SharedStore, Started, Store, StoreError, oldest,
+        Applied, Batch, BatchEntry, Fence, NodeLease, NodeRow, Reaped, Renewal, Result, RoomCounts,
+        RoomRows, Row, SetAside, SharedStore, Started, Store, StoreError, StoreOpener, oldest,
     },
     testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
 };
@@ -53,10 +54,11 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
-        let fence = self.lease.fence(node);
-        self.try_call(|tables| {
-            if let Some((incarnation, lease)) = fence {
-                let row = tables.nodes.get_mut(node).filter(|row| row.incarnation == incarnation);
+        let fence = self.lease.fence(node)?;
+        let applied = self.try_call(|tables| {
+            if let Some(Fence { incarnation, lease, head }) = fence {
+                let row = tables.nodes.get_mut(node);
+                let row = row.filter(|row| row.incarnation == incarnation && row.head >= head);
                 let row = row.ok_or(StoreError::Lapsed)?;
                 row.head = row.head.max(batch.number);
                 row.lease_expires_at = row.lease_expires_at.max(after(now, lease));
@@ -68,11 +70,17 @@ impl Store for MemoryStore {
             for row in &batch.upserts {
                 set_aside.extend(tables.upsert(node, row));
             }
-            for &(connection, at) in &batch.seen {
-                set_aside.extend(tables.seen(node, connection, at));
+            let mut missing = Vec::new();
+            for seen in &batch.seen {
+                set_aside.extend(tables.seen(node, seen.connection, seen.at));
+                if tables.rows_of(node, seen.connection).count() < seen.rooms {
+                    missing.push(seen.connection);
+                }
             }
-            Ok(Applied { set_aside })
-        })
+            Ok(Applied { set_aside, missing })
+        })?;
+        self.lease.committed(batch.number);
+        Ok(applied)
     }
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
@@ -89,30 +97,37 @@ impl Store for MemoryStore {
     }
 
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
-        let OwnIncarnations { current, next: incarnation } = self.lease.set(node, lease);
-        let renewal = self.try_call(|tables| match tables.nodes.get_mut(node) {
-            Some(row) if [current, Some(incarnation)].contains(&Some(row.incarnation)) => {
-                row.lease_expires_at = after(now, lease);
-                let held = Some(row.incarnation) == current;
-                Ok(if held { Renewal::Held } else { Renewal::Lapsed { incarnation } })
+        let own = self.lease.set(node, lease);
+        let incarnation = own.next;
+        let renewal = self.try_call(|tables| {
+            if let Some(row) = tables.nodes.get_mut(node) {
+                let end = after(now, lease);
+                if Some(row.incarnation) == own.current && row.head >= own.head {
+                    row.lease_expires_at = end;
+                    return Ok(Renewal::Held);
+                }
+                if own.before.contains(&row.incarnation) {
+                    (row.incarnation, row.lease_expires_at) = (incarnation, end);
+                    return Ok(Renewal::Continued { incarnation });
+                }
+                if row.incarnation != incarnation && row.lease_expires_at >= now {
+                    return Err(StoreError::NameTaken);
+                }
             }
-            Some(_) => Err(StoreError::NameTaken),
-            None => {
-                tables.take(|holder, _| holder == node);
-                tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
-                Ok(Renewal::Lapsed { incarnation })
-            }
+            tables.take(|holder, _| holder == node);
+            tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
+            Ok(Renewal::Lapsed { incarnation })
         })?;
-        if matches!(renewal, Renewal::Lapsed { .. }) {
+        if renewal != Renewal::Held {
             self.lease.begin();
         }
         Ok(renewal)
     }
 
     fn stop(&mut self, node: &NodeName) -> Result<usize> {
-        let own = self.lease.incarnation(node);
+        let own = self.lease.own_of(node);
         self.call(|tables| {
-            if tables.has_been_taken(node, own) {
+            if tables.has_been_taken(node, &own) {
                 return 0;
             }
             tables.nodes.remove(node);
@@ -121,9 +136,9 @@ impl Store for MemoryStore {
     }
 
     fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
-        let own = self.lease.incarnation(node);
+        let own = self.lease.own_of(node);
         self.call(|tables| {
-            if tables.has_been_taken(node, own) {
+            if tables.has_been_taken(node, &own) {
                 return 0;
             }
             if let Some(row) = tables.nodes.get_mut(node) {
@@ -261,6 +276,22 @@ impl SharedStore for MemoryStore {
             found.into_iter().map(|(connection, node)| (connection, node.clone())).collect()
         })
     }
+
+    fn places(&mut self, node: &NodeName) -> Result<Vec<(RoomName, ConnectionId)>> {
+        self.call(|tables| {
+            let held = tables.presences.iter().filter(|(_, (holder, _))| holder == node);
+            held.map(|(place, _)| place.clone()).collect()
+        })
+    }
+
+    fn opener(&self) -> Option<StoreOpener> {
+        let (database, link) = (self.database.clone(), self.link.clone());
+        let lease = self.lease.successor();
+        Some(Arc::new(move || {
+            let (database, link) = (database.clone(), link.clone());
+            Box::new(Self { database, link, lease: lease.successor() })
+        }))
+    }
 }
 
 impl StoreFixture for MemoryStore {
@@ -340,6 +371,14 @@ impl Tables {
             self.presences.insert(key, (node.clone(), row.clone()));
         }
         None
+    }
+
+    fn rows_of(&self, node: &NodeName, connection: ConnectionId) -> impl Iterator<Item = &Row> {
+        let held = self.presences.values();
+        let of_connection = move |(holder, row): &&(NodeName, Row)| {
+            holder == node && row.record.presence.connection == connection
+        };
+        held.filter(of_connection).map(|(_, row)| row)
     }
 
     fn seen(

@@ -7,12 +7,12 @@ use chrono::TimeDelta;
 use serde_json::json;
 
 use super::{
-    LEASE, ManualChange, StoreFixture, Verb, at, counts, id, node, room, row, seen_at, upserts,
-    write, write_as,
+    LEASE, ManualChange, StoreFixture, Verb, at, counts, id, node, room, row, seen, seen_at,
+    upserts, write, write_as,
 };
 use crate::{
     model::Info,
-    store::{Applied, Batch, BatchEntry, DeadNode, Renewal, Store, StoreError},
+    store::{Applied, Batch, BatchEntry, DeadNode, Renewal, Seen, Store, StoreError},
 };
 
 /// Names, info and times come back as they were, to the microsecond.
@@ -33,7 +33,7 @@ pub fn a_batch_can_be_given_twice<B: StoreFixture>(mut fixture: B) {
     let batch = Batch {
         upserts: vec![row("a", 1, Some("bob")), row("b", 3, None)],
         deletes: vec![(room("a"), id(2)), (room("none"), id(2))],
-        seen: vec![(id(1), at(5)), (id(9), at(5))],
+        seen: vec![seen(1, 5), seen(9, 5)],
         ..Batch::default()
     };
     write(fixture.store(), &batch);
@@ -48,10 +48,28 @@ pub fn a_batch_can_be_given_twice<B: StoreFixture>(mut fixture: B) {
 pub fn being_seen_is_for_all_presences_of_this_node<B: StoreFixture>(mut fixture: B) {
     write(fixture.store(), &upserts([row("a", 1, None), row("b", 1, None), row("a", 2, None)]));
     write_as("m", fixture.store(), &upserts([row("c", 1, None)]));
-    write(fixture.store(), &Batch { seen: vec![(id(1), at(40))], ..Batch::default() });
+    write(fixture.store(), &Batch { seen: vec![seen(1, 40)], ..Batch::default() });
     let seen: Vec<bool> =
         fixture.rows().iter().map(|(_, row)| row.record.last_seen == at(40)).collect();
     assert_eq!(seen, [true, false, true, false]);
+}
+
+/// Somebody else may have deleted rows.
+pub fn a_connection_with_fewer_rows_than_it_should_have_is_named<B: StoreFixture>(mut fixture: B) {
+    let rows = [row("a", 1, None), row("b", 1, None), row("a", 2, None), row("b", 3, None)];
+    write(fixture.store(), &upserts(rows));
+    write_as("m", fixture.store(), &upserts([row("c", 2, None)]));
+    let batch = Batch {
+        seen: [(1, 2), (2, 1), (3, 1), (4, 0)]
+            .map(|(connection, rooms)| Seen { rooms, ..seen(connection, 5) })
+            .to_vec(),
+        ..Batch::default()
+    };
+    write(fixture.store(), &batch);
+    fixture.change_manually(ManualChange::DeleteRoom("b"));
+    let applied = fixture.store().apply(&node("n"), &batch, at(0)).unwrap();
+    assert_eq!(applied, Applied { missing: vec![id(1), id(3)], ..Applied::default() });
+    assert_eq!(fixture.rows()[0].1.record.last_seen, at(5), "those that are there are written");
 }
 
 /// Batches may be large.
@@ -102,10 +120,10 @@ pub fn a_row_that_cannot_be_written_is_set_aside<B: StoreFixture>(mut fixture: B
     let batch = Batch {
         upserts: (0..50).map(|n| row("a", n, None)).chain([row("only 3", 3, None)]).collect(),
         deletes: vec![(room("a"), id(100)), (room("a"), id(101))],
-        seen: vec![(id(102), at(1)), (id(1), at(1))],
+        seen: vec![seen(102, 1), seen(1, 1)],
         ..Batch::default()
     };
-    let Applied { set_aside } = fixture.store().apply(&node("n"), &batch, at(0)).unwrap();
+    let Applied { set_aside, .. } = fixture.store().apply(&node("n"), &batch, at(0)).unwrap();
     let changes: Vec<_> = set_aside.iter().map(|aside| aside.change.clone()).collect();
     let expected = [
         BatchEntry::Delete(room("a"), id(100)),
@@ -144,7 +162,7 @@ pub fn pruning_spares_equal_age_and_living_owners<B: StoreFixture>(mut fixture: 
     let past = at(60) + TimeDelta::microseconds(1);
     assert_eq!(store.prune_presences(past, age).unwrap(), 1, "the living owner's stay");
     assert_eq!(store.prune_presences(at(115), age).unwrap(), 0, "the lease runs to its end");
-    write(store, &Batch { seen: vec![(id(2), at(60))], ..Batch::default() });
+    write(store, &Batch { seen: vec![seen(2, 60)], ..Batch::default() });
     assert_eq!(store.prune_presences(at(116), age).unwrap(), 1, "the lease is over");
     assert_eq!(store.prune_presences(at(116), Duration::MAX).unwrap(), 0);
     assert_eq!(fixture.rows().len(), 1);

@@ -25,7 +25,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
     model::{ConnectionId, Info, NodeName, Presence, PresenceRecord, RoomName, UserId},
-    store::{Applied, Batch, RoomCounts, Row, SharedStore, Store},
+    store::{Applied, Batch, RoomCounts, Row, Seen, SharedStore, Store},
 };
 
 /// A store, with access to its database from outside.
@@ -91,6 +91,8 @@ pub enum ManualChange<'a> {
     AddDeadNode(&'a str),
     /// All nodes are deleted.
     DeleteNodes,
+    /// The number of the last batch of each node is this one, as in an earlier state of the database.
+    LowerHeads(u64),
     /// The table of the nodes is renamed.
     HideNodes,
     /// The table of the nodes has its name again.
@@ -112,6 +114,7 @@ impl ManualChange<'_> {
                  VALUES ('{name}', '2020-01-01 00:00:00', '2020-01-01 00:00:15')"
             ),
             Self::DeleteNodes => "DELETE FROM nodes".to_owned(),
+            Self::LowerHeads(number) => format!("UPDATE nodes SET head = {number}"),
             Self::HideNodes => "ALTER TABLE nodes RENAME TO hidden".to_owned(),
             Self::ShowNodes => "ALTER TABLE hidden RENAME TO nodes".to_owned(),
         }
@@ -165,6 +168,12 @@ pub fn seen_at(seconds: i64, mut row: Row) -> Row {
     row
 }
 
+/// A connection that was seen at this time, whose rows are not counted.
+#[must_use]
+pub fn seen(connection: u128, seconds: i64) -> Seen {
+    Seen { connection: id(connection), at: at(seconds), rooms: 0 }
+}
+
 /// A batch that only adds presences.
 #[must_use]
 pub fn upserts(rows: impl IntoIterator<Item = Row>) -> Batch {
@@ -195,6 +204,7 @@ macro_rules! store_contract {
             a_row_holds_what_was_written
             a_batch_can_be_given_twice
             being_seen_is_for_all_presences_of_this_node
+            a_connection_with_fewer_rows_than_it_should_have_is_named
             more_than_one_chunk_is_written_and_deleted
             rows_deleted_by_hand_come_back
             a_room_deleted_by_hand_takes_its_rows_and_comes_back
@@ -235,6 +245,9 @@ macro_rules! shared_store_contract {
             what_a_node_without_a_row_had_left_is_gone_when_it_renews
             an_expired_lease_is_held_again_unless_the_node_was_reaped
             a_name_that_another_process_has_taken_is_reported
+            a_name_whose_lease_is_over_is_taken_with_nothing_of_its_rows
+            a_further_store_of_the_process_goes_on_without_an_end
+            an_earlier_state_of_the_database_is_noticed
             a_start_inherits_what_an_earlier_life_left
             the_higher_generation_holds_a_presence_and_then_the_later_name
             the_rows_of_others_are_not_deleted_and_not_touched

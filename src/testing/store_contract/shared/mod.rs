@@ -6,7 +6,8 @@ mod rows;
 use std::{sync::Barrier, thread, time::Duration};
 
 use super::{
-    LEASE, ManualChange, SharedStoreFixture, at, node, row, seen_at, upserts, write, write_as,
+    LEASE, ManualChange, SharedStoreFixture, at, id, node, room, row, seen_at, upserts, write,
+    write_as,
 };
 use crate::{
     model::{ConnectionId, Epoch, NodeName, PresenceRecord},
@@ -124,6 +125,69 @@ pub fn a_name_that_another_process_has_taken_is_reported<B: SharedStoreFixture>(
     assert!(matches!(renewal, Renewal::Lapsed { .. }), "the name is free again");
 }
 
+/// In a database put back to a backup a node may have the row of an earlier process of its name.
+pub fn a_name_whose_lease_is_over_is_taken_with_nothing_of_its_rows<B: SharedStoreFixture>(
+    mut fixture: B,
+) {
+    let mut earlier = fixture.another();
+    let _ = started(&mut earlier, "n");
+    write(&mut earlier, &number(7, [row("a", 1, None)]));
+    let store = fixture.store();
+    let refused = store.renew(&node("n"), at(15), LEASE).unwrap_err();
+    assert!(matches!(refused, StoreError::NameTaken), "{refused:?}");
+    let renewal = store.renew(&node("n"), at(LATE), LEASE).unwrap();
+    let Renewal::Lapsed { incarnation } = renewal else { panic!("{renewal:?}") };
+    let found = node_row(store, "n").unwrap();
+    assert_eq!((found.incarnation, found.head, found.leaving), (incarnation, 0, false));
+    let refused = earlier.apply(&node("n"), &number(8, []), at(LATE)).unwrap_err();
+    assert!(matches!(refused, StoreError::Lapsed), "{refused:?}");
+    assert_eq!(fixture.rows(), []);
+}
+
+/// A call of the first store hangs: it was given up, and may still be carried out.
+pub fn a_further_store_of_the_process_goes_on_without_an_end<B: SharedStoreFixture>(
+    mut fixture: B,
+) {
+    let Some(open) = fixture.store().opener() else { return };
+    let [mut second, mut third] = [open(), open()];
+    let before = started(fixture.store(), "n").incarnation;
+    write(fixture.store(), &number(4, [row("a", 1, None), row("b", 2, None)]));
+    let n = node("n");
+    let early = second.apply(&n, &number(5, [row("a", 3, None)]), at(1)).unwrap_err();
+    assert!(matches!(early, StoreError::Lapsed), "it renews the lease first: {early:?}");
+    let renewal = second.renew(&n, at(1), LEASE).unwrap();
+    let Renewal::Continued { incarnation } = renewal else { panic!("{renewal:?}") };
+    assert_ne!(incarnation, before);
+    let found = node_row(fixture.store(), "n").unwrap();
+    assert_eq!((found.incarnation, found.head, found.leaving), (incarnation, 4, false));
+    assert_eq!(fixture.rows().len(), 2, "no row is removed");
+    let late = fixture.store().apply(&n, &number(5, [row("a", 9, None)]), at(2)).unwrap_err();
+    assert!(matches!(late, StoreError::Lapsed), "{late:?}");
+    let applied = second.apply(&n, &number(6, [row("a", 3, None)]), at(2)).unwrap();
+    assert_eq!(applied, Applied::default());
+    assert_eq!(second.renew(&n, at(3), LEASE).unwrap(), Renewal::Held);
+    assert!(matches!(third.renew(&n, at(3), LEASE).unwrap(), Renewal::Continued { .. }));
+    assert_eq!(third.stop(&n).unwrap(), 3, "what another store of the process wrote is its own");
+}
+
+/// Rows that were committed are gone, and others are back.
+pub fn an_earlier_state_of_the_database_is_noticed<B: SharedStoreFixture>(mut fixture: B) {
+    let before = started(fixture.store(), "n").incarnation;
+    write(fixture.store(), &number(1, [row("a", 1, None)]));
+    write(fixture.store(), &number(5, [row("a", 2, None)]));
+    fixture.change_manually(ManualChange::LowerHeads(1));
+    let batch = number(6, [row("a", 3, None)]);
+    let lapsed = fixture.store().apply(&node("n"), &batch, at(1)).unwrap_err();
+    assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
+    let renewal = fixture.store().renew(&node("n"), at(1), LEASE).unwrap();
+    let Renewal::Continued { incarnation } = renewal else { panic!("{renewal:?}") };
+    assert_ne!(incarnation, before);
+    write(fixture.store(), &batch);
+    let mut places = fixture.store().places(&node("n")).unwrap();
+    places.sort();
+    assert_eq!(places, [1, 2, 3].map(|n| (room("a"), id(n))));
+}
+
 /// A process that is back before its lease is over goes on with what it had.
 pub fn a_start_inherits_what_an_earlier_life_left<B: SharedStoreFixture>(mut fixture: B) {
     let before = started(fixture.store(), "n");
@@ -217,7 +281,7 @@ pub fn a_node_is_reaped_or_goes_on_but_not_both<B: SharedStoreFixture>(mut fixtu
                 0 => slow.apply(&node("n"), &number(2, [row("b", 1, None)]), at(LATE)).map(drop),
                 _ => match slow.renew(&node("n"), at(LATE), LEASE).unwrap() {
                     Renewal::Held => Ok(()),
-                    Renewal::Lapsed { .. } => Err(StoreError::Lapsed),
+                    Renewal::Continued { .. } | Renewal::Lapsed { .. } => Err(StoreError::Lapsed),
                 },
             };
             (reaping.join().unwrap(), wrote)

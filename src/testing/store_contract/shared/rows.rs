@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{
     super::{
-        LEASE, ManualChange, SharedStoreFixture, at, id, node, room, row, upserts, write, write_as,
+        LEASE, ManualChange, SharedStoreFixture, at, id, node, room, row, seen, upserts, write,
+        write_as,
     },
     LATE, node_row, number, sorted_with_nodes, started,
 };
@@ -260,7 +261,7 @@ pub fn the_higher_generation_holds_a_presence_and_then_the_later_name<B: SharedS
 pub fn the_rows_of_others_are_not_deleted_and_not_touched<B: SharedStoreFixture>(mut fixture: B) {
     write_as("m", &mut fixture.another(), &upserts([row("a", 1, None)]));
     let batch =
-        Batch { deletes: vec![(room("a"), id(1))], seen: vec![(id(1), at(9))], ..Batch::default() };
+        Batch { deletes: vec![(room("a"), id(1))], seen: vec![seen(1, 9)], ..Batch::default() };
     write_as("n", fixture.store(), &batch);
     assert_eq!(fixture.rows(), [(node("m"), row("a", 1, None))]);
 }

@@ -1,0 +1,158 @@
+//! The threads that wait for the database, and their replacement when a call hangs.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+
+use super::{Pulse, Result, SharedStore, StoreError, StoreOpener};
+use crate::supervision::Release;
+
+/// The largest number of calls that may hang at once: each of them costs a thread and a connection.
+const MAX_HUNG_CALLS: usize = 4;
+
+/// How often it is looked whether a call hangs.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The calls of a node that hang and have been given up. A clone counts the same calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HungCalls(Arc<Mutex<Vec<Pulse>>>);
+
+impl HungCalls {
+    /// Adds one, unless there are so many already.
+    fn add(&self, pulse: &Pulse, limit: usize) -> bool {
+        let mut hung = lock(&self.0);
+        hung.retain(Pulse::is_waiting);
+        let fits = hung.len() < limit;
+        if fits {
+            hung.push(pulse.clone());
+        }
+        fits
+    }
+}
+
+/// A thread with a store of its own.
+pub(crate) struct Worker<A> {
+    /// Where its calls are sent to.
+    pub address: A,
+    /// Whether its database answers.
+    pub pulse: Pulse,
+    /// Lets the thread end without that being a crash.
+    pub release: Release,
+}
+
+type StartWorker<A> = Box<dyn Fn() -> Worker<A> + Send>;
+
+/// Sends calls to a thread with a store, one after the other. When a call hangs, it is given up: it and
+/// those behind it fail with [`StoreError::Stalled`], the thread is left to itself, and another one with a
+/// connection of its own takes over.
+///
+/// A clone sends to the same thread.
+pub(crate) struct Lane<A>(Arc<Mutex<State<A>>>);
+
+struct State<A> {
+    worker: Worker<A>,
+    /// Counts the threads, so that each is given up once.
+    number: u64,
+    /// Starts the next thread, if calls of this store can be given up.
+    next: Option<StartWorker<A>>,
+    hung: HungCalls,
+    /// How many calls may hang, of this lane and all others, before this one is not replaced.
+    max_hung: usize,
+}
+
+impl<A> Clone for Lane<A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<A: Clone> Lane<A> {
+    /// A lane whose calls are never given up.
+    pub fn fixed(address: A) -> Self {
+        let worker = Worker { address, pulse: Pulse::default(), release: Release::default() };
+        let (hung, max_hung) = (HungCalls::default(), 0);
+        Self(Arc::new(Mutex::new(State { worker, number: 0, next: None, hung, max_hung })))
+    }
+
+    /// A lane whose calls are given up if further stores can be opened. The last place among the hung calls
+    /// is kept for an `essential` one.
+    pub fn replaceable(
+        worker: Worker<A>,
+        opener: Option<StoreOpener>,
+        hung: HungCalls,
+        essential: bool,
+        start: impl Fn(Box<dyn SharedStore>) -> Worker<A> + Send + 'static,
+    ) -> Self
+    where
+        A: 'static,
+    {
+        let next = opener.map(|open| Box::new(move || start(open())) as StartWorker<A>);
+        let max_hung = MAX_HUNG_CALLS - usize::from(!essential);
+        Self(Arc::new(Mutex::new(State { worker, number: 0, next, hung, max_hung })))
+    }
+
+    /// Whether calls that hang are given up.
+    pub fn gives_up(&self) -> bool {
+        lock(&self.0).next.is_some()
+    }
+
+    /// Sends a call to the thread, and waits for its answer.
+    pub fn call<T, F, S>(&self, send: S) -> impl Future<Output = Result<T>> + use<T, F, S, A>
+    where
+        F: Future<Output = Result<T>>,
+        S: FnOnce(&A) -> F,
+    {
+        let sent = lock(&self.0).ready().map(|state| {
+            let answer = send(&state.worker.address);
+            let watched = state.next.is_some();
+            (answer, watched.then(|| (state.number, state.worker.pulse.clone())))
+        });
+        let lane = self.clone();
+        async move {
+            let (answer, watched) = sent?;
+            let Some((number, pulse)) = watched else { return answer.await };
+            let mut answer = pin!(answer);
+            loop {
+                if let Ok(answer) = timeout(CHECK_INTERVAL, &mut answer).await {
+                    return answer;
+                }
+                if pulse.is_overdue() {
+                    lock(&lane.0).give_up(number);
+                    return Err(StoreError::Stalled);
+                }
+            }
+        }
+    }
+}
+
+impl<A> State<A> {
+    /// The thread to send a call to. Fails if it hangs and cannot be replaced: calls would pile up.
+    fn ready(&mut self) -> Result<&mut Self> {
+        if self.next.is_some() && self.worker.pulse.is_overdue() && !self.give_up(self.number) {
+            return Err(StoreError::Stalled);
+        }
+        Ok(self)
+    }
+
+    /// Replaces the thread with this number, unless too many calls hang already.
+    fn give_up(&mut self, number: u64) -> bool {
+        let Some(start) = self.next.as_ref().filter(|_| number == self.number) else { return true };
+        if !self.hung.add(&self.worker.pulse, self.max_hung) {
+            return false;
+        }
+        self.worker.release.release();
+        self.number += 1;
+        self.worker = start();
+        metrics::counter!("presence_database_hung_total").increment(1);
+        tracing::warn!("the database does not answer on a connection: it is given up");
+        true
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,90 @@
+//! Calls that the database does not answer, while it answers others.
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use actix_presence::{
+    store::{PostgresStore, Renewal, SharedStore, Store, StoreError},
+    testing::store_contract::{LEASE, StoreFixture, at, node, row, upserts, write, write_as},
+};
+
+use crate::{
+    contract::{OnPostgres, options, url},
+    server::Postgres,
+};
+
+/// As much as a deadline of a second may be late here.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+
+fn open(fixture: &OnPostgres) -> PostgresStore {
+    let mut options = options();
+    options.answer_timeout = Duration::from_secs(1);
+    options.statement_timeout = Duration::from_secs(60);
+    options.lock_timeout = Duration::from_secs(60);
+    PostgresStore::open_with(&url(&fixture.url), options).unwrap()
+}
+
+/// Waits until it is so, at most for as long as is allowed.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < MAX_WAIT, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_call_without_an_answer_is_overdue_and_refused_when_it_is_carried_out_late() {
+    let server = Postgres::start();
+    let mut fixture = OnPostgres::on(&server);
+    let mut store = open(&fixture);
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    write_as("n", &mut store, &upserts([row("a", 1, None)]));
+    let (pulse, opener) = (store.pulse(), store.opener().unwrap());
+    assert!(!pulse.is_waiting());
+
+    let backends = server.pause_backends("actix-presence");
+    assert_eq!(backends, 1);
+    let (done, late) = mpsc::channel();
+    let hung = thread::spawn(move || {
+        done.send(store.apply(&node("n"), &upserts([row("a", 2, None)]), at(1))).unwrap();
+    });
+    until("it hangs", || pulse.is_overdue());
+
+    let mut next = opener();
+    assert!(matches!(next.renew(&node("n"), at(1), LEASE).unwrap(), Renewal::Continued { .. }));
+    let _ = next.apply(&node("n"), &upserts([row("a", 3, None)]), at(1)).unwrap();
+    assert!(late.try_recv().is_err(), "it still hangs");
+    server.resume();
+    let refused = late.recv().unwrap().unwrap_err();
+    assert!(matches!(refused, StoreError::Lapsed), "{refused:?}");
+    hung.join().unwrap();
+    assert!(!pulse.is_waiting());
+    let rows: Vec<_> = fixture.rows().into_iter().map(|(_, row)| row).collect();
+    assert_eq!(rows, [row("a", 1, None), row("a", 3, None)]);
+}
+
+/// Statement by statement, however long it takes.
+#[test]
+fn a_call_that_is_answered_piece_by_piece_is_not_overdue() {
+    let fixture = OnPostgres::new();
+    let mut store = open(&fixture);
+    fixture.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN PERFORM pg_sleep(0.6); RETURN NULL; END';
+         CREATE TRIGGER slow BEFORE INSERT ON rooms FOR EACH STATEMENT EXECUTE FUNCTION slow();
+         CREATE TRIGGER slow BEFORE INSERT ON presences FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    );
+    let pulse = store.pulse();
+    let started = Instant::now();
+    let writing = thread::spawn(move || write(&mut store, &upserts([row("a", 1, None)])));
+    while !writing.is_finished() {
+        assert!(!pulse.is_overdue());
+        thread::sleep(Duration::from_millis(5));
+    }
+    writing.join().unwrap();
+    assert!(started.elapsed() > Duration::from_secs(1), "longer than one answer may take");
+}
