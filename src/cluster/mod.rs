@@ -25,7 +25,7 @@ use ahash::RandomState;
 use self::{numbers::SentNumbers, receiving::MAX_READ_ROOMS, unverified::Unverified, view::View};
 pub(crate) use self::{
     peers::{NodeEvent, Peers, SenderStatus},
-    receiving::{ReadRooms, RemoteChanges},
+    receiving::{NotRead, ReadRooms, RemoteChanges},
     silence::{beat_interval, listen_interval},
 };
 use crate::{

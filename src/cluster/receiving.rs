@@ -15,11 +15,25 @@ use super::{
 use crate::{
     bus::{Channel, RoomChanges, RowChange},
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RemoteChange, RoomName},
-    store::{NodeRow, RoomRows, reader::retry_pause},
+    store::{
+        NodeRow, RoomRows, StoreError,
+        reader::{LAST_RETRY, retry_pause},
+    },
 };
 
 /// How many rooms are read at once at most.
 pub(super) const MAX_READ_ROOMS: usize = 64;
+
+/// What to do after rooms could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotRead {
+    /// Read fewer of them at once.
+    FewerAtOnce,
+    /// Read this one again after a pause, and others meanwhile.
+    OneLater(RoomName, Duration),
+    /// Read nothing before the end of a pause.
+    AllLater(Duration),
+}
 
 /// What another node has told of a room, to be taken into it.
 #[derive(Debug)]
@@ -252,18 +266,31 @@ impl Cluster {
         self.reading = false;
     }
 
-    /// The rows could not be read: how long to wait before they are asked for again, and fewer at once.
-    pub fn not_read(&mut self, rooms: Vec<RoomName>) -> Duration {
+    /// The rows could not be read.
+    pub fn not_read(&mut self, rooms: &[RoomName], error: &StoreError) -> NotRead {
         for room in rooms {
-            if let Some(view) = self.views.get_mut(&room) {
+            if let Some(view) = self.views.get_mut(room) {
                 view.was_not_read();
-                self.read_later(&room);
             }
         }
-        self.at_once = (self.at_once / 2).max(1);
-        let wait = retry_pause(self.failures);
-        self.failures += 1;
-        wait
+        self.at_once = (rooms.len() / 2).max(1);
+        match error {
+            // One of them may be the reason, and must not hold up the others.
+            StoreError::Failed { .. } => {
+                self.reading = false;
+                if let [room] = rooms {
+                    return NotRead::OneLater(room.clone(), LAST_RETRY);
+                }
+                rooms.iter().for_each(|room| self.read_later(room));
+                NotRead::FewerAtOnce
+            }
+            _ => {
+                rooms.iter().for_each(|room| self.read_later(room));
+                let wait = retry_pause(self.failures);
+                self.failures += 1;
+                NotRead::AllLater(wait)
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
+use chrono::{DateTime, Utc};
 
 use super::{PresenceConfig, StartError};
 #[cfg(feature = "sqlite")]
@@ -19,7 +20,7 @@ use crate::{
     model::{Epoch, NodeName, Rooms},
     registry::{Inherited, Parts, Pruner, RoomRegistry},
     store::{
-        DatabaseUrl, SharedStore, Started, Store, answer_timeout,
+        DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
         reader::{Reader, ReaderHandle},
     },
@@ -113,12 +114,12 @@ impl PresenceConfig {
 
     fn start_on(
         self,
-        mut stores: Stores,
+        stores: Stores,
         bus: Option<Box<dyn Bus>>,
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
-        let started = stores.writer().start(&node, self.clock.now().utc(), self.lease)?;
+        let (started, stores) = stores.start(node.clone(), self.clock.now().utc(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
         for dead in dead {
             let (node, presences) = (dead.node, dead.presences);
@@ -183,10 +184,21 @@ enum Stores {
 }
 
 impl Stores {
-    fn writer(&mut self) -> &mut dyn Store {
+    /// Has the writer's store started, unless the database stops answering.
+    fn start(
+        self,
+        node: NodeName,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<(Started, Self), StoreError> {
         match self {
-            Self::Alone(writer) => &mut **writer,
-            Self::Shared { writer, .. } => &mut **writer,
+            Self::Alone(mut writer) => Ok((writer.start(&node, now, lease)?, Self::Alone(writer))),
+            Self::Shared { mut writer, reader } => {
+                let pulse = writer.pulse();
+                let start = move || Ok((writer.start(&node, now, lease)?, writer));
+                let (started, writer) = pulse.watch(start)?;
+                Ok((started, Self::Shared { writer, reader }))
+            }
         }
     }
 

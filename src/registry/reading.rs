@@ -8,7 +8,7 @@ use ahash::RandomState;
 
 use super::RoomRegistry;
 use crate::{
-    cluster::{ReadRooms, remote},
+    cluster::{NotRead, ReadRooms, remote},
     log_limit::LogLimit,
     messages::RoomFilter,
     model::{ConnectionId, Moment, NodeName, Remote, RoomName},
@@ -69,13 +69,26 @@ impl RoomRegistry {
                         "cannot read rooms: members on other nodes are missing"
                     );
                 }
-                let wait = cluster.not_read(rooms.clone());
-                ctx.run_later(wait, |registry, ctx| {
-                    if let Some(cluster) = &mut registry.cluster {
-                        cluster.read_again();
+                match cluster.not_read(&rooms, &error) {
+                    NotRead::FewerAtOnce => self.read(ctx),
+                    NotRead::OneLater(room, wait) => {
+                        ctx.run_later(wait, move |registry, ctx| {
+                            if let Some(cluster) = &mut registry.cluster {
+                                cluster.read_later(&room);
+                            }
+                            registry.read(ctx);
+                        });
+                        self.read(ctx);
                     }
-                    registry.read(ctx);
-                });
+                    NotRead::AllLater(wait) => {
+                        ctx.run_later(wait, |registry, ctx| {
+                            if let Some(cluster) = &mut registry.cluster {
+                                cluster.read_again();
+                            }
+                            registry.read(ctx);
+                        });
+                    }
+                }
                 for room in rooms {
                     self.run_commands(&room, ctx);
                 }

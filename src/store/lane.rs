@@ -3,19 +3,15 @@
 use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::time::timeout;
 
-use super::{Pulse, Result, SharedStore, StoreError, StoreOpener};
+use super::{Pulse, Result, SharedStore, StoreError, StoreOpener, pulse::CHECK_INTERVAL};
 use crate::supervision::Release;
 
 /// The largest number of calls that may hang at once: each of them costs a thread and a connection.
 const MAX_HUNG_CALLS: usize = 4;
-
-/// How often it is looked whether a call hangs.
-const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The calls of a node that hang and have been given up. A clone counts the same calls.
 #[derive(Clone, Debug, Default)]

@@ -262,7 +262,7 @@ pub enum StoreError {
     },
     /// The database is not one that can be used: its encoding, or what is in between. Trying again does
     /// not help.
-    #[error("the database cannot be used: {reason}")]
+    #[error("{reason}")]
     Unsuitable {
         /// What is wrong with it, and what to do.
         reason: String,

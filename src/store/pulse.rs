@@ -4,11 +4,17 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
+use super::{Result, StoreError};
 use crate::model::micros;
+
+/// How often it is looked whether a call is overdue.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The state of the call that a store is in: how long its database has not answered, and may not.
 ///
@@ -85,6 +91,32 @@ impl Pulse {
         deadline != 0 && self.now() > deadline
     }
 
+    /// Runs a call on a thread of its own, and gives it up if it is overdue: the thread is left to itself.
+    ///
+    /// # Errors
+    ///
+    /// That of the call, or [`StoreError::Stalled`].
+    pub(crate) fn watch<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (done, answer) = mpsc::channel();
+        // Nobody waits for the answer of a call that was given up.
+        let call = move || drop(done.send(call()));
+        let thread = thread::Builder::new().name("presence-store".to_owned()).spawn(call);
+        thread.map_err(StoreError::unavailable)?;
+        loop {
+            match answer.recv_timeout(CHECK_INTERVAL) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return Err(StoreError::Panicked),
+                Err(RecvTimeoutError::Timeout) if self.is_overdue() => {
+                    return Err(StoreError::Stalled);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
     fn wait(&self) {
         let deadline = self.now().saturating_add(self.0.limit.load(Relaxed)).max(1);
         self.0.deadline.store(deadline, Relaxed);
@@ -117,5 +149,21 @@ mod tests {
         while !pulse.is_overdue() {}
         drop(call);
         assert!(!pulse.is_waiting() && !pulse.is_overdue());
+    }
+
+    #[test]
+    fn a_call_that_is_overdue_is_given_up_and_another_is_answered() {
+        let pulse = Pulse::default();
+        let waiting = pulse.begin(Duration::from_millis(1));
+        let (end, ended) = mpsc::channel::<()>();
+        let given_up = pulse.watch(move || {
+            let _ = ended.recv();
+            Ok(())
+        });
+        assert!(matches!(given_up, Err(StoreError::Stalled)));
+        drop((waiting, end));
+        assert_eq!(pulse.watch(|| Ok(3)).unwrap(), 3);
+        let panicked: Result<()> = pulse.watch(|| panic!("as the test says"));
+        assert!(matches!(panicked, Err(StoreError::Panicked)));
     }
 }

@@ -19,7 +19,8 @@ use crate::supervision::{Crashed, Guard, Supervisor};
 const MAX_WAITING_QUERIES: usize = 1024;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// The longest pause after a failure of the database.
+pub(crate) const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// The pause after a failure of the database, given the number of failures before it in a row.
 pub(crate) fn retry_pause(failures: u32) -> Duration {

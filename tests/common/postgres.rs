@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::chown, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Mutex, OnceLock, PoisonError,
@@ -193,8 +193,23 @@ impl Postgres {
         self.directory.path().join("data")
     }
 
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A directory for the user that the server runs as.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.binaries.join(name));
+        self.command_of(self.binaries.join(name))
+    }
+
+    /// A command that is run as the server is.
+    pub fn command_of(&self, program: PathBuf) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.directory.path()).stdin(Stdio::null());
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
@@ -287,7 +302,7 @@ fn unprivileged() -> Option<(u32, u32)> {
     ["postgres", "nobody"].iter().find_map(|user| Some((id(&["-u", user])?, id(&["-g", user])?)))
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }

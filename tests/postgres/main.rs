@@ -7,4 +7,5 @@ mod contract;
 mod database;
 mod hanging;
 mod plans;
+mod pooler;
 mod trouble;

@@ -97,18 +97,19 @@ impl PostgresStore {
         Self { url, options, conn: None, lease, pulse: Pulse::default() }
     }
 
-    /// Runs a call, and closes a connection that may have become useless. If that was an idle one, which may
-    /// have been cut unnoticed, the call is run once more on a new one.
+    /// Runs a call, and closes a connection that may have become useless. If it was cut, which an idle one is
+    /// unnoticed, the call is run once more on a new one.
     fn call<T>(
         &mut self,
         mut call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let _waiting = self.pulse.begin(self.options.answer_timeout);
+        let mut was_cut = false;
         loop {
             // Taken out, so that a panic closes it.
-            let (mut conn, was_idle) = match self.conn.take() {
-                Some(conn) => (conn, true),
-                None => (connect(&self.url, self.options, &self.pulse)?, false),
+            let mut conn = match self.conn.take() {
+                Some(conn) => conn,
+                None => connect(&self.url, self.options, &self.pulse)?,
             };
             let result = call(&mut conn, &self.pulse).map_err(Failure::classified::<PgConnection>);
             let result = match result {
@@ -118,8 +119,8 @@ impl PostgresStore {
             match &result {
                 // Another connection may lead to another server, which may be written.
                 Err(Failure::Store(StoreError::Unavailable { .. } | StoreError::ReadOnly)) => {
-                    if was_idle {
-                        tracing::debug!("a connection to the database was lost: asking again");
+                    if !std::mem::replace(&mut was_cut, true) {
+                        tracing::debug!("a connection to the database was cut: asking again");
                         self.pulse.allow(self.options.answer_timeout);
                         continue;
                     }

@@ -17,24 +17,31 @@ const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/po
 
 /// Checks a database, and migrates its tables to this version. Returns the number of migrations applied.
 pub(in crate::store) fn migrate(url: &PostgresUrl, options: PostgresOptions) -> Result<usize> {
-    refuse_transaction_pooler(url, options)?;
-    let mut conn = connect(url, options, &Pulse::default())?;
-    check_encoding(&mut conn)?;
-    // Checked first without the lock, and for roles that may not create tables.
-    if is_up_to_date(&mut conn)? {
-        return Ok(0);
-    }
-    // The connection is closed in any case, which releases the lock.
-    let timeout = millis(options.open_timeout);
-    let settings = format!("SET lock_timeout = {timeout}; SET statement_timeout = 0");
-    conn.batch_execute(&settings).map_err(query_error)?;
-    statement("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))")
-        .execute(&mut conn)
-        .map_err(query_error)?;
-    let applied = conn
-        .run_pending_migrations(POSTGRES_MIGRATIONS)
-        .map_err(migration_error::<PgConnection>)?;
-    Ok(applied.len())
+    let (url, pulse) = (url.clone(), Pulse::default());
+    pulse.clone().watch(move || {
+        // Connecting has a timeout of its own, for each address of the host.
+        let _waiting = pulse.begin(options.answer_timeout + options.connect_timeout * 4);
+        refuse_transaction_pooler(&url, options)?;
+        let mut conn = connect(&url, options, &pulse)?;
+        check_encoding(&mut conn)?;
+        // Checked first without the lock, and for roles that may not create tables.
+        if is_up_to_date(&mut conn)? {
+            return Ok(0);
+        }
+        pulse.allow(options.open_timeout.max(options.long_statement_timeout) * 2);
+        // The connection is closed in any case, which releases the lock.
+        let (locks, statements) =
+            (millis(options.open_timeout), millis(options.long_statement_timeout));
+        let settings = format!("SET lock_timeout = {locks}; SET statement_timeout = {statements}");
+        conn.batch_execute(&settings).map_err(query_error)?;
+        statement("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))")
+            .execute(&mut conn)
+            .map_err(query_error)?;
+        let applied = conn
+            .run_pending_migrations(POSTGRES_MIGRATIONS)
+            .map_err(migration_error::<PgConnection>)?;
+        Ok(applied.len())
+    })
 }
 
 #[derive(QueryableByName)]
@@ -57,19 +64,24 @@ fn backend(conn: &mut PgConnection, during: impl FnOnce() -> Result<()>) -> Resu
 /// Refuses a pooler that gives each transaction another session: settings, prepared statements and locks are
 /// those of a session. Nothing is set before, since others would get it.
 ///
-/// While the first connection is idle, a pooler gives its session to the second one, and another one to the
-/// first afterwards.
+/// While the first connection is idle, a pooler gives its session to the second one, and to the first
+/// afterwards another one, or none if there is none left.
 fn refuse_transaction_pooler(url: &PostgresUrl, options: PostgresOptions) -> Result<()> {
     let url = with_options(url, options);
     let connect = || PgConnection::establish(&url).map_err(StoreError::unavailable);
     let (mut first, mut second) = (connect()?, connect()?);
     let before = backend(&mut first, || Ok(()))?;
-    let mut after = before;
+    let mut after = None;
     let other = backend(&mut second, || {
-        after = backend(&mut first, || Ok(()))?;
+        let pulse = Pulse::default();
+        let _waiting = pulse.begin(options.answer_timeout);
+        after = match pulse.watch(move || backend(&mut first, || Ok(()))) {
+            Err(StoreError::Stalled) => None,
+            after => Some(after?),
+        };
         Ok(())
     })?;
-    if other == before || after != before {
+    if other == before || after != Some(before) {
         let reason = "a connection pooler in between gives each transaction another session, as \
             PgBouncer does with `pool_mode = transaction`: use `pool_mode = session`, or connect to \
             the database itself";
@@ -92,7 +104,8 @@ fn check_encoding(conn: &mut PgConnection) -> Result<()> {
         return Ok(());
     }
     let reason = format!(
-        "its encoding is {encoding}, and has to be UTF8: create one with `ENCODING 'UTF8' TEMPLATE template0`"
+        "the encoding of the database is {encoding}, and has to be UTF8: create one with \
+         `ENCODING 'UTF8' TEMPLATE template0`"
     );
     Err(StoreError::Unsuitable { reason })
 }
