@@ -266,6 +266,46 @@ async fn rows_deleted_by_hand_are_no_change_and_come_back_with_the_presence() {
 }
 
 #[actix::test]
+async fn rows_deleted_by_hand_come_back_with_a_sign_of_life() {
+    let database = Database::new();
+    let t = database.start().await;
+    let ada = t.enter("lobby", Some("ada")).await;
+    t.join(&ada, "cellar", Some("ada")).await.unwrap();
+    t.enter("lobby", Some("bob")).await;
+    flush(&t).await.unwrap();
+    sql_query("DELETE FROM rooms WHERE channel_name = 'lobby'")
+        .execute(&mut database.connect())
+        .unwrap();
+    t.registry.send(Touch::new(ada.id)).await.unwrap();
+    // The first finds out, the second has it mended.
+    flush(&t).await.unwrap();
+    flush(&t).await.unwrap();
+    let hers: Vec<_> = database.rows().into_iter().map(|row| (row.room, row.user_id)).collect();
+    let row = |room: &str| (room.to_owned(), Some("ada".to_owned()));
+    assert_eq!(hers, [row("cellar"), row("lobby")], "and nobody else's");
+}
+
+#[actix::test]
+async fn a_refused_row_is_tried_again_with_a_sign_of_life() {
+    let database = Database::new();
+    let t = database.start().await;
+    let eve = t.enter("lobby", Some("eve")).await;
+    flush(&t).await.unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF info ON presences
+                  BEGIN SELECT RAISE(ABORT, 'not now'); END";
+    database.connect().batch_execute(refuse).unwrap();
+    let info = Info::new(serde_json::json!({"mood": "fine"})).unwrap();
+    let update = UpdateInfo { room: room("lobby"), connection: eve.id, info };
+    assert!(t.registry.send(update).await.unwrap());
+    assert_eq!(flush(&t).await.unwrap_err().reason(), "rows_refused");
+    database.connect().batch_execute("DROP TRIGGER refuse").unwrap();
+    t.registry.send(Touch::new(eve.id)).await.unwrap();
+    let _ = flush(&t).await;
+    flush(&t).await.unwrap();
+    assert_eq!(database.rows(), memory(&t).await);
+}
+
+#[actix::test]
 async fn a_row_that_the_database_refuses_keeps_no_other_out_and_a_flush_says_so() {
     let database = Database::new();
     let t = database.start().await;

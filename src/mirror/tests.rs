@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use actix::prelude::*;
+
 use super::{
-    COMMIT_INTERVAL, Mirror, Writer,
+    COMMIT_INTERVAL, CloseStore, Mirror, PruneRoomRows, Renew, Write, Writer,
     dirty::{Dirty, Memory, Taken},
     schedule::WriteSchedule,
 };
 use crate::{
+    messages::FlushError,
     model::{
         Cause, ConnectionId, Info, Moment, NodeName, Presence, PresenceRecord, RoomName, Rooms,
     },
-    store::{Row, reader::retry_pause},
+    store::{Applied, Renewal, Row, reader::retry_pause},
     testing::MemoryDatabase,
 };
 
@@ -213,4 +216,50 @@ async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fai
     mirror.reopen();
     assert!(mirror.next(&Memory::alone(&rooms), NOW).is_some());
     assert!(mirror.renew(NOW).is_some());
+}
+
+/// A writer that answers nothing.
+struct Silent;
+
+impl Actor for Silent {
+    type Context = Context<Self>;
+}
+
+macro_rules! silent {
+    ($($message:ty),*) => {$(
+        impl Handler<$message> for Silent {
+            type Result = ResponseFuture<<$message as Message>::Result>;
+
+            fn handle(&mut self, _: $message, _: &mut Context<Self>) -> Self::Result {
+                Box::pin(std::future::pending())
+            }
+        }
+    )*};
+}
+silent!(Write, Renew, PruneRoomRows, CloseStore);
+
+#[actix::test]
+async fn a_database_that_does_not_answer_is_in_trouble_after_a_while_and_flushes_are_told() {
+    let patience = Duration::from_secs(5);
+    let at = |seconds| Moment::new(Duration::from_secs(seconds), NOW.utc());
+    for renewing in [false, true] {
+        let mut mirror = Mirror::new(Silent.start().into(), Duration::ZERO, patience);
+        let rooms = Rooms::default();
+        let waits = mirror.commit();
+        if renewing {
+            assert!(mirror.renew(at(0)).is_some());
+        } else {
+            assert!(mirror.next(&Memory::alone(&rooms), at(0)).is_some());
+        }
+        mirror.look(at(5));
+        assert!(mirror.trouble().is_none());
+        mirror.look(at(6));
+        let trouble = mirror.trouble().unwrap();
+        assert_eq!((trouble.reason, trouble.since), ("stalled", at(0)));
+        assert!(matches!(waits.await.unwrap(), Err(FlushError::Stalled)));
+        // It has answered after all.
+        let _ = mirror.renewed(Ok(Renewal::Held), &rooms, at(9));
+        let _ = mirror.written(Ok(Applied::default()), &rooms, at(9));
+        assert!(mirror.trouble().is_none());
+    }
 }

@@ -152,3 +152,102 @@ impl<A> State<A> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use futures_util::{FutureExt, future::join_all};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::{store::Waiting, testing::MemoryDatabase};
+
+    /// A thread that answers its number, or hangs.
+    #[derive(Clone)]
+    struct Thread {
+        number: usize,
+        pulse: Pulse,
+    }
+
+    impl Thread {
+        fn answer(&self) -> impl Future<Output = Result<usize>> + use<> {
+            let number = self.number;
+            async move { Ok(number) }
+        }
+
+        /// A call without an answer; it ends when the first of these is dropped.
+        fn hang(&self) -> (Waiting, impl Future<Output = Result<usize>> + use<>) {
+            let waiting = self.pulse.begin(Duration::ZERO);
+            (waiting, std::future::pending())
+        }
+    }
+
+    /// A lane whose threads are numbered from 0.
+    fn lane(hung: &HungCalls, essential: bool) -> Lane<Thread> {
+        let number = Arc::new(AtomicUsize::new(0));
+        let start = move |_: Box<dyn SharedStore>| {
+            let number = number.fetch_add(1, Relaxed);
+            let pulse = Pulse::default();
+            let address = Thread { number, pulse: pulse.clone() };
+            Worker { address, pulse, release: Release::default() }
+        };
+        let store = MemoryDatabase::new().store();
+        let opener = store.opener();
+        Lane::replaceable(start(Box::new(store)), opener, hung.clone(), essential, start)
+    }
+
+    /// Has the next call hang, and returns what ends that.
+    async fn hang(lane: &Lane<Thread>) -> Option<Waiting> {
+        let (got, taken) = oneshot::channel();
+        let call = lane.call(|thread| {
+            let (waiting, answer) = thread.hang();
+            let _ = got.send(waiting);
+            answer
+        });
+        assert!(matches!(call.await, Err(StoreError::Stalled)));
+        taken.now_or_never().and_then(Result::ok)
+    }
+
+    #[actix::test]
+    async fn a_call_that_hangs_is_given_up_with_those_behind_it_and_another_thread_goes_on() {
+        let lane = lane(&HungCalls::default(), true);
+        assert_eq!(lane.call(Thread::answer).await.unwrap(), 0);
+        let (got, hangs) = oneshot::channel();
+        let behind: Vec<_> =
+            (0..3).map(|_| lane.call(|_| std::future::pending::<Result<usize>>())).collect();
+        let first = lane.call(|thread| {
+            let (waiting, answer) = thread.hang();
+            let _ = got.send(waiting);
+            answer
+        });
+        let answers =
+            join_all(behind.into_iter().map(FutureExt::boxed_local).chain([first.boxed_local()]));
+        assert!(answers.await.iter().all(|answer| matches!(answer, Err(StoreError::Stalled))));
+        assert_eq!(lane.call(Thread::answer).await.unwrap(), 1, "given up once");
+        drop(hangs);
+    }
+
+    #[actix::test]
+    async fn so_many_hang_at_once_and_the_last_place_is_for_an_essential_one() {
+        let hung = HungCalls::default();
+        let (reader, writer) = (lane(&hung, false), lane(&hung, true));
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_HUNG_CALLS {
+            waiting.push(hang(&reader).await.unwrap());
+        }
+        assert!(hang(&reader).await.is_none(), "it is not even sent");
+        waiting.push(hang(&writer).await.unwrap());
+        assert_eq!(writer.call(Thread::answer).await.unwrap(), 1, "the writer goes on");
+        waiting.push(hang(&writer).await.unwrap());
+        assert!(hang(&writer).await.is_none());
+        // As soon as one is answered, another may hang.
+        drop(waiting.remove(0));
+        assert_eq!(writer.call(Thread::answer).await.unwrap(), 2);
+        waiting.drain(..2);
+        assert_eq!(reader.call(Thread::answer).await.unwrap(), 4);
+    }
+}

@@ -11,6 +11,8 @@ use actix_presence::{
     testing::store_contract::{LEASE, StoreFixture, at, node, row, upserts, write, write_as},
 };
 
+use diesel::connection::SimpleConnection;
+
 use crate::{
     contract::{OnPostgres, options, url},
     server::Postgres,
@@ -65,6 +67,26 @@ fn a_call_without_an_answer_is_overdue_and_refused_when_it_is_carried_out_late()
     assert!(!pulse.is_waiting());
     let rows: Vec<_> = fixture.rows().into_iter().map(|(_, row)| row).collect();
     assert_eq!(rows, [row("a", 1, None), row("a", 3, None)]);
+}
+
+/// Then it is the database's trouble, which is told, and not waited for.
+#[test]
+fn a_transaction_that_hangs_with_the_row_of_the_node_is_waited_for_with_an_end() {
+    let fixture = OnPostgres::new();
+    let mut store = open(&fixture);
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+    let mut options = options();
+    options.lock_timeout = Duration::from_millis(100);
+    let url = url(&fixture.url);
+    let mut other = PostgresStore::open_with(&url, options).unwrap();
+    let _ = other.renew(&node("m"), at(0), LEASE).unwrap();
+    let mut shell = fixture.shell();
+    shell.batch_execute("BEGIN; SELECT FROM nodes FOR UPDATE").unwrap();
+    let held = other.renew(&node("m"), at(1), LEASE).unwrap_err();
+    let StoreError::Failed { source } = &held else { panic!("{held:?}") };
+    assert!(source.to_string().contains("lock"), "{source}");
+    shell.batch_execute("COMMIT").unwrap();
+    assert_eq!(other.renew(&node("m"), at(1), LEASE).unwrap(), Renewal::Held);
 }
 
 /// Statement by statement, however long it takes.
