@@ -137,8 +137,9 @@ pub trait Store: Send {
     /// removed.
     fn prune_rooms(&mut self) -> Result<usize>;
 
-    /// All rooms with their counts, including empty ones, ordered by name.
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>>;
+    /// All rooms, including empty ones, ordered by name, with the presences whose node has a running
+    /// lease: what a crashed process has left does not count.
+    fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>>;
 }
 
 /// A database that several nodes share. Each node writes the rows of its own presences only.

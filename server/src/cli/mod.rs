@@ -71,7 +71,10 @@ fn run(command: Command) -> Result<(), CommandError> {
             let pruned = open(&flags.database)?.prune_rooms()?;
             print_pruned(pruned, flags.json)
         }
-        Command::Rooms(flags) => print_rooms(&open(&flags.database)?.rooms()?, flags.json),
+        Command::Rooms(flags) => {
+            let rooms = open(&flags.database)?.rooms(Clock::system().now().utc())?;
+            print_rooms(&rooms, flags.json)
+        }
         Command::Token(flags) => print_token(&flags),
         Command::Migrate(database) => {
             let applied = migrate(&database.url.parse()?)?;

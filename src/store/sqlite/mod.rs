@@ -152,16 +152,18 @@ impl Store for SqliteStore {
         })
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
+    fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
         let counts = (
             rooms::channel_name,
             count(presences::id.nullable()),
             count(presences::user_id.nullable()).aggregate_distinct(),
             count(presences::user_id.nullable()),
         );
+        let lives = nodes::id.eq(presences::node_id).and(nodes::lease_expires_at.ge(Stamp(now)));
+        let alive = presences::table.inner_join(nodes::table.on(lives));
         let rows: Vec<(String, i64, i64, i64)> = self.database.read(|conn| {
             Ok(rooms::table
-                .left_join(presences::table)
+                .left_join(alive)
                 .group_by((rooms::id, rooms::channel_name))
                 .order(rooms::channel_name)
                 .select(counts)

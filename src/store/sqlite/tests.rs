@@ -260,7 +260,7 @@ fn a_file_without_write_permission_is_read_only_until_it_has_it_again() {
     fixture.writable(false);
     assert!(matches!(fails(&mut fixture, &batch), StoreError::ReadOnly));
     assert!(matches!(fixture.store.stop(&node("n")), Err(StoreError::ReadOnly)));
-    assert_eq!(fixture.store.rooms().unwrap().len(), 1, "reading goes on");
+    assert_eq!(fixture.store.rooms(at(0)).unwrap().len(), 1, "reading goes on");
     fixture.writable(true);
     write(&mut fixture.store, &batch);
     assert_eq!(fixture.rows().len(), 2);
