@@ -1,5 +1,7 @@
 //! The contract on SQLite, and the troubles of a file.
 
+mod files;
+
 use std::{
     fs,
     path::Path,
