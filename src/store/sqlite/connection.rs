@@ -4,9 +4,10 @@ use std::{
     fs, io,
     path::Path,
     sync::{
-        Arc, LazyLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -321,7 +322,10 @@ impl Database {
 
     /// The connection, prepared; with the number of migrations if it is new.
     fn connect(&mut self, timeout: Duration) -> Result<(Connected, Option<usize>)> {
-        let open = self.open.get_or_insert_with(|| Open::new(&self.location, self.options));
+        let open = match &mut self.open {
+            Some(open) => open,
+            closed => closed.insert(Open::new(&self.location, self.options)?),
+        };
         let prepared = open.pool.get().map_err(StoreError::unavailable).and_then(|mut conn| {
             if !open.fresh.swap(false, Ordering::Relaxed) {
                 return Ok((conn, None));
@@ -377,15 +381,10 @@ impl Database {
 }
 
 impl Open {
-    fn new(location: &Location, options: SqliteOptions) -> Self {
+    fn new(location: &Location, options: SqliteOptions) -> Result<Self> {
         // Connecting takes no lock, so it succeeds or fails at once.
         const POOL_TIMEOUT: Duration = Duration::from_secs(1);
-        /// The thread on which r2d2 makes connections, for all stores of the process.
-        static CONNECTOR: LazyLock<Arc<ScheduledThreadPool>> = LazyLock::new(|| {
-            let name = "presence-sqlite";
-            let pool = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern(name);
-            Arc::new(pool.build())
-        });
+        let connector = connector().map_err(|error| StoreError::unavailable(NoThread(error)))?;
         let fresh = Arc::new(AtomicBool::new(false));
         let settings = Settings { busy_timeout: options.busy_timeout, fresh: Arc::clone(&fresh) };
         let name = match location {
@@ -404,10 +403,30 @@ impl Open {
             .connection_customizer(Box::new(settings))
             // The caller gets the error.
             .error_handler(Box::new(NopErrorHandler))
-            .thread_pool(Arc::clone(&CONNECTOR))
+            .thread_pool(connector)
             .build_unchecked(ConnectionManager::new(name));
-        Self { pool, fresh, log: None }
+        Ok(Self { pool, fresh, log: None })
     }
+}
+
+/// The thread that makes connections cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)")]
+struct NoThread(#[source] io::Error);
+
+/// The thread on which r2d2 makes connections, for all stores of the process.
+fn connector() -> io::Result<Arc<ScheduledThreadPool>> {
+    static CONNECTOR: OnceLock<Arc<ScheduledThreadPool>> = OnceLock::new();
+    if CONNECTOR.get().is_none() {
+        // The pool panics if it cannot start one.
+        let _ = thread::Builder::new().spawn(|| ())?.join();
+    }
+    let start = || {
+        let name = "presence-sqlite";
+        let pool = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern(name);
+        Arc::new(pool.build())
+    };
+    Ok(Arc::clone(CONNECTOR.get_or_init(start)))
 }
 
 #[derive(Debug)]
