@@ -47,6 +47,8 @@ pub(super) enum CommandError {
     Thread(#[source] io::Error),
     #[error("the database has not answered for {0:?}")]
     Unanswered(Duration),
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
     #[error("the HTTP server failed")]
     Serve(#[source] io::Error),
     #[error(transparent)]
@@ -84,7 +86,7 @@ impl CommandError {
             Self::InMemory => 2,
             #[cfg(feature = "sqlite")]
             Self::Start(StartError::Owner(_)) => 1,
-            Self::Start(StartError::Store(_)) => 1,
+            Self::Start(StartError::Store(_) | StartError::Thread(_)) => 1,
             Self::Start(_) => 2,
             Self::Crashed(_) | Self::Task(_) => 70,
             _ => 1,

@@ -79,7 +79,7 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     let config = config(&flags);
     config.validate()?;
     // Before anybody can know that the server has started.
-    let mut signals = StopSignals::listen().map_err(CommandError::Serve)?;
+    let mut signals = StopSignals::listen().map_err(CommandError::Signals)?;
     let listeners = flags.addresses().listen()?;
     let Some(presence) = start(config, &mut signals).await? else {
         tracing::info!("stopped before the database was open");

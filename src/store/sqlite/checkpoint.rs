@@ -36,12 +36,19 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Makes the log small if it is large and the last attempt was long ago. An attempt that fails is
-    /// repeated later: what is wrong the next write reports.
-    pub fn run(&mut self, conn: &mut SqliteConnection, database: &Path, busy_timeout: Duration) {
+    /// Makes the log small if it is large, or if the disk is full, and the last attempt was long ago. An
+    /// attempt that fails is repeated later: what is wrong the next write reports.
+    pub fn run(
+        &mut self,
+        conn: &mut SqliteConnection,
+        database: &Path,
+        busy_timeout: Duration,
+        full: bool,
+    ) {
         let size = log_size(database);
         let now = Instant::now();
-        if size <= MAX_LOG_SIZE || self.last.is_some_and(|last| now - last < INTERVAL) {
+        let large = size > if full { 0 } else { MAX_LOG_SIZE };
+        if !large || self.last.is_some_and(|last| now - last < INTERVAL) {
             return;
         }
         self.last = Some(now);

@@ -199,10 +199,12 @@ impl Database {
         // Not looked at again if the call panics, since the pool then closes the connection.
         let log = self.open.as_mut().and_then(|open| open.log.take());
         let result = call(&mut conn).map_err(Failure::into_error::<SqliteConnection>);
-        // A log that fills the disk cannot be written, but made small.
-        let may_shorten = matches!(result, Ok(_) | Err(StoreError::Full));
-        if let (Access::Write, true, Location::File(path)) = (access, may_shorten, &self.location) {
-            self.checkpoints.run(&mut conn, path.as_path(), self.options.busy_timeout);
+        let full = matches!(result, Err(StoreError::Full));
+        if let (Access::Write, Location::File(path)) = (access, &self.location)
+            && (full || result.is_ok())
+        {
+            let timeout = self.options.busy_timeout;
+            self.checkpoints.run(&mut conn, path.as_path(), timeout, full);
         }
         let broken = conn.is_broken();
         drop(conn);

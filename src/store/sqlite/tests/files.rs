@@ -63,16 +63,21 @@ fn a_large_log_is_emptied_now_and_then_and_nobody_waits_long_for_it() {
     write(&mut fixture.store, &many("c"));
     let mut checkpoints = Checkpoints::default();
     let begun = std::time::Instant::now();
-    checkpoints.run(&mut conn, fixture.file(), Duration::from_secs(60));
+    checkpoints.run(&mut conn, fixture.file(), Duration::from_secs(60), false);
     assert!(begun.elapsed() < Duration::from_secs(30), "it waits as long as the writer would");
     assert!(log_size(fixture.file()) > MAX_LOG_SIZE);
     let timeout = "SELECT CAST(timeout AS TEXT) AS line FROM pragma_busy_timeout";
     assert_eq!(lines(&mut conn, timeout), ["60000"]);
     reader.batch_execute("COMMIT").unwrap();
-    checkpoints.run(&mut conn, fixture.file(), Duration::from_secs(60));
+    checkpoints.run(&mut conn, fixture.file(), Duration::from_secs(60), false);
     assert!(log_size(fixture.file()) > MAX_LOG_SIZE, "not twice in a row");
-    Checkpoints::default().run(&mut conn, fixture.file(), Duration::from_secs(60));
+    Checkpoints::default().run(&mut conn, fixture.file(), Duration::from_secs(60), false);
     assert_eq!(log_size(fixture.file()), 0);
+    conn.batch_execute("CREATE TABLE small (id INTEGER)").unwrap();
+    Checkpoints::default().run(&mut conn, fixture.file(), Duration::from_secs(60), false);
+    assert!(log_size(fixture.file()) > 0);
+    Checkpoints::default().run(&mut conn, fixture.file(), Duration::from_secs(60), true);
+    assert_eq!(log_size(fixture.file()), 0, "a full disk needs every byte");
 }
 
 #[test]
