@@ -2,6 +2,8 @@
 
 mod checkpoint;
 mod connection;
+#[cfg(test)]
+mod file_tests;
 mod files;
 mod owner;
 mod prepare;

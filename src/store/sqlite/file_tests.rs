@@ -1,12 +1,20 @@
 //! What happens to a store when its files grow, vanish, or cannot be what SQLite needs.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, time::Duration};
 
-use super::*;
-use crate::store::sqlite::{
-    OwnerError, OwnerLock,
+use diesel::connection::SimpleConnection;
+use serde_json::json;
+
+use super::{
+    OwnerError, OwnerLock, SqliteOptions, SqliteStore,
     checkpoint::{Checkpoints, MAX_LOG_SIZE},
     files::{beside, log_size, shared_memory},
+    tests::{IMPATIENT, InFile, fails, lines, rows, with_a_row},
+};
+use crate::{
+    model::Info,
+    store::{Batch, DatabaseUrl, Store, StoreError},
+    testing::store_contract::{LEASE, ManualChange, StoreFixture, at, node, row, upserts, write},
 };
 
 /// Rows that make the log larger than it may stay.
