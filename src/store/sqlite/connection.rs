@@ -24,7 +24,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::{
     checkpoint::{Checkpoints, truncate},
-    files::{FileId, LogFiles, directory, explained, shared_memory},
+    files::{FileId, LogFiles, UnusableFile, directory, explained, shared_memory},
     owner::{OwnerError, OwnerLock},
     prepare::{prepare, works_without_shared_memory},
 };
@@ -299,7 +299,8 @@ impl Database {
             self.lose(&missing);
         }
         if file.is_dir() {
-            return Err(StoreError::unavailable(io::Error::from(io::ErrorKind::IsADirectory)));
+            let unusable = UnusableFile::new(path, io::ErrorKind::IsADirectory);
+            return Err(StoreError::unavailable(unusable));
         }
         Ok(!file.permissions().readonly())
     }

@@ -79,9 +79,15 @@ pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
 /// A file or directory that cannot be used, with the error of the system.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use `{}`", path.display())]
-struct UnusableFile {
+pub(super) struct UnusableFile {
     path: PathBuf,
     source: io::Error,
+}
+
+impl UnusableFile {
+    pub fn new(path: &Path, source: impl Into<io::Error>) -> Self {
+        Self { path: path.to_owned(), source: source.into() }
+    }
 }
 
 /// The error with its cause, as far as the system knows it.
@@ -127,14 +133,13 @@ fn is_at_size_limit(_: &Path) -> bool {
 fn try_files(database: &Path) -> Result<(), UnusableFile> {
     for ending in ["", LOG, SHARED_MEMORY] {
         let path = beside(database, ending);
-        may_use(&path).map_err(|source| UnusableFile { path, source })?;
+        may_use(&path).map_err(|source| UnusableFile::new(&path, source))?;
     }
-    let directory = directory(database).to_owned();
     let trial = beside(database, &format!("-trial-{}", std::process::id()));
     let tried = add_file(&trial);
     // Also one that could not be written to its end.
     let _ = fs::remove_file(&trial);
-    tried.map_err(|source| UnusableFile { path: directory, source })
+    tried.map_err(|source| UnusableFile::new(directory(database), source))
 }
 
 /// Whether this process may read and write a file, if there is one.
