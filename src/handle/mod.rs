@@ -2,7 +2,7 @@
 
 mod start;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::start::Backend;
@@ -98,6 +98,9 @@ pub enum StartError {
     #[cfg(feature = "sqlite")]
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// The system allows no further thread.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The database cannot be used.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),

@@ -59,7 +59,8 @@ impl PresenceConfig {
     ///
     /// # Panics
     ///
-    /// If no actix system runs on this thread.
+    /// If no actix system runs on this thread, or if the system does not allow the threads of the
+    /// database (`ulimit -u`).
     pub fn start(self) -> Result<PresenceHandle, StartError> {
         self.check()?;
         self.node_name()?;
@@ -129,7 +130,7 @@ impl PresenceConfig {
         let (writer, readers) = stores.start_threads(&node, self.lease, &supervisor);
         let inherited = Inherited { rows: inherited, stopped };
         let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
-        let arbiter = Arbiter::new().handle();
+        let arbiter = Arbiter::try_new().map_err(StartError::Thread)?.handle();
         let presence = self.run(backend, &arbiter)?;
         arbiter.spawn(check_health(presence.registry(), presence.supervisor.clone()));
         Ok(presence)

@@ -330,7 +330,7 @@ mod tests {
             self.next("prune_rooms", 2)
         }
 
-        fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
+        fn rooms(&mut self, _: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
             self.next("rooms", Vec::new())
         }
     }

@@ -16,7 +16,7 @@ mod transaction;
 mod url;
 mod values;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
@@ -140,8 +140,9 @@ pub trait Store: Send {
     /// removed.
     fn prune_rooms(&mut self) -> Result<usize>;
 
-    /// All rooms with their counts, including empty ones, ordered by name.
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>>;
+    /// All rooms, including empty ones, ordered by name, with the presences whose node has a running
+    /// lease: what a crashed process has left does not count.
+    fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>>;
 }
 
 /// A database that several nodes share. Each node writes the rows of its own presences only.
@@ -225,12 +226,38 @@ pub enum StoreError {
     /// Another process held a lock for longer than the store waits. Try again soon.
     #[error("the database is locked by another process")]
     Locked,
-    /// There is no space left. Try again once there is.
-    #[error("the database or its disk is full")]
+    /// There is no space left on the disk, in the quota or below the limit of file sizes. Try again once
+    /// there is.
+    #[error("the database or its disk is full, or a file has reached its limit (`ulimit -f`)")]
     Full,
     /// The database cannot be written. Try again once its permissions have changed.
     #[error("the database is read-only")]
     ReadOnly,
+    /// The process may not use a file of the database, or its directory. Try again once it may.
+    #[error("the database may not be used")]
+    Denied {
+        /// The error of the operating system.
+        source: Source,
+    },
+    /// The write-ahead log of SQLite needs memory that processes share, which this file system does not
+    /// have, as network file systems do not. Use a directory on a local disk.
+    #[error(
+        "the file system has no shared memory for `{}`: put the database into a directory on a local disk",
+        file.display()
+    )]
+    NoSharedMemory {
+        /// The file of the shared memory.
+        file: PathBuf,
+        /// The error of the database.
+        source: Source,
+    },
+    /// Another server has taken the database, since the lock file of this one was deleted. Try again once
+    /// that server has ended.
+    #[error("another server has taken the database after its lock file was deleted")]
+    Taken {
+        /// The error of the lock.
+        source: Source,
+    },
     /// The database was lost or replaced, and another one is open. Call [`Store::start`], then write
     /// every row again. Reported once.
     #[error("the database was lost or replaced, its rows have to be written again")]
@@ -294,6 +321,9 @@ impl StoreError {
             Self::Locked => "locked",
             Self::Full => "full",
             Self::ReadOnly => "read_only",
+            Self::Denied { .. } => "denied",
+            Self::NoSharedMemory { .. } => "no_shared_memory",
+            Self::Taken { .. } => "taken",
             Self::Gone => "gone",
             Self::Unavailable { .. } => "unavailable",
             Self::Corrupt { .. } => "corrupt",

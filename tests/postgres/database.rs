@@ -159,7 +159,7 @@ fn a_database_of_any_kind_is_opened_by_its_url() {
     let mut opened = store::open(&parsed).unwrap();
     let _ = opened.apply(&node("n"), &upserts([row("a", 1, None)]), at(0)).unwrap();
     assert_eq!(fixture.rows().len(), 1);
-    assert_eq!(opened.rooms().unwrap(), fixture.store.rooms().unwrap());
+    assert_eq!(opened.rooms(at(0)).unwrap(), fixture.store.rooms(at(0)).unwrap());
     let mut memory = store::open(&DatabaseUrl::SqliteMemory).unwrap();
-    assert_eq!(memory.rooms().unwrap(), []);
+    assert_eq!(memory.rooms(at(0)).unwrap(), []);
 }

@@ -230,7 +230,7 @@ fn a_database_that_may_only_be_read_is_read_only_until_it_may_be_written() {
     let mut store = store(&fixture, options());
     let refused = fails(&mut store, &upserts([row("a", 2, None)]));
     assert!(matches!(refused, StoreError::ReadOnly), "{refused:?}");
-    assert_eq!(store.rooms().unwrap(), []);
+    assert_eq!(store.rooms(at(0)).unwrap(), []);
     let mut shell = fixture.shell();
     shell.batch_execute("SET default_transaction_read_only = off").unwrap();
     shell
@@ -355,5 +355,5 @@ fn a_url_may_have_options_of_its_own() {
     let url = Postgres::shared().fresh_database() + "?application_name=mine&connect_timeout=3";
     let DatabaseUrl::Postgres(url) = url.parse().unwrap() else { panic!() };
     let mut store = PostgresStore::open(&url).unwrap();
-    assert_eq!(store.rooms().unwrap(), []);
+    assert_eq!(store.rooms(at(0)).unwrap(), []);
 }

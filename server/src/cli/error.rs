@@ -1,8 +1,8 @@
 //! Why a command fails, and how its process ends then.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{descriptors::TooFewDescriptors, environment, log};
+use super::{descriptors::TooFewDescriptors, environment, log, threads::TooFewThreads};
 use crate::response::error_chain;
 use actix_presence::{
     Crashed, InvalidInfo, InvalidName, InvalidNodeName, StartError,
@@ -41,10 +41,16 @@ pub(super) enum CommandError {
     Bind { address: SocketAddr, source: io::Error },
     #[error(transparent)]
     Descriptors(#[from] TooFewDescriptors),
+    #[error(transparent)]
+    Threads(#[from] TooFewThreads),
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    #[error("the database has not answered for {0:?}")]
+    Unanswered(Duration),
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
     #[error("the HTTP server failed")]
     Serve(#[source] io::Error),
-    #[error("cannot start the log thread")]
-    Log(#[source] io::Error),
     #[error(transparent)]
     Crashed(#[from] Crashed),
     #[error("the task `{0}` of the server ended unexpectedly")]
@@ -80,7 +86,7 @@ impl CommandError {
             Self::InMemory => 2,
             #[cfg(feature = "sqlite")]
             Self::Start(StartError::Owner(_)) => 1,
-            Self::Start(StartError::Store(_)) => 1,
+            Self::Start(StartError::Store(_) | StartError::Thread(_)) => 1,
             Self::Start(_) => 2,
             Self::Crashed(_) | Self::Task(_) => 70,
             _ => 1,

@@ -4,12 +4,14 @@
 //! plain HTTP, lists.
 
 use std::{
-    fs,
+    convert::Infallible,
+    fs, io,
     sync::LazyLock,
+    thread,
     time::{Duration, Instant},
 };
 
-use actix_web::rt::{task::spawn_blocking, time::sleep};
+use tokio::sync::oneshot;
 
 /// How often to check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -19,15 +21,27 @@ const MIN_PAUSE_PER_CHECK: u32 = 200;
 const MIN_FREE_BYTES: usize = 6 * 1024 * 1024;
 const MIN_FREE_DIVISOR: usize = 8;
 
-pub(super) async fn trim_regularly() {
+/// Starts the thread that trims regularly. The future waits for its end, and panics then: it only ends if
+/// it has panicked.
+pub(super) fn start() -> io::Result<impl Future<Output = ()>> {
+    let (runs, ended) = oneshot::channel();
+    // A thread of its own, since a check walks through everything that is free, and since the runtime
+    // would start one at any later time, and panic where the system does not allow it.
+    thread::Builder::new().name("memory".to_owned()).spawn(move || trim_regularly(runs))?;
+    Ok(async {
+        let Err(error) = ended.await;
+        panic!("the thread that returns memory has ended: {error}");
+    })
+}
+
+/// Drops the sender when it panics.
+fn trim_regularly(_runs: oneshot::Sender<Infallible>) {
     let mut unreturnable = 0;
     let mut pause = CHECK_INTERVAL;
     loop {
-        sleep(pause).await;
+        thread::sleep(pause);
         let begun = Instant::now();
-        // Walks through everything that is free.
-        let checked = spawn_blocking(move || check(unreturnable)).await;
-        unreturnable = checked.unwrap_or(unreturnable);
+        unreturnable = check(unreturnable);
         pause = CHECK_INTERVAL.max(begun.elapsed() * MIN_PAUSE_PER_CHECK);
     }
 }

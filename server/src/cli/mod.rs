@@ -11,6 +11,7 @@ mod log;
 mod memory;
 mod serve;
 mod signals;
+mod threads;
 
 use std::{
     io::{self, Write},
@@ -38,6 +39,7 @@ use actix_presence::{
 #[must_use]
 pub fn main() -> ExitCode {
     environment::clean();
+    signals::survive_file_limit();
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         // clap reports --help and --version as errors, too. If printing fails, the code has to do.
@@ -71,7 +73,10 @@ fn run(command: Command) -> Result<(), CommandError> {
             let pruned = open(&flags.database)?.prune_rooms()?;
             print_pruned(pruned, flags.json)
         }
-        Command::Rooms(flags) => print_rooms(&open(&flags.database)?.rooms()?, flags.json),
+        Command::Rooms(flags) => {
+            let rooms = open(&flags.database)?.rooms(Clock::system().now().utc())?;
+            print_rooms(&rooms, flags.json)
+        }
         Command::Token(flags) => print_token(&flags),
         Command::Migrate(database) => {
             let applied = migrate(&database.url.parse()?)?;
@@ -91,8 +96,11 @@ fn open(database: &DatabaseFlags) -> Result<Box<dyn Store>, CommandError> {
     if url == DatabaseUrl::SqliteMemory {
         return Err(CommandError::InMemory);
     }
+    // What cannot be looked at is the error of opening it.
     match url.path() {
-        Some(path) if !path.exists() => Err(CommandError::NoDatabase { path: path.to_owned() }),
+        Some(path) if matches!(path.try_exists(), Ok(false)) => {
+            Err(CommandError::NoDatabase { path: path.to_owned() })
+        }
         _ => Ok(store::open(&url)?),
     }
 }

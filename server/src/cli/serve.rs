@@ -2,6 +2,7 @@
 
 use std::{future::pending, time::Duration};
 
+use actix::Arbiter;
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn, rt::task::JoinHandle};
 use futures_util::future::{select, select_all};
 use tokio::{
@@ -17,6 +18,7 @@ use super::{
     listen::ListenerHandles,
     log,
     signals::StopSignals,
+    threads::{self, TooFewThreads},
 };
 use crate::{
     metrics::Metrics,
@@ -26,6 +28,10 @@ use crate::{
 };
 use actix_presence::{PresenceConfig, PresenceHandle, watch_socket};
 
+/// How long opening the database may take. SQLite waits for locks of others for 30 s at most.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// When it is logged that opening takes long.
+const SLOW_START: Duration = Duration::from_secs(10);
 /// How long sessions may take to be closed, and rows to be written, when the server stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long WebSockets may take after that: a little longer than a client has for its close frame.
@@ -41,15 +47,16 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(9500);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 pub(super) fn run(flags: ServeFlags) -> Result<(), CommandError> {
-    log::start(&flags.log).map_err(CommandError::Log)?;
-    // Before anything is opened, such as the runtime.
-    let limits = descriptor_limits(&flags)?;
+    let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
+    log::start(&flags.log).map_err(|error| TooFewThreads::none(workers, error))?;
+    // Before anything is opened or started, such as the runtime.
+    threads::check(workers)?;
+    let limits = descriptor_limits(&flags, workers)?;
     actix::System::new().block_on(serve(flags, limits))
 }
 
 /// Raises the limit of file descriptors, and divides them.
-fn descriptor_limits(flags: &ServeFlags) -> Result<DescriptorLimits, CommandError> {
-    let workers = flags.workers.map_or_else(descriptors::default_workers, usize::from);
+fn descriptor_limits(flags: &ServeFlags, workers: usize) -> Result<DescriptorLimits, CommandError> {
     let listeners = flags.addresses().list.len();
     let limits = DescriptorLimits::new(descriptors::raise(), workers, listeners)?;
     let sockets = limits.all_websockets();
@@ -72,9 +79,12 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     let config = config(&flags);
     config.validate()?;
     // Before anybody can know that the server has started.
-    let signals = StopSignals::listen().map_err(CommandError::Serve)?;
+    let mut signals = StopSignals::listen().map_err(CommandError::Signals)?;
     let listeners = flags.addresses().listen()?;
-    let presence = config.start()?;
+    let Some(presence) = start(config, &mut signals).await? else {
+        tracing::info!("stopped before the database was open");
+        return Ok(());
+    };
     let (drain, keep_alive) = (flags.drain, flags.keep_alive);
     let state = ServerState::new(&presence, options(flags));
     connections::init_gauges(&limits);
@@ -103,7 +113,7 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     let (done, stopped) = oneshot::channel();
     let tasks = [
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        ("memory", actix::spawn(super::memory::trim_regularly())),
+        ("memory", actix::spawn(super::memory::start().map_err(CommandError::Thread)?)),
         ("signals", actix::spawn(stop.on_signal(signals, done))),
     ];
     tokio::select! {
@@ -111,6 +121,31 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
         Ok(()) = stopped => Ok(()),
         error = failure(presence, tasks) => error.abort(),
     }
+}
+
+/// Starts the presence system, on another thread, since the database may hang. `None` if a signal has
+/// come first.
+async fn start(
+    config: PresenceConfig,
+    signals: &mut StopSignals,
+) -> Result<Option<PresenceHandle>, CommandError> {
+    let arbiter = Arbiter::try_new().map_err(CommandError::Thread)?;
+    let (answer, mut started) = oneshot::channel();
+    arbiter.spawn_fn(move || drop(answer.send(config.start())));
+    let answered = async {
+        if let Ok(answer) = timeout(SLOW_START, &mut started).await {
+            return Ok(answer);
+        }
+        tracing::warn!(after = ?SLOW_START, "the database is not open yet");
+        timeout(START_TIMEOUT - SLOW_START, started).await
+    };
+    let answer = tokio::select! {
+        () = signals.next() => return Ok(None),
+        answer = answered => answer.map_err(|_| CommandError::Unanswered(START_TIMEOUT))?,
+    };
+    arbiter.stop();
+    // Without an answer it has panicked.
+    Ok(Some(answer.map_err(|_| CommandError::Task("start"))??))
 }
 
 /// Waits for a part of the system to end that must not end by itself: the process cannot do its work

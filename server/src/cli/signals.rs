@@ -2,31 +2,38 @@
 
 use std::io;
 
-pub(super) use platform::StopSignals;
+pub(super) use platform::{StopSignals, survive_file_limit};
 
 #[cfg(unix)]
 mod platform {
     use std::{future::poll_fn, task::Poll};
 
     use actix_web::rt::signal::unix::{Signal, SignalKind, signal};
+    use tokio::runtime;
 
     use super::io;
+
+    /// Lets a write to a file that has reached its limit (`ulimit -f`) fail like one to a full disk, where
+    /// SIGXFSZ would end the process. Rust does so for SIGPIPE.
+    pub fn survive_file_limit() {
+        let listen = async { signal(SignalKind::from_raw(libc::SIGXFSZ)) };
+        // The handler stays until the process ends. Without it the signal says what is wrong.
+        let runtime = runtime::Builder::new_current_thread().enable_io().build();
+        let _ = runtime.map(|runtime| runtime.block_on(listen));
+    }
 
     /// The signals that stop the server, one after the other: SIGTERM and SIGINT.
     pub struct StopSignals {
         stop: [Signal; 2],
-        /// Signals whose default action would end the process. SIGHUP comes from a terminal that closes, or
-        /// from a rotation of logs. SIGXFSZ comes when a file has reached its limit (`ulimit -f`): the write
-        /// then fails like one to a full disk. Rust ignores SIGPIPE already.
-        _harmless: [Signal; 2],
+        /// It comes from a terminal that closes, or from a rotation of logs, and would end the process.
+        _hangup: Signal,
     }
 
     impl StopSignals {
         pub fn listen() -> io::Result<Self> {
-            let file_limit = SignalKind::from_raw(libc::SIGXFSZ);
             Ok(Self {
                 stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?],
-                _harmless: [signal(SignalKind::hangup())?, signal(file_limit)?],
+                _hangup: signal(SignalKind::hangup())?,
             })
         }
 
@@ -43,6 +50,9 @@ mod platform {
 
 #[cfg(not(unix))]
 mod platform {
+    /// Other systems have no such limit.
+    pub fn survive_file_limit() {}
+
     use std::future::pending;
 
     use super::io;

@@ -72,16 +72,16 @@ fn prune_rooms_removes_the_empty_ones() {
 }
 
 #[test]
-fn rooms_prints_every_room_with_its_counts() {
+fn rooms_prints_every_room_with_the_connections_of_live_nodes() {
     let (_directory, url, mut database) = populated();
     database.execute("INSERT INTO rooms (channel_name, created_at) VALUES ('a' || char(27), '')");
     let text = success(&["rooms", "--database", &url]);
     let line = text.lines().find(|line| line.ends_with("lobby")).unwrap();
-    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["4", "2", "1", "lobby"]);
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["1", "1", "0", "lobby"]);
     assert!(!text.contains('\u{1b}'), "a terminal obeys what it is shown");
     let printed: Value =
         serde_json::from_str(&success(&["rooms", "--json", "--database", &url])).unwrap();
-    let lobby = json!({"channel_name": "lobby", "connections": 4, "users": 2, "anonymous": 1});
+    let lobby = json!({"channel_name": "lobby", "connections": 1, "users": 1, "anonymous": 0});
     assert!(printed["rooms"].as_array().unwrap().contains(&lobby), "{printed}");
     assert_eq!(printed["rooms"].as_array().unwrap().len(), 4);
 }
@@ -106,12 +106,18 @@ async fn a_running_server_keeps_its_presences_and_is_seen_by_the_commands() {
 }
 
 #[tokio::test]
-async fn what_a_killed_server_has_left_is_pruned_when_its_lease_is_over() {
+async fn what_a_killed_server_has_left_neither_counts_nor_stays_when_its_lease_is_over() {
     let server = Server::start(&["--lease", "1s"]);
     let url = server.database_url();
     let _ada = server.ws("/ws/lobby?user=ada").await;
     until("the row", async || (server.database().count("presences") == 1).then_some(())).await;
     let _directory = server.kill();
+    let left = json!([{"channel_name": "lobby", "connections": 0, "users": 0, "anonymous": 0}]);
+    until("the dead do not count", async || {
+        let printed = success(&["rooms", "--json", "--database", &url]);
+        (serde_json::from_str::<Value>(&printed).unwrap()["rooms"] == left).then_some(())
+    })
+    .await;
     until("the lease runs out", async || {
         (success(&["prune-presences", "--max-age", "1ms", "--database", &url]) == "1").then_some(())
     })

@@ -260,7 +260,8 @@ impl Store for PostgresStore {
         self.transact(Extent::All, queries::prune_rooms)
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
-        self.transact(Extent::All, queries::rooms)
+    fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
+        let clock = self.clock(now);
+        self.transact(Extent::All, |conn| queries::rooms(conn, clock))
     }
 }

@@ -111,7 +111,10 @@ pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 const COUNT_ROOMS: &str = "
     SELECT rooms.channel_name, count(presences.id) AS connections,
         count(DISTINCT presences.user_id) AS users, count(presences.user_id) AS known
-    FROM rooms LEFT JOIN presences ON presences.room_id = rooms.id
+    FROM rooms LEFT JOIN (
+        presences JOIN nodes ON nodes.id = presences.node_id
+            AND nodes.lease_expires_at >= coalesce($1, now() AT TIME ZONE 'UTC')
+    ) ON presences.room_id = rooms.id
     GROUP BY rooms.id, rooms.channel_name ORDER BY rooms.channel_name";
 
 /// Rooms that somebody enters at this moment are skipped.
@@ -143,8 +146,12 @@ pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
     Ok(statement(DELETE_EMPTY_ROOMS).bind::<Array<BigInt>>(ids).execute(conn)?)
 }
 
-pub(super) fn rooms(conn: &mut PgConnection) -> Result<Vec<RoomCounts>, Failure> {
-    let counted: Vec<Counted> = statement(COUNT_ROOMS).load(conn)?;
+pub(super) fn rooms(
+    conn: &mut PgConnection,
+    clock: Option<NaiveDateTime>,
+) -> Result<Vec<RoomCounts>, Failure> {
+    let counted: Vec<Counted> =
+        statement(COUNT_ROOMS).bind::<Nullable<Timestamp>>(clock).load(conn)?;
     let counts = counted.into_iter().map(|room| {
         let Occupancy { connections, users, anonymous } = room.occupancy();
         RoomCounts { channel_name: room.channel_name, connections, users, anonymous }

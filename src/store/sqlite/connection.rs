@@ -1,31 +1,36 @@
-//! The connection to a SQLite database, and its migrations.
+//! The connection to a SQLite database.
 
 use std::{
     fs, io,
     path::Path,
     sync::{
-        Arc, LazyLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use diesel::{
     SqliteConnection,
     connection::SimpleConnection,
-    r2d2::{ConnectionManager, CustomizeConnection, Error as ConnectError, Pool, PooledConnection},
-    result::Error as DieselError,
+    r2d2::{
+        ConnectionManager, CustomizeConnection, Error as ConnectError, NopErrorHandler, Pool,
+        PooledConnection, R2D2Connection,
+    },
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use scheduled_thread_pool::ScheduledThreadPool;
 
+use super::{
+    checkpoint::{Checkpoints, truncate},
+    files::{FileId, LogFiles, UnusableFile, directory, explained, shared_memory},
+    owner::{OwnerError, OwnerLock},
+    prepare::{prepare, works_without_shared_memory},
+};
 use crate::store::{
     DatabaseUrl, Result, SqlitePath, StoreError,
-    transaction::{Classify, Failure, migration_error, transact_by},
+    transaction::{Failure, transact_by},
 };
-
-pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 type Manager = ConnectionManager<SqliteConnection>;
 pub(super) type Connected = PooledConnection<Manager>;
@@ -46,91 +51,6 @@ impl Default for SqliteOptions {
     }
 }
 
-/// Errors by their messages: Diesel gives no result codes. These are the texts of `sqlite3_errstr`, one for
-/// each code, which are never translated; what a trigger raises has its own text.
-const SQLITE_MESSAGES: [(Kind, &[&str]); 6] = [
-    (
-        Kind::Locked,
-        &[
-            "database is locked",
-            "database table is locked",
-            "database schema is locked",
-            "locking protocol",
-        ],
-    ),
-    (Kind::Full, &["database or disk is full"]),
-    (Kind::ReadOnly, &["attempt to write a readonly database"]),
-    (
-        Kind::Corrupt,
-        &[
-            "database disk image is malformed",
-            "file is not a database",
-            "malformed database schema",
-        ],
-    ),
-    (
-        Kind::Schema,
-        &[
-            "no such table",
-            "no such column",
-            "foreign key mismatch",
-            "ON CONFLICT clause does not match",
-        ],
-    ),
-    (
-        Kind::Unavailable,
-        &[
-            "disk I/O error",
-            "unable to open database file",
-            "out of memory",
-            "access permission denied",
-            "authorization denied",
-            "interrupted",
-            "large file support is disabled",
-            "bad parameter or other API misuse",
-            "no such savepoint",
-            "cannot commit",
-            "cannot rollback",
-            "cannot start a transaction",
-        ],
-    ),
-];
-
-/// A failure that SQLite has a text for.
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Locked,
-    Full,
-    ReadOnly,
-    Corrupt,
-    Schema,
-    Unavailable,
-}
-
-fn kind(message: &str) -> Option<Kind> {
-    let is = |texts: &[&str]| texts.iter().any(|text| message.starts_with(text));
-    let known = SQLITE_MESSAGES.iter().find_map(|(kind, texts)| is(texts).then_some(*kind));
-    known.or(message.contains(" has no column named ").then_some(Kind::Schema))
-}
-
-impl Classify for SqliteConnection {
-    /// What has none of the texts is what a trigger raises: the fault of a row.
-    fn classify(error: DieselError) -> Failure {
-        let DieselError::DatabaseError(_, info) = &error else { return Failure::Query(error) };
-        let Some(kind) = kind(info.message()) else {
-            return Failure::Row(info.message().to_owned());
-        };
-        Failure::Store(match kind {
-            Kind::Locked => StoreError::Locked,
-            Kind::Full => StoreError::Full,
-            Kind::ReadOnly => StoreError::ReadOnly,
-            Kind::Corrupt => StoreError::Corrupt { source: error.into() },
-            Kind::Schema => StoreError::Schema { source: error.into() },
-            Kind::Unavailable => StoreError::unavailable(error),
-        })
-    }
-}
-
 /// A database with its connection, which is replaced when the file is.
 pub(super) struct Database {
     location: Location,
@@ -140,6 +60,9 @@ pub(super) struct Database {
     known: Option<FileId>,
     /// Whether the database that was open is gone, until [`StoreError::Gone`] has reported it.
     lost: bool,
+    /// Held for as long as this process may write.
+    owner: Option<OwnerLock>,
+    checkpoints: Checkpoints,
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +75,8 @@ struct Open {
     pool: Pool<Manager>,
     /// Whether the pool has made a connection that is still to be prepared.
     fresh: Arc<AtomicBool>,
+    /// The files of the log, unless SQLite may be closing them.
+    log: Option<LogFiles>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,10 +94,23 @@ impl Database {
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(_) => return Err(StoreError::unavailable("this is not SQLite")),
         };
-        let mut database = Self { location, options, open: None, known: None, lost: false };
+        let mut database = Self {
+            location,
+            options,
+            open: None,
+            known: None,
+            lost: false,
+            owner: None,
+            checkpoints: Checkpoints::default(),
+        };
         database.check_file()?;
         let (_, migrations) = database.connect(options.open_timeout)?;
         Ok((database, migrations.unwrap_or(0)))
+    }
+
+    /// Keeps the lock of the owner.
+    pub fn own(&mut self, lock: Option<OwnerLock>) {
+        self.owner = lock;
     }
 
     /// Runs a call that only reads.
@@ -199,16 +137,32 @@ impl Database {
         call: impl FnOnce(&mut SqliteConnection) -> Result<T, Failure>,
     ) -> Result<T> {
         let mut conn = self.connection(access)?;
+        // Not looked at again if the call panics, since the pool then closes the connection.
+        let log = self.open.as_mut().and_then(|open| open.log.take());
         let result = call(&mut conn).map_err(Failure::into_error::<SqliteConnection>);
-        drop(conn);
-        // Opening the file again may help.
-        if let Err(
-            StoreError::ReadOnly
-            | StoreError::Corrupt { .. }
-            | StoreError::Schema { .. }
-            | StoreError::Unavailable { .. },
-        ) = &result
+        let full = matches!(result, Err(StoreError::Full));
+        if let (Access::Write, Location::File(path)) = (access, &self.location)
+            && (full || result.is_ok())
         {
+            let timeout = self.options.busy_timeout;
+            self.checkpoints.run(&mut conn, path.as_path(), timeout, full);
+        }
+        let broken = conn.is_broken();
+        drop(conn);
+        if let Some(open) = &mut self.open {
+            open.log = log;
+        }
+        let result = result.map_err(|error| self.explained(error));
+        // Opening the file again may help.
+        let useless = matches!(
+            &result,
+            Err(StoreError::ReadOnly
+                | StoreError::Denied { .. }
+                | StoreError::Corrupt { .. }
+                | StoreError::Schema { .. }
+                | StoreError::Unavailable { .. })
+        );
+        if broken || useless {
             self.close();
         }
         result
@@ -216,6 +170,7 @@ impl Database {
 
     /// A connection to the database that is at the path now.
     pub fn connection(&mut self, access: Access) -> Result<Connected> {
+        self.check_owner()?;
         let writable = self.check_file()?;
         if access == Access::Write && !writable {
             // SQLite decides when it opens a file whether it may write.
@@ -231,54 +186,134 @@ impl Database {
         Ok(conn)
     }
 
-    /// Closes the connection if its file is no longer at the path. Returns whether the file is writable.
-    fn check_file(&mut self) -> Result<bool> {
-        let Location::File(path) = &self.location else { return Ok(true) };
-        let file = match fs::metadata(path.as_path()) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let directory = path.as_path().parent().filter(|path| !path.as_os_str().is_empty());
-                // SQLite creates the file, but not its directory.
-                let directory = fs::metadata(directory.unwrap_or(Path::new(".")));
-                self.close();
-                self.lost |= self.known.is_some();
-                return directory.map(|_| true).map_err(StoreError::unavailable);
+    /// Takes the owner's lock again if its file is no longer at its path. Another server may have used the
+    /// database meanwhile.
+    fn check_owner(&mut self) -> Result<()> {
+        let Some(owner) = &mut self.owner else { return Ok(()) };
+        match owner.retake() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let lock = owner.path().to_owned();
+                self.lose(&lock);
+                Ok(())
             }
             Err(error) => {
                 self.close();
-                return Err(StoreError::unavailable(error));
+                Err(match error {
+                    OwnerError::Taken { .. } => StoreError::Taken { source: error.into() },
+                    OwnerError::Io { .. } => StoreError::unavailable(error),
+                })
+            }
+        }
+    }
+
+    /// Closes the connection if its files are no longer at their paths. Returns whether the file is writable.
+    fn check_file(&mut self) -> Result<bool> {
+        let Location::File(path) = self.location.clone() else { return Ok(true) };
+        let path = path.as_path();
+        let file = match fs::metadata(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.known.is_some() {
+                    self.lose(path);
+                }
+                self.close();
+                // SQLite creates the file, but not its directory.
+                let directory = fs::metadata(directory(path));
+                return directory
+                    .map(|_| true)
+                    .map_err(|error| self.explained(StoreError::unavailable(error)));
+            }
+            Err(error) => {
+                self.close();
+                return Err(self.explained(StoreError::unavailable(error)));
             }
         };
         if self.known.is_some_and(|known| known != FileId::of(&file)) {
-            self.close();
-            self.lost = true;
+            self.lose(path);
+        }
+        let log = self.open.as_ref().and_then(|open| open.log);
+        if let Some(missing) = log.and_then(|log| log.missing(path)) {
+            if missing != shared_memory(path) {
+                self.rescue_log();
+            }
+            self.lose(&missing);
         }
         if file.is_dir() {
-            return Err(StoreError::unavailable(io::Error::from(io::ErrorKind::IsADirectory)));
+            let unusable = UnusableFile::new(path, io::ErrorKind::IsADirectory);
+            return Err(StoreError::unavailable(unusable));
         }
         Ok(!file.permissions().readonly())
     }
 
+    /// Moves a log that has no name any more into the database. Otherwise who opens the database would
+    /// look for its pages in another log, for as long as other processes share the memory that says which
+    /// pages there are.
+    fn rescue_log(&mut self) {
+        let conn = self.open.as_ref().and_then(|open| open.pool.get().ok());
+        // What is not saved is written again.
+        let _ = conn.map(|mut conn| truncate(&mut conn, self.options.busy_timeout));
+    }
+
+    /// Closes the database, whose rows are gone with this file.
+    fn lose(&mut self, file: &Path) {
+        self.close();
+        if !std::mem::replace(&mut self.lost, true) {
+            let file = file.display();
+            tracing::warn!(%file, "a file of the database was deleted or replaced");
+        }
+    }
+
     /// The connection, prepared; with the number of migrations if it is new.
     fn connect(&mut self, timeout: Duration) -> Result<(Connected, Option<usize>)> {
-        let open = self.open.get_or_insert_with(|| Open::new(&self.location, self.options));
-        let mut conn = open.pool.get().map_err(StoreError::unavailable)?;
-        if !open.fresh.swap(false, Ordering::Relaxed) {
-            return Ok((conn, None));
-        }
-        let migrations = match prepare(&mut conn, timeout) {
-            Ok(migrations) => migrations,
+        let open = match &mut self.open {
+            Some(open) => open,
+            closed => closed.insert(Open::new(&self.location, self.options)?),
+        };
+        let prepared = open.pool.get().map_err(StoreError::unavailable).and_then(|mut conn| {
+            if !open.fresh.swap(false, Ordering::Relaxed) {
+                return Ok((conn, None));
+            }
+            prepare(&mut conn, timeout).map(|migrations| (conn, Some(migrations)))
+        });
+        let (conn, migrations) = match prepared {
+            Ok(prepared) => prepared,
             Err(error) => {
-                drop(conn);
                 self.open = None;
-                return Err(error);
+                return Err(self.why_unusable(error));
             }
         };
-        if let Location::File(path) = &self.location {
+        if let (Some(_), Location::File(path)) = (migrations, &self.location) {
             let file = fs::metadata(path.as_path()).map_err(StoreError::unavailable)?;
             self.known = Some(FileId::of(&file));
+            open.log = Some(LogFiles::of(path.as_path()));
         }
-        Ok((conn, Some(migrations)))
+        Ok((conn, migrations))
+    }
+
+    /// The error of a call with its cause, as far as the system knows it.
+    fn explained(&self, error: StoreError) -> StoreError {
+        match &self.location {
+            Location::Memory => error,
+            Location::File(path) => explained(error, path.as_path()),
+        }
+    }
+
+    /// The error of opening the database, which is closed, with its cause.
+    fn why_unusable(&self, error: StoreError) -> StoreError {
+        let error = self.explained(error);
+        let Location::File(path) = &self.location else { return error };
+        let may_lack_memory =
+            matches!(error, StoreError::Unavailable { .. } | StoreError::ReadOnly);
+        if !may_lack_memory || !works_without_shared_memory(&path.for_sqlite()) {
+            return error;
+        }
+        let source = match error {
+            StoreError::Unavailable { source } => source,
+            // SQLite has found memory that it cannot map for writing.
+            _ => "SQLite can only read it".into(),
+        };
+        StoreError::NoSharedMemory { file: shared_memory(path.as_path()), source }
     }
 
     /// Closes a file; a database in memory would be lost with its connection.
@@ -290,15 +325,10 @@ impl Database {
 }
 
 impl Open {
-    fn new(location: &Location, options: SqliteOptions) -> Self {
+    fn new(location: &Location, options: SqliteOptions) -> Result<Self> {
         // Connecting takes no lock, so it succeeds or fails at once.
         const POOL_TIMEOUT: Duration = Duration::from_secs(1);
-        /// The thread on which r2d2 makes connections, for all stores of the process.
-        static CONNECTOR: LazyLock<Arc<ScheduledThreadPool>> = LazyLock::new(|| {
-            let name = "presence-sqlite";
-            let pool = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern(name);
-            Arc::new(pool.build())
-        });
+        let connector = connector().map_err(|error| StoreError::unavailable(NoThread(error)))?;
         let fresh = Arc::new(AtomicBool::new(false));
         let settings = Settings { busy_timeout: options.busy_timeout, fresh: Arc::clone(&fresh) };
         let name = match location {
@@ -315,10 +345,32 @@ impl Open {
             .test_on_check_out(false)
             .connection_timeout(POOL_TIMEOUT)
             .connection_customizer(Box::new(settings))
-            .thread_pool(Arc::clone(&CONNECTOR))
+            // The caller gets the error.
+            .error_handler(Box::new(NopErrorHandler))
+            .thread_pool(connector)
             .build_unchecked(ConnectionManager::new(name));
-        Self { pool, fresh }
+        Ok(Self { pool, fresh, log: None })
     }
+}
+
+/// The thread that makes connections cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)")]
+struct NoThread(#[source] io::Error);
+
+/// The thread on which r2d2 makes connections, for all stores of the process.
+fn connector() -> io::Result<Arc<ScheduledThreadPool>> {
+    static CONNECTOR: OnceLock<Arc<ScheduledThreadPool>> = OnceLock::new();
+    if CONNECTOR.get().is_none() {
+        // The pool panics if it cannot start one.
+        let _ = thread::Builder::new().spawn(|| ())?.join();
+    }
+    let start = || {
+        let name = "presence-sqlite";
+        let pool = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern(name);
+        Arc::new(pool.build())
+    };
+    Ok(Arc::clone(CONNECTOR.get_or_init(start)))
 }
 
 #[derive(Debug)]
@@ -334,109 +386,5 @@ impl CustomizeConnection<SqliteConnection, ConnectError> for Settings {
         conn.batch_execute(&settings).map_err(ConnectError::QueryError)?;
         self.fresh.store(true, Ordering::Relaxed);
         Ok(())
-    }
-}
-
-/// Prepares a new connection: write-ahead log and tables. Returns the number of migrations applied.
-///
-/// SQLite returns "locked" at once where waiting could end in a deadlock, for example when two processes
-/// change the journal mode of a new file, so it is retried until the timeout.
-fn prepare(conn: &mut SqliteConnection, timeout: Duration) -> Result<usize> {
-    const RETRY_PAUSE: Duration = Duration::from_millis(10);
-    let started = Instant::now();
-    loop {
-        match prepare_once(conn).map_err(Failure::into_error::<SqliteConnection>) {
-            Err(StoreError::Locked) if started.elapsed() < timeout => thread::sleep(RETRY_PAUSE),
-            result => return result,
-        }
-    }
-}
-
-fn prepare_once(conn: &mut SqliteConnection) -> Result<usize, Failure> {
-    let failed = migration_error::<SqliteConnection>;
-    conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
-    // Checked first without the write lock, so that a database in use is not blocked.
-    if !conn.has_pending_migration(SQLITE_MIGRATIONS).map_err(failed)? {
-        return Ok(0);
-    }
-    let migrate = |conn: &mut SqliteConnection| {
-        Ok(conn.run_pending_migrations(SQLITE_MIGRATIONS).map_err(failed)?.len())
-    };
-    transact_by(migrate, |run| conn.immediate_transaction(run))
-}
-
-/// The identity of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId(u64, u64);
-
-impl FileId {
-    #[cfg(unix)]
-    fn of(file: &fs::Metadata) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        Self(file.dev(), file.ino())
-    }
-
-    /// On other systems an open file cannot be replaced.
-    #[cfg(not(unix))]
-    fn of(_: &fs::Metadata) -> Self {
-        Self(0, 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use diesel::Connection;
-
-    use super::{super::tests::lines, *};
-
-    /// The columns of all tables as `table.column type`.
-    fn columns(conn: &mut SqliteConnection) -> Vec<String> {
-        lines(
-            conn,
-            "SELECT tables.name || '.' || columns.name || ' ' ||
-                CASE \"notnull\" WHEN 1
-                THEN columns.type ELSE 'NULLABLE<' || columns.type || '>' END AS line
-             FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns
-             WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_\\_diesel%' ESCAPE '\\'
-             ORDER BY tables.name, columns.cid",
-        )
-    }
-
-    /// The same of the text of `schema.rs`.
-    fn columns_of_the_code() -> Vec<String> {
-        let mut table = "";
-        let mut columns = Vec::new();
-        for line in include_str!("../schema.rs").lines().map(str::trim) {
-            if line.starts_with("//") {
-                continue;
-            }
-            if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with('{')) {
-                table = name;
-            } else if let Some((column, kind)) =
-                line.split_once(" -> ").filter(|_| line.ends_with(','))
-            {
-                columns.push(format!(
-                    "{table}.{column} {}",
-                    kind.trim_end_matches(',').to_uppercase()
-                ));
-            }
-        }
-        columns
-    }
-
-    #[test]
-    fn migrations_go_up_down_and_up_and_make_what_the_code_expects() {
-        let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        let objects = "SELECT name AS line FROM sqlite_schema
-            WHERE name NOT LIKE '%diesel_schema%' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
-        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
-        let made = lines(&mut conn, objects);
-        assert_eq!(columns(&mut conn), columns_of_the_code());
-        assert_eq!(columns(&mut conn).len(), 14);
-        conn.revert_all_migrations(SQLITE_MIGRATIONS).unwrap();
-        assert!(lines(&mut conn, objects).is_empty());
-        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
-        assert_eq!(lines(&mut conn, objects), made);
-        assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
     }
 }

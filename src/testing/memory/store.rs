@@ -179,10 +179,14 @@ impl Store for MemoryStore {
         })
     }
 
-    fn rooms(&mut self) -> Result<Vec<RoomCounts>> {
+    fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
         self.call(|tables| {
+            let lives = |held: &&(NodeName, Row)| {
+                tables.nodes.get(&held.0).is_some_and(|node| node.lease_expires_at >= now)
+            };
             let counts = |room| {
-                let Occupancy { connections, users, anonymous } = occupancy(tables.of_room(room));
+                let Occupancy { connections, users, anonymous } =
+                    occupancy(tables.of_room(room).filter(lives));
                 RoomCounts { channel_name: room.to_string(), connections, users, anonymous }
             };
             tables.rooms.iter().map(counts).collect()

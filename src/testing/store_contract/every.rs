@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 
 use super::{
-    LEASE, ManualChange, StoreFixture, Verb, at, counts, id, node, room, row, seen, seen_at,
+    LEASE, ManualChange, StoreFixture, Verb, at, counts, id, node, room, row, seen, seen_at, start,
     upserts, write, write_as,
 };
 use crate::{
@@ -94,6 +94,7 @@ pub fn rows_deleted_by_hand_come_back<B: StoreFixture>(mut fixture: B) {
 
 /// Rooms are found by name, too.
 pub fn a_room_deleted_by_hand_takes_its_rows_and_comes_back<B: StoreFixture>(mut fixture: B) {
+    start(fixture.store());
     let batch = upserts([row("a", 1, Some("ada")), row("b", 3, None)]);
     write(fixture.store(), &batch);
     let rows = fixture.rows();
@@ -101,7 +102,7 @@ pub fn a_room_deleted_by_hand_takes_its_rows_and_comes_back<B: StoreFixture>(mut
     assert_eq!(fixture.rows(), rows[..1]);
     // A room that may get the number of the deleted one inherits nothing.
     write(fixture.store(), &upserts([row("c", 4, None)]));
-    let names: Vec<_> = fixture.store().rooms().unwrap();
+    let names: Vec<_> = fixture.store().rooms(at(0)).unwrap();
     assert_eq!(names, [counts("a", 1, 1, 0), counts("c", 1, 0, 1)]);
     write(fixture.store(), &batch);
     assert_eq!(fixture.rows()[..2], rows);
@@ -109,6 +110,7 @@ pub fn a_room_deleted_by_hand_takes_its_rows_and_comes_back<B: StoreFixture>(mut
 
 /// A refused row does not block the others.
 pub fn a_row_that_cannot_be_written_is_set_aside<B: StoreFixture>(mut fixture: B) {
+    start(fixture.store());
     write(
         fixture.store(),
         &upserts([row("a", 100, None), row("a", 101, None), row("a", 102, None)]),
@@ -135,7 +137,7 @@ pub fn a_row_that_cannot_be_written_is_set_aside<B: StoreFixture>(mut fixture: B
     assert_eq!(changes, expected);
     assert!(set_aside.iter().all(|aside| aside.reason.contains("refused")), "{set_aside:?}");
     // 48 of 50, and 100 and 102; nothing is left of the room that only had a bad row.
-    assert_eq!(fixture.store().rooms().unwrap(), [counts("a", 50, 0, 50)]);
+    assert_eq!(fixture.store().rooms(at(0)).unwrap(), [counts("a", 50, 0, 50)]);
     assert_eq!(fixture.rows()[1].1.record.last_seen, at(1));
 }
 
@@ -170,18 +172,20 @@ pub fn pruning_spares_equal_age_and_living_owners<B: StoreFixture>(mut fixture: 
 
 /// Rooms with presences stay.
 pub fn pruning_rooms_removes_the_empty_ones<B: StoreFixture>(mut fixture: B) {
+    start(fixture.store());
     write(fixture.store(), &upserts([row("a", 1, None), row("b", 2, None), row("c", 3, None)]));
     let deletes = vec![(room("a"), id(1)), (room("c"), id(3))];
     write(fixture.store(), &Batch { deletes, ..Batch::default() });
-    assert_eq!(fixture.store().rooms().unwrap().len(), 3);
+    assert_eq!(fixture.store().rooms(at(0)).unwrap().len(), 3);
     assert_eq!(fixture.store().prune_rooms().unwrap(), 2);
     assert_eq!(fixture.store().prune_rooms().unwrap(), 0);
-    assert_eq!(fixture.store().rooms().unwrap(), [counts("b", 1, 0, 1)]);
+    assert_eq!(fixture.store().rooms(at(0)).unwrap(), [counts("b", 1, 0, 1)]);
 }
 
 /// Users are counted once, anonymous connections each.
 pub fn rooms_count_users_once_and_the_anonymous_each<B: StoreFixture>(mut fixture: B) {
-    assert_eq!(fixture.store().rooms().unwrap(), []);
+    assert_eq!(fixture.store().rooms(at(0)).unwrap(), []);
+    start(fixture.store());
     write(
         fixture.store(),
         &upserts([
@@ -195,7 +199,22 @@ pub fn rooms_count_users_once_and_the_anonymous_each<B: StoreFixture>(mut fixtur
     );
     fixture.change_manually(ManualChange::AddRoom("c"));
     let expected = [counts("a", 1, 1, 0), counts("b", 5, 2, 2), counts("c", 0, 0, 0)];
-    assert_eq!(fixture.store().rooms().unwrap(), expected);
+    assert_eq!(fixture.store().rooms(at(0)).unwrap(), expected);
+}
+
+/// What a node without a running lease has left does not count, and its rooms are listed.
+pub fn rooms_count_the_presences_of_live_nodes<B: StoreFixture>(mut fixture: B) {
+    let store = fixture.store();
+    start(store);
+    write(store, &upserts([row("a", 1, Some("ada")), row("b", 2, None)]));
+    write_as("unknown", store, &upserts([row("a", 3, Some("bob")), row("c", 4, None)]));
+    let alive = [counts("a", 1, 1, 0), counts("b", 1, 0, 1), counts("c", 0, 0, 0)];
+    assert_eq!(store.rooms(at(15)).unwrap(), alive, "the lease runs to its end");
+    let late = at(15) + TimeDelta::microseconds(1);
+    let dead = ["a", "b", "c"].map(|room| counts(room, 0, 0, 0));
+    assert_eq!(store.rooms(late).unwrap(), dead);
+    let _ = store.renew(&node("n"), late, LEASE).unwrap();
+    assert_eq!(store.rooms(late).unwrap(), alive);
 }
 
 /// Presences of other nodes stay.

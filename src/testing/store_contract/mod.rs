@@ -180,6 +180,11 @@ pub fn upserts(rows: impl IntoIterator<Item = Row>) -> Batch {
     Batch { upserts: rows.into_iter().collect(), ..Batch::default() }
 }
 
+/// Starts node `n` with a lease from the start on.
+pub fn start(store: &mut impl Store) {
+    let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+}
+
 /// Writes a batch as node `n`.
 pub fn write(store: &mut impl Store, batch: &Batch) {
     write_as("n", store, batch);
@@ -213,6 +218,7 @@ macro_rules! store_contract {
             pruning_spares_equal_age_and_living_owners
             pruning_rooms_removes_the_empty_ones
             rooms_count_users_once_and_the_anonymous_each
+            rooms_count_the_presences_of_live_nodes
             stopping_removes_the_presences_of_the_node
             a_store_answers_after_a_failed_call
         }

@@ -3,6 +3,7 @@
 mod http;
 mod raw;
 mod rows;
+mod somebody;
 mod view;
 mod ws;
 
@@ -23,6 +24,7 @@ use tempfile::TempDir;
 pub use self::{
     raw::{Raw, TEXT, frame},
     rows::{Database, PresenceRow},
+    somebody::Somebody,
     view::{Dialect, Listener},
     ws::{Ws, arrival, ending, leave_of, members},
 };

@@ -64,7 +64,7 @@ pub fn a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed<B: SharedSto
         assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
     }
     assert_eq!(fixture.rows(), []);
-    assert_eq!(fixture.store().rooms().unwrap(), [], "not even a room");
+    assert_eq!(fixture.store().rooms(at(0)).unwrap(), [], "not even a room");
     let renewal = fixture.store().renew(&node("n"), at(2), LEASE).unwrap();
     let Renewal::Lapsed { incarnation: next } = renewal else { panic!("{renewal:?}") };
     assert_ne!(next, incarnation);
