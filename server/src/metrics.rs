@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::refusals::{self, REFUSALS_TOTAL};
 use actix_presence::Cause;
 
-const COUNTERS: [(&str, &str); 26] = [
+const COUNTERS: [(&str, &str); 27] = [
     ("presence_joins_total", "Presences that joined a room."),
     ("presence_leaves_total", "Presences that left a room, by cause."),
     ("presence_touches_total", "Touches of connections that are in some room."),
@@ -30,6 +30,7 @@ const COUNTERS: [(&str, &str); 26] = [
     ("presence_rows_written_total", "Rows of presences written or deleted."),
     ("presence_rows_refused_total", "Rows that the database rejects."),
     ("presence_database_failures_total", "Batches and leases not written, by reason."),
+    ("presence_queries_unanswered_total", "Questions not answered by the database, by reason."),
     ("presence_bus_sent_total", "Envelopes sent to other nodes."),
     ("presence_bus_heard_total", "Envelopes received, this node's own included."),
     ("presence_bus_refused_total", "Envelopes not sent because the bus was down or full."),
@@ -108,7 +109,9 @@ impl Metrics {
                 REFUSALS_TOTAL => start_at_zero(name, "reason", refusals::codes()),
                 "presence_connections_ended_total" => start_at_zero(name, "reason", END_REASONS),
                 // Their reasons are not known in advance.
-                "presence_database_failures_total" | "presence_sockets_closed_total" => {}
+                "presence_database_failures_total"
+                | "presence_queries_unanswered_total"
+                | "presence_sockets_closed_total" => {}
                 _ => counter!(name).increment(0),
             }
         }

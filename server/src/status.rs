@@ -173,12 +173,16 @@ struct LargestRooms {
     complete: bool,
     /// How many rooms there were in the last complete scan, of all nodes.
     all: Option<usize>,
+    /// Why the scan cannot go on, if so: what is known is shown as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
 impl From<&TopRooms> for LargestRooms {
     fn from(top: &TopRooms) -> Self {
         let rooms = top.largest().iter().cloned().map(RoomEntry::from).collect();
-        Self { rooms, complete: top.all().is_some(), all: top.all() }
+        let (all, trouble) = (top.all(), top.trouble().map(str::to_owned));
+        Self { rooms, complete: all.is_some(), all, trouble }
     }
 }
 
@@ -223,7 +227,10 @@ async fn read_stats(state: &ServerState) -> Result<Stats<'_>, ApiError> {
     if let Some(after) = due {
         let batch =
             state.ask(ListRooms { after: after.clone(), limit: ranking::BATCH_LEN }).await?;
-        state.top_rooms().add(after.as_ref(), batch);
+        match batch {
+            Ok(batch) => state.top_rooms().add(after.as_ref(), batch),
+            Err(error) => state.top_rooms().interrupted(error_chain(&error)),
+        }
     }
     let health = Health::of(&status);
     let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written, .. } =

@@ -1,12 +1,15 @@
 //! Rooms as the database has them: read when this node begins to follow them or may have missed something,
 //! and compared with what was heard on the bus.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error, time::Duration};
 
 use actix::prelude::*;
 use ahash::RandomState;
 
-use super::RoomRegistry;
+use super::{
+    RoomRegistry,
+    sharing::{count_unanswered, query_error},
+};
 use crate::{
     cluster::{ReadRooms, remote},
     log_limit::LogLimit,
@@ -51,6 +54,7 @@ impl RoomRegistry {
                 // Rows contain session keys, which must not be logged.
                 tracing::trace!(node = %cluster.me(), ?rooms, rows = found.rows.len(), "read");
                 let read = cluster.read(rooms, found);
+                self.commands.was_read(None);
                 self.survey_is_due |= read.unsure;
                 let known: Vec<_> = read.rooms.iter().map(|(room, _)| room.clone()).collect();
                 self.apply_rows(read, now);
@@ -61,15 +65,18 @@ impl RoomRegistry {
                 self.read(ctx);
             }
             Err(error) => {
+                let error = query_error(error);
+                count_unanswered(&error);
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
                     tracing::warn!(
-                        %error,
+                        error = &error as &dyn Error,
                         suppressed,
                         "cannot read rooms: members on other nodes are missing"
                     );
                 }
                 let wait = cluster.not_read(rooms.clone());
+                self.commands.was_read(Some(error));
                 ctx.run_later(wait, |registry, ctx| {
                     if let Some(cluster) = &mut registry.cluster {
                         cluster.read_again();
