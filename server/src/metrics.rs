@@ -50,7 +50,7 @@ const COUNTERS: [(&str, &str); 27] = [
     ),
 ];
 
-const GAUGES: [(&str, &str); 17] = [
+const GAUGES: [(&str, &str); 18] = [
     ("presence_connections", "Connections of this node that are in some room."),
     ("presence_presences", "Connections of this node in rooms, each counted once per room."),
     ("presence_view_rooms", "Rooms that are not empty, among those that this node follows."),
@@ -60,6 +60,7 @@ const GAUGES: [(&str, &str); 17] = [
     ("presence_sockets_open", "WebSockets that are open."),
     ("presence_rows_unwritten", "Presences whose row is not up to date yet."),
     ("presence_lease_age_seconds", "Seconds since this node's lease was renewed."),
+    ("presence_clock_offset_seconds", "How much this node's clock is ahead of the database's."),
     ("presence_nodes", "Live nodes that are not stopping, this one included."),
     ("presence_nodes_unheard", "Nodes of which two beats or more are missing on the bus."),
     ("presence_bus_up", "Whether other nodes are heard."),

@@ -36,6 +36,9 @@ struct Health {
     status: &'static str,
     database: DatabaseHealth,
     bus: BusHealth,
+    /// This node's clock beside that of a database which it shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<ClockHealth>,
     /// Other nodes that are not heard on the bus. They do not make this node unready.
     unheard: Vec<UnheardPeer>,
 }
@@ -55,6 +58,12 @@ struct BusHealth {
     state: &'static str,
     /// Live nodes that are not stopping, this one included.
     nodes: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct ClockHealth {
+    /// How much it is ahead; times of presences are corrected by it. It does not make the node unready.
+    ahead_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -87,7 +96,9 @@ impl Health {
             let (node, seconds) = (peer.node.clone(), peer.silence.as_secs());
             UnheardPeer { node, seconds, reason: format!("not heard for {seconds} s") }
         });
-        Self { status: word, database, bus, unheard: unheard.collect() }
+        let clock = status.clock_ahead.map(|ahead| ahead.as_seconds_f64());
+        let clock = clock.map(|ahead_seconds| ClockHealth { ahead_seconds });
+        Self { status: word, database, bus, clock, unheard: unheard.collect() }
     }
 }
 
@@ -264,6 +275,9 @@ pub(crate) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_view_users").set(status.users as f64);
     gauge!("presence_observer_lag").set(status.observer_lag as f64);
     gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
+    if let Some(ahead) = status.clock_ahead {
+        gauge!("presence_clock_offset_seconds").set(ahead.as_seconds_f64());
+    }
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_nodes").set(status.nodes as f64);

@@ -17,7 +17,7 @@ use crate::{
     },
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{Inherited, Parts, Pruner, RoomRegistry},
+    registry::{ClockOffset, Inherited, Parts, Pruner, RoomRegistry},
     store::{
         DatabaseUrl, SharedStore, Started, Store,
         reader::{Reader, ReaderHandle},
@@ -110,13 +110,17 @@ impl PresenceConfig {
     }
 
     fn start_on(
-        self,
+        mut self,
         mut store: Box<dyn Store>,
-        reader: Option<Box<dyn SharedStore>>,
+        mut reader: Option<Box<dyn SharedStore>>,
         bus: Option<Box<dyn Bus>>,
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
+        self.clock = self.clock.correctable();
+        if let Some(reader) = &mut reader {
+            ClockOffset::correct_first(&self.clock, &mut **reader);
+        }
         let started = store.start(&node, self.clock.now().utc(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
         for dead in dead {

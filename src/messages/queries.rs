@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::model::{
     Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence,
@@ -237,6 +237,10 @@ pub struct Status {
     pub lag: Duration,
     /// For how long this node's lease in the database has not been renewed.
     pub lease_age: Duration,
+    /// How much this node's clock was ahead of the database's when it was measured last; negative if it was
+    /// behind, `None` if it was not measured, as on a single node with SQLite. The times of presences are
+    /// corrected by it.
+    pub clock_ahead: Option<TimeDelta>,
     /// Events that wait for the observer furthest behind.
     pub observer_lag: usize,
     /// Live nodes that are not stopping, including this one.

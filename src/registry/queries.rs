@@ -215,6 +215,7 @@ impl Handler<GetStatus> for RoomRegistry {
             database: trouble.map(|trouble| trouble.reason),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
+            clock_ahead: self.clock.ahead(),
             observer_lag: self.observers.lag(),
             nodes: 1,
             unheard: Vec::new(),

@@ -120,6 +120,7 @@ async fn the_metrics_that_a_server_shows_are_the_rows_of_the_table() {
     // Shown when there is something to show.
     let rare = [
         "presence_bus_up",
+        "presence_clock_offset_seconds",
         "presence_database_failures_total",
         "presence_queries_unanswered_total",
         "presence_sockets_closed_total",

@@ -20,7 +20,7 @@ use crate::{
         SessionKey, UserId,
     },
     store::{
-        NodeRow, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore,
+        NodeRow, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreError,
         transaction::{Failure, to_count},
     },
 };
@@ -35,6 +35,9 @@ macro_rules! held_columns {
     };
 }
 pub(super) use held_columns;
+
+/// Not that of the transaction, which may have waited.
+const TIME: &str = "SELECT clock_timestamp() AT TIME ZONE 'UTC' AS time";
 
 const NODES: &str = "
     SELECT id, incarnation, head, leaving,
@@ -157,6 +160,16 @@ impl PostgresStore {
 }
 
 impl SharedStore for PostgresStore {
+    fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+        if let Some(given) = self.clock(now) {
+            return Ok(given.and_utc());
+        }
+        let time: Vec<Time> = self.load(statement(TIME))?;
+        let time =
+            time.first().ok_or_else(|| StoreError::unavailable("it did not say the time"))?;
+        Ok(time.time.and_utc())
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);
@@ -250,6 +263,12 @@ impl SharedStore for PostgresStore {
 
 fn all_nodes<'a>(clock: Option<NaiveDateTime>) -> Statement<'a> {
     statement(NODES).bind::<Nullable<Timestamp>>(clock)
+}
+
+#[derive(QueryableByName)]
+struct Time {
+    #[diesel(sql_type = Timestamp)]
+    time: NaiveDateTime,
 }
 
 // --- rows as values: anybody may have written them, so invalid ones are skipped -----------------

@@ -53,6 +53,7 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
+        let now = self.database.time(now);
         let fence = self.lease.fence(node);
         self.try_call(|tables| {
             if let Some((incarnation, lease)) = fence {
@@ -76,6 +77,7 @@ impl Store for MemoryStore {
     }
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
+        let now = self.database.time(now);
         let incarnation = self.lease.set(node, lease).next;
         let started = self.call(|tables| {
             let before = tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
@@ -89,6 +91,7 @@ impl Store for MemoryStore {
     }
 
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
+        let now = self.database.time(now);
         let OwnIncarnations { current, next: incarnation } = self.lease.set(node, lease);
         let renewal = self.try_call(|tables| match tables.nodes.get_mut(node) {
             Some(row) if [current, Some(incarnation)].contains(&Some(row.incarnation)) => {
@@ -121,6 +124,7 @@ impl Store for MemoryStore {
     }
 
     fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
+        let now = self.database.time(now);
         let own = self.lease.incarnation(node);
         self.call(|tables| {
             if tables.has_been_taken(node, own) {
@@ -136,6 +140,7 @@ impl Store for MemoryStore {
 
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
         let Some(oldest) = oldest(now, max_age) else { return Ok(0) };
+        let now = self.database.time(now);
         self.call(|tables| {
             let live = |node: &&NodeEntry| node.lease_expires_at >= now;
             let nodes = &tables.nodes;
@@ -176,7 +181,13 @@ impl Store for MemoryStore {
 }
 
 impl SharedStore for MemoryStore {
+    fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+        let time = self.database.time(now);
+        self.call(|_| time)
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
+        let now = self.database.time(now);
         self.call(|tables| {
             tables.reads += 1;
             let rooms: BTreeSet<_> = rooms.iter().collect();
@@ -186,10 +197,12 @@ impl SharedStore for MemoryStore {
     }
 
     fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
+        let now = self.database.time(now);
         self.call(|tables| tables.node_rows(now))
     }
 
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
+        let now = self.database.time(now);
         self.call(|tables| {
             let Some(row) = tables.nodes.get(node) else { return Reaped::Gone };
             let leaving = row.leaving;
