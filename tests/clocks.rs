@@ -12,9 +12,14 @@ use actix_presence::{
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use common::{room, secs, user};
+use tokio::sync::{Mutex, MutexGuard};
+
+/// The ids of connections are made by the database's clock, and there is one for the whole process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A database with a clock, and its bus.
 struct World {
+    _alone: MutexGuard<'static, ()>,
     database: MemoryDatabase,
     clock: ManualClock,
     hub: MemoryHub,
@@ -28,10 +33,11 @@ struct Node {
 }
 
 impl World {
-    fn new() -> Self {
+    async fn new() -> Self {
+        let _alone = ONE_AT_A_TIME.lock().await;
         let clock = ManualClock::new();
         let database = MemoryDatabase::with_clock(clock.clock());
-        Self { database, clock, hub: MemoryHub::new() }
+        Self { _alone, database, clock, hub: MemoryHub::new() }
     }
 
     async fn node(&self, name: &str, ahead: TimeDelta) -> Node {
@@ -107,7 +113,7 @@ impl Node {
 #[actix::test]
 async fn the_newest_connection_of_a_user_stands_on_every_node_whose_clock_is_ahead_or_behind() {
     for minutes in [-7, 7] {
-        let world = World::new();
+        let world = World::new().await;
         let mut a = world.node("a", TimeDelta::minutes(minutes)).await;
         let mut b = world.node("b", TimeDelta::zero()).await;
         assert_eq!(a.ahead().await, Some(TimeDelta::minutes(minutes)));
@@ -140,7 +146,7 @@ async fn the_newest_connection_of_a_user_stands_on_every_node_whose_clock_is_ahe
 
 #[actix::test]
 async fn a_clock_that_is_set_while_the_node_runs_is_measured_with_the_next_renewal() {
-    let world = World::new();
+    let world = World::new().await;
     let a = world.node("a", TimeDelta::zero()).await;
     let (first, _session) = a.ada("before").await;
     let joined = world.clock.now();
@@ -152,16 +158,42 @@ async fn a_clock_that_is_set_while_the_node_runs_is_measured_with_the_next_renew
     })
     .await
     .expect("it is measured");
+    for clock in [&a.clock, &world.clock] {
+        clock.advance(secs(1));
+    }
     let (second, _session) = a.ada("after").await;
     let presences = a.presences().await;
     let order: Vec<_> = presences.iter().map(|seen| seen.presence.connection).collect();
     assert_eq!(order, [first, second]);
-    assert!(presences.iter().all(|seen| seen.presence.joined_at == joined));
+    let times: Vec<_> = presences.iter().map(|seen| seen.presence.joined_at).collect();
+    assert_eq!(times, [joined, world.clock.now()]);
+}
+
+/// Otherwise the newer connection of a client session, on a node whose clock is behind, would be taken for
+/// the older one and be closed.
+#[actix::test]
+async fn ids_of_connections_are_made_by_the_clock_of_the_database_and_ascend_on_a_node() {
+    let made_at = |id: ConnectionId| {
+        let millis = i64::from_str_radix(&id.to_string()[..12], 16).unwrap();
+        DateTime::from_timestamp_millis(millis).unwrap()
+    };
+    let mut last = ConnectionId::new();
+    for (hours, expected) in [(1, 1), (3, 3), (-2, 3)] {
+        let world = World::new().await;
+        let now = Utc::now();
+        world.clock.set_wall(now + TimeDelta::hours(hours) - world.clock.now());
+        let _node = world.node("a", TimeDelta::zero()).await;
+        let id = ConnectionId::new();
+        let off = made_at(id) - (now + TimeDelta::hours(expected));
+        assert!(off.abs() < TimeDelta::seconds(10), "{hours} hours: {off}");
+        assert!(id > last, "they ascend, though the clock was set back");
+        last = id;
+    }
 }
 
 #[actix::test]
 async fn a_clock_that_cannot_be_measured_does_not_keep_a_node_from_starting() {
-    let world = World::new();
+    let world = World::new().await;
     let reader = world.database.store();
     let link = reader.link();
     link.cut();

@@ -177,7 +177,10 @@ impl From<QueryError> for ApiError {
             QueryError::Closed => "shutting_down",
             _ => "database_unavailable",
         };
-        Self::unavailable(code, error_chain(&error))
+        // Messages of PostgreSQL have several lines.
+        let message = error_chain(&error);
+        let words: Vec<_> = message.split_whitespace().collect();
+        Self::unavailable(code, words.join(" "))
     }
 }
 

@@ -1,6 +1,7 @@
 //! This node's clock beside that of the database which the nodes share.
 //!
-//! The nodes compare times of one another: who joined last, until when a client may come back. So each
+//! The nodes compare times of one another: who joined last, until when a client may come back, and, by the
+//! times in the ids of connections, which of two connections of a client session is the newer one. So each
 //! measures its clock when it starts and after each renewal of its lease, and corrects the times that it
 //! makes from then on. What was made before stays as it is.
 
@@ -13,7 +14,7 @@ use super::RoomRegistry;
 use crate::{
     clock::Clock,
     log_limit::LogLimit,
-    model::micros,
+    model::{ConnectionId, Moment, micros},
     store::{SharedStore, StoreError},
 };
 
@@ -28,17 +29,29 @@ const MAX_OFFSET: TimeDelta = TimeDelta::seconds(2);
 pub(crate) struct ClockOffset {
     ahead: i64,
     round_trip: Duration,
+    /// How much the clock of the machine is, by which ids of connections are made: it need not be the same.
+    machine_ahead: i64,
+    machine_round_trip: Duration,
 }
 
 impl ClockOffset {
     /// Measures it on the thread of the store, so that waiting for the store does not count.
     pub fn measure(clock: &Clock, store: &mut dyn SharedStore) -> Result<Self, StoreError> {
-        let asked = clock.uncorrected();
+        let machine = Clock::system();
+        let (asked, asked_by_machine) = (clock.uncorrected(), machine.now());
         let time = store.time(asked.utc())?;
         let round_trip = clock.uncorrected().since(asked);
-        let middle = asked.utc() + round_trip / 2;
-        let ahead = middle.timestamp_micros().saturating_sub(time.timestamp_micros());
-        Ok(Self { ahead, round_trip })
+        let machine_round_trip = machine.now().since(asked_by_machine);
+        let ahead = |asked: Moment, round_trip: Duration| {
+            let middle = asked.utc() + round_trip / 2;
+            middle.timestamp_micros().saturating_sub(time.timestamp_micros())
+        };
+        Ok(Self {
+            ahead: ahead(asked, round_trip),
+            round_trip,
+            machine_ahead: ahead(asked_by_machine, machine_round_trip),
+            machine_round_trip,
+        })
     }
 
     /// Corrects the clock before there is anything with a time. What fails is tried again with each renewal.
@@ -56,6 +69,9 @@ impl ClockOffset {
     pub fn correct(self, clock: &Clock) {
         if self.round_trip < MAX_ROUND_TRIP {
             clock.correct(self.ahead, micros(self.round_trip / 2));
+        }
+        if self.machine_round_trip < MAX_ROUND_TRIP {
+            ConnectionId::set_correction(self.machine_ahead.saturating_neg());
         }
     }
 }
@@ -107,10 +123,7 @@ impl RoomRegistry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::Moment,
-        testing::{ManualClock, MemoryDatabase},
-    };
+    use crate::testing::{ManualClock, MemoryDatabase};
 
     /// How much a clock is ahead after its node was answered after so long, half of it on the way back.
     fn ahead_after(round_trip: Duration) -> Option<TimeDelta> {
