@@ -50,6 +50,9 @@ struct DatabaseHealth {
     unwritten: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_seconds: Option<f64>,
+    /// Why it did not answer the last question. That alone does not make the node unready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unanswered: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +93,7 @@ impl Health {
             state: status.database.unwrap_or("ok"),
             unwritten: status.unwritten,
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
+            unanswered: status.unanswered,
         };
         let bus = BusHealth { state: bus, nodes: status.nodes };
         let unheard = status.unheard.iter().map(|peer| {

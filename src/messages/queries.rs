@@ -235,6 +235,9 @@ pub struct Status {
     pub database: Option<&'static str>,
     /// For how long the database could not be written.
     pub lag: Duration,
+    /// Why the database did not answer the last question, if it did not: see [`QueryError::reason`]. On several
+    /// nodes a question is asked at least every third of a lease.
+    pub unanswered: Option<&'static str>,
     /// For how long this node's lease in the database has not been renewed.
     pub lease_age: Duration,
     /// How much this node's clock was ahead of the database's when it was measured last; negative if it was

@@ -32,6 +32,7 @@ use self::{
     commands::CommandQueue,
     draining::Draining,
     sessions::{Places, UNRESUMABLE_DELAY},
+    sharing::Unanswered,
 };
 use crate::{
     clock::Clock,
@@ -116,6 +117,7 @@ pub struct RoomRegistry {
     /// A node was heard of that the database has to confirm.
     survey_is_due: bool,
     surveying: bool,
+    unanswered: Unanswered,
     measuring_clock: bool,
     clock_is_off: bool,
     authorize: Option<Authorize>,
@@ -161,6 +163,7 @@ impl RoomRegistry {
             renewal_is_due: false,
             survey_is_due: false,
             surveying: false,
+            unanswered: Unanswered::default(),
             measuring_clock: false,
             clock_is_off: false,
             authorize: parts.authorize,

@@ -214,6 +214,7 @@ impl Handler<GetStatus> for RoomRegistry {
             unwritten: self.mirror.unwritten(),
             database: trouble.map(|trouble| trouble.reason),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
+            unanswered: self.unanswered.reason(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             clock_ahead: self.clock.ahead(),
             observer_lag: self.observers.lag(),

@@ -49,6 +49,8 @@ impl RoomRegistry {
     ) {
         let Some(cluster) = &mut self.cluster else { return };
         let now = self.clock.now();
+        let found = found.map_err(query_error);
+        self.unanswered.note(&found);
         match found {
             Ok(found) => {
                 // Rows contain session keys, which must not be logged.
@@ -65,7 +67,6 @@ impl RoomRegistry {
                 self.read(ctx);
             }
             Err(error) => {
-                let error = query_error(error);
                 count_unanswered(&error);
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {

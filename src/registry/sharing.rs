@@ -1,6 +1,6 @@
 //! What handlers pass on to other nodes and ask of the database that they share: nothing on a single node.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{cell::Cell, error::Error, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -17,6 +17,20 @@ use crate::{
     store::{SharedStore, StoreError, reader::ReaderHandle},
     wire::json::Sender,
 };
+
+/// Why the database did not answer the last question, if it did not. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unanswered(Rc<Cell<Option<&'static str>>>);
+
+impl Unanswered {
+    pub fn reason(&self) -> Option<&'static str> {
+        self.0.get()
+    }
+
+    pub fn note<T>(&self, answer: &Answer<T>) {
+        self.0.set(answer.as_ref().err().map(QueryError::reason));
+    }
+}
 
 /// How long a question about all rooms waits for the database.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,6 +122,7 @@ impl RoomRegistry {
         });
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let Some(cluster) = &mut registry.cluster else { return };
+            registry.unanswered.note(&found);
             let single = matches!(whom, Kick::Connection(_));
             let elsewhere = match found {
                 Ok(found) => Some(found.iter().filter(|(_, node)| node != cluster.me()).count()),
@@ -143,13 +158,15 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
         query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
     ) -> impl Future<Output = Answer<T>> + 'static {
+        let unanswered = self.unanswered.clone();
         let written = self.written(ctx);
         let asked = within(QUERY_TIMEOUT, async move {
             written.await;
             reader.ask(query).await
         });
-        async {
+        async move {
             let answer = asked.await;
+            unanswered.note(&answer);
             answer.inspect_err(|error| {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     messages::{
-        CloseRoom, Explain, GetOccupancy, GetSnapshot, Kick, Kicked, ListPresences, ListRooms,
-        QueryError, WhereIs,
+        CloseRoom, Explain, GetOccupancy, GetSnapshot, GetStatus, Kick, Kicked, ListPresences,
+        ListRooms, QueryError, WhereIs,
     },
     model::{ConnectionId, RoomName, UserId},
     testing::MemoryLink,
@@ -65,12 +65,14 @@ fn a_question_about_all_rooms_is_answered_by_the_database_or_not_at_all() {
         let source = std::error::Error::source(&error).unwrap();
         let cause = std::error::Error::source(source).unwrap();
         assert_eq!(cause.to_string(), "the link is cut");
+        assert_eq!(registry.send(GetStatus).await.unwrap().unanswered, Some("unavailable"));
         heal(&world, 1);
         tokio::time::sleep(LOST).await;
         let rooms = registry.send(all_rooms()).await.unwrap().unwrap();
         assert_eq!(rooms[0].occupancy.connections, 2);
         let places = registry.send(WhereIs { user: user() }).await.unwrap().unwrap();
         assert_eq!(places, [(lobby(), 1)]);
+        assert_eq!(registry.send(GetStatus).await.unwrap().unanswered, None);
     });
 }
 

@@ -49,6 +49,7 @@ async fn what_only_the_database_knows_is_503_without_it_and_a_kick_is_carried_ou
     }
     let explain = format!("/api/rooms/cellar/presences/{stranger}/explain");
     unanswered(&b, &explain).await;
+    assert_eq!(b.get("/readyz").await.json()["database"]["unanswered"], "unavailable");
     // What was read before is known, as the bus has kept it.
     let lobby = b.json("/api/rooms/lobby").await;
     assert_eq!(lobby["connections"], 2);
@@ -80,5 +81,6 @@ async fn what_only_the_database_knows_is_503_without_it_and_a_kick_is_carried_ou
     })
     .await;
     assert_eq!(b.json("/api/users/ada").await["rooms"], json!([]));
+    assert!(b.json("/readyz").await["database"]["unanswered"].is_null());
     assert_eq!(b.get("/api/rooms/cellar").await.error(), (404, "unknown_room".to_owned()));
 }
