@@ -230,7 +230,7 @@ fn broadcasts(members: usize, threads: usize) -> String {
         }
         until(async || {
             let occupancy = registry.send(GetOccupancy { room: room.clone() }).await;
-            occupancy.expect("a registry").connections == members
+            occupancy.expect("a registry").expect("a single node").connections == members
         })
         .await;
         registry.send(Flush).await.expect("a registry").expect("a database");

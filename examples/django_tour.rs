@@ -128,7 +128,7 @@ pub async fn tour() -> Result<(), Box<dyn Error>> {
 
     println!("--- Presence\n");
     let list = ListPresences { room: lobby.clone(), after: None, limit: 10 }; // the anonymous first
-    let all = rooms.send(list.clone()).await?.ok_or("an empty room")?;
+    let all = rooms.send(list.clone()).await??.ok_or("an empty room")?;
     let presence_of_ada = &all[1].presence;
     tour!("presence.room", list.room.as_str(), "lobby");
     tour!("presence.channel_name", presence_of_ada.connection, tab.me.id());
@@ -137,7 +137,7 @@ pub async fn tour() -> Result<(), Box<dyn Error>> {
     clock.advance(secs(40));
     let touch = Touch::new(tab.me.id());
     tour!("Presence.objects.touch(channel)", rooms.send(touch).await?, ());
-    let all = rooms.send(list).await?.ok_or("an empty room")?;
+    let all = rooms.send(list).await??.ok_or("an empty room")?;
     tour!("presence.last_seen", all[1].last_seen, clock.now());
 
     println!("--- The decorator @touch_presence, and messages to the group\n");

@@ -120,7 +120,7 @@ async fn board_is_up_to_date(
     followed: &mut watch::Receiver<(u64, usize)>,
 ) -> Result<usize, Box<dyn Error>> {
     let lobby = GetSnapshot { room: RoomName::new("lobby")? };
-    let truth = registry.send(lobby).await?.ok_or("the lobby is empty")?;
+    let truth = registry.send(lobby).await??.ok_or("the lobby is empty")?;
     let heard_all = followed.wait_for(|(version, _)| *version >= truth.version());
     let (_, resyncs) = *tokio::time::timeout(Duration::from_secs(10), heard_all).await??;
     Ok(resyncs)
@@ -167,7 +167,7 @@ pub async fn watch_a_room() -> Result<(), Box<dyn Error>> {
     assert!(resyncs > 0, "nine changes do not fit into a queue of four");
 
     let lobby = RoomName::new("lobby")?;
-    let truth = registry.send(GetSnapshot { room: lobby.clone() }).await?.ok_or("empty")?;
+    let truth = registry.send(GetSnapshot { room: lobby.clone() }).await??.ok_or("empty")?;
     assert_eq!(truth.occupancy().users, 10);
     assert_eq!(board.send(WhoIsOnline(lobby)).await?, Some(line(&truth)));
     presence.shutdown(Duration::from_secs(5)).await?;

@@ -46,7 +46,7 @@
 //!     assert_eq!(users, ["ada"]);
 //!
 //!     drop(ada); // leaves every room
-//!     assert!(registry.send(GetSnapshot { room: lobby }).await?.is_none());
+//!     assert!(registry.send(GetSnapshot { room: lobby }).await??.is_none());
 //!     Ok(presence.shutdown(std::time::Duration::from_secs(5)).await?)
 //! }
 //! ```
@@ -128,13 +128,15 @@ pub use self::{
 };
 // Being in rooms, and talking there.
 pub use self::messages::{
-    Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-    NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch, UpdateInfo,
+    Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
+    LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
+    UpdateInfo,
 };
 // Asking and observing.
 pub use self::messages::{
     Change, Departed, Explain, Explained, GetOccupancy, GetSnapshot, ListPresences, ListRooms,
-    PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe, WhereIs,
+    PresenceChanged, QueryError, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
+    WhereIs,
 };
 // Who is where, as values.
 pub use self::model::{

@@ -141,7 +141,7 @@ async fn leave_all_is_one_change_a_room_and_empty_rooms_are_gone_from_memory() {
     let mut rooms: Vec<_> = t.changes().await.iter().map(|c| c.room.to_string()).collect();
     rooms.sort();
     assert_eq!(rooms, ["a", "b", "c"]);
-    let list = t.registry.send(ListRooms { after: None, limit: 10 }).await.unwrap();
+    let list = t.registry.send(ListRooms { after: None, limit: 10 }).await.unwrap().unwrap();
     assert!(list.is_empty());
 }
 

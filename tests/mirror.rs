@@ -93,9 +93,9 @@ impl Database {
 /// What memory says the rows should be.
 async fn memory(t: &Harness) -> BTreeSet<Row> {
     let mut rows = BTreeSet::new();
-    for summary in t.registry.send(ListRooms { after: None, limit: 1000 }).await.unwrap() {
+    for summary in t.registry.send(ListRooms { after: None, limit: 1000 }).await.unwrap().unwrap() {
         let all = ListPresences { room: summary.room.clone(), after: None, limit: 1000 };
-        for seen in t.registry.send(all).await.unwrap().unwrap() {
+        for seen in t.registry.send(all).await.unwrap().unwrap().unwrap() {
             rows.insert(Row {
                 room: summary.room.to_string(),
                 connection: seen.presence.connection.to_string(),

@@ -28,7 +28,7 @@ async fn ends(t: &Harness, session: &Session, cause: Cause) {
 
 async fn states(t: &Harness, name: &str) -> Vec<(ConnectionId, &'static str)> {
     let all = ListPresences { room: room(name), after: None, limit: 10 };
-    let page = t.registry.send(all).await.unwrap().unwrap_or_default();
+    let page = t.registry.send(all).await.unwrap().unwrap().unwrap_or_default();
     page.iter().map(|seen| (seen.presence.connection, seen.state.as_str())).collect()
 }
 
@@ -78,7 +78,7 @@ async fn who_does_not_come_back_leaves_when_the_grace_is_over() {
     }
     assert_eq!(rooms, ["a", "b"]);
     let gone = Explain { room: room("a"), connection: old.id };
-    let explained = t.registry.send(gone).await.unwrap().unwrap();
+    let explained = t.registry.send(gone).await.unwrap().unwrap().unwrap();
     assert_eq!(explained.seen.activity, Activity::Disconnect);
     assert_eq!(explained.departed.unwrap().cause, Cause::Disconnected);
 }
@@ -189,20 +189,20 @@ async fn a_connection_is_named_by_its_own_id_or_by_the_one_that_is_shown() {
         enter(&t, &new, "cellar").await.unwrap();
         let id = if by_own { new.id } else { old.id };
         let asked = Explain { room: room("lobby"), connection: id };
-        let explained = t.registry.send(asked).await.unwrap().unwrap();
+        let explained = t.registry.send(asked).await.unwrap().unwrap().unwrap();
         assert_eq!(explained.seen.presence.connection, old.id);
         t.changes().await;
-        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap(), 1);
+        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap().connections, 1);
         assert_eq!(new.closed().await.code, 4001);
         assert_eq!(t.changes().await.len(), 2, "out of all its rooms");
-        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap(), 0);
+        assert_eq!(t.registry.send(Kick::Connection(id)).await.unwrap().connections, 0);
     }
     let t = harness(GRACE).await;
     let (old, new) = (t.session(), t.session());
     for session in [&old, &new] {
         enter(&t, session, "lobby").await.unwrap();
     }
-    assert_eq!(t.registry.send(Kick::User(user("ada"))).await.unwrap(), 1);
+    assert_eq!(t.registry.send(Kick::User(user("ada"))).await.unwrap().connections, 1);
     assert!(t.snapshot("lobby").await.is_none());
 }
 

@@ -99,7 +99,7 @@ pub async fn serve(
         .start()?;
     let porter = Subscribe::new(RoomFilter::Any, Porter.start().recipient()).scope(Scope::Cluster);
     presence.registry().send(porter).await?;
-    let first = presence.registry().send(ListRooms { after: None, limit: 10 }).await?;
+    let first = presence.registry().send(ListRooms { after: None, limit: 10 }).await??;
     for there in first {
         println!("{}: {} are there already", there.room, there.occupancy.connections);
     }

@@ -23,6 +23,8 @@ async fn lobby(presence: web::Data<PresenceHandle>) -> actix_web::Result<impl Re
     let room = RoomName::new("lobby").map_err(error::ErrorInternalServerError)?;
     let snapshot = presence.registry().send(GetSnapshot { room }).await;
     let snapshot = snapshot.map_err(error::ErrorServiceUnavailable)?;
+    // On several nodes the room may have to be read from the database, which may not answer.
+    let snapshot = snapshot.map_err(error::ErrorServiceUnavailable)?;
     let connections = snapshot.map_or(0, |snapshot| snapshot.occupancy().connections);
     Ok(format!("{connections} in the lobby\n"))
 }

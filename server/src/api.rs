@@ -50,7 +50,8 @@ pub(crate) async fn list_rooms(
         next: Option<String>,
     }
     let page = PageRequest::of(&req, paging::after_room)?;
-    let mut rooms = state.ask(ListRooms { after: page.after.clone(), limit: page.limit() }).await?;
+    let mut rooms =
+        state.ask(ListRooms { after: page.after.clone(), limit: page.limit() }).await??;
     let next = page.cut(&mut rooms, |last| paging::room_cursor(&last.room));
     let rooms = rooms.into_iter().map(RoomEntry::from).collect();
     Ok(response::json(StatusCode::OK, &RoomPage { rooms, next }))
@@ -78,7 +79,7 @@ pub(crate) async fn show_room(
         serializer.collect_seq(room.iter().flat_map(|snapshot| snapshot.users()))
     }
     let room = request::room(&req, 0)?;
-    let snapshot = state.ask(GetSnapshot { room }).await?.ok_or_else(unknown_room)?;
+    let snapshot = state.ask(GetSnapshot { room }).await??.ok_or_else(unknown_room)?;
     let (epoch, version) = (snapshot.epoch(), snapshot.version());
     let tag = EntityTag::new_strong(format!("{epoch}-{version}"));
     let cached = is_cached(&req, &tag);
@@ -132,7 +133,7 @@ pub(crate) async fn list_presences(
     let room = request::room(&req, 1)?;
     let page = PageRequest::of(&req, paging::after_presence)?;
     let (after, limit) = (page.after.clone(), page.limit());
-    let presences = state.ask(ListPresences { room, after, limit }).await?;
+    let presences = state.ask(ListPresences { room, after, limit }).await??;
     let mut presences = presences.ok_or_else(unknown_room)?;
     let next = page.cut(&mut presences, |last| paging::presence_cursor(&last.presence));
     let presences = presences.iter().map(|seen| PresenceEntry {
@@ -203,19 +204,24 @@ pub(crate) async fn find_user(
         connections: usize,
     }
     let id = request::user(&req)?;
-    let rooms = state.ask(WhereIs { user: id.clone() }).await?.into_iter();
+    let rooms = state.ask(WhereIs { user: id.clone() }).await??.into_iter();
     let entry = |(channel_name, connections)| UserRoom { channel_name, connections };
     Ok(response::json(StatusCode::OK, &UserRooms { id, rooms: rooms.map(entry).collect() }))
 }
 
 /// `DELETE /api/connections/{channel_name}`: removes a connection from all its rooms, and closes its
-/// socket with 4001.
+/// socket with 4001. Where the database cannot be asked whether another node has it, the answer says so.
 pub(crate) async fn kick(
     req: HttpRequest,
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
     let id = request::connection(&req, 0)?;
-    match state.ask(Kick::Connection(id)).await? {
+    let kicked = state.ask(Kick::Connection(id)).await?;
+    match kicked.connections {
+        0 if kicked.partial => {
+            let body = json!({"connections": 0, "partial": true});
+            Ok(response::json(StatusCode::OK, &body))
+        }
         0 => Err(ApiError::not_found("unknown_connection", "no such connection is in any room")),
         _ => Ok(HttpResponse::NoContent().finish()),
     }

@@ -53,7 +53,7 @@ pub(crate) async fn explain(
 ) -> Result<HttpResponse, ApiError> {
     let room = request::room(&req, 3)?;
     let connection = request::connection(&req, 1)?;
-    let explained = state.ask(Explain { room: room.clone(), connection }).await?;
+    let explained = state.ask(Explain { room: room.clone(), connection }).await??;
     let explained = explained.ok_or_else(|| {
         let message =
             "this presence is unknown: it never joined, or left more than ten minutes ago";

@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::refusals::{self, REFUSALS_TOTAL};
 use actix_presence::Cause;
 
-const COUNTERS: [(&str, &str); 27] = [
+const COUNTERS: [(&str, &str); 28] = [
     ("presence_joins_total", "Presences that joined a room."),
     ("presence_leaves_total", "Presences that left a room, by cause."),
     ("presence_touches_total", "Touches of connections that are in some room."),
@@ -31,6 +31,7 @@ const COUNTERS: [(&str, &str); 27] = [
     ("presence_rows_refused_total", "Rows that the database rejects."),
     ("presence_database_failures_total", "Batches and leases not written, by reason."),
     ("presence_database_hung_total", "Connections to the database that were given up."),
+    ("presence_queries_unanswered_total", "Questions not answered by the database, by reason."),
     ("presence_bus_sent_total", "Envelopes sent to other nodes."),
     ("presence_bus_heard_total", "Envelopes received, this node's own included."),
     ("presence_bus_refused_total", "Envelopes not sent because the bus was down or full."),
@@ -50,7 +51,7 @@ const COUNTERS: [(&str, &str); 27] = [
     ),
 ];
 
-const GAUGES: [(&str, &str); 17] = [
+const GAUGES: [(&str, &str); 18] = [
     ("presence_connections", "Connections of this node that are in some room."),
     ("presence_presences", "Connections of this node in rooms, each counted once per room."),
     ("presence_view_rooms", "Rooms that are not empty, among those that this node follows."),
@@ -60,6 +61,7 @@ const GAUGES: [(&str, &str); 17] = [
     ("presence_sockets_open", "WebSockets that are open."),
     ("presence_rows_unwritten", "Presences whose row is not up to date yet."),
     ("presence_lease_age_seconds", "Seconds since this node's lease was renewed."),
+    ("presence_clock_offset_seconds", "How much this node's clock is ahead of the database's."),
     ("presence_nodes", "Live nodes that are not stopping, this one included."),
     ("presence_nodes_unheard", "Nodes of which two beats or more are missing on the bus."),
     ("presence_bus_up", "Whether other nodes are heard."),
@@ -109,7 +111,9 @@ impl Metrics {
                 REFUSALS_TOTAL => start_at_zero(name, "reason", refusals::codes()),
                 "presence_connections_ended_total" => start_at_zero(name, "reason", END_REASONS),
                 // Their reasons are not known in advance.
-                "presence_database_failures_total" | "presence_sockets_closed_total" => {}
+                "presence_database_failures_total"
+                | "presence_queries_unanswered_total"
+                | "presence_sockets_closed_total" => {}
                 _ => counter!(name).increment(0),
             }
         }

@@ -26,6 +26,8 @@ pub(crate) struct TopRooms {
     /// Rooms counted in the current scan, and in the last complete one.
     counted: usize,
     all: Option<usize>,
+    /// Why the last batch could not be read, if so.
+    trouble: Option<String>,
 }
 
 impl TopRooms {
@@ -40,6 +42,7 @@ impl TopRooms {
 
     /// Adds the batch of rooms that follows `after`.
     pub fn add(&mut self, after: Option<&RoomName>, batch: Vec<RoomSummary>) {
+        self.trouble = None;
         let last = match batch.last() {
             Some(last) if batch.len() >= BATCH_LEN => Some(last.room.clone()),
             _ => None,
@@ -60,6 +63,16 @@ impl TopRooms {
         });
         self.found.truncate(BATCH_LEN);
         self.after = last;
+    }
+
+    /// The batch cannot be read, and is due again: what was found stays.
+    pub fn interrupted(&mut self, trouble: String) {
+        self.trouble = Some(trouble);
+    }
+
+    /// Why the last batch could not be read, if so.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// Largest first.
@@ -130,6 +143,19 @@ mod tests {
         }
         assert_eq!(sizes(&top), (1981..=2000).rev().collect::<Vec<_>>());
         assert_eq!(top.all(), Some(2000));
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_named_and_due_again() {
+        let mut top = TopRooms::default();
+        let all = rooms((0..1500).map(|n| (n, n + 1)));
+        scan(&mut top, &all, 0);
+        let after = top.next_batch(Duration::from_secs(1)).unwrap();
+        top.interrupted("it is away".to_owned());
+        assert_eq!((top.trouble(), sizes(&top)[0]), (Some("it is away"), 1000));
+        assert_eq!(top.next_batch(Duration::from_secs(2)).unwrap(), after);
+        scan(&mut top, &all, 3);
+        assert_eq!((top.trouble(), top.all()), (None, Some(1500)));
     }
 
     #[test]

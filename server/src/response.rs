@@ -14,7 +14,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::json;
 
-use actix_presence::{JoinError, LimitReached, WsSessionError};
+use actix_presence::{JoinError, LimitReached, QueryError, WsSessionError};
 
 /// A JSON body that no cache keeps.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
@@ -168,6 +168,19 @@ impl From<JoinError> for ApiError {
             JoinError::ShuttingDown => Self::unavailable("shutting_down", message),
             _ => Self::forbidden("not_allowed", message),
         }
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        let code = match error {
+            QueryError::Closed => "shutting_down",
+            _ => "database_unavailable",
+        };
+        // Messages of PostgreSQL have several lines.
+        let message = error_chain(&error);
+        let words: Vec<_> = message.split_whitespace().collect();
+        Self::unavailable(code, words.join(" "))
     }
 }
 

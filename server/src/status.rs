@@ -36,6 +36,9 @@ struct Health {
     status: &'static str,
     database: DatabaseHealth,
     bus: BusHealth,
+    /// This node's clock beside that of a database which it shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<ClockHealth>,
     /// Other nodes that are not heard on the bus. They do not make this node unready.
     unheard: Vec<UnheardPeer>,
 }
@@ -50,6 +53,9 @@ struct DatabaseHealth {
     unwritten: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     lag_seconds: Option<f64>,
+    /// Why it did not answer the last question. That alone does not make the node unready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unanswered: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,6 +64,12 @@ struct BusHealth {
     state: &'static str,
     /// Live nodes that are not stopping, this one included.
     nodes: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct ClockHealth {
+    /// How much it is ahead; times of presences are corrected by it. It does not make the node unready.
+    ahead_seconds: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,13 +97,16 @@ impl Health {
             cause: status.database_cause.clone(),
             unwritten: status.unwritten,
             lag_seconds: status.database.map(|_| status.lag.as_secs_f64()),
+            unanswered: status.unanswered,
         };
         let bus = BusHealth { state: bus, nodes: status.nodes };
         let unheard = status.unheard.iter().map(|peer| {
             let (node, seconds) = (peer.node.clone(), peer.silence.as_secs());
             UnheardPeer { node, seconds, reason: format!("not heard for {seconds} s") }
         });
-        Self { status: word, database, bus, unheard: unheard.collect() }
+        let clock = status.clock_ahead.map(|ahead| ahead.as_seconds_f64());
+        let clock = clock.map(|ahead_seconds| ClockHealth { ahead_seconds });
+        Self { status: word, database, bus, clock, unheard: unheard.collect() }
     }
 }
 
@@ -177,12 +192,16 @@ struct LargestRooms {
     complete: bool,
     /// How many rooms there were in the last complete scan, of all nodes.
     all: Option<usize>,
+    /// Why the scan cannot go on, if so: what is known is shown as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
 }
 
 impl From<&TopRooms> for LargestRooms {
     fn from(top: &TopRooms) -> Self {
         let rooms = top.largest().iter().cloned().map(RoomEntry::from).collect();
-        Self { rooms, complete: top.all().is_some(), all: top.all() }
+        let (all, trouble) = (top.all(), top.trouble().map(str::to_owned));
+        Self { rooms, complete: all.is_some(), all, trouble }
     }
 }
 
@@ -227,7 +246,10 @@ async fn read_stats(state: &ServerState) -> Result<Stats<'_>, ApiError> {
     if let Some(after) = due {
         let batch =
             state.ask(ListRooms { after: after.clone(), limit: ranking::BATCH_LEN }).await?;
-        state.top_rooms().add(after.as_ref(), batch);
+        match batch {
+            Ok(batch) => state.top_rooms().add(after.as_ref(), batch),
+            Err(error) => state.top_rooms().interrupted(error_chain(&error)),
+        }
     }
     let health = Health::of(&status);
     let Counters { joins, leaves, messages, deliveries, lists_sent, rows_written, .. } =
@@ -261,6 +283,9 @@ pub(crate) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     gauge!("presence_view_users").set(status.users as f64);
     gauge!("presence_observer_lag").set(status.observer_lag as f64);
     gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
+    if let Some(ahead) = status.clock_ahead {
+        gauge!("presence_clock_offset_seconds").set(ahead.as_seconds_f64());
+    }
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
     gauge!("presence_rows_unwritten").set(status.unwritten as f64);
     gauge!("presence_nodes").set(status.nodes as f64);

@@ -16,7 +16,7 @@ use crate::{
     bus::{Channel, RoomChanges, RowChange},
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RemoteChange, RoomName},
     store::{
-        NodeRow, RoomRows, StoreError,
+        NodeRow, RoomRows,
         reader::{LAST_RETRY, retry_pause},
     },
 };
@@ -266,31 +266,27 @@ impl Cluster {
         self.reading = false;
     }
 
-    /// The rows could not be read.
-    pub fn not_read(&mut self, rooms: &[RoomName], error: &StoreError) -> NotRead {
+    /// The rows could not be read, though the database may have `answered`.
+    pub fn not_read(&mut self, rooms: &[RoomName], answered: bool) -> NotRead {
         for room in rooms {
             if let Some(view) = self.views.get_mut(room) {
                 view.was_not_read();
             }
         }
         self.at_once = (rooms.len() / 2).max(1);
-        match error {
-            // One of them may be the reason, and must not hold up the others.
-            StoreError::Failed { .. } => {
-                self.reading = false;
-                if let [room] = rooms {
-                    return NotRead::OneLater(room.clone(), LAST_RETRY);
-                }
-                rooms.iter().for_each(|room| self.read_later(room));
-                NotRead::FewerAtOnce
-            }
-            _ => {
-                rooms.iter().for_each(|room| self.read_later(room));
-                let wait = retry_pause(self.failures);
-                self.failures += 1;
-                NotRead::AllLater(wait)
-            }
+        // One of them may be the reason, and must not hold up the others.
+        if answered && let [room] = rooms {
+            self.reading = false;
+            return NotRead::OneLater(room.clone(), LAST_RETRY);
         }
+        rooms.iter().for_each(|room| self.read_later(room));
+        if answered {
+            self.reading = false;
+            return NotRead::FewerAtOnce;
+        }
+        let wait = retry_pause(self.failures);
+        self.failures += 1;
+        NotRead::AllLater(wait)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use actix::{MailboxError, prelude::*};
-use chrono::{DateTime, Utc};
 
 use super::{PresenceConfig, StartError};
 #[cfg(feature = "sqlite")]
@@ -12,13 +11,14 @@ use crate::store::{OwnerLock, SqliteStore};
 use crate::store::{PostgresOptions, PostgresStore};
 use crate::{
     bus::Bus,
+    clock::Clock,
     cluster::Cluster,
     messages::{
         FlushError, GetStatus, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId,
     },
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{Inherited, Parts, Pruner, RoomRegistry},
+    registry::{ClockOffset, Inherited, Parts, Pruner, RoomRegistry},
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
@@ -114,13 +114,14 @@ impl PresenceConfig {
     }
 
     fn start_on(
-        self,
+        mut self,
         stores: Stores,
         bus: Option<Box<dyn Bus>>,
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
-        let (started, stores) = stores.start(node.clone(), self.clock.now().utc(), self.lease)?;
+        self.clock = self.clock.correctable();
+        let (started, stores) = stores.start(node.clone(), self.clock.clone(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
         for dead in dead {
             let (node, presences) = (dead.node, dead.presences);
@@ -185,19 +186,24 @@ enum Stores {
 }
 
 impl Stores {
-    /// Has the writer's store started, unless the database stops answering.
+    /// Has the writer's store started, unless the database stops answering. A clock is corrected before, by
+    /// that of a shared database.
     fn start(
         self,
         node: NodeName,
-        now: DateTime<Utc>,
+        clock: Clock,
         lease: Duration,
     ) -> Result<(Started, Self), StoreError> {
         match self {
-            Self::Alone(mut writer) => Ok((writer.start(&node, now, lease)?, Self::Alone(writer))),
+            Self::Alone(mut writer) => {
+                let started = writer.start(&node, clock.now().utc(), lease)?;
+                Ok((started, Self::Alone(writer)))
+            }
             Self::Shared { mut writer, reader } => {
-                let pulse = writer.pulse();
-                let start = move || Ok((writer.start(&node, now, lease)?, writer));
-                let (started, writer) = pulse.watch(start)?;
+                let (started, writer) = writer.pulse().watch(move || {
+                    ClockOffset::correct_first(&clock, &mut *writer);
+                    Ok((writer.start(&node, clock.now().utc(), lease)?, writer))
+                })?;
                 Ok((started, Self::Shared { writer, reader }))
             }
         }

@@ -336,11 +336,25 @@ pub struct UpdateInfo {
     pub info: Info,
 }
 
+/// How many connections a [`Kick`] or a [`CloseRoom`] has removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kicked {
+    /// The number of connections, on all nodes unless it is partial.
+    pub connections: usize,
+    /// Whether there may be more, which are not counted: the database that the nodes share could not be asked
+    /// who is on the others, or the bus could not tell them. It was done on this node, and on the others as
+    /// far as the bus took it.
+    pub partial: bool,
+}
+
 /// Removes a connection, or all connections of a user, from all rooms with [`Cause::Kicked`]. Returns how many
-/// connections that were.
+/// connections that were, on all nodes.
+///
+/// On several nodes the database is asked how many are on the others, for two seconds at most.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
 #[serde(rename_all = "snake_case")]
-#[rtype(result = "usize")]
+#[rtype(result = "Kicked")]
 pub enum Kick {
     /// This connection: by its own id, or by that of its presence, which differs after it has taken over a
     /// client session.
@@ -349,10 +363,10 @@ pub enum Kick {
     User(UserId),
 }
 
-/// Removes all members of a room with [`Cause::RoomClosed`], in one change. Returns how many. They may join
-/// it again.
+/// Removes all members of a room with [`Cause::RoomClosed`], in one change. Returns how many, on all nodes.
+/// They may join it again.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "usize")]
+#[rtype(result = "Kicked")]
 pub struct CloseRoom {
     /// The room.
     pub room: RoomName,

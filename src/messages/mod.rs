@@ -18,8 +18,8 @@ pub use delivered::{
     Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
 };
 pub use membership::{
-    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Leave, LeaveAll,
-    PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
+    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Kicked, Leave,
+    LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
 pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
@@ -29,5 +29,5 @@ pub(crate) use places::PlaceBack;
 pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
-    GetStatus, ListPresences, ListRooms, Shutdown, Status, UnheardNode, WhereIs,
+    GetStatus, ListPresences, ListRooms, QueryError, Shutdown, Status, UnheardNode, WhereIs,
 };

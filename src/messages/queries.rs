@@ -2,53 +2,95 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{
-    dev::{MessageResponse, OneshotSender},
-    prelude::*,
-};
-use chrono::{DateTime, Utc};
+use actix::prelude::*;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::model::{
     Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence,
     Snapshot, UserId,
 };
 
+/// Why a question cannot be answered. Only where rooms are shared with other nodes: a single node answers
+/// from its memory.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// The database that the nodes share failed. Ask again after a pause.
+    #[error("the database that the nodes share cannot be asked")]
+    Database {
+        /// A short label, such as `locked`, `unavailable`, `schema`.
+        reason: &'static str,
+        /// The error of the store.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database that the nodes share has not answered in time: within two seconds about one room, within
+    /// five about all. Ask again after a pause.
+    #[error("the database that the nodes share has not answered in time")]
+    Timeout,
+    /// The presence system shuts down, and reads no more rooms.
+    #[error("the presence system shuts down")]
+    Closed,
+}
+
+impl QueryError {
+    /// A short label, such as `locked`, `unavailable`, `timeout`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Database { reason, .. } => reason,
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 /// Asks for the members of a room; `None` if it is empty. O(1), whatever the room's size.
+///
+/// On several nodes a room that this node does not follow yet is read from the database first, and then
+/// followed for a while.
+///
+/// # Errors
+///
+/// [`QueryError`] if that room cannot be read; one that was read before is answered from memory, whatever
+/// the database does.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Option<Snapshot>")]
+#[rtype(result = "Result<Option<Snapshot>, QueryError>")]
 pub struct GetSnapshot {
     /// The room.
     pub room: RoomName,
 }
 
 /// Asks for the number of members of a room; O(1).
+///
+/// # Errors
+///
+/// [`QueryError`], when [`GetSnapshot`] has one.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Occupancy")]
+#[rtype(result = "Result<Occupancy, QueryError>")]
 pub struct GetOccupancy {
     /// The room.
     pub room: RoomName,
 }
 
-impl<A: Actor, M: Message<Result = Self>> MessageResponse<A, M> for Occupancy {
-    fn handle(self, _: &mut A::Context, tx: Option<OneshotSender<Self>>) {
-        if let Some(tx) = tx {
-            // The receiver may have been dropped.
-            let _ = tx.send(self);
-        }
-    }
-}
-
 /// Asks which rooms a user is in, by name, with the number of connections in each.
+///
+/// # Errors
+///
+/// [`QueryError`] if the database does not answer; on several nodes no node knows that by itself.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Vec<(RoomName, usize)>")]
+#[rtype(result = "Result<Vec<(RoomName, usize)>, QueryError>")]
 pub struct WhereIs {
     /// The user.
     pub user: UserId,
 }
 
 /// Asks for a page of the rooms in the order of their names.
+///
+/// # Errors
+///
+/// [`QueryError`] if the database does not answer; on several nodes no node knows all rooms by itself.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Vec<RoomSummary>")]
+#[rtype(result = "Result<Vec<RoomSummary>, QueryError>")]
 pub struct ListRooms {
     /// The last room of the page before.
     pub after: Option<RoomName>,
@@ -57,8 +99,15 @@ pub struct ListRooms {
 }
 
 /// Asks for a page of the presences of a room in the order of [`Snapshot::presences`]; `None` if it is empty.
+///
+/// When presences of other nodes were last seen is read from the database; without its answer it is what
+/// this node has heard of them, which may be earlier.
+///
+/// # Errors
+///
+/// [`QueryError`], when [`GetSnapshot`] has one.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Option<Vec<SeenPresence>>")]
+#[rtype(result = "Result<Option<Vec<SeenPresence>>, QueryError>")]
 pub struct ListPresences {
     /// The room.
     pub room: RoomName,
@@ -70,8 +119,14 @@ pub struct ListPresences {
 
 /// Asks for a presence and, if it has ended, why: of the presences that ended in the last ten minutes, the
 /// latest 10,000 are remembered (fewer if their names are long), without their info. `None` if it is unknown.
+///
+/// When a presence of another node was last seen is known as with [`ListPresences`].
+///
+/// # Errors
+///
+/// [`QueryError`] if this node does not know the presence, and its room cannot be read.
 #[derive(Clone, Debug, Message)]
-#[rtype(result = "Option<Explained>")]
+#[rtype(result = "Result<Option<Explained>, QueryError>")]
 pub struct Explain {
     /// The room.
     pub room: RoomName,
@@ -182,8 +237,15 @@ pub struct Status {
     pub database_cause: Option<String>,
     /// For how long the database could not be written.
     pub lag: Duration,
+    /// Why the database did not answer the last question, if it did not: see [`QueryError::reason`]. On several
+    /// nodes a question is asked at least every third of a lease.
+    pub unanswered: Option<&'static str>,
     /// For how long this node's lease in the database has not been renewed.
     pub lease_age: Duration,
+    /// How much this node's clock was ahead of the database's when it was measured last; negative if it was
+    /// behind, `None` if it was not measured, as on a single node with SQLite. The times of presences are
+    /// corrected by it.
+    pub clock_ahead: Option<TimeDelta>,
     /// Events that wait for the observer furthest behind.
     pub observer_lag: usize,
     /// Live nodes that are not stopping, including this one.

@@ -1,17 +1,27 @@
 //! Ids of connections and incarnations, which the library makes, and names of rooms, users and nodes, which are
 //! checked when they are made. An id is cheap to copy; a clone of a name shares the text.
 
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{
+    borrow::Borrow,
+    fmt,
+    str::FromStr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use arcstr::ArcStr;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{ContextV7, Timestamp, Uuid};
 
 /// Identifies a connection: a WebSocket, or any actor that joins rooms.
 ///
 /// Made by the library: 16 bytes, unique in the whole cluster, as text 32 hexadecimal digits. A
-/// later id sorts after an earlier one of the same process (it is a UUID of version 7).
+/// later id sorts after an earlier one of the same process (it is a UUID of version 7); and, where nodes
+/// share a database, after an earlier one of another node, as exactly as they can compare their clocks.
 ///
 /// ```
 /// use actix_presence::ConnectionId;
@@ -23,12 +33,30 @@ use uuid::Uuid;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(Uuid);
 
+/// Of the process, since the ids of one process ascend whatever systems run in it.
+static ID_CORRECTION: AtomicI64 = AtomicI64::new(0);
+static ID_ORDER: Mutex<ContextV7> = Mutex::new(ContextV7::new());
+
 impl ConnectionId {
     /// Makes a new id.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a fresh id each time is no default value")]
     pub fn new() -> Self {
-        Self(Uuid::now_v7())
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let correction = ID_CORRECTION.load(Relaxed);
+        let by = Duration::from_micros(correction.unsigned_abs());
+        let time = match correction {
+            0.. => now.saturating_add(by),
+            _ => now.saturating_sub(by),
+        };
+        let order = ID_ORDER.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(Uuid::new_v7(Timestamp::from_unix(&*order, time.as_secs(), time.subsec_nanos())))
+    }
+
+    /// Makes ids as if the clock of this machine were so many microseconds later, from now on: ids of nodes
+    /// that compare them have to be made by one clock. Ids of this process ascend whatever is set.
+    pub(crate) fn set_correction(micros: i64) {
+        ID_CORRECTION.store(micros, Relaxed);
     }
 
     /// A digest of the id and a text: 16 URL-safe characters, the same on every node.

@@ -68,14 +68,6 @@ impl Rooms {
         each_once(presences.filter_map(|(room, presence)| self.current_connection(room, presence)))
     }
 
-    /// The number of connections of other nodes that are this user's, in the rooms that this node follows.
-    #[must_use]
-    pub fn remotes_of(&self, user: &UserId) -> usize {
-        let presences = self.presences_of(user);
-        let remote = presences.filter(|(room, presence)| self.remote(room, *presence).is_some());
-        each_once(remote.map(|(_, presence)| presence)).len()
-    }
-
     fn presences_of<'a>(
         &'a self,
         user: &'a UserId,

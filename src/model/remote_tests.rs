@@ -171,3 +171,33 @@ fn a_room_that_is_no_longer_followed_keeps_the_presences_of_this_node() {
     let ada = UserId::new("ada").unwrap();
     assert_eq!(world.rooms.remote_client(&world.room, &tab, Some(&ada)), None);
 }
+
+fn infos(world: &World) -> Vec<(u128, i64)> {
+    let presences = world.rooms.snapshot(&world.room).presences().collect::<Vec<_>>();
+    let number = |id: ConnectionId| (1..9).find(|number| ConnectionId::from_u128(*number) == id);
+    presences
+        .iter()
+        .map(|one| (number(one.connection).unwrap(), one.joined_at.timestamp_micros()))
+        .collect()
+}
+
+/// The info of the last one stands for the user.
+#[test]
+fn who_joins_comes_after_all_that_are_known_of_the_user_and_of_equal_times_the_higher_id_is_the_later()
+ {
+    let mut world = World::new();
+    let mut ahead = remote(5, "ada", "n", 0);
+    ahead.record.presence.joined_at = at(300).utc();
+    let mut behind = remote(6, "ada", "m", 0);
+    behind.record.presence.joined_at = at(300).utc();
+    world.apply([RemoteChange::Present(behind), RemoteChange::Present(ahead)]);
+    assert_eq!(infos(&world), [(5, 300_000_000), (6, 300_000_000)]);
+    // The clock of the others is ahead of this one, which is at second 1.
+    world.join(2, "ada");
+    assert_eq!(infos(&world).last(), Some(&(2, 300_000_001)));
+    // Others, and the anonymous, have nothing to come after.
+    world.join(3, "bob");
+    world.join(4, "");
+    assert_eq!(infos(&world)[0], (4, 1_000_000));
+    assert_eq!(infos(&world).last(), Some(&(3, 1_000_000)));
+}

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ahash::RandomState;
+use chrono::DateTime;
 use hashlink::LinkedHashMap;
 
 use super::{
@@ -170,11 +171,12 @@ impl Rooms {
         self.has_place(room)?;
         let now = self.hold(now);
         let mut diff = None;
-        let joined_at = now.utc();
+        let time = self.joining_time(room, user.as_ref(), now);
+        let joined_at = utc(time);
         let presence = Presence { connection, user: user.clone(), info, joined_at };
         let joined = self.enter(room, presence, &mut diff);
         let membership =
-            Membership { room: room.clone(), founder: None, user, joined_at: now.wall, joined };
+            Membership { room: room.clone(), founder: None, user, joined_at: time, joined };
         self.put_membership(connection, connection, membership, now);
         Ok(diff)
     }
@@ -362,6 +364,17 @@ impl Rooms {
         let presence = Presence { connection: presence, user, info, joined_at };
         let left = Left { presence, connection, cause, last_seen, activity, joined_version };
         self.exit(&room, left, diff);
+    }
+
+    /// The time of a join, after every other presence of the user that is known: the info of the newest one
+    /// stands, although the clock may have been set back, or that of another node is ahead.
+    fn joining_time(&self, room: &RoomName, user: Option<&UserId>, now: Moment) -> i64 {
+        let state = self.rooms.get(room);
+        let ahead = state.zip(user).and_then(|(state, user)| state.joined_after(user, now.wall));
+        let after = ahead.and_then(|ahead| ahead.checked_add(1));
+        // A row may have any time.
+        let after = after.filter(|after| DateTime::from_timestamp_micros(*after).is_some());
+        after.unwrap_or(now.wall)
     }
 
     pub(super) fn hold(&mut self, now: Moment) -> Moment {

@@ -125,6 +125,14 @@ impl Snapshot {
         self.version = diff.version;
     }
 
+    /// When the newest presence of the user joined, if that was after this time in microseconds since 1970.
+    pub(super) fn joined_after(&self, user: &UserId, time: i64) -> Option<i64> {
+        let last = ConnectionId::from_u128(u128::MAX);
+        let bound = Position::new(Some(user.clone()), time, last);
+        let later = self.members.iter_from(|position| *position > bound);
+        later.take_while(|(one, _)| one.user == bound.user).last().map(|(one, _)| one.joined_at)
+    }
+
     pub(crate) fn presence(&self, position: &Position) -> Option<Presence> {
         self.members.get(position).map(presence)
     }

@@ -2,7 +2,8 @@
 //!
 //! A room that other nodes share is known once its rows have been read. Until then, but for no longer than
 //! [`READ_TIMEOUT`], what is asked of it waits in a queue of its own, in order. Without other nodes nothing
-//! ever waits.
+//! ever waits. Afterwards a question about a room of which nothing could be read is answered with the reason,
+//! and everything else is carried out with what is known here.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,16 +22,19 @@ use tokio::sync::oneshot;
 use super::RoomRegistry;
 use crate::{
     messages::{
-        Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, Leave,
-        ListPresences, NotAMember, PendingJoin, Publish, UpdateInfo,
+        Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, Kicked,
+        Leave, ListPresences, NotAMember, PendingJoin, Publish, QueryError, UpdateInfo,
     },
     model::{
         ConnectionId, Few, Moment, Occupancy, RoomName, SeenPresence, Snapshot, UserId, micros,
     },
 };
 
-/// How long a command waits for the rows of its room. After that it is carried out with what is known here.
-const READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a command waits for the rows of its room.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The answer to a question that may need the database.
+pub(super) type Answer<T> = Result<T, QueryError>;
 
 /// A command that waits, with where its answer goes.
 pub(super) enum RoomCommand {
@@ -40,11 +44,11 @@ pub(super) enum RoomCommand {
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
     /// With how long its receivers may take to be counted.
     Publish(Publish, Duration, oneshot::Sender<Result<usize, NotAMember>>),
-    CloseRoom(CloseRoom, oneshot::Sender<usize>),
-    Snapshot(GetSnapshot, oneshot::Sender<Option<Snapshot>>),
-    Occupancy(GetOccupancy, oneshot::Sender<Occupancy>),
-    Presences(ListPresences, oneshot::Sender<Option<Vec<SeenPresence>>>),
-    Explain(Explain, oneshot::Sender<Option<Explained>>),
+    CloseRoom(CloseRoom, oneshot::Sender<Kicked>),
+    Snapshot(GetSnapshot, oneshot::Sender<Answer<Option<Snapshot>>>),
+    Occupancy(GetOccupancy, oneshot::Sender<Answer<Occupancy>>),
+    Presences(ListPresences, oneshot::Sender<Answer<Option<Vec<SeenPresence>>>>),
+    Explain(Explain, oneshot::Sender<Answer<Option<Explained>>>),
 }
 
 impl RoomCommand {
@@ -82,7 +86,7 @@ impl RoomCommand {
             }
             Self::CloseRoom(msg, reply) => drop(reply.send(registry.close_everywhere(msg, ctx))),
             Self::Snapshot(msg, reply) => drop(reply.send(registry.snapshot(&msg))),
-            Self::Occupancy(msg, reply) => drop(reply.send(registry.rooms.occupancy(&msg.room))),
+            Self::Occupancy(msg, reply) => drop(reply.send(registry.occupancy(&msg))),
             Self::Presences(msg, reply) => registry.list_presences(msg).send_to(reply),
             Self::Explain(msg, reply) => registry.explain(msg).send_to(reply),
         }
@@ -100,6 +104,8 @@ pub(super) struct CommandQueue {
     /// Those that are being carried out. One may end a connection whose join comes later.
     due: VecDeque<RoomCommand>,
     is_running: bool,
+    /// Why rows could not be read the last time, if so.
+    failure: Option<QueryError>,
 }
 
 impl CommandQueue {
@@ -110,6 +116,16 @@ impl CommandQueue {
     /// When the commands of the next room have waited for long enough.
     pub fn next_deadline(&self) -> Option<u64> {
         self.rooms.front().map(|(_, (deadline, _))| *deadline)
+    }
+
+    /// Whether rows could be read.
+    pub fn was_read(&mut self, failure: Option<QueryError>) {
+        self.failure = failure;
+    }
+
+    /// Why nothing is known of a room that is not known.
+    pub fn why_unread(&self) -> QueryError {
+        self.failure.clone().unwrap_or(QueryError::Timeout)
     }
 
     fn push(&mut self, command: RoomCommand, now: Moment) {

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
-        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Leave, LeaveAll, NotAMember,
-        PendingJoin, Publish, SessionBatch, SessionPublish, Touch, UpdateInfo,
+        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Kicked, Leave, LeaveAll,
+        NotAMember, PendingJoin, Publish, SessionBatch, SessionPublish, Touch, UpdateInfo,
     },
     model::{Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, RoomName},
     wire::json::Sender,
@@ -332,14 +332,13 @@ impl RoomRegistry {
 // --- kicking -------------------------------------------------------------------------------------
 
 impl Handler<Kick> for RoomRegistry {
-    type Result = Reply<usize>;
+    type Result = Reply<Kicked>;
 
     fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> Self::Result {
         let now = self.clock.now();
-        let seen_elsewhere = self.seen_elsewhere(&msg);
         let kicked = self.kick(&msg, now);
         self.advance_batch(ctx, now);
-        self.kick_elsewhere(msg, kicked, seen_elsewhere, ctx)
+        self.kick_elsewhere(msg, kicked, ctx)
     }
 }
 
@@ -372,7 +371,7 @@ impl RoomRegistry {
 }
 
 impl Handler<CloseRoom> for RoomRegistry {
-    type Result = Reply<usize>;
+    type Result = Reply<Kicked>;
 
     fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
@@ -383,11 +382,12 @@ impl Handler<CloseRoom> for RoomRegistry {
 }
 
 impl RoomRegistry {
-    pub(super) fn close_everywhere(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> usize {
+    pub(super) fn close_everywhere(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Kicked {
         let now = self.clock.now();
-        let closed = self.close_room(&msg.room, now) + self.close_elsewhere(&msg.room);
+        let here = self.close_room(&msg.room, now);
+        let elsewhere = self.close_elsewhere(&msg.room);
         self.advance_batch(ctx, now);
-        closed
+        Kicked { connections: here + elsewhere.unwrap_or(0), partial: elsewhere.is_none() }
     }
 
     /// Ends all presences that are here. Returns how many.

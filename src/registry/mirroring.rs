@@ -52,6 +52,7 @@ impl RoomRegistry {
             let next = registry.mirror.renewed(answer, &registry.rooms, now);
             registry.go_on(ctx, next, now);
             if renewed {
+                registry.measure_clock(ctx);
                 registry.survey(ctx);
             }
         }));

@@ -5,7 +5,8 @@
 //!
 //! On one node that is [`membership`], [`sessions`], [`queries`], [`mirroring`] and [`draining`]. Where other
 //! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
-//! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them.
+//! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
+//! their times comparable.
 
 mod commands;
 mod draining;
@@ -18,10 +19,12 @@ mod reading;
 mod receiving;
 mod sessions;
 mod sharing;
+mod timekeeping;
 
 use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
+pub(crate) use self::timekeeping::ClockOffset;
 use actix::prelude::*;
 use ahash::RandomState;
 
@@ -29,6 +32,7 @@ use self::{
     commands::CommandQueue,
     draining::Draining,
     sessions::{Places, UNRESUMABLE_DELAY},
+    sharing::Unanswered,
 };
 use crate::{
     clock::Clock,
@@ -113,6 +117,9 @@ pub struct RoomRegistry {
     /// A node was heard of that the database has to confirm.
     survey_is_due: bool,
     surveying: bool,
+    unanswered: Unanswered,
+    measuring_clock: bool,
+    clock_is_off: bool,
     authorize: Option<Authorize>,
     max_age: Duration,
     lease: Duration,
@@ -156,6 +163,9 @@ impl RoomRegistry {
             renewal_is_due: false,
             survey_is_due: false,
             surveying: false,
+            unanswered: Unanswered::default(),
+            measuring_clock: false,
+            clock_is_off: false,
             authorize: parts.authorize,
             max_age: parts.max_age,
             lease: parts.lease,
@@ -349,6 +359,7 @@ impl Actor for RoomRegistry {
         ctx.set_mailbox_capacity(REGISTRY_MAILBOX_CAPACITY);
         self.delivery.report_to(ctx.address().downgrade().recipient());
         self.keep_mirror(ctx);
+        self.judge_clock();
         if let Some(cluster) = &mut self.cluster {
             cluster.listen(ctx.address().recipient());
         }

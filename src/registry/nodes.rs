@@ -1,10 +1,13 @@
 //! The other nodes: who lives, and the end of those that do not.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, error::Error, time::Duration};
 
 use actix::prelude::*;
 
-use super::RoomRegistry;
+use super::{
+    RoomRegistry,
+    sharing::{count_unanswered, query_error},
+};
 use crate::{
     bus::BusMessage,
     cluster::{Interest, NodeEvent, beat_interval, cause_of, listen_interval, remote},
@@ -50,17 +53,27 @@ impl RoomRegistry {
         cluster.peers.ask();
         let now = self.clock.now().utc();
         let nodes = cluster.reader.ask(move |store| store.nodes(now));
-        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| match nodes {
-            Ok(nodes) => {
-                registry.surveyed(&nodes, ctx);
-                registry.end_survey_after(SURVEY_PAUSE, ctx);
-            }
-            Err(error) => {
-                static UNREADABLE: LogLimit = LogLimit::new();
-                if let Some(suppressed) = UNREADABLE.pass() {
-                    tracing::warn!(%error, suppressed, "cannot read the node table: no node is declared dead");
+        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| {
+            let nodes = nodes.map_err(query_error);
+            registry.unanswered.note(&nodes);
+            match nodes {
+                Ok(nodes) => {
+                    registry.surveyed(&nodes, ctx);
+                    registry.end_survey_after(SURVEY_PAUSE, ctx);
                 }
-                registry.end_survey_after(SURVEY_RETRY_DELAY, ctx);
+                Err(error) => {
+                    count_unanswered(&error);
+                    static UNREADABLE: LogLimit = LogLimit::new();
+                    if let Some(suppressed) = UNREADABLE.pass() {
+                        let error = &error as &dyn Error;
+                        tracing::warn!(
+                            error,
+                            suppressed,
+                            "cannot read the node table: no node is declared dead"
+                        );
+                    }
+                    registry.end_survey_after(SURVEY_RETRY_DELAY, ctx);
+                }
             }
         }));
     }

@@ -6,14 +6,14 @@ use actix::prelude::*;
 
 use super::{
     RoomRegistry,
-    commands::{Reply, RoomCommand},
+    commands::{Answer, Reply, RoomCommand},
     sharing::correct_last_seen,
 };
 use crate::{
     messages::{
         BusState, Counters, Departed, Explain, Explained, GetOccupancy, GetSnapshot, GetStatus,
-        ListPresences, ListRooms, Scope, Status, Subscribe, SubscriptionId, UnheardNode,
-        Unsubscribe, WhereIs,
+        ListPresences, ListRooms, QueryError, Scope, Status, Subscribe, SubscriptionId,
+        UnheardNode, Unsubscribe, WhereIs,
     },
     model::{
         Moment, Occupancy, PresenceState, RecentLeave, RoomName, RoomSummary, SeenPresence,
@@ -24,7 +24,7 @@ use crate::{
 // --- about one room ------------------------------------------------------------------------------
 
 impl Handler<GetSnapshot> for RoomRegistry {
-    type Result = Reply<Option<Snapshot>>;
+    type Result = Reply<Answer<Option<Snapshot>>>;
 
     fn handle(&mut self, msg: GetSnapshot, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
@@ -35,18 +35,18 @@ impl Handler<GetSnapshot> for RoomRegistry {
 }
 
 impl Handler<GetOccupancy> for RoomRegistry {
-    type Result = Reply<Occupancy>;
+    type Result = Reply<Answer<Occupancy>>;
 
     fn handle(&mut self, msg: GetOccupancy, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
             return self.reply_later(ctx, |reply| RoomCommand::Occupancy(msg, reply));
         }
-        Reply::Now(self.rooms.occupancy(&msg.room))
+        Reply::Now(self.occupancy(&msg))
     }
 }
 
 impl Handler<ListPresences> for RoomRegistry {
-    type Result = Reply<Option<Vec<SeenPresence>>>;
+    type Result = Reply<Answer<Option<Vec<SeenPresence>>>>;
 
     fn handle(&mut self, msg: ListPresences, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
@@ -57,7 +57,7 @@ impl Handler<ListPresences> for RoomRegistry {
 }
 
 impl Handler<Explain> for RoomRegistry {
-    type Result = Reply<Option<Explained>>;
+    type Result = Reply<Answer<Option<Explained>>>;
 
     fn handle(&mut self, msg: Explain, ctx: &mut Context<Self>) -> Self::Result {
         if self.must_wait(&msg.room, ctx) {
@@ -68,12 +68,35 @@ impl Handler<Explain> for RoomRegistry {
 }
 
 impl RoomRegistry {
-    pub(super) fn snapshot(&self, msg: &GetSnapshot) -> Option<Snapshot> {
-        self.rooms.room(&msg.room).cloned()
+    /// An error if nothing is known of the room but who is here: its rows could not be read.
+    fn check_known(&self, room: &RoomName) -> Answer<()> {
+        match &self.cluster {
+            Some(cluster) if !cluster.knows(room) => Err(match self.closing {
+                true => QueryError::Closed,
+                false => self.commands.why_unread(),
+            }),
+            _ => Ok(()),
+        }
     }
 
-    pub(super) fn list_presences(&self, msg: ListPresences) -> Reply<Option<Vec<SeenPresence>>> {
+    pub(super) fn snapshot(&self, msg: &GetSnapshot) -> Answer<Option<Snapshot>> {
+        self.check_known(&msg.room)?;
+        Ok(self.rooms.room(&msg.room).cloned())
+    }
+
+    pub(super) fn occupancy(&self, msg: &GetOccupancy) -> Answer<Occupancy> {
+        self.check_known(&msg.room)?;
+        Ok(self.rooms.occupancy(&msg.room))
+    }
+
+    pub(super) fn list_presences(
+        &self,
+        msg: ListPresences,
+    ) -> Reply<Answer<Option<Vec<SeenPresence>>>> {
         let ListPresences { room, after, limit } = msg;
+        if let Err(error) = self.check_known(&room) {
+            return Reply::Now(Err(error));
+        }
         let now = self.clock.now();
         let page = self.rooms.room(&room).map(|_| {
             let page = self.rooms.presences(&room, after.as_ref(), limit);
@@ -82,21 +105,22 @@ impl RoomRegistry {
         match (page, self.reader()) {
             (Some(mut page), Some(reader)) => Reply::when_done(async move {
                 correct_last_seen(&reader, room, page.iter_mut().collect()).await;
-                Some(page)
+                Ok(Some(page))
             }),
-            (page, _) => Reply::Now(page),
+            (page, _) => Reply::Now(Ok(page)),
         }
     }
 
-    pub(super) fn explain(&self, msg: Explain) -> Reply<Option<Explained>> {
+    pub(super) fn explain(&self, msg: Explain) -> Reply<Answer<Option<Explained>>> {
         match (self.explain_here(&msg), self.reader()) {
             (Some(mut explained), Some(reader)) if explained.departed.is_none() => {
                 Reply::when_done(async move {
                     correct_last_seen(&reader, msg.room, vec![&mut explained.seen]).await;
-                    Some(explained)
+                    Ok(Some(explained))
                 })
             }
-            (explained, _) => Reply::Now(explained),
+            (None, _) => Reply::Now(self.check_known(&msg.room).map(|()| None)),
+            (explained, _) => Reply::Now(Ok(explained)),
         }
     }
 
@@ -141,32 +165,33 @@ impl RoomRegistry {
 // --- about all rooms -----------------------------------------------------------------------------
 
 impl Handler<WhereIs> for RoomRegistry {
-    type Result = Reply<Vec<(RoomName, usize)>>;
+    type Result = Reply<Answer<Vec<(RoomName, usize)>>>;
 
     fn handle(&mut self, WhereIs { user }: WhereIs, ctx: &mut Context<Self>) -> Self::Result {
-        let here = self.rooms.where_is(&user);
-        let Some(reader) = self.reader() else { return Reply::Now(here) };
-        Reply::when_done(self.ask_all(reader, ctx, here, move |store| store.where_is(&user)))
+        let Some(reader) = self.reader() else {
+            return Reply::Now(Ok(self.rooms.where_is(&user)));
+        };
+        Reply::when_done(self.ask_all(reader, ctx, move |store| store.where_is(&user)))
     }
 }
 
 impl Handler<ListRooms> for RoomRegistry {
-    type Result = Reply<Vec<RoomSummary>>;
+    type Result = Reply<Answer<Vec<RoomSummary>>>;
 
     fn handle(&mut self, msg: ListRooms, ctx: &mut Context<Self>) -> Self::Result {
         let ListRooms { after, limit } = msg;
         let here = self.rooms.list(after.as_ref(), limit);
-        let Some(reader) = self.reader() else { return Reply::Now(here) };
+        let Some(reader) = self.reader() else { return Reply::Now(Ok(here)) };
         // The database does not know this node's versions.
         let versions: HashMap<_, _> =
             here.iter().map(|one| (one.room.clone(), one.version)).collect();
-        let rooms = self.ask_all(reader, ctx, here, move |store| store.list(after.as_ref(), limit));
+        let rooms = self.ask_all(reader, ctx, move |store| store.list(after.as_ref(), limit));
         Reply::when_done(async move {
-            let mut rooms = rooms.await;
+            let mut rooms = rooms.await?;
             for one in &mut rooms {
                 one.version = versions.get(&one.room).copied().unwrap_or(one.version);
             }
-            rooms
+            Ok(rooms)
         })
     }
 }
@@ -191,7 +216,9 @@ impl Handler<GetStatus> for RoomRegistry {
             database: trouble.map(|trouble| trouble.reason),
             database_cause: trouble.map(|trouble| trouble.cause.clone()),
             lag: trouble.map(|trouble| now.since(trouble.since)).unwrap_or_default(),
+            unanswered: self.unanswered.reason(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
+            clock_ahead: self.clock.ahead(),
             observer_lag: self.observers.lag(),
             nodes: 1,
             unheard: Vec::new(),

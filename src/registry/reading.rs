@@ -1,12 +1,15 @@
 //! Rooms as the database has them: read when this node begins to follow them or may have missed something,
 //! and compared with what was heard on the bus.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, error::Error, time::Duration};
 
 use actix::prelude::*;
 use ahash::RandomState;
 
-use super::RoomRegistry;
+use super::{
+    RoomRegistry,
+    sharing::{count_unanswered, query_error},
+};
 use crate::{
     cluster::{NotRead, ReadRooms, remote},
     log_limit::LogLimit,
@@ -46,11 +49,16 @@ impl RoomRegistry {
     ) {
         let Some(cluster) = &mut self.cluster else { return };
         let now = self.clock.now();
+        // One of the rooms may be the reason.
+        let answered = matches!(found, Err(StoreError::Failed { .. }));
+        let found = found.map_err(query_error);
+        self.unanswered.note(&found);
         match found {
             Ok(found) => {
                 // Rows contain session keys, which must not be logged.
                 tracing::trace!(node = %cluster.me(), ?rooms, rows = found.rows.len(), "read");
                 let read = cluster.read(rooms, found);
+                self.commands.was_read(None);
                 self.survey_is_due |= read.unsure;
                 let known: Vec<_> = read.rooms.iter().map(|(room, _)| room.clone()).collect();
                 self.apply_rows(read, now);
@@ -61,16 +69,17 @@ impl RoomRegistry {
                 self.read(ctx);
             }
             Err(error) => {
+                count_unanswered(&error);
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
                     tracing::warn!(
-                        %error,
+                        error = &error as &dyn Error,
                         suppressed,
                         "cannot read rooms: members on other nodes are missing"
                     );
                 }
-                match cluster.not_read(&rooms, &error) {
-                    NotRead::FewerAtOnce => self.read(ctx),
+                match cluster.not_read(&rooms, answered) {
+                    NotRead::FewerAtOnce => return self.read(ctx),
                     NotRead::OneLater(room, wait) => {
                         ctx.run_later(wait, move |registry, ctx| {
                             if let Some(cluster) = &mut registry.cluster {
@@ -89,6 +98,7 @@ impl RoomRegistry {
                         });
                     }
                 }
+                self.commands.was_read(Some(error));
                 for room in rooms {
                     self.run_commands(&room, ctx);
                 }

@@ -1,17 +1,39 @@
 //! What handlers pass on to other nodes and ask of the database that they share: nothing on a single node.
 
+use std::{cell::Cell, error::Error, rc::Rc, sync::Arc, time::Duration};
+
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, commands::Reply};
+use super::{
+    RoomRegistry,
+    commands::{Answer, READ_TIMEOUT, Reply},
+};
 use crate::{
     bus::BusMessage,
     log_limit::LogLimit,
-    messages::{Content, Kick},
+    messages::{Content, Kick, Kicked, QueryError},
     model::{ConnectionId, Moment, Remote, RoomName, SeenPresence},
     store::{SharedStore, StoreError, reader::ReaderHandle},
     wire::json::Sender,
 };
+
+/// Why the database did not answer the last question, if it did not. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unanswered(Rc<Cell<Option<&'static str>>>);
+
+impl Unanswered {
+    pub fn reason(&self) -> Option<&'static str> {
+        self.0.get()
+    }
+
+    pub fn note<T>(&self, answer: &Answer<T>) {
+        self.0.set(answer.as_ref().err().map(QueryError::reason));
+    }
+}
+
+/// How long a question about all rooms waits for the database.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RoomRegistry {
     /// The reader of the database, if rooms are shared with other nodes.
@@ -69,77 +91,88 @@ impl RoomRegistry {
         self.rooms.remotes_in(room).filter(gets).count()
     }
 
-    /// Closes a room on the other nodes. Returns how many of their members are known here.
-    pub(super) fn close_elsewhere(&mut self, room: &RoomName) -> usize {
-        let Some(cluster) = &mut self.cluster else { return 0 };
-        match cluster.tell(BusMessage::Close { room: room.clone() }) {
-            true => self.rooms.remotes_in(room).count(),
-            false => 0,
-        }
+    /// Closes a room on the other nodes. Returns how many of their members are known here; `None` if there may
+    /// be others.
+    pub(super) fn close_elsewhere(&mut self, room: &RoomName) -> Option<usize> {
+        let is_known = self.is_known(room);
+        let Some(cluster) = self.cluster.as_mut().filter(|cluster| cluster.is_shared()) else {
+            return Some(0);
+        };
+        let told = cluster.tell(BusMessage::Close { room: room.clone() });
+        (told && is_known).then(|| self.rooms.remotes_in(room).count())
     }
 
-    /// The number of connections to kick that are known to be on other nodes.
-    pub(super) fn seen_elsewhere(&self, whom: &Kick) -> usize {
-        match whom {
-            Kick::User(user) if self.cluster.is_some() => self.rooms.remotes_of(user),
-            _ => 0,
-        }
-    }
-
-    /// Kicks on other nodes, after `kicked` connections here. Their number is read from the database or, if
-    /// it does not answer, is the number `seen` here.
+    /// Kicks on other nodes, after `kicked` connections here. Their number is read from the database; if it
+    /// does not answer, they are kicked all the same.
     pub(super) fn kick_elsewhere(
         &mut self,
         whom: Kick,
         kicked: usize,
-        seen: usize,
         ctx: &mut Context<Self>,
-    ) -> Reply<usize> {
-        let Some(reader) = self.reader() else { return Reply::Now(kicked) };
+    ) -> Reply<Kicked> {
+        let Some(reader) = self.reader() else {
+            return Reply::Now(Kicked { connections: kicked, partial: false });
+        };
         let (reply, answer) = oneshot::channel();
         let (asked, written) = (whom.clone(), self.written(ctx));
         // Asked before they are kicked: their rows are deleted then.
-        let found = async move {
+        let found = within(READ_TIMEOUT, async move {
             written.await;
             reader.ask(move |store| store.connections(&asked)).await
-        };
+        });
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let Some(cluster) = &mut registry.cluster else { return };
+            registry.unanswered.note(&found);
             let single = matches!(whom, Kick::Connection(_));
             let elsewhere = match found {
-                Ok(found) => found.iter().filter(|(_, node)| node != cluster.me()).count(),
+                Ok(found) => Some(found.iter().filter(|(_, node)| node != cluster.me()).count()),
                 Err(error) => {
-                    tracing::warn!(%error, "the connections to kick on other nodes cannot be counted");
-                    seen
+                    static UNCOUNTED: LogLimit = LogLimit::new();
+                    if let Some(suppressed) = UNCOUNTED.pass() {
+                        let error = &error as &dyn Error;
+                        tracing::warn!(
+                            error,
+                            suppressed,
+                            "the connections to kick on other nodes cannot be counted"
+                        );
+                    }
+                    None
                 }
             };
             let told = cluster.tell(BusMessage::Kick(whom));
-            let all = kicked + if told { elsewhere } else { 0 };
+            let reached = elsewhere.filter(|_| told).unwrap_or(0);
+            let all = kicked + reached;
+            // Where nobody is elsewhere, nobody had to be told.
+            let partial = elsewhere.is_none_or(|elsewhere| elsewhere > reached);
             // A connection may have presences on two nodes, and counts once all the same.
-            let _ = reply.send(if single { all.min(1) } else { all });
+            let connections = if single { all.min(1) } else { all };
+            let _ = reply.send(Kicked { connections, partial });
         }));
         Reply::Later(answer)
     }
 
-    /// Asks the database about all rooms, of which this node follows only some. If it does not answer, the
-    /// result is what is known `here`.
+    /// Asks the database about all rooms, of which this node follows only some.
     pub(super) fn ask_all<T: Send + 'static>(
         &mut self,
         reader: ReaderHandle,
         ctx: &mut Context<Self>,
-        here: T,
         query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
-    ) -> impl Future<Output = T> + 'static {
+    ) -> impl Future<Output = Answer<T>> + 'static {
+        let unanswered = self.unanswered.clone();
         let written = self.written(ctx);
-        async move {
+        let asked = within(QUERY_TIMEOUT, async move {
             written.await;
-            let answer = reader.ask(query).await;
-            answer.unwrap_or_else(|error| {
+            reader.ask(query).await
+        });
+        async move {
+            let answer = asked.await;
+            unanswered.note(&answer);
+            answer.inspect_err(|error| {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
-                    tracing::warn!(%error, suppressed, "all rooms cannot be queried");
+                    let error = error as &dyn Error;
+                    tracing::warn!(error, suppressed, "all rooms cannot be queried");
                 }
-                here
             })
         }
     }
@@ -158,8 +191,29 @@ impl RoomRegistry {
     }
 }
 
+/// The answer of the database, if it comes in time. One that does not is counted.
+async fn within<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Answer<T> {
+    let answer = tokio::time::timeout(timeout, answer).await;
+    let answer =
+        answer.map_err(|_| QueryError::Timeout).and_then(|answer| answer.map_err(query_error));
+    answer.inspect_err(count_unanswered)
+}
+
+/// An error of the store, as messages report it.
+pub(super) fn query_error(error: StoreError) -> QueryError {
+    QueryError::Database { reason: error.as_str(), source: Arc::new(error) }
+}
+
+pub(super) fn count_unanswered(error: &QueryError) {
+    let reason = error.reason();
+    metrics::counter!("presence_queries_unanswered_total", "reason" => reason).increment(1);
+}
+
 /// Corrects by the database when presences of other nodes were last seen: they write that, and do not
-/// publish it. Without an answer they stay as they are.
+/// publish it. Without an answer they stay as they are: earlier at most, and still true of what was heard.
 pub(super) async fn correct_last_seen(
     reader: &ReaderHandle,
     room: RoomName,
@@ -170,8 +224,14 @@ pub(super) async fn correct_last_seen(
         return;
     }
     let connections: Vec<_> = seen.iter().map(|seen| seen.presence.connection).collect();
-    let rows = reader.ask(move |store| store.find(&room, &connections)).await;
-    let rows = rows.inspect_err(|error| tracing::warn!(%error, "presences cannot be read"));
+    let rows = within(READ_TIMEOUT, reader.ask(move |store| store.find(&room, &connections))).await;
+    let rows = rows.inspect_err(|error| {
+        static UNREADABLE: LogLimit = LogLimit::new();
+        if let Some(suppressed) = UNREADABLE.pass() {
+            let error = error as &dyn Error;
+            tracing::warn!(error, suppressed, "presences cannot be read");
+        }
+    });
     for (_, row) in rows.unwrap_or_default() {
         let connection = row.record.presence.connection;
         if let Some(seen) = seen.iter_mut().find(|seen| seen.presence.connection == connection) {

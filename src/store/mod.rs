@@ -155,10 +155,13 @@ pub trait Store: Send {
 ///   to another incarnation, nothing is written ([`StoreError::Lapsed`]).
 /// - A presence held by another node is overwritten only with a higher generation, or with an equal one
 ///   by a node whose name sorts after the other's; it is never deleted.
-/// - Leases are judged by the database's clock.
+/// - Leases are judged by the database's clock, which is that of [`time`](Self::time).
 /// - Nodes that write the same rooms never deadlock: all of them write in one order.
 /// - Every query uses an index.
 pub trait SharedStore: Store {
+    /// The time by the database's clock, at the moment of the call. The nodes correct their clocks by it.
+    fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>>;
+
     /// The rows of some rooms, and all nodes, in one snapshot.
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;
 

@@ -106,7 +106,7 @@ impl Harness {
     }
 
     pub async fn snapshot(&self, name: &str) -> Option<Snapshot> {
-        self.registry.send(GetSnapshot { room: room(name) }).await.unwrap()
+        self.registry.send(GetSnapshot { room: room(name) }).await.unwrap().unwrap()
     }
 
     pub async fn users(&self, name: &str) -> Vec<String> {
@@ -115,7 +115,7 @@ impl Harness {
     }
 
     pub async fn anonymous(&self, name: &str) -> usize {
-        self.registry.send(GetOccupancy { room: room(name) }).await.unwrap().anonymous
+        self.registry.send(GetOccupancy { room: room(name) }).await.unwrap().unwrap().anonymous
     }
 
     /// The next change there is.

@@ -6,9 +6,11 @@ use actix_presence::{
     Activity, Cause, ConnectionId, Diff, Info, Left, LimitReached, Limits, Member, Moment,
     Occupancy, Offline, Presence, PresenceState, RoomName, SeenPresence, Update, UserId,
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::history::Step;
+
+const MICROSECOND: TimeDelta = TimeDelta::microseconds(1);
 
 /// One connection in one room.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ impl Naive {
                     return Err(LimitReached::RoomFull { limit });
                 }
                 self.heard_of(connection, Activity::Join, now);
-                let (joined_at, last_seen) = (self.latest.utc(), self.latest);
+                let (joined_at, last_seen) = (self.joining_time(&room, &user), self.latest);
                 let activity = Activity::Join;
                 self.rows.push(Row {
                     room,
@@ -126,6 +128,14 @@ impl Naive {
                 (row.last_seen, row.activity) = (self.latest, activity);
             }
         }
+    }
+
+    /// Now, or right after the newest row of the user in the room, if that has a later time.
+    fn joining_time(&self, room: &RoomName, user: &Option<UserId>) -> DateTime<Utc> {
+        let now = self.latest.utc();
+        let theirs = |row: &&Row| row.room == *room && user.is_some() && row.user == *user;
+        let newest = self.rows.iter().filter(theirs).map(|row| row.joined_at).max();
+        newest.filter(|newest| *newest > now).map_or(now, |newest| newest + MICROSECOND)
     }
 
     fn hold(&mut self, now: Moment) {

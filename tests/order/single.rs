@@ -330,7 +330,7 @@ async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes
     speaker.say(&t, LOBBY, "hello");
     let joined = t.registry.send(newcomer);
     // The registry has sent everything.
-    t.registry.send(GetOccupancy { room: room(LOBBY) }).await.unwrap();
+    t.registry.send(GetOccupancy { room: room(LOBBY) }).await.unwrap().unwrap();
     drop(let_go);
     joined.await.unwrap().unwrap();
     everybody_has(&t, &mut threads, &book, Forwarded::Message).await;

@@ -3,6 +3,7 @@
 #[path = "../common/postgres.rs"]
 mod server;
 
+mod clock;
 mod contract;
 mod database;
 mod hanging;

@@ -123,7 +123,8 @@ async fn views_are_equal(world: &World, all: &HeldPresences) {
             .map(|((_, connection), (_, presence, _))| (*connection, presence.clone()))
             .collect();
         for node in world.nodes.iter().flatten() {
-            let snapshot = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+            let snapshot =
+                node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap().unwrap();
             let found: BTreeMap<_, _> =
                 snapshot.iter().flat_map(Snapshot::presences).map(|p| (p.connection, p)).collect();
             assert_eq!(found, expected, "{room} on {}", node.name);

@@ -248,10 +248,19 @@ impl World {
         }
     }
 
-    /// Who is in a room, as a node sees it.
+    /// Who is in a room, as a node sees it; if it could not read the room, who is there of its own.
     pub async fn seen(&self, place: usize, room: &RoomName) -> Vec<ConnectionId> {
         let Some(node) = &self.nodes[place] else { return Vec::new() };
-        let snapshot = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+        let asked = node.registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+        let snapshot = match asked {
+            Ok(snapshot) => snapshot,
+            Err(_) => {
+                let room = room.clone();
+                let look =
+                    look(&node.registry, move |registry, _| registry.rooms.room(&room).cloned());
+                look.await.unwrap()
+            }
+        };
         let mut seen: Vec<_> = snapshot.iter().flat_map(Snapshot::connections).collect();
         seen.sort_unstable();
         seen

@@ -10,6 +10,7 @@ mod forgeries;
 mod schedule;
 mod scripts;
 mod silence;
+mod unanswered;
 
 use std::{collections::BTreeMap, time::Duration};
 

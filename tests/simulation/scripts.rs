@@ -160,7 +160,7 @@ fn who_asks_for_a_room_sees_nobody_there_whom_nobody_can_resume() {
         world.kill(0).await;
         world.start(0, true);
         let registry = &world.nodes[0].as_ref().unwrap().registry;
-        let lobby = registry.send(GetSnapshot { room: lobby() }).await.unwrap();
+        let lobby = registry.send(GetSnapshot { room: lobby() }).await.unwrap().unwrap();
         assert!(lobby.is_none_or(|room| room.connections().next().is_none()));
     });
 }
@@ -328,9 +328,9 @@ fn on_another_node_a_connection_is_named_by_its_own_id_though_it_took_a_presence
         tokio::time::sleep(MOMENT).await;
         let registry = world.nodes[1].as_ref().unwrap().registry.clone();
         let explain = Explain { room: lobby(), connection: current };
-        let explained = registry.send(explain).await.unwrap().unwrap();
+        let explained = registry.send(explain).await.unwrap().unwrap().unwrap();
         assert_eq!(explained.seen.presence.connection, founded);
-        assert_eq!(registry.send(Kick::Connection(current)).await.unwrap(), 1);
+        assert_eq!(registry.send(Kick::Connection(current)).await.unwrap().connections, 1);
         tokio::time::sleep(MOMENT).await;
         assert!(world.seen(1, &lobby()).await.is_empty());
     });

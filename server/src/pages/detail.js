@@ -173,7 +173,8 @@ export class Detail {
     await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
     if (dialog.returnValue !== "yes") return;
     try {
-      await ask(`/api/connections/${id}`, "DELETE");
+      const kicked = await ask(`/api/connections/${id}`, "DELETE");
+      if (kicked?.partial) $("#detail-note").textContent = "The other nodes were told; whether one of them has the connection cannot be asked now.";
     } catch (refused) {
       if (refused.status !== 404) $("#detail-note").textContent = refused.message;
     }

@@ -56,9 +56,10 @@ export class Listing {
       else if (this.mode === "name") await this.turn(asked);
       else {
         requests = 0;
-        const { rooms, complete } = this.stats.largest;
+        const { rooms, complete, trouble } = this.stats.largest;
         const more = allRooms(this.stats) - rooms.length;
-        const note = !complete ? "Still looking through the rooms…" : more > 0 ? `and ${plural(more, "smaller room")}` : "";
+        const note = trouble ? "The database does not say which rooms there are now; these are as they were."
+          : !complete ? "Still looking through the rooms…" : more > 0 ? `and ${plural(more, "smaller room")}` : "";
         this.draw(rooms, note, null);
       }
     } catch {

@@ -22,4 +22,5 @@ mod speaking;
 mod starting;
 mod storm;
 mod trouble;
+mod unanswered;
 mod unheard;

@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix_presence::Clock;
+use actix_presence::{
+    Clock,
+    testing::{MemoryDatabase, MemoryHub},
+};
+use chrono::TimeDelta;
 
 use super::*;
 
@@ -81,4 +85,30 @@ async fn a_registry_that_has_panicked_is_dead_at_once() {
         assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (503, &json!("dead")));
         assert!(answer.json()["reason"].as_str().unwrap().contains("registry"));
     }
+}
+
+/// The times of presences are corrected, so it is nothing to take the node out of service for.
+#[actix::test]
+async fn a_clock_that_differs_from_the_databases_is_shown_and_does_not_make_the_node_unready() {
+    let (clock, database_clock) = (ManualClock::new(), ManualClock::new());
+    clock.set_wall(TimeDelta::minutes(3));
+    let database = MemoryDatabase::with_clock(database_clock.clock());
+    let [writer, reader] = [(); 2].map(|()| Box::new(database.store()));
+    let config = PresenceConfig::default().clock(clock.clock());
+    let bus = Box::new(MemoryHub::new().bus());
+    let presence = config.start_shared(writer, reader, bus).unwrap();
+    let metrics = Some(Metrics::install().unwrap());
+    let app = app!(presence, ServerOptions { metrics, ..options() });
+    let begun = Instant::now();
+    let ready = loop {
+        let answer = send(&app, get("/readyz")).await;
+        if answer.status == 200 {
+            break answer.json();
+        }
+        assert!(begun.elapsed() < SILENCE, "{}", answer.json());
+        actix::clock::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(ready["clock"], json!({"ahead_seconds": 180.0}));
+    let shown = String::from_utf8(send(&app, get("/metrics")).await.body).unwrap();
+    assert!(shown.contains("\npresence_clock_offset_seconds 180\n"), "{shown}");
 }

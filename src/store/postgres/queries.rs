@@ -22,7 +22,8 @@ use crate::{
         SessionKey, UserId,
     },
     store::{
-        NodeRow, Pulse, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreOpener,
+        NodeRow, Pulse, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreError,
+        StoreOpener,
         transaction::{Failure, to_count, transact_by},
     },
 };
@@ -37,6 +38,9 @@ macro_rules! held_columns {
     };
 }
 pub(super) use held_columns;
+
+/// Not that of the transaction, which may have waited.
+const TIME: &str = "SELECT clock_timestamp() AT TIME ZONE 'UTC' AS time";
 
 const NODES: &str = "
     SELECT id, incarnation, head, leaving,
@@ -171,6 +175,16 @@ impl PostgresStore {
 }
 
 impl SharedStore for PostgresStore {
+    fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+        if let Some(given) = self.clock(now) {
+            return Ok(given.and_utc());
+        }
+        let time: Vec<Time> = self.load(statement(TIME))?;
+        let time =
+            time.first().ok_or_else(|| StoreError::unavailable("it did not say the time"))?;
+        Ok(time.time.and_utc())
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);
@@ -284,6 +298,12 @@ impl SharedStore for PostgresStore {
 
 fn all_nodes<'a>(clock: Option<NaiveDateTime>) -> Statement<'a> {
     statement(NODES).bind::<Nullable<Timestamp>>(clock)
+}
+
+#[derive(QueryableByName)]
+struct Time {
+    #[diesel(sql_type = Timestamp)]
+    time: NaiveDateTime,
 }
 
 // --- rows as values: anybody may have written them, so invalid ones are skipped -----------------

@@ -13,13 +13,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 pub use self::store::MemoryStore;
 use super::store_contract::{ManualChange, Verb};
 use crate::{
+    clock::Clock,
     model::{ConnectionId, Epoch, NodeName, RoomName},
     store::{NodeLease, NodeRow, Row},
 };
 
 /// A database in memory, for tests of several nodes in one process. A clone is the same database.
 ///
-/// Its clock is the time argument of each call, so that runs are reproducible.
+/// Its clock is the time argument of each call, so that runs are reproducible, unless it is
+/// [given one](Self::with_clock).
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,6 +49,21 @@ impl MemoryDatabase {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty database with a clock of its own, by which it judges leases.
+    #[must_use]
+    pub fn with_clock(clock: Clock) -> Self {
+        let database = Self::new();
+        database.with(|tables| tables.clock = Some(clock));
+        database
+    }
+
+    /// The time by its clock, given that of a node.
+    fn time(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        // The clock may be that of a test that looks into the database.
+        let clock = self.with(|tables| tables.clock.clone());
+        clock.map_or(now, |clock| clock.now().utc())
     }
 
     /// A store on it for one node, with a link of its own.
@@ -159,6 +176,8 @@ struct Tables {
     hidden: bool,
     /// The number of reads of rooms.
     reads: usize,
+    /// If it has one of its own.
+    clock: Option<Clock>,
 }
 
 #[derive(Clone, Debug)]

@@ -54,6 +54,7 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn apply(&mut self, node: &NodeName, batch: &Batch, now: DateTime<Utc>) -> Result<Applied> {
+        let now = self.database.time(now);
         let fence = self.lease.fence(node)?;
         let applied = self.try_call(|tables| {
             if let Some(Fence { incarnation, lease, head }) = fence {
@@ -84,6 +85,7 @@ impl Store for MemoryStore {
     }
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
+        let now = self.database.time(now);
         let incarnation = self.lease.set(node, lease).next;
         let started = self.call(|tables| {
             let before = tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
@@ -97,6 +99,7 @@ impl Store for MemoryStore {
     }
 
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
+        let now = self.database.time(now);
         let own = self.lease.set(node, lease);
         let incarnation = own.next;
         let renewal = self.try_call(|tables| {
@@ -136,6 +139,7 @@ impl Store for MemoryStore {
     }
 
     fn hand_over(&mut self, node: &NodeName, now: DateTime<Utc>, grace: Duration) -> Result<usize> {
+        let now = self.database.time(now);
         let own = self.lease.own_of(node);
         self.call(|tables| {
             if tables.has_been_taken(node, &own) {
@@ -151,6 +155,7 @@ impl Store for MemoryStore {
 
     fn prune_presences(&mut self, now: DateTime<Utc>, max_age: Duration) -> Result<usize> {
         let Some(oldest) = oldest(now, max_age) else { return Ok(0) };
+        let now = self.database.time(now);
         self.call(|tables| {
             let live = |node: &&NodeEntry| node.lease_expires_at >= now;
             let nodes = &tables.nodes;
@@ -195,7 +200,13 @@ impl Store for MemoryStore {
 }
 
 impl SharedStore for MemoryStore {
+    fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+        let time = self.database.time(now);
+        self.call(|_| time)
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
+        let now = self.database.time(now);
         self.call(|tables| {
             tables.reads += 1;
             let rooms: BTreeSet<_> = rooms.iter().collect();
@@ -205,10 +216,12 @@ impl SharedStore for MemoryStore {
     }
 
     fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
+        let now = self.database.time(now);
         self.call(|tables| tables.node_rows(now))
     }
 
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
+        let now = self.database.time(now);
         self.call(|tables| {
             let Some(row) = tables.nodes.get(node) else { return Reaped::Gone };
             let leaving = row.leaving;

@@ -245,6 +245,7 @@ macro_rules! store_contract {
 macro_rules! shared_store_contract {
     ($module:ident, $fixture:ty) => {
         $crate::store_contract! { $module, $fixture, shared:
+            the_time_is_that_by_which_leases_are_judged
             a_row_holds_its_session_its_grace_and_its_generation
             a_batch_raises_the_head_and_extends_the_lease
             a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed

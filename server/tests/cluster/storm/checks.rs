@@ -125,7 +125,12 @@ impl Storm {
     async fn observed(&self, room: &str) -> Vec<Row> {
         let list = ListPresences { room: RoomName::new(room).unwrap(), after: None, limit: PAGE };
         let list = self.observer.presence.registry().send(list).await.unwrap();
-        let live = list.into_iter().flatten().filter(|seen| seen.state == PresenceState::Live);
+        let live = list
+            .ok()
+            .flatten()
+            .into_iter()
+            .flatten()
+            .filter(|seen| seen.state == PresenceState::Live);
         let row = live.map(|seen| Row {
             room: room.to_owned(),
             channel_name: seen.presence.connection.to_string(),

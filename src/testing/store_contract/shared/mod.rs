@@ -52,6 +52,18 @@ fn node_row(store: &mut impl SharedStore, name: &str) -> Option<NodeRow> {
     store.nodes(at(0)).unwrap().into_iter().find(|row| row.node == node(name))
 }
 
+/// Nodes correct their clocks by it; the stores of the contract go by the time that they are given.
+pub fn the_time_is_that_by_which_leases_are_judged<B: SharedStoreFixture>(mut fixture: B) {
+    let store = fixture.store();
+    let _ = started(store, "n");
+    for (now, expired) in [(LATE - 1, false), (LATE, true)] {
+        let time = store.time(at(now)).unwrap();
+        assert_eq!(time > at(0) + LEASE, expired);
+        assert_eq!(store.nodes(time).unwrap()[0].expired, expired);
+        assert_eq!(time, at(now));
+    }
+}
+
 /// Others have removed what it had written, so it must not go on as if they had not.
 pub fn a_node_whose_row_is_gone_writes_nothing_until_it_has_renewed<B: SharedStoreFixture>(
     mut fixture: B,

@@ -1,0 +1,198 @@
+//! Questions that the database does not answer, and what is done without its answer.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    cluster::{Node, World},
+    scripts::{LOST, MOMENT, enter, lobby, story},
+};
+use crate::{
+    messages::{
+        CloseRoom, Explain, GetOccupancy, GetSnapshot, GetStatus, Kick, Kicked, ListPresences,
+        ListRooms, QueryError, WhereIs,
+    },
+    model::{ConnectionId, RoomName, UserId},
+    testing::MemoryLink,
+};
+
+/// A room that no node follows.
+fn attic() -> RoomName {
+    RoomName::new("attic").unwrap()
+}
+
+fn all_rooms() -> ListRooms {
+    ListRooms { after: None, limit: 10 }
+}
+
+fn node(world: &World, place: usize) -> &Node {
+    world.nodes[place].as_ref().unwrap()
+}
+
+/// The database does not answer this node any more.
+fn cut(world: &World, place: usize) {
+    node(world, place).database.iter().for_each(MemoryLink::cut);
+}
+
+fn heal(world: &World, place: usize) {
+    node(world, place).database.iter().for_each(MemoryLink::heal);
+}
+
+/// Why a question has no answer.
+#[track_caller]
+fn reason<T: std::fmt::Debug>(answer: Result<T, QueryError>) -> &'static str {
+    answer.unwrap_err().reason()
+}
+
+/// Who is not on this node, and in no room that it has read.
+fn user() -> UserId {
+    UserId::new("user 0").unwrap()
+}
+
+#[test]
+fn a_question_about_all_rooms_is_answered_by_the_database_or_not_at_all() {
+    story(|mut world| async move {
+        enter(&mut world, 0, 0, &lobby());
+        enter(&mut world, 2, 1, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let registry = node(&world, 1).registry.clone();
+        cut(&world, 1);
+        let rooms = registry.send(all_rooms()).await.unwrap();
+        assert_eq!(reason(rooms), "unavailable");
+        let places = registry.send(WhereIs { user: user() }).await.unwrap();
+        let error = places.unwrap_err();
+        let source = std::error::Error::source(&error).unwrap();
+        let cause = std::error::Error::source(source).unwrap();
+        assert_eq!(cause.to_string(), "the link is cut");
+        assert_eq!(registry.send(GetStatus).await.unwrap().unanswered, Some("unavailable"));
+        heal(&world, 1);
+        tokio::time::sleep(LOST).await;
+        let rooms = registry.send(all_rooms()).await.unwrap().unwrap();
+        assert_eq!(rooms[0].occupancy.connections, 2);
+        let places = registry.send(WhereIs { user: user() }).await.unwrap().unwrap();
+        assert_eq!(places, [(lobby(), 1)]);
+        assert_eq!(registry.send(GetStatus).await.unwrap().unanswered, None);
+    });
+}
+
+#[test]
+fn a_question_does_not_wait_for_ever_for_a_database_that_hangs() {
+    story(|mut world| async move {
+        enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let Node { registry, stalled, .. } = node(&world, 0);
+        stalled.set(true);
+        let begun = Instant::now();
+        assert_eq!(reason(registry.send(all_rooms()).await.unwrap()), "timeout");
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+        let snapshot = registry.send(GetSnapshot { room: attic() }).await.unwrap();
+        assert_eq!(reason(snapshot), "timeout");
+        assert!(begun.elapsed() < Duration::from_secs(8));
+        // A presence of another node is there, whether or not the database can say when it was seen.
+        let Node { registry, stalled, .. } = node(&world, 1);
+        stalled.set(true);
+        let begun = Instant::now();
+        let all = ListPresences { room: lobby(), after: None, limit: 10 };
+        let page = registry.send(all).await.unwrap().unwrap().unwrap();
+        assert_eq!((page.len(), begun.elapsed()), (1, Duration::from_secs(2)));
+    });
+}
+
+#[test]
+fn a_room_that_cannot_be_read_is_not_called_empty() {
+    story(|mut world| async move {
+        let ada = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let registry = node(&world, 1).registry.clone();
+        cut(&world, 1);
+        let (room, connection) = (attic(), ConnectionId::new());
+        let snapshot = registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+        assert_eq!(reason(snapshot), "unavailable");
+        let occupancy = registry.send(GetOccupancy { room: room.clone() }).await.unwrap();
+        assert_eq!(reason(occupancy), "unavailable");
+        let page = ListPresences { room: room.clone(), after: None, limit: 10 };
+        assert_eq!(reason(registry.send(page).await.unwrap()), "unavailable");
+        let explain = Explain { room: room.clone(), connection };
+        assert_eq!(reason(registry.send(explain).await.unwrap()), "unavailable");
+        // Who joins it goes on with what this node knows, which is less than who is there.
+        enter(&mut world, 2, 1, &room);
+        tokio::time::sleep(MOMENT).await;
+        let snapshot = registry.send(GetSnapshot { room: room.clone() }).await.unwrap();
+        assert_eq!(reason(snapshot), "unavailable");
+        let explain = Explain { room: room.clone(), connection: world.seen(1, &room).await[0] };
+        assert!(registry.send(explain).await.unwrap().unwrap().is_some(), "it is here");
+        // A room that was read before is known.
+        let snapshot = registry.send(GetSnapshot { room: lobby() }).await.unwrap().unwrap();
+        assert_eq!(snapshot.unwrap().connections().collect::<Vec<_>>(), [ada]);
+        heal(&world, 1);
+        tokio::time::sleep(LOST).await;
+        let snapshot = registry.send(GetSnapshot { room }).await.unwrap().unwrap();
+        assert_eq!(snapshot.unwrap().occupancy().connections, 1);
+    });
+}
+
+/// How many an answer counts, and whether there may be more.
+fn parts(Kicked { connections, partial, .. }: Kicked) -> (usize, bool) {
+    (connections, partial)
+}
+
+#[test]
+fn a_kick_is_carried_out_without_the_database_and_says_that_it_was_not_asked() {
+    story(|mut world| async move {
+        let [here, there, other] = [(0, 1), (1, 0), (2, 0)]
+            .map(|(client, node)| enter(&mut world, client, node, &lobby()));
+        tokio::time::sleep(MOMENT).await;
+        let registry = node(&world, 1).registry.clone();
+        let nobody = Kick::Connection(ConnectionId::new());
+        assert_eq!(parts(registry.send(nobody.clone()).await.unwrap()), (0, false));
+        cut(&world, 1);
+        assert_eq!(parts(registry.send(nobody.clone()).await.unwrap()), (0, true));
+        let answer = registry.send(Kick::Connection(here)).await.unwrap();
+        assert_eq!(parts(answer), (1, true), "it was here");
+        let answer = registry.send(Kick::Connection(there)).await.unwrap();
+        assert_eq!(parts(answer), (0, true), "nobody knows");
+        // One that hangs is waited for, but not for ever.
+        node(&world, 1).stalled.set(true);
+        let begun = Instant::now();
+        assert_eq!(parts(registry.send(nobody).await.unwrap()), (0, true));
+        assert!(begun.elapsed() <= Duration::from_secs(2));
+        tokio::time::sleep(MOMENT).await;
+        // The bus has told the node; that the one here has left is told when the database knows it.
+        assert_eq!(world.seen(0, &lobby()).await, [here, other]);
+    });
+}
+
+#[test]
+fn whom_the_bus_cannot_reach_is_not_called_kicked() {
+    story(|mut world| async move {
+        let ada = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        node(&world, 1).bus.cut();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let registry = node(&world, 1).registry.clone();
+        let answer = registry.send(Kick::Connection(ada)).await.unwrap();
+        assert_eq!(parts(answer), (0, true));
+        let answer = registry.send(Kick::User(user())).await.unwrap();
+        assert_eq!(parts(answer), (0, true));
+        let answer = registry.send(CloseRoom { room: lobby() }).await.unwrap();
+        assert_eq!(parts(answer), (0, true));
+        assert_eq!(world.seen(0, &lobby()).await, [ada]);
+    });
+}
+
+#[test]
+fn a_room_that_cannot_be_read_is_closed_all_the_same() {
+    story(|mut world| async move {
+        cut(&world, 1);
+        enter(&mut world, 0, 1, &attic());
+        tokio::time::sleep(MOMENT).await;
+        let registry = node(&world, 1).registry.clone();
+        let answer = registry.send(CloseRoom { room: attic() }).await.unwrap();
+        assert_eq!(parts(answer), (1, true));
+        heal(&world, 1);
+        tokio::time::sleep(LOST).await;
+        let answer = registry.send(CloseRoom { room: attic() }).await.unwrap();
+        assert_eq!(parts(answer), (0, false));
+    });
+}
