@@ -42,6 +42,7 @@ pub use self::{
 };
 pub use crate::model::PresenceRecord;
 use crate::{
+    bus::ClusterIdentity,
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
 };
@@ -154,7 +155,12 @@ pub trait Store: Send {
 /// - Leases are judged by the database's clock.
 /// - Nodes that write the same rooms never deadlock: all of them write in one order.
 /// - Every query uses an index.
+/// - All stores on a database have one identity, and stores on two databases have two: also where one
+///   was read from a dump of the other, if that can be told.
 pub trait SharedStore: Store {
+    /// What the nodes of this database have in common on the bus. Whoever comes first makes it.
+    fn identity(&mut self) -> Result<ClusterIdentity>;
+
     /// The rows of some rooms, and all nodes, in one snapshot.
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;
 

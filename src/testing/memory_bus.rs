@@ -10,7 +10,9 @@ use actix::prelude::*;
 use tokio::{sync::Notify, time::Instant};
 
 use super::bus_contract::BusFixture;
-use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
+#[cfg(test)]
+use crate::model::Epoch;
+use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, NotSent};
 
 /// The largest number of envelopes of one end that wait while the hub is stalled.
 const MAX_STALLED: usize = 8_192;
@@ -20,8 +22,9 @@ const MAX_QUEUE: usize = 65_536;
 
 /// What the ends of a [`MemoryBus`] are connected to. A clone is the same hub.
 ///
-/// It behaves like Redis: a node receives its own envelopes, and an envelope twice if it has subscribed to
-/// the room and to all rooms. What is published is encoded and decoded. It has no threads and no
+/// It behaves like Redis: a node receives its own envelopes, and hears those ends only that have its identity.
+/// An envelope comes twice if it has subscribed to the room and to all rooms, which Redis' does not. What is
+/// published is encoded and decoded. It has no threads and no
 /// randomness: in a runtime of one thread, also with a paused clock, everything happens in the same order
 /// each time.
 ///
@@ -62,6 +65,9 @@ struct Hub {
     last_event: u64,
     stalled: bool,
     waiting: VecDeque<(u64, PublishedEvent)>,
+    /// The number of the last envelope of each incarnation.
+    #[cfg(test)]
+    numbers: HashMap<Epoch, u64>,
 }
 
 /// From one end to another.
@@ -74,6 +80,7 @@ struct HubLink {
 
 #[derive(Debug, Default)]
 struct End {
+    identity: Option<ClusterIdentity>,
     listens: bool,
     cut: bool,
     held: bool,
@@ -88,7 +95,9 @@ struct End {
 #[derive(Clone, Debug)]
 struct PublishedEvent {
     channel: Channel,
-    event: BusEvent,
+    /// Of whom it can be heard; none is everybody.
+    identity: Option<ClusterIdentity>,
+    bytes: Arc<[u8]>,
 }
 
 /// The next step of the task of an end.
@@ -116,12 +125,18 @@ impl MemoryHub {
         MemoryBus(MemoryConnection { hub: self.clone(), end })
     }
 
-    /// Publishes bytes that no node has encoded: what is not an [`Envelope`] is received as
-    /// [`BusEvent::Unreadable`].
+    /// Publishes bytes to all ends with subscriptions to this channel: what is not an [`Envelope`] by their
+    /// identity is received as [`BusEvent::Unreadable`].
     pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-        let event = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
+        let (channel, bytes) = (channel.clone(), bytes.into());
         // No end has the number 0.
-        self.lock().publish(0, PublishedEvent { channel: channel.clone(), event });
+        self.lock().publish(0, PublishedEvent { channel, identity: None, bytes });
+    }
+
+    /// The number of the next envelope of an incarnation.
+    #[cfg(test)]
+    pub(crate) fn next_number(&self, incarnation: Epoch) -> u64 {
+        self.lock().numbers.get(&incarnation).map_or(1, |last| last + 1)
     }
 
     /// Delivers nothing any more, which the ends do not notice: up to 8,192 envelopes of each end wait.
@@ -159,7 +174,7 @@ impl BusFixture for MemoryHub {
         Box::new(self.bus())
     }
 
-    async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
+    async fn publish_bytes(&self, _: &ClusterIdentity, channel: &Channel, bytes: &[u8]) {
         self.publish_bytes(channel, bytes);
     }
 
@@ -241,10 +256,17 @@ impl Bus for MemoryBus {
     fn listen(&mut self, listener: Recipient<BusEvent>) {
         self.0.change(|hub, end| {
             hub.with(end, |end| end.listens = true);
-            let cut = hub.ends.get(&end).is_some_and(|end| end.cut);
-            hub.queue(end, if cut { BusEvent::Down("cut") } else { BusEvent::Up }, None);
+            match hub.ends.get(&end) {
+                Some(End { cut: true, .. }) => hub.queue(end, BusEvent::Down("cut"), None),
+                Some(End { identity: Some(_), .. }) => hub.queue(end, BusEvent::Up, None),
+                _ => {}
+            }
         });
         tokio::spawn(deliver_all(self.connection(), listener));
+    }
+
+    fn identify(&mut self, identity: ClusterIdentity) {
+        self.0.change(|hub, end| hub.identify(end, identity));
     }
 
     fn subscribe(&mut self, channel: Channel) {
@@ -260,9 +282,7 @@ impl Bus for MemoryBus {
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
-        let event = Envelope::decode(&envelope.encode())
-            .map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        self.0.hub.lock().take(self.0.end, PublishedEvent { channel: envelope.channel(), event })
+        self.0.hub.lock().take(self.0.end, envelope)
     }
 }
 
@@ -292,7 +312,26 @@ impl Hub {
     fn heal(&mut self, end: u64) {
         let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
         state.cut = false;
-        self.queue(end, BusEvent::Up, None);
+        if state.identity.is_some() {
+            self.queue(end, BusEvent::Up, None);
+        }
+    }
+
+    fn identify(&mut self, end: u64, identity: ClusterIdentity) {
+        let Some(state) = self.ends.get_mut(&end) else { return };
+        if state.identity.as_ref() == Some(&identity) {
+            return;
+        }
+        let before = state.identity.replace(identity);
+        if state.cut {
+            return;
+        }
+        if before.is_some() {
+            self.cut(end, "identity");
+            self.heal(end);
+        } else {
+            self.queue(end, BusEvent::Up, None);
+        }
     }
 
     fn subscribe(&mut self, end: u64, channel: Channel) {
@@ -302,8 +341,13 @@ impl Hub {
     }
 
     /// Accepts an envelope of an end.
-    fn take(&mut self, from: u64, published: PublishedEvent) -> Result<(), NotSent> {
+    fn take(&mut self, from: u64, envelope: &Envelope) -> Result<(), NotSent> {
         let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
+        let identity = state.identity.clone().ok_or(NotSent)?;
+        #[cfg(test)]
+        self.numbers.insert(envelope.incarnation, envelope.number);
+        let (channel, bytes) = (envelope.channel(), envelope.encode(&identity).into());
+        let published = PublishedEvent { channel, identity: Some(identity), bytes };
         if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_STALLED {
             return Err(NotSent);
         }
@@ -323,11 +367,11 @@ impl Hub {
         if self.stalled {
             return self.waiting.push_back((from, published));
         }
-        let receivers: Vec<(u64, usize)> =
-            self.ends.iter().map(|(id, end)| (*id, end.matching(&published.channel))).collect();
-        for (end, times) in receivers {
-            for _ in 0..times {
-                self.queue(end, published.event.clone(), Some(from));
+        let receivers: Vec<_> =
+            self.ends.iter().map(|(id, end)| (*id, end.receive(&published))).collect();
+        for (end, events) in receivers {
+            for event in events {
+                self.queue(end, event, Some(from));
             }
         }
     }
@@ -364,7 +408,21 @@ impl Hub {
 
 impl End {
     fn connected(&self) -> bool {
-        self.listens && !self.cut
+        self.listens && !self.cut && self.identity.is_some()
+    }
+
+    /// What it receives of something that is published: as often as its subscriptions match.
+    fn receive(&self, published: &PublishedEvent) -> Vec<BusEvent> {
+        let PublishedEvent { channel, identity: sender, bytes } = published;
+        let Some(identity) = &self.identity else { return Vec::new() };
+        let times = self.matching(channel);
+        let hears = sender.as_ref().is_none_or(|sender| sender.channel() == identity.channel());
+        if times == 0 || !hears {
+            return Vec::new();
+        }
+        let event = Envelope::decode(bytes, &channel.name(), identity)
+            .map_or_else(BusEvent::Unreadable, BusEvent::Received);
+        vec![event; times]
     }
 
     /// The number of its subscriptions that match a channel.

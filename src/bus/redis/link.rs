@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::queues::{Inbox, Outbox, Outgoing, Overrun};
-use crate::bus::Channel;
+use crate::bus::{Channel, ClusterIdentity};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,8 +37,50 @@ pub(super) struct Connections {
     receive: PubSub,
 }
 
-/// Connects; the error is a reason in one word.
-pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str> {
+/// Why there is no connection any more, or none yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// In one word.
+    pub reason: &'static str,
+    /// The code of Redis' error. Its text may repeat a password.
+    pub code: Option<String>,
+}
+
+impl From<&'static str> for Failure {
+    fn from(reason: &'static str) -> Self {
+        Self { reason, code: None }
+    }
+}
+
+impl Failure {
+    /// What an error means that broke a connection, or with `otherwise` as the reason where it did not say.
+    fn of(error: RedisError, otherwise: &'static str) -> Self {
+        const DENIED: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
+        // Not text of the server, and the only place where errors of certificates show.
+        if error.is_io_error() {
+            tracing::debug!(%error, "not connected to the bus: {error}");
+        }
+        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
+        let (refused, timeout) = (error.is_connection_refusal(), error.is_timeout());
+        let lost = error.is_io_error() || error.is_connection_dropped();
+        let errors = error.into_server_errors();
+        let mut codes = errors.iter().flat_map(|errors| errors.iter()).map(|(_, error)| error.code());
+        // What comes from a server is shown only if it looks like a code.
+        let code = codes.find(|code| code.bytes().all(|byte| byte.is_ascii_uppercase()));
+        let reason = match code {
+            _ if is_login => "denied",
+            Some(code) if DENIED.contains(&code) => "denied",
+            _ if refused => "refused",
+            _ if timeout => "timeout",
+            _ if lost => otherwise,
+            _ => "error",
+        };
+        Self { reason, code: code.map(str::to_owned) }
+    }
+}
+
+/// Connects.
+pub(super) async fn connect(client: &Client) -> Result<Connections, Failure> {
     let connect = async {
         // The timeouts are those of this file.
         let config =
@@ -49,15 +92,17 @@ pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str
         receive.ping::<Value>().await?;
         Ok(Connections { publish, receive })
     };
-    match timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(connected) => connected.map_err(|error: RedisError| {
-            // Not text of the server, and the only place where errors of certificates show.
-            if error.is_io_error() {
-                tracing::debug!(%error, "not connected to the bus: {error}");
-            }
-            reason(&error, "unreachable")
-        }),
-        Err(_) => Err("timeout"),
+    within(connect, "unreachable").await
+}
+
+/// Waits for Redis as long as connecting may take.
+async fn within<T>(
+    work: impl Future<Output = Result<T, RedisError>>,
+    otherwise: &'static str,
+) -> Result<T, Failure> {
+    match timeout(CONNECT_TIMEOUT, work).await {
+        Ok(done) => done.map_err(|error| Failure::of(error, otherwise)),
+        Err(_) => Err("timeout".into()),
     }
 }
 
@@ -70,49 +115,59 @@ pub(super) fn provide_encryption(client: &Client) {
     }
 }
 
-/// The reason in one word. The text of the error may contain a password.
-fn reason(error: &RedisError, otherwise: &'static str) -> &'static str {
-    let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")];
-    if error.kind() == ErrorKind::AuthenticationFailed || denied.contains(&error.code()) {
-        "denied"
-    } else if error.is_connection_refusal() {
-        "refused"
-    } else if error.is_timeout() {
-        "timeout"
-    } else if error.is_io_error() {
-        otherwise
-    } else {
-        "error"
+/// How the names of channels in Redis begin.
+#[derive(Clone, Debug)]
+pub(super) struct Prefix(String);
+
+impl Prefix {
+    pub fn new(prefix: &str) -> Self {
+        Self(prefix.to_owned())
+    }
+
+    /// The names of an identity.
+    pub fn names(&self, identity: Arc<ClusterIdentity>) -> ChannelNames {
+        let base = format!("{}:{}:", self.0, identity.channel());
+        ChannelNames { identity, base, old: format!("{}:nodes", self.0) }
     }
 }
 
 /// The names of channels in Redis.
 #[derive(Clone, Debug)]
 pub(super) struct ChannelNames {
-    prefix: String,
-    /// The prefix, escaped for a pattern.
-    escaped: String,
+    pub identity: Arc<ClusterIdentity>,
+    /// What they begin with.
+    base: String,
+    /// The channel of the nodes of a version before envelopes were authenticated.
+    old: String,
 }
 
 impl ChannelNames {
-    pub fn new(prefix: &str) -> Self {
-        let mut escaped = String::new();
-        for character in prefix.chars() {
-            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-                escaped.push('\\');
-            }
-            escaped.push(character);
-        }
-        Self { prefix: prefix.to_owned(), escaped }
-    }
-
     /// The name of a channel; for [`Channel::Rooms`] the pattern that all rooms match.
     pub fn of(&self, channel: &Channel) -> String {
         match channel {
-            Channel::Nodes => format!("{}:nodes", self.prefix),
-            Channel::Room(room) => format!("{}:room:{room}", self.prefix),
-            Channel::Rooms => format!("{}:room:*", self.escaped),
+            Channel::Rooms => {
+                let mut pattern = String::new();
+                for character in self.base.chars() {
+                    if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
+                        pattern.push('\\');
+                    }
+                    pattern.push(character);
+                }
+                pattern + &channel.name()
+            }
+            Channel::Nodes | Channel::Room(_) => format!("{}{}", self.base, channel.name()),
         }
+    }
+
+    /// The [name](Channel::name) of a channel by its name in Redis.
+    pub fn name_of<'a>(&self, channel: &'a str) -> &'a str {
+        channel.strip_prefix(&self.base).unwrap_or_default()
+    }
+
+    /// The channel to which something without content is published to find out whether that is allowed. It
+    /// is that of a room with an empty name, which there is not.
+    fn trial(&self) -> String {
+        format!("{}room:", self.base)
     }
 }
 
@@ -128,28 +183,53 @@ pub(super) struct RedisLink<'a> {
     all_rooms: Cell<bool>,
     /// When something was last received.
     last_received: Cell<Instant>,
+    /// Whether a node of an earlier version was heard.
+    old_nodes: &'a Cell<bool>,
 }
 
 impl<'a> RedisLink<'a> {
-    pub fn new(names: &'a ChannelNames, outbox: &'a Outbox, inbox: &'a Inbox) -> Self {
+    pub fn new(
+        names: &'a ChannelNames,
+        outbox: &'a Outbox,
+        inbox: &'a Inbox,
+        old_nodes: &'a Cell<bool>,
+    ) -> Self {
         let last_received = Cell::new(Instant::now());
         let (subscribed, all_rooms) = (RefCell::default(), Cell::default());
-        Self { names, outbox, inbox, subscribed, all_rooms, last_received }
+        Self { names, outbox, inbox, subscribed, all_rooms, last_received, old_nodes }
     }
 
-    /// Runs until one of the connections is lost; returns the reason.
-    pub async fn run(self, connections: Connections) -> &'static str {
+    /// Finds out whether Redis allows what a node does: to subscribe to the nodes and to all rooms, and to
+    /// publish. Subscribes to the channel of earlier versions, if that is allowed.
+    pub async fn try_out(&self, connections: &mut Connections) -> Result<(), Failure> {
+        let Connections { publish, receive } = connections;
+        let trial = async {
+            // What comes before the node has asked for it is dropped.
+            receive.subscribe(self.names.of(&Channel::Nodes)).await?;
+            receive.psubscribe(self.names.of(&Channel::Rooms)).await?;
+            receive.punsubscribe(self.names.of(&Channel::Rooms)).await?;
+            redis::cmd("PUBLISH").arg(self.names.trial()).arg("").exec_async(publish).await?;
+            match receive.subscribe(&self.names.old).await {
+                Err(error) if error.is_io_error() || error.is_connection_dropped() => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        };
+        within(trial, "lost").await
+    }
+
+    /// Runs until one of the connections is lost.
+    pub async fn run(self, connections: Connections) -> Failure {
         let (sink, stream) = connections.receive.split();
         tokio::select! {
-            reason = self.publish(connections.publish) => reason,
-            reason = self.change_subscriptions(sink.clone()) => reason,
-            reason = self.receive(stream) => reason,
-            reason = self.ping(sink) => reason,
+            failure = self.publish(connections.publish) => failure,
+            failure = self.change_subscriptions(sink.clone()) => failure,
+            failure = self.receive(stream) => failure,
+            failure = self.ping(sink) => failure,
         }
     }
 
     /// Publishes what is queued, batch by batch, or pings.
-    async fn publish(&self, mut connection: MultiplexedConnection) -> &'static str {
+    async fn publish(&self, mut connection: MultiplexedConnection) -> Failure {
         loop {
             let batch = timeout(PING_INTERVAL, self.outbox.envelopes()).await.unwrap_or_default();
             let bytes: usize = batch.iter().map(|envelope| envelope.payload.len()).sum();
@@ -166,18 +246,18 @@ impl<'a> RedisLink<'a> {
                     counter!("presence_bus_sent_total").increment(batch.len() as u64);
                     self.outbox.sent();
                 }
-                Ok(Err(error)) => return reason(&error, "lost"),
-                Err(_) => return "timeout",
+                Ok(Err(error)) => return Failure::of(error, "lost"),
+                Err(_) => return "timeout".into(),
             }
         }
     }
 
     /// Changes the subscriptions. Whether Redis answers at all is checked by [`ping`](Self::ping).
-    async fn change_subscriptions(&self, mut sink: PubSubSink) -> &'static str {
+    async fn change_subscriptions(&self, mut sink: PubSubSink) -> Failure {
         loop {
             let requested = self.outbox.channels().await;
             if let Err(error) = self.subscribe(&mut sink, requested).await {
-                return reason(&error, "lost");
+                return Failure::of(error, "lost");
             }
         }
     }
@@ -223,30 +303,47 @@ impl<'a> RedisLink<'a> {
     }
 
     /// Queues what is received.
-    async fn receive(&self, mut stream: PubSubStream) -> &'static str {
+    async fn receive(&self, mut stream: PubSubStream) -> Failure {
         while let Some(message) = stream.next().await {
             self.last_received.set(Instant::now());
-            if !self.is_subscribed(&message) {
-                continue;
-            }
-            if let Err(Overrun) = self.inbox.message(message) {
-                return "overrun";
+            if message.get_channel_name() == self.names.old {
+                self.hears_old_node();
+            } else if self.is_asked_for(&message)
+                && let Err(Overrun) = self.inbox.message(message)
+            {
+                return "overrun".into();
             }
         }
-        "lost"
+        "lost".into()
     }
 
-    fn is_subscribed(&self, message: &Msg) -> bool {
+    /// Whether a message is of a subscription of the node. What two of them match is taken once.
+    fn is_asked_for(&self, message: &Msg) -> bool {
+        let channel = message.get_channel_name();
+        let by_name = self.subscribed.borrow().contains(channel);
         if message.from_pattern() {
-            self.all_rooms.get()
+            self.all_rooms.get() && !by_name && channel != self.names.trial()
         } else {
-            self.subscribed.borrow().contains(message.get_channel_name())
+            by_name
+        }
+    }
+
+    /// A node of a version that does not authenticate its envelopes uses the same Redis. It hears nothing of
+    /// this one, nor this one of it.
+    fn hears_old_node(&self) {
+        counter!("presence_bus_old_nodes_total").increment(1);
+        if !self.old_nodes.replace(true) {
+            tracing::warn!(
+                channel = self.names.old,
+                "nodes of an earlier version are on this Redis: those of the same database do not hear \
+                 this one; stop all nodes before the first of this version starts"
+            );
         }
     }
 
     /// Pings the receiving connection. Anything received meanwhile extends the timeout: the answer is queued
     /// behind it.
-    async fn ping(&self, mut sink: PubSubSink) -> &'static str {
+    async fn ping(&self, mut sink: PubSubSink) -> Failure {
         loop {
             sleep(PING_INTERVAL).await;
             let sent = Instant::now();
@@ -255,9 +352,9 @@ impl<'a> RedisLink<'a> {
                 let since = self.last_received.get().max(sent);
                 match timeout_at(since + ANSWER_TIMEOUT, &mut answer).await {
                     Ok(Ok(_)) => break,
-                    Ok(Err(error)) => return reason(&error, "lost"),
+                    Ok(Err(error)) => return Failure::of(error, "lost"),
                     Err(_) if self.last_received.get() > since => {}
-                    Err(_) => return "timeout",
+                    Err(_) => return "timeout".into(),
                 }
             }
         }
@@ -272,9 +369,31 @@ mod tests {
     #[test]
     fn only_the_prefix_of_a_pattern_is_escaped() {
         let room = Channel::Room(RoomName::new("a*").unwrap());
-        let names = ChannelNames::new("a[1]*?\\");
-        assert_eq!(names.of(&Channel::Nodes), "a[1]*?\\:nodes");
-        assert_eq!(names.of(&room), "a[1]*?\\:room:a*");
-        assert_eq!(names.of(&Channel::Rooms), "a\\[1\\]\\*\\?\\\\:room:*");
+        let identity = ClusterIdentity::new([1; 32], [0xab; 16]);
+        let names = Prefix::new("a[1]*?\\").names(Arc::new(identity));
+        let value = "ab".repeat(16);
+        assert_eq!(names.of(&Channel::Nodes), format!("a[1]*?\\:{value}:nodes"));
+        assert_eq!(names.of(&room), format!("a[1]*?\\:{value}:room:a*"));
+        assert_eq!(names.of(&Channel::Rooms), format!("a\\[1\\]\\*\\?\\\\:{value}:room:*"));
+        for channel in [Channel::Nodes, room] {
+            assert_eq!(names.name_of(&names.of(&channel)), channel.name());
+        }
+    }
+
+    #[test]
+    fn the_code_of_an_error_is_kept_and_its_text_is_not() {
+        for (answer, reason, code) in [
+            ("NOPERM No permissions to access a channel", "denied", Some("NOPERM")),
+            ("NOAUTH Authentication required.", "denied", Some("NOAUTH")),
+            ("WRONGPASS invalid username-password pair: secret", "denied", Some("WRONGPASS")),
+            ("LOADING Redis is loading the dataset in memory", "error", Some("LOADING")),
+            ("ERR unknown command", "error", Some("ERR")),
+            ("pass:secret is it", "error", None),
+        ] {
+            let error = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes());
+            let error = error.and_then(Value::extract_error).unwrap_err();
+            let expected = Failure { reason, code: code.map(str::to_owned) };
+            assert_eq!(Failure::of(error, "lost"), expected, "{answer}");
+        }
     }
 }

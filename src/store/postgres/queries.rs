@@ -10,9 +10,10 @@ use diesel::{
 use super::{
     Extent, PostgresStore,
     connection::{Statement, statement},
-    nodes,
+    identity, nodes,
 };
 use crate::{
+    bus::ClusterIdentity,
     log_limit::LogLimit,
     messages::Kick,
     model::{
@@ -157,6 +158,10 @@ impl PostgresStore {
 }
 
 impl SharedStore for PostgresStore {
+    fn identity(&mut self) -> Result<ClusterIdentity> {
+        self.transact(Extent::Given, identity::identity)
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);

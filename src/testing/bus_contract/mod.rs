@@ -17,8 +17,11 @@ use std::{collections::HashMap, future::Future, time::Duration};
 use actix::prelude::*;
 
 use self::node::MAX_WAIT;
-pub(crate) use self::node::{TestNode, channel};
-use crate::bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent};
+pub(crate) use self::node::{TestNode, channel, identity};
+use crate::bus::{
+    Bus, BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent,
+};
+use crate::model::RoomName;
 
 /// The number of envelopes where many are sent.
 const MANY: u64 = 10_000;
@@ -38,8 +41,8 @@ pub trait BusFixture {
     /// Another end, for one more node.
     fn bus(&self) -> Box<dyn Bus>;
 
-    /// Publishes bytes that no node has encoded.
-    async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]);
+    /// Publishes bytes in a channel of this identity, as somebody would who knows its name.
+    async fn publish_bytes(&self, identity: &ClusterIdentity, channel: &Channel, bytes: &[u8]);
 
     /// Breaks the current connections of the ends. They reconnect by themselves.
     async fn break_connections(&self);
@@ -73,6 +76,10 @@ macro_rules! bus_contract {
             what_waits_to_be_heard_is_bounded
             a_lost_connection_is_reported_and_comes_back_without_subscriptions
             what_is_not_an_envelope_is_reported
+            what_is_forged_or_moved_to_another_channel_is_unreadable
+            without_an_identity_there_is_no_bus
+            those_of_another_identity_do_not_hear
+            another_identity_is_another_bus
             a_stopped_listener_affects_no_other
         );
     };
@@ -285,8 +292,8 @@ pub async fn what_waits_to_be_sent_is_bounded(fixture: &impl BusFixture) {
         // If the bus has reconnected, nothing is guaranteed.
         let told = tokio::select! { told = a.next() => told, told = b.next() => told };
         match told {
-            BusEvent::Received(Envelope { message: BusMessage::Published(said), .. }) => {
-                assert_eq!(said.number, expected);
+            BusEvent::Received(Envelope { number, .. }) => {
+                assert_eq!(number, expected);
             }
             BusEvent::Down(_) => return,
             other => panic!("{other:?}"),
@@ -313,7 +320,7 @@ pub async fn what_waits_to_be_heard_is_bounded(fixture: &impl BusFixture) {
         }
     }
     stuck.release();
-    assert!(matches!(stuck.next().await, BusEvent::Up));
+    stuck.up().await;
     stuck.subscribe(channel("lobby")).await;
     let number = b.say("lobby").await;
     while stuck.heard("lobby").await.1 != number {}
@@ -329,7 +336,7 @@ pub async fn a_lost_connection_is_reported_and_comes_back_without_subscriptions(
         fixture.break_connections().await;
         for node in [&mut a, &mut b] {
             assert!(matches!(node.next().await, BusEvent::Down(_)));
-            assert!(matches!(node.next().await, BusEvent::Up));
+            node.up().await;
         }
         a.subscribe(channel("garden")).await;
         b.say("lobby").await;
@@ -346,12 +353,94 @@ pub async fn what_is_not_an_envelope_is_reported(fixture: &impl BusFixture) {
     let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
     let mut b = TestNode::new(fixture, "b").await;
     for bytes in [b"hello".as_slice(), b"", b"\xff\0\r\n", b"{\"v\":77}"] {
-        fixture.publish_bytes(&channel("lobby"), bytes).await;
+        fixture.publish_bytes(&identity(), &channel("lobby"), bytes).await;
         let told = a.next().await;
         assert!(matches!(told, BusEvent::Unreadable(_)), "{told:?}");
     }
     let number = b.say("lobby").await;
     assert_eq!(a.heard("lobby").await.1, number);
+}
+
+/// Who does not have the key can publish nothing that is received, and can move nothing to another channel.
+pub async fn what_is_forged_or_moved_to_another_channel_is_unreadable(fixture: &impl BusFixture) {
+    let mut a = TestNode::hearing(fixture, "a", &["lobby", "garden"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
+    let close = b.envelope(BusMessage::Close { room: channel_name("lobby") });
+    let guessed = ClusterIdentity::new([8; 32], [7; 16]);
+    let real = close.encode(&identity());
+    for (place, bytes) in [
+        (channel("lobby"), close.encode(&guessed)),
+        (channel("garden"), real.clone()),
+        (channel("lobby"), real[1..].to_vec()),
+        (channel("lobby"), [real.as_slice(), b" "].concat()),
+    ] {
+        fixture.publish_bytes(&identity(), &place, &bytes).await;
+        let told = a.next().await;
+        assert!(matches!(told, BusEvent::Unreadable(InvalidEnvelope::Unverified)), "{told:?}");
+    }
+    fixture.publish_bytes(&identity(), &channel("lobby"), &real).await;
+    assert!(matches!(a.next().await, BusEvent::Received(Envelope { number: 1, .. })));
+    let number = b.say("garden").await;
+    assert_eq!(a.heard("garden").await.1, number);
+}
+
+/// A bus without an identity takes nothing, and is up as soon as it has one.
+pub async fn without_an_identity_there_is_no_bus(fixture: &impl BusFixture) {
+    let mut b = TestNode::new(fixture, "b").await;
+    let mut a = TestNode::nobody(fixture, "a");
+    a.bus.subscribe(channel("lobby"));
+    assert_eq!(a.try_say("lobby"), Err(NotSent));
+    b.say("lobby").await;
+    assert!(a.seen.now().is_none());
+    a.bus.identify(identity());
+    a.up().await;
+    a.subscribe(channel("lobby")).await;
+    let number = b.say("lobby").await;
+    assert_eq!(a.heard("lobby").await.1, number);
+}
+
+/// Nodes of two databases are two systems on one bus.
+pub async fn those_of_another_identity_do_not_hear(fixture: &impl BusFixture) {
+    let stranger = ClusterIdentity::new([8; 32], [8; 16]);
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::of(fixture, "b", stranger.clone()).await;
+    let mut c = TestNode::of(fixture, "c", stranger).await;
+    for node in [&mut a, &mut b] {
+        node.subscribe(Channel::Nodes).await;
+        node.subscribe(Channel::Rooms).await;
+    }
+    c.say("lobby").await;
+    c.tell(BusMessage::Missed).await;
+    assert_eq!(b.heard("lobby").await, ("c".to_owned(), 1));
+    assert!(matches!(b.next().await, BusEvent::Received(Envelope { number: 2, .. })));
+    let mut d = TestNode::new(fixture, "d").await;
+    d.say("lobby").await;
+    assert_eq!(a.heard("lobby").await, ("d".to_owned(), 1));
+    assert!(b.seen.now().is_none());
+}
+
+/// With another identity a bus goes down and comes up, and hears those that have it.
+pub async fn another_identity_is_another_bus(fixture: &impl BusFixture) {
+    let other = ClusterIdentity::new([8; 32], [8; 16]);
+    let mut a = TestNode::hearing(fixture, "a", &["lobby"]).await;
+    let mut b = TestNode::new(fixture, "b").await;
+    a.bus.identify(identity());
+    let number = b.say("lobby").await;
+    assert_eq!(a.heard("lobby").await.1, number, "the same one again");
+
+    a.bus.identify(other.clone());
+    let told = a.next().await;
+    assert!(matches!(told, BusEvent::Down("identity")), "{told:?}");
+    a.up().await;
+    a.subscribe(channel("lobby")).await;
+    b.say("lobby").await;
+    let mut c = TestNode::of(fixture, "c", other).await;
+    c.say("lobby").await;
+    assert_eq!(a.heard("lobby").await, ("c".to_owned(), 1));
+}
+
+fn channel_name(room: &str) -> RoomName {
+    RoomName::new(room).expect("a name")
 }
 
 /// A node that ends, or whose listener has stopped, does not affect others.

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{LinkState, MemoryDatabase, MemoryLink, NodeEntry, Tables, after};
 use crate::{
+    bus::ClusterIdentity,
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
@@ -176,6 +177,10 @@ impl Store for MemoryStore {
 }
 
 impl SharedStore for MemoryStore {
+    fn identity(&mut self) -> Result<ClusterIdentity> {
+        self.call(|tables| tables.identity.clone())
+    }
+
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {
         self.call(|tables| {
             tables.reads += 1;
