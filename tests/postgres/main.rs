@@ -5,5 +5,6 @@ mod server;
 
 mod contract;
 mod database;
+mod identity;
 mod plans;
 mod trouble;
