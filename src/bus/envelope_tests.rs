@@ -79,9 +79,7 @@ fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database
             ConnectionId::new(),
         );
         let with = text.replace(r#"[{"gone""#, &format!(r#"[{here}{{"gone""#));
-        let BusMessage::Changes(read) = read_json(&with).unwrap().message else {
-            panic!("{with}")
-        };
+        let BusMessage::Changes(read) = read_json(&with).unwrap().message else { panic!("{with}") };
         (read.room, read.number, read.previous, read.changes.len())
     };
     assert_eq!(here("ada", 100), (room.clone(), 7, 5, 2), "deeper than is allowed today");
@@ -149,8 +147,7 @@ fn the_bytes_are_those_of_the_format() {
         BusMessage::Published(RoomMessage { room, content, from, except })
     };
     let from = r#""from":["ada","0000000000000000000000000000000a"],"except":"0000000000000000000000000000000a"}}"#;
-    let content =
-        |json: &str| format!(r#"{{"said":{{"room":"lobby","content":{json},{from}"#);
+    let content = |json: &str| format!(r#"{{"said":{{"room":"lobby","content":{json},{from}"#);
     let reaped = BusMessage::Reaped {
         node: sent.node.clone(),
         incarnation: sent.incarnation,
@@ -200,8 +197,9 @@ fn the_bytes_are_those_of_the_format() {
         (BusMessage::Missed, r#""missed""#.to_owned()),
     ] {
         sent.message = message;
-        let expected =
-            format!(r#"{{"v":2,"node":"n","incarnation":"0000000000000007","number":4,"told":{told}}}"#);
+        let expected = format!(
+            r#"{{"v":2,"node":"n","incarnation":"0000000000000007","number":4,"told":{told}}}"#
+        );
         assert_eq!(json(&sent), expected);
         assert_eq!(json(&read_json(&expected).unwrap()), expected);
     }

@@ -114,7 +114,8 @@ mod tests {
     fn it_is_hmac_sha256() {
         let mut key = [0; 32];
         key[..4].copy_from_slice(b"Jefe");
-        let mac = ClusterIdentity::new(key, [0; 16]).keyed.chain_update("what do ya want for nothing?");
+        let mac =
+            ClusterIdentity::new(key, [0; 16]).keyed.chain_update("what do ya want for nothing?");
         let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
         assert_eq!(hex(&mac.finalize().into_bytes()), expected);
     }

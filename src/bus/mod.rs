@@ -13,6 +13,8 @@ use std::borrow::Cow;
 
 use actix::prelude::*;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{InvalidRedisUrl, RedisBus};
 pub use self::{
     envelope::{
         BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage,
@@ -20,8 +22,6 @@ pub use self::{
     },
     identity::ClusterIdentity,
 };
-#[cfg(feature = "redis")]
-pub use self::redis::{InvalidRedisUrl, RedisBus};
 use crate::model::RoomName;
 
 /// A channel of a [`Bus`].

@@ -152,7 +152,6 @@ impl Cluster {
         }
         let channel = identity.channel();
         if self.identity.is_some() {
-            metrics::counter!("presence_bus_identities_total").increment(1);
             tracing::warn!(
                 channel,
                 "the database has another identity on the bus: it was restored, or is another one"

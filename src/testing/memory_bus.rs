@@ -10,9 +10,9 @@ use actix::prelude::*;
 use tokio::{sync::Notify, time::Instant};
 
 use super::bus_contract::BusFixture;
+use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, NotSent};
 #[cfg(test)]
 use crate::model::Epoch;
-use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, NotSent};
 
 /// The largest number of envelopes of one end that wait while the hub is stalled.
 const MAX_STALLED: usize = 8_192;

@@ -111,7 +111,13 @@ impl Node {
 
     /// Waits until it is down for this reason, and is not up meanwhile.
     async fn down_for(&self, reason: &str) {
-        while self.down().await != reason {}
+        loop {
+            match self.next().await {
+                BusEvent::Down(why) if why == reason => break,
+                BusEvent::Down(_) | BusEvent::Received(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     async fn down(&self) -> &'static str {

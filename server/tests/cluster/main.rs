@@ -21,4 +21,5 @@ mod sessions;
 mod speaking;
 mod starting;
 mod storm;
+mod trust;
 mod unheard;

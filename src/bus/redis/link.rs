@@ -64,7 +64,8 @@ impl Failure {
         let (refused, timeout) = (error.is_connection_refusal(), error.is_timeout());
         let lost = error.is_io_error() || error.is_connection_dropped();
         let errors = error.into_server_errors();
-        let mut codes = errors.iter().flat_map(|errors| errors.iter()).map(|(_, error)| error.code());
+        let mut codes =
+            errors.iter().flat_map(|errors| errors.iter()).map(|(_, error)| error.code());
         // What comes from a server is shown only if it looks like a code.
         let code = codes.find(|code| code.bytes().all(|byte| byte.is_ascii_uppercase()));
         let reason = match code {

@@ -64,9 +64,8 @@ struct Stored {
 impl Stored {
     /// Whether it was made for this database, as far as the role can see.
     fn is_of(&self, system: Option<i64>, database: i64) -> bool {
-        let other_system = system
-            .zip(self.system_identifier)
-            .is_some_and(|(system, stored)| system != stored);
+        let other_system =
+            system.zip(self.system_identifier).is_some_and(|(system, stored)| system != stored);
         self.database_oid == database && !other_system
     }
 

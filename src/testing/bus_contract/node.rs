@@ -140,7 +140,12 @@ impl TestNode {
     pub fn try_say(&mut self, room: &str) -> Result<(), NotSent> {
         let room = RoomName::new(room).expect("a name");
         let content = Content::Text("hello".into());
-        self.try_tell(BusMessage::Published(RoomMessage { room, content, from: None, except: None }))
+        self.try_tell(BusMessage::Published(RoomMessage {
+            room,
+            content,
+            from: None,
+            except: None,
+        }))
     }
 
     /// Publishes to a room as soon as the bus accepts it, and returns the number.
