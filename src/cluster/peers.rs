@@ -222,6 +222,11 @@ impl Peers {
         }
     }
 
+    /// Whether the database has shown the node in the incarnation that is known.
+    pub fn is_listed(&self, node: &NodeName) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.listed)
+    }
+
     /// As [`status_of`](Self::status_of), of a node whose row was read.
     pub fn row_status(&mut self, row: &NodeRow) -> SenderStatus {
         let status = self.status_of(&row.node, row.incarnation);

@@ -199,7 +199,7 @@ impl Cluster {
         let mut alive = |row: &NodeRow| match self.peers.row_status(row) {
             SenderStatus::Ended => false,
             met => {
-                read.unsure |= met == SenderStatus::Unconfirmed;
+                read.unsure |= met != SenderStatus::Known;
                 true
             }
         };

@@ -84,7 +84,14 @@ impl RoomRegistry {
                 self.survey_is_due = true;
                 return;
             }
-            SenderStatus::New | SenderStatus::Known => {}
+            // The database will say whether there is such a node.
+            SenderStatus::New => self.survey_is_due = true,
+            SenderStatus::Known => {}
+        }
+        if is_irrevocable(&message) && !cluster.peers.is_listed(&node) {
+            // It may be of a node that there was: somebody has kept it, and this node has not heard that one.
+            self.survey_is_due = true;
+            return;
         }
         match message {
             BusMessage::Changes(changes) => {
@@ -224,6 +231,11 @@ impl RoomRegistry {
         }
         self.tell_observers(diff, node.clone(), ours);
     }
+}
+
+/// Whether nothing in the database can correct what a message does.
+fn is_irrevocable(message: &BusMessage) -> bool {
+    matches!(message, BusMessage::Published(_) | BusMessage::Close { .. } | BusMessage::Kick(_))
 }
 
 fn kind_of(told: &BusMessage) -> &'static str {

@@ -263,6 +263,28 @@ fn what_is_said_again_later_or_in_another_room_is_heard_once() {
 }
 
 #[test]
+fn what_a_node_said_that_is_gone_is_not_done_again_on_one_that_came_later() {
+    story(|mut world| async move {
+        let _ada = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let kick = BusMessage::Kick(Kick::User(UserId::new("user 0").unwrap()));
+        let kick = envelope(&world, 0, kick).unwrap();
+        world.kill(0).await;
+        tokio::time::sleep(LOST).await;
+        world.start(0, false);
+        tokio::time::sleep(MOMENT).await;
+        let back = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let bytes = kick.encode(&world.database.identity());
+        world.hub.publish_bytes(&Channel::Nodes, &bytes);
+        tokio::time::sleep(MOMENT).await;
+        for place in 0..3 {
+            assert_eq!(world.seen(place, &lobby()).await, [back], "on n{place}");
+        }
+    });
+}
+
+#[test]
 fn nodes_of_a_restored_database_go_on_under_another_identity() {
     story(|mut world| async move {
         let first = enter(&mut world, 0, 0, &lobby());
