@@ -1,24 +1,20 @@
 //! A bus inside one process, whose connections a test can cut, delay and garble.
 
+mod hub;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use actix::prelude::*;
-use tokio::{sync::Notify, time::Instant};
 
+use self::hub::{End, Hub, Next, PublishedEvent};
 use super::bus_contract::BusFixture;
 use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, NotSent};
 #[cfg(test)]
 use crate::model::Epoch;
-
-/// The largest number of envelopes of one end that wait while the hub is stalled.
-const MAX_STALLED: usize = 8_192;
-
-/// The largest number of events queued for one end.
-const MAX_QUEUE: usize = 65_536;
 
 /// What the ends of a [`MemoryBus`] are connected to. A clone is the same hub.
 ///
@@ -54,58 +50,6 @@ pub struct MemoryBus(MemoryConnection);
 pub struct MemoryConnection {
     hub: MemoryHub,
     end: u64,
-}
-
-#[derive(Debug, Default)]
-struct Hub {
-    ends: BTreeMap<u64, End>,
-    links: HashMap<(u64, u64), HubLink>,
-    last_end: u64,
-    /// Counts the events, so that those of the same moment stay in order.
-    last_event: u64,
-    stalled: bool,
-    waiting: VecDeque<(u64, PublishedEvent)>,
-    /// The number of the last envelope of each incarnation.
-    #[cfg(test)]
-    numbers: HashMap<Epoch, u64>,
-}
-
-/// From one end to another.
-#[derive(Debug, Default)]
-struct HubLink {
-    delay: Duration,
-    /// When the last envelope arrives; no later one arrives before it.
-    last: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct End {
-    identity: Option<ClusterIdentity>,
-    listens: bool,
-    cut: bool,
-    held: bool,
-    lose: usize,
-    duplicate: usize,
-    subscriptions: HashSet<Channel>,
-    /// The queued events by the time at which they arrive.
-    queue: BTreeMap<(Instant, u64), BusEvent>,
-    changed: Arc<Notify>,
-}
-
-#[derive(Clone, Debug)]
-struct PublishedEvent {
-    channel: Channel,
-    /// Of whom it can be heard; none is everybody.
-    identity: Option<ClusterIdentity>,
-    bytes: Arc<[u8]>,
-}
-
-/// The next step of the task of an end.
-enum Next {
-    Deliver(BusEvent),
-    WaitUntil(Instant),
-    Wait,
-    End,
 }
 
 impl MemoryHub {
@@ -292,148 +236,6 @@ impl Drop for MemoryBus {
         if let Some(end) = end {
             end.wake();
         }
-    }
-}
-
-impl Hub {
-    fn with(&mut self, end: u64, change: impl FnOnce(&mut End)) {
-        self.ends.get_mut(&end).map(change);
-    }
-
-    fn cut(&mut self, end: u64, why: &'static str) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| !end.cut) else { return };
-        state.cut = true;
-        state.subscriptions.clear();
-        state.queue.clear();
-        self.waiting.retain(|(from, _)| *from != end);
-        self.queue(end, BusEvent::Down(why), None);
-    }
-
-    fn heal(&mut self, end: u64) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
-        state.cut = false;
-        if state.identity.is_some() {
-            self.queue(end, BusEvent::Up, None);
-        }
-    }
-
-    fn identify(&mut self, end: u64, identity: ClusterIdentity) {
-        let Some(state) = self.ends.get_mut(&end) else { return };
-        if state.identity.as_ref() == Some(&identity) {
-            return;
-        }
-        let before = state.identity.replace(identity);
-        if state.cut {
-            return;
-        }
-        if before.is_some() {
-            self.cut(end, "identity");
-            self.heal(end);
-        } else {
-            self.queue(end, BusEvent::Up, None);
-        }
-    }
-
-    fn subscribe(&mut self, end: u64, channel: Channel) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| end.connected()) else { return };
-        state.subscriptions.insert(channel.clone());
-        self.queue(end, BusEvent::Subscribed(channel), None);
-    }
-
-    /// Accepts an envelope of an end.
-    fn take(&mut self, from: u64, envelope: &Envelope) -> Result<(), NotSent> {
-        let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
-        let identity = state.identity.clone().ok_or(NotSent)?;
-        #[cfg(test)]
-        self.numbers.insert(envelope.incarnation, envelope.number);
-        let (channel, bytes) = (envelope.channel(), envelope.encode(&identity).into());
-        let published = PublishedEvent { channel, identity: Some(identity), bytes };
-        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_STALLED {
-            return Err(NotSent);
-        }
-        if state.lose > 0 {
-            state.lose -= 1;
-            return Ok(());
-        }
-        if state.duplicate > 0 {
-            state.duplicate -= 1;
-            self.publish(from, published.clone());
-        }
-        self.publish(from, published);
-        Ok(())
-    }
-
-    fn publish(&mut self, from: u64, published: PublishedEvent) {
-        if self.stalled {
-            return self.waiting.push_back((from, published));
-        }
-        let receivers: Vec<_> =
-            self.ends.iter().map(|(id, end)| (*id, end.receive(&published))).collect();
-        for (end, events) in receivers {
-            for event in events {
-                self.queue(end, event, Some(from));
-            }
-        }
-    }
-
-    /// Queues an event for an end, perhaps from another end.
-    fn queue(&mut self, to: u64, event: BusEvent, from: Option<u64>) {
-        let now = Instant::now();
-        let due = from.and_then(|from| self.links.get_mut(&(from, to))).map_or(now, |link| {
-            let due = (now + link.delay).max(link.last.unwrap_or(now));
-            *link.last.insert(due)
-        });
-        self.last_event += 1;
-        let Some(end) = self.ends.get_mut(&to).filter(|end| end.listens) else { return };
-        let overrun = end.queue.len() >= MAX_QUEUE;
-        end.queue.insert((due, self.last_event), event);
-        end.wake();
-        if overrun {
-            self.cut(to, "overrun");
-            self.heal(to);
-        }
-    }
-
-    fn next(&mut self, end: u64) -> Next {
-        let stalled = self.stalled;
-        let Some(end) = self.ends.get_mut(&end) else { return Next::End };
-        let Some(first) = end.queue.first_entry() else { return Next::Wait };
-        if (stalled || end.held) && !matches!(first.get(), BusEvent::Up | BusEvent::Down(_)) {
-            return Next::Wait;
-        }
-        let (due, _) = *first.key();
-        if due > Instant::now() { Next::WaitUntil(due) } else { Next::Deliver(first.remove()) }
-    }
-}
-
-impl End {
-    fn connected(&self) -> bool {
-        self.listens && !self.cut && self.identity.is_some()
-    }
-
-    /// What it receives of something that is published: as often as its subscriptions match.
-    fn receive(&self, published: &PublishedEvent) -> Vec<BusEvent> {
-        let PublishedEvent { channel, identity: sender, bytes } = published;
-        let Some(identity) = &self.identity else { return Vec::new() };
-        let times = self.matching(channel);
-        let hears = sender.as_ref().is_none_or(|sender| sender.channel() == identity.channel());
-        if times == 0 || !hears {
-            return Vec::new();
-        }
-        let event = Envelope::decode(bytes, &channel.name(), identity)
-            .map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        vec![event; times]
-    }
-
-    /// The number of its subscriptions that match a channel.
-    fn matching(&self, channel: &Channel) -> usize {
-        let among_rooms =
-            matches!(channel, Channel::Room(_)) && self.subscriptions.contains(&Channel::Rooms);
-        usize::from(self.subscriptions.contains(channel)) + usize::from(among_rooms)
-    }
-
-    fn wake(&self) {
-        self.changed.notify_one();
     }
 }
 

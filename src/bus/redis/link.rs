@@ -3,21 +3,24 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashSet,
-    sync::Arc,
     time::Duration,
 };
 
 use futures_util::StreamExt;
 use metrics::counter;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, Msg, RedisError, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, Msg, RedisError, Value,
     aio::{MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
 };
 use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::queues::{Inbox, Outbox, Outgoing, Overrun};
-use crate::bus::{Channel, ClusterIdentity};
+use super::{
+    failure::Failure,
+    names::ChannelNames,
+    queues::{Inbox, Outbox, Outgoing, Overrun},
+};
+use crate::bus::Channel;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,49 +38,6 @@ const BYTES_PER_SECOND: usize = 1024 * 1024;
 pub(super) struct Connections {
     publish: MultiplexedConnection,
     receive: PubSub,
-}
-
-/// Why there is no connection any more, or none yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    /// In one word.
-    pub reason: &'static str,
-    /// The code of Redis' error. Its text may repeat a password.
-    pub code: Option<String>,
-}
-
-impl From<&'static str> for Failure {
-    fn from(reason: &'static str) -> Self {
-        Self { reason, code: None }
-    }
-}
-
-impl Failure {
-    /// What an error means that broke a connection, or with `otherwise` as the reason where it did not say.
-    fn of(error: RedisError, otherwise: &'static str) -> Self {
-        const DENIED: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];
-        // Not text of the server, and the only place where errors of certificates show.
-        if error.is_io_error() {
-            tracing::debug!(%error, "not connected to the bus: {error}");
-        }
-        let is_login = error.kind() == ErrorKind::AuthenticationFailed;
-        let (refused, timeout) = (error.is_connection_refusal(), error.is_timeout());
-        let lost = error.is_io_error() || error.is_connection_dropped();
-        let errors = error.into_server_errors();
-        let mut codes =
-            errors.iter().flat_map(|errors| errors.iter()).map(|(_, error)| error.code());
-        // What comes from a server is shown only if it looks like a code.
-        let code = codes.find(|code| code.bytes().all(|byte| byte.is_ascii_uppercase()));
-        let reason = match code {
-            _ if is_login => "denied",
-            Some(code) if DENIED.contains(&code) => "denied",
-            _ if refused => "refused",
-            _ if timeout => "timeout",
-            _ if lost => otherwise,
-            _ => "error",
-        };
-        Self { reason, code: code.map(str::to_owned) }
-    }
 }
 
 /// Connects.
@@ -113,62 +73,6 @@ pub(super) fn provide_encryption(client: &Client) {
     if tls && CryptoProvider::get_default().is_none() {
         // Another thread may have installed one just now.
         let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-}
-
-/// How the names of channels in Redis begin.
-#[derive(Clone, Debug)]
-pub(super) struct Prefix(String);
-
-impl Prefix {
-    pub fn new(prefix: &str) -> Self {
-        Self(prefix.to_owned())
-    }
-
-    /// The names of an identity.
-    pub fn names(&self, identity: Arc<ClusterIdentity>) -> ChannelNames {
-        let base = format!("{}:{}:", self.0, identity.channel());
-        ChannelNames { identity, base, old: format!("{}:nodes", self.0) }
-    }
-}
-
-/// The names of channels in Redis.
-#[derive(Clone, Debug)]
-pub(super) struct ChannelNames {
-    pub identity: Arc<ClusterIdentity>,
-    /// What they begin with.
-    base: String,
-    /// The channel of the nodes of a version before envelopes were authenticated.
-    old: String,
-}
-
-impl ChannelNames {
-    /// The name of a channel; for [`Channel::Rooms`] the pattern that all rooms match.
-    pub fn of(&self, channel: &Channel) -> String {
-        match channel {
-            Channel::Rooms => {
-                let mut pattern = String::new();
-                for character in self.base.chars() {
-                    if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-                        pattern.push('\\');
-                    }
-                    pattern.push(character);
-                }
-                pattern + &channel.name()
-            }
-            Channel::Nodes | Channel::Room(_) => format!("{}{}", self.base, channel.name()),
-        }
-    }
-
-    /// The [name](Channel::name) of a channel by its name in Redis.
-    pub fn name_of<'a>(&self, channel: &'a str) -> &'a str {
-        channel.strip_prefix(&self.base).unwrap_or_default()
-    }
-
-    /// The channel to which something without content is published to find out whether that is allowed. It
-    /// is that of a room with an empty name, which there is not.
-    fn trial(&self) -> String {
-        format!("{}room:", self.base)
     }
 }
 
@@ -210,7 +114,7 @@ impl<'a> RedisLink<'a> {
             receive.psubscribe(self.names.of(&Channel::Rooms)).await?;
             receive.punsubscribe(self.names.of(&Channel::Rooms)).await?;
             redis::cmd("PUBLISH").arg(self.names.trial()).arg("").exec_async(publish).await?;
-            match receive.subscribe(&self.names.old).await {
+            match receive.subscribe(self.names.old()).await {
                 Err(error) if error.is_io_error() || error.is_connection_dropped() => Err(error),
                 Ok(()) | Err(_) => Ok(()),
             }
@@ -307,7 +211,7 @@ impl<'a> RedisLink<'a> {
     async fn receive(&self, mut stream: PubSubStream) -> Failure {
         while let Some(message) = stream.next().await {
             self.last_received.set(Instant::now());
-            if message.get_channel_name() == self.names.old {
+            if message.get_channel_name() == self.names.old() {
                 self.hears_old_node();
             } else if self.is_asked_for(&message)
                 && let Err(Overrun) = self.inbox.message(message)
@@ -335,7 +239,7 @@ impl<'a> RedisLink<'a> {
         counter!("presence_bus_old_nodes_total").increment(1);
         if !self.old_nodes.replace(true) {
             tracing::warn!(
-                channel = self.names.old,
+                channel = self.names.old(),
                 "nodes of an earlier version are on this Redis: those of the same database do not hear \
                  this one; stop all nodes before the first of this version starts"
             );
@@ -358,43 +262,6 @@ impl<'a> RedisLink<'a> {
                     Err(_) => return "timeout".into(),
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::RoomName;
-
-    #[test]
-    fn only_the_prefix_of_a_pattern_is_escaped() {
-        let room = Channel::Room(RoomName::new("a*").unwrap());
-        let identity = ClusterIdentity::new([1; 32], [0xab; 16]);
-        let names = Prefix::new("a[1]*?\\").names(Arc::new(identity));
-        let value = "ab".repeat(16);
-        assert_eq!(names.of(&Channel::Nodes), format!("a[1]*?\\:{value}:nodes"));
-        assert_eq!(names.of(&room), format!("a[1]*?\\:{value}:room:a*"));
-        assert_eq!(names.of(&Channel::Rooms), format!("a\\[1\\]\\*\\?\\\\:{value}:room:*"));
-        for channel in [Channel::Nodes, room] {
-            assert_eq!(names.name_of(&names.of(&channel)), channel.name());
-        }
-    }
-
-    #[test]
-    fn the_code_of_an_error_is_kept_and_its_text_is_not() {
-        for (answer, reason, code) in [
-            ("NOPERM No permissions to access a channel", "denied", Some("NOPERM")),
-            ("NOAUTH Authentication required.", "denied", Some("NOAUTH")),
-            ("WRONGPASS invalid username-password pair: secret", "denied", Some("WRONGPASS")),
-            ("LOADING Redis is loading the dataset in memory", "error", Some("LOADING")),
-            ("ERR unknown command", "error", Some("ERR")),
-            ("pass:secret is it", "error", None),
-        ] {
-            let error = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes());
-            let error = error.and_then(Value::extract_error).unwrap_err();
-            let expected = Failure { reason, code: code.map(str::to_owned) };
-            assert_eq!(Failure::of(error, "lost"), expected, "{answer}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The bus that goes through Redis.
 
+mod failure;
 mod link;
+mod names;
 mod queues;
 
 use std::{
@@ -17,13 +19,12 @@ use redis::{Client, Msg};
 use uuid::Uuid;
 
 use self::{
-    link::{ChannelNames, Failure, Prefix, RedisLink},
+    failure::{ConnectionLog, Failure},
+    link::RedisLink,
+    names::{ChannelNames, Prefix},
     queues::{Inbox, Outbox, QueuedEvent},
 };
-use crate::{
-    bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent},
-    log_limit::LogLimit,
-};
+use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent};
 
 /// The pause after the first failure. Each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -310,53 +311,6 @@ impl BusThread {
             if listener.send(event).await.is_err() {
                 return;
             }
-        }
-    }
-}
-
-/// What the log says of the connection: at most one line a minute that it is down, with the present reason.
-struct ConnectionLog {
-    address: String,
-    limit: LogLimit,
-    /// The reason that was logged since the bus was up.
-    logged: Cell<Option<&'static str>>,
-    /// Whether it has been up.
-    was_up: Cell<bool>,
-}
-
-impl ConnectionLog {
-    fn new(address: String) -> Self {
-        let (logged, was_up) = (Cell::default(), Cell::default());
-        Self { address, limit: LogLimit::new(), logged, was_up }
-    }
-
-    fn up(&self) {
-        let address = &self.address;
-        let is_told = self.logged.take().is_some() || !self.was_up.replace(true);
-        if is_told {
-            tracing::info!(address, "the bus is up");
-        } else {
-            tracing::debug!(address, "the bus is up again");
-        }
-    }
-
-    /// Called for each failure, so that a reason is logged when the minute of another one is over.
-    fn down(&self, failure: &Failure) {
-        let (address, Failure { reason, code }) = (&self.address, failure);
-        let code = code.as_deref();
-        if self.logged.get() != Some(*reason)
-            && let Some(suppressed) = self.limit.pass()
-        {
-            self.logged.set(Some(*reason));
-            tracing::warn!(
-                address,
-                reason,
-                code,
-                suppressed,
-                "the bus is down: not receiving from other nodes"
-            );
-        } else {
-            tracing::debug!(address, reason, code, "the bus is still down");
         }
     }
 }
