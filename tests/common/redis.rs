@@ -81,8 +81,13 @@ impl Redis {
 
     /// As [`command`](Self::command), with a password.
     pub fn command_with(&self, password: &str, line: &str) -> String {
-        let commands = [vec![b"AUTH".as_slice(), password.as_bytes()], words(line)];
-        self.ask(&commands).unwrap_or_else(|error| panic!("redis does not answer: {error}"))
+        let answer = self.try_command_with(password, line);
+        answer.unwrap_or_else(|error| panic!("redis does not answer: {error}"))
+    }
+
+    /// As [`command_with`](Self::command_with), where it may refuse the connection.
+    pub fn try_command_with(&self, password: &str, line: &str) -> io::Result<String> {
+        self.ask(&[vec![b"AUTH".as_slice(), password.as_bytes()], words(line)])
     }
 
     /// Sends it a command of arbitrary bytes, and gives the answer.

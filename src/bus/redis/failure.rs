@@ -22,6 +22,13 @@ impl From<&'static str> for Failure {
 }
 
 impl Failure {
+    /// What the answer to a login means: that it was refused, unless the connection broke.
+    pub fn of_login(error: RedisError) -> Self {
+        let is_broken = error.is_io_error() || error.is_connection_dropped();
+        let failure = Self::of(error, "unreachable");
+        if is_broken { failure } else { Self { reason: "denied", ..failure } }
+    }
+
     /// What an error means that broke a connection, or with `otherwise` as the reason where it did not say.
     pub fn of(error: RedisError, otherwise: &'static str) -> Self {
         const DENIED: [&str; 3] = ["NOAUTH", "WRONGPASS", "NOPERM"];

@@ -9,7 +9,8 @@ use std::{
 use futures_util::StreamExt;
 use metrics::counter;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, Msg, RedisError, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, Msg, ProtocolVersion, RedisConnectionInfo,
+    RedisError, Value,
     aio::{MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
 };
 use rustls::crypto::CryptoProvider;
@@ -34,6 +35,39 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sending may take a second longer for each of these many bytes.
 const BYTES_PER_SECOND: usize = 1024 * 1024;
 
+/// Where Redis is, and as whom to log in.
+#[derive(Clone)]
+pub(super) struct Server {
+    /// Logs in by itself.
+    client: Client,
+    /// Does not.
+    bare: Client,
+    /// The arguments of `AUTH`, if it is needed.
+    login: Vec<String>,
+}
+
+impl Server {
+    /// The server of a URL, and the number of the database in it. Nothing is stored in a database, so none is
+    /// selected: that would be one more right to have.
+    pub fn new(url: &str) -> Result<(Self, i64), RedisError> {
+        let info = Client::open(url)?.get_connection_info().clone();
+        let settings = info.redis_settings();
+        let (number, username) = (settings.db(), settings.username());
+        let password = settings.password();
+        let login = password.map(|password| username.into_iter().chain([password]));
+        let login = login.into_iter().flatten().map(str::to_owned).collect();
+        let without_number = settings.clone().set_db(0).set_protocol(ProtocolVersion::RESP2);
+        let client = Client::open(info.clone().set_redis_settings(without_number))?;
+        let nobody = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let bare = Client::open(info.set_redis_settings(nobody))?;
+        Ok((Self { client, bare, login }, number))
+    }
+
+    pub fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+}
+
 /// Two connections that have answered.
 pub(super) struct Connections {
     publish: MultiplexedConnection,
@@ -41,19 +75,40 @@ pub(super) struct Connections {
 }
 
 /// Connects.
-pub(super) async fn connect(client: &Client) -> Result<Connections, Failure> {
-    let connect = async {
-        // The timeouts are those of this file.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let mut publish = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut receive = client.get_async_pubsub().await?;
-        // A Redis that hangs accepts connections, too, so an answer is required.
-        redis::cmd("PING").exec_async(&mut publish).await?;
+pub(super) async fn connect(server: &Server) -> Result<Connections, Failure> {
+    let publish = within(connect_to_publish(server), "unreachable").await??;
+    let receive = async {
+        let mut receive = server.client.get_async_pubsub().await?;
         receive.ping::<Value>().await?;
-        Ok(Connections { publish, receive })
+        Ok(receive)
     };
-    within(connect, "unreachable").await
+    Ok(Connections { publish, receive: within(receive, "unreachable").await? })
+}
+
+/// The client would log in by itself, and not tell a wrong password from any other refusal. A Redis that
+/// hangs accepts connections, too, so an answer is required.
+async fn connect_to_publish(
+    server: &Server,
+) -> Result<Result<MultiplexedConnection, Failure>, RedisError> {
+    // The timeouts are those of this file.
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let mut publish = server.bare.get_multiplexed_async_connection_with_config(&config).await?;
+    let answer = redis::cmd("PING").exec_async(&mut publish).await;
+    if let Err(error) = answer {
+        // It wants to know first who asks.
+        if error.code() != Some("NOAUTH") || server.login.is_empty() {
+            return Err(error);
+        }
+    }
+    if !server.login.is_empty() {
+        let login = redis::cmd("AUTH").arg(&server.login).exec_async(&mut publish).await;
+        if let Err(error) = login {
+            return Ok(Err(Failure::of_login(error)));
+        }
+        redis::cmd("PING").exec_async(&mut publish).await?;
+    }
+    Ok(Ok(publish))
 }
 
 /// Waits for Redis as long as connecting may take.
@@ -68,8 +123,8 @@ async fn within<T>(
 }
 
 /// Installs a `CryptoProvider` for TLS unless the process has one: rustls would panic without.
-pub(super) fn provide_encryption(client: &Client) {
-    let tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+pub(super) fn provide_encryption(server: &Server) {
+    let tls = matches!(server.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
     if tls && CryptoProvider::get_default().is_none() {
         // Another thread may have installed one just now.
         let _ = rustls::crypto::ring::default_provider().install_default();

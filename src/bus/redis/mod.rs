@@ -15,12 +15,12 @@ use std::{
 
 use actix::prelude::*;
 use metrics::{counter, gauge};
-use redis::{Client, Msg};
+use redis::Msg;
 use uuid::Uuid;
 
 use self::{
     failure::{ConnectionLog, Failure},
-    link::RedisLink,
+    link::{RedisLink, Server},
     names::{ChannelNames, Prefix},
     queues::{Inbox, Outbox, QueuedEvent},
 };
@@ -63,7 +63,7 @@ const MAX_UNCONFIRMED: u32 = 32;
 /// # Ok::<(), actix_presence::bus::InvalidRedisUrl>(())
 /// ```
 pub struct RedisBus {
-    client: Client,
+    server: Server,
     prefix: Prefix,
     outbox: Arc<Outbox>,
     /// The names of channels, once there is an identity.
@@ -85,19 +85,19 @@ impl RedisBus {
     /// With TLS, if the process has no default `CryptoProvider` of rustls by then, ring becomes it.
     ///
     /// Systems with a database each do not hear one another, also on one Redis. Redis publishes to all of its
-    /// databases; the number of the database in the URL becomes part of the [prefix](Self::prefix), so the
+    /// databases, and none is selected; the number of the database in the URL becomes part of the [prefix](Self::prefix), so the
     /// nodes of a system need the same one.
     ///
     /// # Errors
     ///
     /// [`InvalidRedisUrl`].
     pub fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
-        let client = Client::open(url).map_err(|_| InvalidRedisUrl)?;
-        let prefix = match client.get_connection_info().redis_settings().db() {
+        let (server, number) = Server::new(url).map_err(|_| InvalidRedisUrl)?;
+        let prefix = match number {
             0 => Prefix::new("presence"),
             number => Prefix::new(&format!("presence:{number}")),
         };
-        Ok(Self { client, prefix, outbox: Arc::default(), names: None })
+        Ok(Self { server, prefix, outbox: Arc::default(), names: None })
     }
 
     /// The prefix of the names of its channels. Default `presence`, followed by `:` and the number of the
@@ -112,8 +112,8 @@ impl RedisBus {
 
 impl Bus for RedisBus {
     fn listen(&mut self, listener: Recipient<BusEvent>) {
-        let (client, prefix) = (self.client.clone(), self.prefix.clone());
-        link::provide_encryption(&client);
+        let (server, prefix) = (self.server.clone(), self.prefix.clone());
+        link::provide_encryption(&server);
         let outbox = self.outbox.clone();
         let end_guard = EndGuard { outbox: outbox.clone(), listener: listener.clone() };
         let started = thread::Builder::new().name("presence-bus".to_owned()).spawn(move || {
@@ -121,7 +121,7 @@ impl Bus for RedisBus {
             let Ok(runtime) = runtime.inspect_err(|error| tracing::error!(%error, "no bus")) else {
                 return;
             };
-            let thread = BusThread::new(client, prefix, outbox);
+            let thread = BusThread::new(server, prefix, outbox);
             runtime.block_on(thread.run(&listener));
             // A lookup of a host name may be under way; it is not waited for.
             runtime.shutdown_background();
@@ -167,7 +167,7 @@ impl Drop for RedisBus {
 impl fmt::Debug for RedisBus {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.client.get_connection_info().addr().to_string();
+        let address = self.server.address();
         f.debug_struct("RedisBus").field("address", &address).finish_non_exhaustive()
     }
 }
@@ -189,7 +189,7 @@ impl Drop for EndGuard {
 
 /// The state of the thread of a bus.
 struct BusThread {
-    client: Client,
+    server: Server,
     prefix: Prefix,
     outbox: Arc<Outbox>,
     inbox: Inbox,
@@ -200,10 +200,10 @@ struct BusThread {
 }
 
 impl BusThread {
-    fn new(client: Client, prefix: Prefix, outbox: Arc<Outbox>) -> Self {
-        let address = client.get_connection_info().addr().to_string();
+    fn new(server: Server, prefix: Prefix, outbox: Arc<Outbox>) -> Self {
+        let address = server.address();
         Self {
-            client,
+            server,
             prefix,
             outbox,
             inbox: Inbox::default(),
@@ -244,7 +244,7 @@ impl BusThread {
     /// Connects, and stays so until the connection is lost or the identity is another; the result is the
     /// reason, as an error if the bus never was up.
     async fn stay_connected(&self, connected_before: &mut bool) -> Result<Failure, Failure> {
-        let mut connections = link::connect(&self.client).await?;
+        let mut connections = link::connect(&self.server).await?;
         let identity = self.outbox.identity(None).await;
         let names = Arc::new(self.prefix.names(identity.clone()));
         let link = RedisLink::new(&names, &self.outbox, &self.inbox, &self.old_nodes);

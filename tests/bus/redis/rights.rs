@@ -134,6 +134,32 @@ async fn what_is_taken_from_its_user_while_it_is_connected_is_denied() {
 }
 
 #[actix::test]
+async fn no_database_is_selected() {
+    let redis = Redis::start();
+    // There are 16.
+    let mut node = Node::with(RedisBus::new(&(user(&redis) + "/99")).unwrap().prefix("presence"));
+    node.up().await;
+    node.subscribe(lobby()).await;
+    node.works().await;
+}
+
+#[actix::test]
+async fn a_redis_that_has_too_many_clients_has_no_objection_to_the_password() {
+    let redis = Redis::with(&["--requirepass", "secret"]);
+    assert_eq!(redis.command_with("secret", "CONFIG SET maxclients 1"), "OK");
+    let address = redis.url().replace("redis://", "");
+    let holder = std::net::TcpStream::connect(&address).unwrap();
+    let node = Node::new(&redis.url().replace("//", "//:secret@"));
+    assert_ne!(node.down().await, "denied");
+    drop(holder);
+    until("it takes one more", || {
+        redis.try_command_with("secret", "CONFIG SET maxclients 100").is_ok_and(|said| said == "OK")
+    })
+    .await;
+    node.up().await;
+}
+
+#[actix::test]
 async fn the_reason_is_the_present_one() {
     let mut redis = Redis::with(&["--requirepass", "secret"]);
     let node = Node::new(&redis.url());
