@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::refusals::{self, REFUSALS_TOTAL};
 use actix_presence::Cause;
 
-const COUNTERS: [(&str, &str); 28] = [
+const COUNTERS: [(&str, &str); 31] = [
     ("presence_joins_total", "Presences that joined a room."),
     ("presence_leaves_total", "Presences that left a room, by cause."),
     ("presence_touches_total", "Touches of connections that are in some room."),
@@ -37,6 +37,9 @@ const COUNTERS: [(&str, &str); 28] = [
     ("presence_bus_refused_total", "Envelopes not sent because the bus was down or full."),
     ("presence_bus_reconnects_total", "Reconnects to the bus."),
     ("presence_bus_unreadable_total", "Envelopes that this version does not understand."),
+    ("presence_bus_unverified_total", "Envelopes that no node of this database has published."),
+    ("presence_bus_repeated_total", "Envelopes that came again, or after a later one."),
+    ("presence_bus_old_nodes_total", "Messages of nodes that do not authenticate theirs."),
     ("presence_bus_gaps_total", "Rooms read again because messages about them were missed."),
     (REFUSALS_TOTAL, "Requests refused, by reason."),
     ("presence_connections_ended_total", "TCP connections ended by the server, by reason."),

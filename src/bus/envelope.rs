@@ -1,9 +1,13 @@
-//! The messages between nodes and their encoding: JSON with the number of its format.
+//! The messages between nodes and their encoding: the code that authenticates an envelope, then JSON with
+//! the number of its format.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
-use super::Channel;
+use super::{
+    Channel,
+    identity::{CODE_BYTES, ClusterIdentity},
+};
 use crate::{
     messages::{Content, Kick},
     model::{
@@ -13,7 +17,7 @@ use crate::{
 };
 
 /// The format that this version writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The size of the largest envelope that is decoded, in bytes.
 pub const MAX_ENVELOPE_BYTES: usize = 512 * 1024 * 1024;
@@ -25,6 +29,9 @@ pub struct Envelope {
     pub node: NodeName,
     /// The incarnation of the sender.
     pub incarnation: Epoch,
+    /// Counts what the incarnation publishes in all channels, from 1. What has a number that is not higher
+    /// than the highest one heard of the incarnation is dropped; a number that is left out is no fault.
+    pub number: u64,
     /// The message.
     pub message: BusMessage,
 }
@@ -50,7 +57,8 @@ pub enum BusMessage {
     /// knows lower ones has missed something.
     #[serde(rename = "beat")]
     Heartbeat {
-        /// Counts the heartbeats of the incarnation, from 1.
+        /// Counts the heartbeats of the incarnation, from 1, so that a missing one is noticed: other numbers
+        /// of envelopes are missing where a room is not followed.
         number: u64,
         /// The rooms of the batches since the last heartbeat.
         rooms: Vec<(RoomName, u64)>,
@@ -115,8 +123,6 @@ pub enum RowChange {
 pub struct RoomMessage {
     /// The room.
     pub room: RoomName,
-    /// Counts what the node publishes: strictly increasing.
-    pub number: u64,
     /// The content.
     pub content: Content,
     /// The user and the connection of the sender, if it is a member.
@@ -129,6 +135,10 @@ pub struct RoomMessage {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEnvelope {
+    /// No node of this database has published it in this channel: somebody else has, or something of
+    /// another database, another version or another channel was passed on.
+    #[error("an envelope that no node of this database has published in this channel")]
+    Unverified,
     /// Another version of the program wrote it.
     #[error("an envelope of format {format}, where this version reads {FORMAT}")]
     Format {
@@ -152,6 +162,7 @@ struct Encoded<N, M> {
     v: u32,
     node: N,
     incarnation: Epoch,
+    number: u64,
     #[serde(rename = "told")]
     message: M,
 }
@@ -173,42 +184,62 @@ impl Envelope {
         }
     }
 
-    /// The envelope as bytes.
+    /// The envelope as bytes: the HMAC-SHA256, under the key of the identity, of the name of its channel, a
+    /// NUL and all bytes that follow; then the envelope as JSON.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let Self { node, incarnation, message } = self;
-        let encoded = Encoded { v: FORMAT, node, incarnation: *incarnation, message };
-        serde_json::to_vec(&encoded).unwrap_or_default()
+    pub fn encode(&self, identity: &ClusterIdentity) -> Vec<u8> {
+        let Self { node, incarnation, number, message } = self;
+        let (incarnation, number) = (*incarnation, *number);
+        let encoded = Encoded { v: FORMAT, node, incarnation, number, message };
+        let mut bytes = vec![0; CODE_BYTES];
+        if serde_json::to_writer(&mut bytes, &encoded).is_err() {
+            return Vec::new();
+        }
+        let (place, json) = bytes.split_at_mut(CODE_BYTES);
+        place.copy_from_slice(&identity.code(&self.channel().name(), json));
+        bytes
     }
 
-    /// Decodes an envelope.
+    /// Decodes an envelope that was received in the channel of this [name](Channel::name). Nothing of it is
+    /// looked at before it has been verified.
     ///
     /// # Errors
     ///
     /// [`InvalidEnvelope`].
-    pub fn decode(bytes: &[u8]) -> Result<Self, InvalidEnvelope> {
+    pub fn decode(
+        bytes: &[u8],
+        channel: &str,
+        identity: &ClusterIdentity,
+    ) -> Result<Self, InvalidEnvelope> {
+        if bytes.len() > MAX_ENVELOPE_BYTES {
+            return Err(InvalidEnvelope::TooLarge { bytes: bytes.len() });
+        }
+        match bytes.split_at_checked(CODE_BYTES) {
+            Some((code, json)) if identity.verifies(channel, json, code) => Self::parse(json),
+            _ => Err(InvalidEnvelope::Unverified),
+        }
+    }
+
+    fn parse(json: &[u8]) -> Result<Self, InvalidEnvelope> {
         #[derive(Deserialize)]
         struct Format {
             v: u32,
         }
-        if bytes.len() > MAX_ENVELOPE_BYTES {
-            return Err(InvalidEnvelope::TooLarge { bytes: bytes.len() });
-        }
         let malformed = |error: serde_json::Error| InvalidEnvelope::Malformed(error.to_string());
-        let decoded = serde_json::from_slice(bytes);
+        let decoded = serde_json::from_slice(json);
         let format = match &decoded {
             Ok(Encoded { v, .. }) => *v,
             // It may be of a format that is not read.
-            Err(_) => serde_json::from_slice::<Format>(bytes).map_err(malformed)?.v,
+            Err(_) => serde_json::from_slice::<Format>(json).map_err(malformed)?.v,
         };
         if format != FORMAT {
             return Err(InvalidEnvelope::Format { format });
         }
         match decoded {
-            Ok(Encoded { node, incarnation, message, .. }) => {
-                Ok(Self { node, incarnation, message })
+            Ok(Encoded { node, incarnation, number, message, .. }) => {
+                Ok(Self { node, incarnation, number, message })
             }
-            Err(error) => unreadable_changes(bytes).ok_or_else(|| malformed(error)),
+            Err(error) => unreadable_changes(json).ok_or_else(|| malformed(error)),
         }
     }
 }
@@ -216,7 +247,7 @@ impl Envelope {
 /// An envelope with changes of which this version cannot read all, for example an info or a user that only
 /// an earlier version allowed. The result says that there are changes, so that they are read from the
 /// database, where what is unreadable affects nothing else.
-fn unreadable_changes(bytes: &[u8]) -> Option<Envelope> {
+fn unreadable_changes(json: &[u8]) -> Option<Envelope> {
     #[derive(Deserialize)]
     struct Outline {
         changes: Numbered,
@@ -228,12 +259,12 @@ fn unreadable_changes(bytes: &[u8]) -> Option<Envelope> {
         #[expect(dead_code, reason = "the field has to be there")]
         changes: Vec<IgnoredAny>,
     }
-    let encoded: Encoded<NodeName, Outline> = serde_json::from_slice(bytes).ok()?;
-    let Numbered { room, number, .. } = encoded.message.changes;
+    let encoded: Encoded<NodeName, Outline> = serde_json::from_slice(json).ok()?;
+    let Numbered { room, number: batch, .. } = encoded.message.changes;
     // A node that does not know this number yet finds that it has missed something.
-    let changes = RoomChanges { room, number, previous: number, changes: Vec::new() };
-    let Encoded { node, incarnation, .. } = encoded;
-    Some(Envelope { node, incarnation, message: BusMessage::Changes(changes) })
+    let changes = RoomChanges { room, number: batch, previous: batch, changes: Vec::new() };
+    let Encoded { node, incarnation, number, .. } = encoded;
+    Some(Envelope { node, incarnation, number, message: BusMessage::Changes(changes) })
 }
 
 /// The encoding of a [`PresenceRecord`]: one object with all of its fields.

@@ -1,9 +1,28 @@
-use serde_json::{json, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::*;
 
 fn envelope(message: BusMessage) -> Envelope {
-    Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), message }
+    Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), number: 4, message }
+}
+
+fn identity() -> ClusterIdentity {
+    ClusterIdentity::new([1; 32], [2; 16])
+}
+
+/// The envelope as a node reads it that is in its channel.
+fn read(envelope: &Envelope) -> Envelope {
+    let channel = envelope.channel().name();
+    Envelope::decode(&envelope.encode(&identity()), &channel, &identity()).unwrap()
+}
+
+fn json(envelope: &Envelope) -> String {
+    let bytes = envelope.encode(&identity());
+    String::from_utf8(bytes[CODE_BYTES..].to_vec()).unwrap()
+}
+
+fn read_json(json: &str) -> Result<Envelope, InvalidEnvelope> {
+    Envelope::parse(json.as_bytes())
 }
 
 #[test]
@@ -15,12 +34,12 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
         presence: Presence {
             connection,
             user: UserId::new("ada").ok(),
-            info: Info::new(json!({"a": 1.5})).unwrap(),
+            info: Info::new(serde_json::json!({"a": 1.5})).unwrap(),
             joined_at: at,
         },
         last_seen: at,
         session: SessionKey::new("tab").ok(),
-        fixed: Info::new(json!({"role": "admin"})).unwrap(),
+        fixed: Info::new(serde_json::json!({"role": "admin"})).unwrap(),
         fading: Some(at),
         generation: 3,
         current_connection: Some(ConnectionId::new()),
@@ -31,15 +50,16 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
     let changes = vec![here, bare, gone];
     let changes = RoomChanges { room: room.clone(), number: 7, previous: 5, changes };
     let sent = envelope(BusMessage::Changes(changes.clone()));
-    let read = Envelope::decode(&sent.encode()).unwrap();
-    assert_eq!((&read.node, read.incarnation), (&sent.node, sent.incarnation));
-    assert_eq!(read.channel(), Channel::Room(room.clone()));
-    assert!(matches!(read.message, BusMessage::Changes(read) if read == changes));
+    let read_back = read(&sent);
+    let place = |of: &Envelope| (of.node.clone(), of.incarnation, of.number);
+    assert_eq!(place(&read_back), place(&sent));
+    assert_eq!(read_back.channel(), Channel::Room(room.clone()));
+    assert!(matches!(read_back.message, BusMessage::Changes(read) if read == changes));
 
     let payload = RawValue::from_string(r#"{"z":1,"a":1.0}"#.to_owned()).unwrap();
     let content = Content::Event { event: "shout".into(), payload };
-    let published = RoomMessage { room, number: 1, content, from: None, except: Some(connection) };
-    let read = Envelope::decode(&envelope(BusMessage::Published(published)).encode()).unwrap();
+    let published = RoomMessage { room, content, from: None, except: Some(connection) };
+    let read = read(&envelope(BusMessage::Published(published)));
     let BusMessage::Published(published) = read.message else { panic!("{read:?}") };
     let Content::Event { event, payload } = published.content else { panic!("{published:?}") };
     assert_eq!((&*event, payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
@@ -51,7 +71,7 @@ fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database
     let gone = RowChange::Gone { connection: ConnectionId::new(), cause: Cause::Left };
     let changes = RoomChanges { room: room.clone(), number: 7, previous: 5, changes: vec![gone] };
     let sent = envelope(BusMessage::Changes(changes));
-    let text = String::from_utf8(sent.encode()).unwrap();
+    let text = json(&sent);
     let here = |user: &str, depth: usize| {
         let info = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
         let here = format!(
@@ -59,9 +79,7 @@ fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database
             ConnectionId::new(),
         );
         let with = text.replace(r#"[{"gone""#, &format!(r#"[{here}{{"gone""#));
-        let BusMessage::Changes(read) = Envelope::decode(with.as_bytes()).unwrap().message else {
-            panic!("{with}")
-        };
+        let BusMessage::Changes(read) = read_json(&with).unwrap().message else { panic!("{with}") };
         (read.room, read.number, read.previous, read.changes.len())
     };
     assert_eq!(here("ada", 100), (room.clone(), 7, 5, 2), "deeper than is allowed today");
@@ -71,17 +89,42 @@ fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database
 
 #[test]
 fn what_is_not_of_this_format_is_refused() {
-    let bytes = envelope(BusMessage::Missed).encode();
-    let text = String::from_utf8(bytes).unwrap();
-    let later = text.replace("\"v\":1", "\"v\":2");
-    let refused = Envelope::decode(later.as_bytes()).unwrap_err();
-    assert_eq!(refused, InvalidEnvelope::Format { format: 2 });
-    for bad in ["", "{}", "[]", "{\"v\":1}", &text[1..], &text.replace("missed", "dance")] {
-        let refused = Envelope::decode(bad.as_bytes());
+    let text = json(&envelope(BusMessage::Missed));
+    let later = text.replace("\"v\":2", "\"v\":3");
+    assert_eq!(read_json(&later).unwrap_err(), InvalidEnvelope::Format { format: 3 });
+    for bad in ["", "{}", "[]", "{\"v\":2}", &text[1..], &text.replace("missed", "dance")] {
+        let refused = read_json(bad);
         assert!(matches!(refused, Err(InvalidEnvelope::Malformed(_))), "{bad}");
     }
-    let name = text.replace("\"n\"", "\"a b\"");
-    assert!(Envelope::decode(name.as_bytes()).is_err());
+    assert!(read_json(&text.replace("\"n\"", "\"a b\"")).is_err());
+}
+
+#[test]
+fn what_is_forged_changed_or_moved_to_another_channel_does_not_verify() {
+    let close = |room: &str| envelope(BusMessage::Close { room: RoomName::new(room).unwrap() });
+    let sent = close("lobby");
+    let bytes = sent.encode(&identity());
+    let refused = |bytes: &[u8], channel: &str, identity: &ClusterIdentity| {
+        let refused = Envelope::decode(bytes, channel, identity);
+        assert!(matches!(refused, Err(InvalidEnvelope::Unverified)), "{refused:?}");
+    };
+    assert!(Envelope::decode(&bytes, "room:lobby", &identity()).is_ok());
+    for place in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[place] ^= 1;
+        refused(&changed, "room:lobby", &identity());
+        refused(&bytes[..place], "room:lobby", &identity());
+    }
+    refused(&[bytes.as_slice(), b" "].concat(), "room:lobby", &identity());
+    for channel in ["nodes", "room:garden", "room:lobb", "room:lobby1", ""] {
+        refused(&bytes, channel, &identity());
+    }
+    refused(&bytes, "room:lobby", &ClusterIdentity::new([3; 32], [2; 16]));
+    // As the version before had it, and with the code of another envelope.
+    refused(&bytes[CODE_BYTES..], "room:lobby", &identity());
+    let other = envelope(BusMessage::Kick(Kick::User(UserId::new("ada").unwrap())));
+    let other = other.encode(&identity());
+    refused(&[&bytes[..CODE_BYTES], &other[CODE_BYTES..]].concat(), "nodes", &identity());
 }
 
 #[test]
@@ -101,17 +144,16 @@ fn the_bytes_are_those_of_the_format() {
     let published = |content| {
         let (from, except) = (Some((UserId::new("ada").ok(), connection)), Some(connection));
         let room = RoomName::new("lobby").unwrap();
-        BusMessage::Published(RoomMessage { room, number: 2, content, from, except })
+        BusMessage::Published(RoomMessage { room, content, from, except })
     };
     let from = r#""from":["ada","0000000000000000000000000000000a"],"except":"0000000000000000000000000000000a"}}"#;
-    let content =
-        |json: &str| format!(r#"{{"said":{{"room":"lobby","number":2,"content":{json},{from}"#);
+    let content = |json: &str| format!(r#"{{"said":{{"room":"lobby","content":{json},{from}"#);
     let reaped = BusMessage::Reaped {
         node: sent.node.clone(),
         incarnation: sent.incarnation,
         leaving: true,
     };
-    for (message, json) in [
+    for (message, told) in [
         (
             BusMessage::Changes(RoomChanges {
                 room: room.clone(),
@@ -155,10 +197,10 @@ fn the_bytes_are_those_of_the_format() {
         (BusMessage::Missed, r#""missed""#.to_owned()),
     ] {
         sent.message = message;
-        let expected =
-            format!(r#"{{"v":1,"node":"n","incarnation":"0000000000000007","told":{json}}}"#);
-        assert_eq!(String::from_utf8(sent.encode()).unwrap(), expected);
-        let again = Envelope::decode(expected.as_bytes()).unwrap();
-        assert_eq!(again.encode(), expected.into_bytes());
+        let expected = format!(
+            r#"{{"v":2,"node":"n","incarnation":"0000000000000007","number":4,"told":{told}}}"#
+        );
+        assert_eq!(json(&sent), expected);
+        assert_eq!(json(&read_json(&expected).unwrap()), expected);
     }
 }

@@ -5,16 +5,23 @@
 //! the database before it is published; a node that has missed something reads it there.
 
 mod envelope;
+mod identity;
 #[cfg(feature = "redis")]
 mod redis;
 
+use std::borrow::Cow;
+
 use actix::prelude::*;
 
-pub use self::envelope::{
-    BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage, RowChange,
-};
 #[cfg(feature = "redis")]
 pub use self::redis::{InvalidRedisUrl, RedisBus};
+pub use self::{
+    envelope::{
+        BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage,
+        RowChange,
+    },
+    identity::ClusterIdentity,
+};
 use crate::model::RoomName;
 
 /// A channel of a [`Bus`].
@@ -28,19 +35,34 @@ pub enum Channel {
     Rooms,
 }
 
+impl Channel {
+    /// The name that the [codes](Envelope::encode) of its envelopes cover: `nodes`, or `room:lobby` for the
+    /// room `lobby`.
+    #[must_use]
+    pub fn name(&self) -> Cow<'static, str> {
+        match self {
+            Self::Nodes => "nodes".into(),
+            Self::Room(room) => format!("room:{room}").into(),
+            Self::Rooms => "room:*".into(),
+        }
+    }
+}
+
 /// What a bus sends to the node that listens to it.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub enum BusEvent {
-    /// It is connected, without subscriptions: the node has to subscribe again.
+    /// It is connected and may subscribe and publish. It is without subscriptions: the node has to subscribe
+    /// again.
     Up,
-    /// It is disconnected, for a reason in one word, and reconnects.
+    /// It is disconnected, for a reason in one word, and reconnects. Comes again when the reason is another.
     Down(&'static str),
     /// What is published to the channel from now on is received.
     Subscribed(Channel),
     /// A node, perhaps this one, has published this.
     Received(Envelope),
-    /// Something was published that this node cannot decode.
+    /// Something was published that this node cannot decode, or that no node of this database has
+    /// published there.
     Unreadable(InvalidEnvelope),
 }
 
@@ -58,6 +80,9 @@ pub struct NotSent;
 ///
 /// - Nothing here blocks or fails; the listener gets what happens as events. The first event is
 ///   [`BusEvent::Up`], or [`BusEvent::Down`] if the bus cannot be reached yet.
+/// - There is no `Up` before the bus has an [identity](Self::identify) and may subscribe and publish.
+///   Only ends with the same identity hear each other. What does not verify by it
+///   ([`Envelope::decode`]) is [`BusEvent::Unreadable`].
 /// - After [`BusEvent::Subscribed`] everything published to the channel is received until
 ///   [`BusEvent::Down`], that of each node in its order. A node may receive its own envelopes, and an
 ///   envelope twice if two of its subscriptions match.
@@ -68,6 +93,11 @@ pub struct NotSent;
 pub trait Bus: Send {
     /// Sets the listener; called once, before anything else.
     fn listen(&mut self, listener: Recipient<BusEvent>);
+
+    /// Sets the identity, when the node has read it from the database. Another one than before takes the
+    /// bus [`Down`](BusEvent::Down), for the reason `identity`, and up under the new one; the same one again
+    /// changes nothing.
+    fn identify(&mut self, identity: ClusterIdentity);
 
     /// Subscribes to a channel.
     fn subscribe(&mut self, channel: Channel);

@@ -22,14 +22,19 @@ use std::{
 use actix::Recipient;
 use ahash::RandomState;
 
-use self::{numbers::SentNumbers, receiving::MAX_READ_ROOMS, unverified::Unverified, view::View};
+use self::{
+    numbers::{HeardNumbers, OwnIncarnation, SentNumbers},
+    receiving::MAX_READ_ROOMS,
+    unverified::Unverified,
+    view::View,
+};
 pub(crate) use self::{
     peers::{NodeEvent, Peers, SenderStatus},
     receiving::{NotRead, ReadRooms, RemoteChanges},
     silence::{beat_interval, listen_interval},
 };
 use crate::{
-    bus::{Bus, BusEvent, BusMessage, Channel, Envelope, RoomMessage},
+    bus::{Bus, BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, RoomMessage},
     model::{Cause, ConnectionId, Epoch, Moment, NodeName, Remote, RoomName, UserId, micros},
     store::Committed,
     store::{Row, reader::ReaderHandle},
@@ -42,10 +47,13 @@ const MAX_LINGERING: usize = 10_000;
 
 /// This node's part in the cluster.
 pub(crate) struct Cluster {
-    me: NodeName,
-    incarnation: Epoch,
+    own: OwnIncarnation,
     /// How the other nodes are heard, if they are: a node may have the database for itself.
     bus: Option<Box<dyn Bus>>,
+    /// What this node has in common with those of its database, once that was read.
+    identity: Option<ClusterIdentity>,
+    /// Whether it could not be read the last time, and none is known.
+    unidentified: bool,
     /// Why the bus is down, if it is.
     down: Option<&'static str>,
     pub reader: ReaderHandle,
@@ -53,6 +61,7 @@ pub(crate) struct Cluster {
     pub background: ReaderHandle,
     pub peers: Peers,
     sent: SentNumbers,
+    heard: HeardNumbers,
     views: HashMap<RoomName, View, RandomState>,
     /// Whether every room there is is followed, and whether the bus carries them all.
     everything: bool,
@@ -81,13 +90,15 @@ impl Cluster {
     ) -> Self {
         Self {
             peers: Peers::new(me.clone()),
-            me,
-            incarnation,
+            own: OwnIncarnation::new(me, incarnation),
             bus,
+            identity: None,
+            unidentified: false,
             down: Some("connecting"),
             reader,
             background,
             sent: SentNumbers::default(),
+            heard: HeardNumbers::default(),
             views: HashMap::default(),
             everything: false,
             carries_everything: false,
@@ -104,11 +115,11 @@ impl Cluster {
     }
 
     pub fn me(&self) -> &NodeName {
-        &self.me
+        &self.own.node
     }
 
     pub fn incarnation(&self) -> Epoch {
-        self.incarnation
+        self.own.incarnation()
     }
 
     /// Whether there are other nodes, by the database: one that says that it stops may be back before
@@ -135,14 +146,49 @@ impl Cluster {
         }
     }
 
+    /// Takes what the database says that its nodes have in common. Under another identity than before the
+    /// bus goes down and comes up, so that everything is subscribed to, and read, again.
+    pub fn identify(&mut self, identity: ClusterIdentity) {
+        let Some(bus) = &mut self.bus else { return };
+        if self.identity.as_ref() == Some(&identity) {
+            return;
+        }
+        let channel = identity.channel();
+        if self.identity.is_some() {
+            tracing::warn!(
+                channel,
+                "the database has another identity on the bus: it was restored, or is another one"
+            );
+        } else {
+            tracing::debug!(channel, "the identity of the database on the bus was read");
+        }
+        bus.identify(identity.clone());
+        (self.identity, self.unidentified) = (Some(identity), false);
+    }
+
+    /// Whether the bus waits for what [`identify`](Self::identify) takes.
+    pub fn lacks_identity(&self) -> bool {
+        self.is_shared() && self.identity.is_none()
+    }
+
+    /// The identity could not be read: nothing is heard before it is.
+    pub fn has_no_identity(&mut self) {
+        self.unidentified = self.lacks_identity();
+    }
+
+    /// Whether an envelope is later than all that were heard of its sender's incarnation.
+    pub fn is_new(&mut self, envelope: &Envelope) -> bool {
+        self.heard.note(envelope.incarnation, envelope.number)
+    }
+
     /// Why the bus is down, if it is.
     pub fn down(&self) -> Option<&'static str> {
-        self.down
+        if self.unidentified { Some("no_key") } else { self.down }
     }
 
     /// This node has a new incarnation: its numbers begin anew.
     pub fn register_again(&mut self, incarnation: Epoch) {
-        self.incarnation = incarnation;
+        self.own.begin(incarnation);
         self.sent = SentNumbers::default();
     }
 
@@ -150,14 +196,13 @@ impl Cluster {
     /// published stands, and its numbers go on.
     pub fn continue_as(&mut self, incarnation: Epoch) {
         self.tell(BusMessage::Continued { incarnation });
-        self.incarnation = incarnation;
+        self.own.begin(incarnation);
     }
 
     /// Publishes something. Answers whether the bus took it; what is lost is made up for later.
     pub fn tell(&mut self, message: BusMessage) -> bool {
-        let envelope = Envelope { node: self.me.clone(), incarnation: self.incarnation, message };
         let Some(bus) = self.bus.as_mut().filter(|_| self.down.is_none()) else { return false };
-        bus.publish(&envelope).is_ok()
+        bus.publish(&self.own.envelope(message)).is_ok()
     }
 
     /// Publishes what was committed, room by room.
@@ -180,8 +225,7 @@ impl Cluster {
         from: Option<(Option<UserId>, ConnectionId)>,
         except: Option<ConnectionId>,
     ) -> bool {
-        let (number, content) = (self.sent.next_message(), content);
-        self.tell(BusMessage::Published(RoomMessage { room, number, content, from, except }))
+        self.tell(BusMessage::Published(RoomMessage { room, content, from, except }))
     }
 
     /// Publishes that this node lives, with what it has published since the last beat.

@@ -1,5 +1,5 @@
-//! The numbers by which nodes notice that they have missed something, or received it twice; and which
-//! incarnations of nodes are over.
+//! The numbers by which nodes notice that they have missed something, or that something comes again; and
+//! which incarnations of nodes are over.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -7,8 +7,8 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::{
-    bus::{RoomChanges, RowChange},
-    model::{Epoch, RoomName},
+    bus::{BusMessage, Envelope, RoomChanges, RowChange},
+    model::{Epoch, NodeName, RoomName},
     store::{BatchEntry, Committed},
 };
 
@@ -16,6 +16,37 @@ use crate::{
 const MAX_ROOMS: usize = 65_536;
 /// The largest number of rooms in a heartbeat.
 const MAX_BEAT_ROOMS: usize = 4096;
+
+/// This node as the sender of its envelopes.
+#[derive(Debug)]
+pub(super) struct OwnIncarnation {
+    pub node: NodeName,
+    incarnation: Epoch,
+    /// The number of its last envelope.
+    number: u64,
+}
+
+impl OwnIncarnation {
+    pub fn new(node: NodeName, incarnation: Epoch) -> Self {
+        Self { node, incarnation, number: 0 }
+    }
+
+    /// The node goes on in another incarnation, whose envelopes are counted anew.
+    pub fn begin(&mut self, incarnation: Epoch) {
+        (self.incarnation, self.number) = (incarnation, 0);
+    }
+
+    pub fn incarnation(&self) -> Epoch {
+        self.incarnation
+    }
+
+    /// The next envelope.
+    pub fn envelope(&mut self, message: BusMessage) -> Envelope {
+        self.number += 1;
+        let Self { node, incarnation, number } = self;
+        Envelope { node: node.clone(), incarnation: *incarnation, number: *number, message }
+    }
+}
 
 /// The numbers of what this node publishes, from which others see whether they have missed something.
 #[derive(Debug, Default)]
@@ -26,7 +57,6 @@ pub(super) struct SentNumbers {
     floor: u64,
     /// The rooms of the batches since the last beat.
     since: BTreeMap<RoomName, u64>,
-    messages: u64,
     beats: u64,
     /// Whether something could not be published.
     pub missed: bool,
@@ -90,36 +120,30 @@ impl SentNumbers {
         self.beats += 1;
         (self.beats, std::mem::take(&mut self.since).into_iter().collect())
     }
-
-    /// The number of the next thing that is published to a room.
-    pub fn next_message(&mut self) -> u64 {
-        self.messages += 1;
-        self.messages
-    }
 }
 
-/// How many numbers of a node's messages are remembered. An envelope that arrives twice does so at once: a
-/// node may be subscribed to a room and to all rooms.
-const MAX_RECENT: usize = 32;
+/// For how many incarnations the highest number is remembered: more than live at once.
+const MAX_SENDERS: usize = 4096;
 
-/// The latest numbers of a node's messages, so that one which arrives twice is taken once.
+/// The highest number of an envelope that was heard of each incarnation, those heard last at the end.
 ///
-/// Not a maximum: one wrong number must not silence all that follow.
+/// A maximum is enough: only nodes of this database can number what verifies, and each numbers its envelopes
+/// in the order in which it publishes them.
 #[derive(Debug, Default)]
-pub(super) struct RecentNumbers {
-    /// A ring; 0 is no number.
-    numbers: [u64; MAX_RECENT],
-    next: usize,
-}
+pub(super) struct HeardNumbers(LinkedHashMap<Epoch, u64, RandomState>);
 
-impl RecentNumbers {
-    /// Notes a number. Answers whether it is new.
-    pub fn note(&mut self, number: u64) -> bool {
-        if self.numbers.contains(&number) {
-            return false;
+impl HeardNumbers {
+    /// Notes the number of an envelope. Answers whether it is higher than all before.
+    pub fn note(&mut self, incarnation: Epoch, number: u64) -> bool {
+        if let Some(highest) = self.0.to_back(&incarnation) {
+            let is_new = number > *highest;
+            *highest = number.max(*highest);
+            return is_new;
         }
-        self.numbers[self.next] = number;
-        self.next = (self.next + 1) % MAX_RECENT;
+        self.0.insert(incarnation, number);
+        if self.0.len() > MAX_SENDERS {
+            self.0.pop_front();
+        }
         true
     }
 }
@@ -207,17 +231,40 @@ mod tests {
 
     use super::*;
     use crate::{
-        bus::{BusMessage, Envelope},
-        model::{ConnectionId, Info, NodeName, Presence, PresenceRecord, SessionKey},
+        bus::ClusterIdentity,
+        model::{ConnectionId, Info, Presence, PresenceRecord, SessionKey},
         store::{Batch, Row},
     };
 
     #[test]
-    fn a_number_is_new_once_and_a_huge_one_silences_nothing() {
-        let mut recent = RecentNumbers::default();
-        let notes = [1, 1, 2, u64::MAX, u64::MAX, 3, 2, 3].map(|number| recent.note(number));
-        assert_eq!(notes, [true, false, true, true, false, true, false, false]);
-        assert!((4..100).all(|number| recent.note(number)));
+    fn what_is_not_higher_than_the_highest_number_of_its_incarnation_is_old() {
+        let (mut heard, one, other) = (HeardNumbers::default(), Epoch::new(), Epoch::new());
+        let notes = [1, 1, 3, 2, 3, 9, 4].map(|number| heard.note(one, number));
+        assert_eq!(notes, [true, false, true, false, false, true, false]);
+        assert!(heard.note(other, 1));
+        assert!(!heard.note(one, 9));
+    }
+
+    #[test]
+    fn of_many_incarnations_those_heard_last_are_remembered() {
+        let (mut heard, lives) = (HeardNumbers::default(), Epoch::new());
+        for _ in 0..MAX_SENDERS + 10 {
+            heard.note(lives, 7);
+            heard.note(Epoch::new(), 1);
+        }
+        assert_eq!(heard.0.len(), MAX_SENDERS);
+        assert!(!heard.note(lives, 7));
+    }
+
+    #[test]
+    fn envelopes_are_counted_and_in_another_incarnation_anew() {
+        let mut own = OwnIncarnation::new(NodeName::new("n").unwrap(), Epoch::new());
+        let number = |own: &mut OwnIncarnation| own.envelope(BusMessage::Missed).number;
+        assert_eq!([number(&mut own), number(&mut own)], [1, 2]);
+        let next = Epoch::new();
+        own.begin(next);
+        let first = own.envelope(BusMessage::Missed);
+        assert_eq!((first.incarnation, first.number), (next, 1));
     }
 
     #[test]
@@ -258,9 +305,10 @@ mod tests {
         let batch = Arc::new(Batch { upserts: vec![row], ..Batch::default() });
         let committed = Committed { batch, causes: Vec::new(), refused: Vec::new() };
         let changes = SentNumbers::default().changes(&committed).remove(0);
-        let (node, incarnation) = (NodeName::new("n").unwrap(), Epoch::new());
-        let envelope = Envelope { node, incarnation, message: BusMessage::Changes(changes) };
-        assert!(String::from_utf8(envelope.encode()).unwrap().contains("secret of a tab"));
+        let mut own = OwnIncarnation::new(NodeName::new("n").unwrap(), Epoch::new());
+        let envelope = own.envelope(BusMessage::Changes(changes));
+        let bytes = envelope.encode(&ClusterIdentity::new([1; 32], [2; 16]));
+        assert!(String::from_utf8_lossy(&bytes).contains("secret of a tab"));
         assert!(!format!("{committed:?} {envelope:#?}").contains("secret"));
     }
 }

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{
-    numbers::{KnownIncarnations, RecentNumbers},
-    silence::Silence,
-};
+use super::{numbers::KnownIncarnations, silence::Silence};
 use crate::{
     model::{Cause, Epoch, Moment, NodeName},
     store::NodeRow,
@@ -36,8 +33,6 @@ pub(super) struct Peer {
     /// Whether another node has said that it removed this one's rows, and that it had stopped in order.
     /// The next survey shows whether that is so.
     reaped: Option<bool>,
-    /// The numbers of the last messages that it published.
-    messages: RecentNumbers,
     /// The number of its last beat.
     beat: u64,
     pub silence: Silence,
@@ -55,7 +50,6 @@ impl Peer {
             expired: false,
             missing: 0,
             reaped: None,
-            messages: RecentNumbers::default(),
             beat: 0,
             silence: Silence::default(),
         }
@@ -228,6 +222,11 @@ impl Peers {
         }
     }
 
+    /// Whether the database has shown the node in the incarnation that is known.
+    pub fn is_listed(&self, node: &NodeName) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.listed)
+    }
+
     /// As [`status_of`](Self::status_of), of a node whose row was read.
     pub fn row_status(&mut self, row: &NodeRow) -> SenderStatus {
         let status = self.status_of(&row.node, row.incarnation);
@@ -244,18 +243,13 @@ impl Peers {
         self.incarnations.is_over(incarnation)
     }
 
-    /// Whether a message with this number was not heard before.
-    pub fn is_new_message(&mut self, node: &NodeName, number: u64) -> bool {
-        self.peers.get_mut(node).is_some_and(|peer| peer.messages.note(number))
-    }
-
-    /// A beat was heard. Answers whether its number follows the last one: after any other number
-    /// something was missed, or the number before was wrong.
+    /// A beat was heard. Answers whether its number follows the last one: after any other number a beat was
+    /// missed.
     pub fn beats(&mut self, node: &NodeName, number: u64, now: Moment) -> bool {
         self.is_heard(node, now);
         let Some(peer) = self.peers.get_mut(node) else { return false };
         let last = std::mem::replace(&mut peer.beat, number);
-        number == last || last.checked_add(1) == Some(number)
+        last.checked_add(1) == Some(number)
     }
 
     /// A beat was heard, perhaps of an incarnation that the database has not confirmed yet.

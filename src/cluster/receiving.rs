@@ -122,7 +122,7 @@ impl Cluster {
     }
 
     /// Takes a beat, which has the numbers of the last batches of some rooms. If this node is behind, or has
-    /// missed a beat, it has missed something; if it is ahead, it has heard something untrue.
+    /// missed a beat, it has missed something.
     pub fn beats(
         &mut self,
         node: &NodeName,
@@ -181,8 +181,7 @@ impl Cluster {
             Verdict::Missed => {
                 tracing::debug!(%room, %node, "missed something: the room is read again");
                 metrics::counter!("presence_bus_gaps_total").increment(1);
-                // They are not held back: they were committed before the read begins. Forged ones, which no
-                // commit stands behind, would have the room read again after every read.
+                // They are not held back: they were committed before the read begins.
                 self.read_later(&room);
                 None
             }
@@ -214,14 +213,14 @@ impl Cluster {
         let mut alive = |row: &NodeRow| match self.peers.row_status(row) {
             SenderStatus::Ended => false,
             met => {
-                read.unsure |= met == SenderStatus::Unconfirmed;
+                read.unsure |= met != SenderStatus::Known;
                 true
             }
         };
         let nodes: Arc<[NodeRow]> = found.nodes.into_iter().filter(|row| alive(row)).collect();
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
-            if node == self.me {
+            if node == self.own.node {
                 read.own.insert((row.room, row.record.presence.connection));
             } else if nodes.iter().any(|known| known.node == node) {
                 let room = row.room.clone();

@@ -119,7 +119,7 @@ impl PresenceConfig {
     /// The Redis through which several nodes on one PostgreSQL share their rooms:
     /// `redis://[[user]:password@]host[:port][/number]`. Default none.
     ///
-    /// Systems that use the same Redis need a number each.
+    /// Systems with a database each may use the same Redis.
     #[must_use]
     pub fn redis(self, url: impl Into<String>) -> Self {
         Self { redis: Some(url.into()), ..self }

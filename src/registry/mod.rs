@@ -362,6 +362,8 @@ impl Actor for RoomRegistry {
         self.judge_clock();
         if let Some(cluster) = &mut self.cluster {
             cluster.listen(ctx.address().recipient());
+            // The bus waits for the identity that the database has.
+            self.survey_is_due = cluster.is_shared();
         }
         let now = self.clock.now();
         self.advance_batch(ctx, now);

@@ -9,7 +9,7 @@ use super::{
     sharing::{count_unanswered, query_error},
 };
 use crate::{
-    bus::BusMessage,
+    bus::{BusMessage, ClusterIdentity},
     cluster::{Interest, NodeEvent, beat_interval, cause_of, listen_interval, remote},
     log_limit::LogLimit,
     model::{Cause, Epoch, Moment, NodeName, RemoteChange, RoomName},
@@ -52,14 +52,21 @@ impl RoomRegistry {
         }
         cluster.peers.ask();
         let now = self.clock.now().utc();
-        let nodes = cluster.reader.ask(move |store| store.nodes(now));
-        ctx.spawn(nodes.into_actor(self).map(|nodes, registry, ctx| {
-            let nodes = nodes.map_err(query_error);
-            registry.unanswered.note(&nodes);
-            match nodes {
-                Ok(nodes) => {
+        let is_shared = cluster.is_shared();
+        let asked = cluster.reader.ask(move |store| {
+            // A database that may only be read has nodes, and perhaps no identity.
+            let identity = is_shared.then(|| store.identity());
+            Ok((identity, store.nodes(now)?))
+        });
+        ctx.spawn(asked.into_actor(self).map(|answer, registry, ctx| {
+            let answer = answer.map_err(query_error);
+            registry.unanswered.note(&answer);
+            match answer {
+                Ok((identity, nodes)) => {
+                    let identified = registry.identified(identity);
                     registry.surveyed(&nodes, ctx);
-                    registry.end_survey_after(SURVEY_PAUSE, ctx);
+                    let pause = if identified { SURVEY_PAUSE } else { SURVEY_RETRY_DELAY };
+                    registry.end_survey_after(pause, ctx);
                 }
                 Err(error) => {
                     count_unanswered(&error);
@@ -72,10 +79,38 @@ impl RoomRegistry {
                             "cannot read the node table: no node is declared dead"
                         );
                     }
+                    registry.has_no_identity();
                     registry.end_survey_after(SURVEY_RETRY_DELAY, ctx);
                 }
             }
         }));
+    }
+
+    /// Takes what the database has answered about the identity that its nodes have on the bus; answers
+    /// whether there is one now.
+    fn identified(&mut self, answer: Option<Result<ClusterIdentity, StoreError>>) -> bool {
+        let Some(cluster) = &mut self.cluster else { return true };
+        match answer {
+            Some(Ok(identity)) => cluster.identify(identity),
+            Some(Err(error)) => {
+                static UNREADABLE: LogLimit = LogLimit::new();
+                if let Some(suppressed) = UNREADABLE.pass() {
+                    tracing::warn!(%error, suppressed, "cannot read the key of the bus from the database");
+                }
+                self.has_no_identity();
+                return false;
+            }
+            None => {}
+        }
+        true
+    }
+
+    /// The identity could not be read, and is asked for again soon unless an earlier one is known.
+    fn has_no_identity(&mut self) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.has_no_identity();
+            self.survey_is_due |= cluster.lacks_identity();
+        }
     }
 
     fn end_survey_after(&mut self, pause: Duration, ctx: &mut Context<Self>) {

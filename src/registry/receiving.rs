@@ -4,7 +4,7 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::{BusEvent, BusMessage, Envelope, RoomMessage},
+    bus::{BusEvent, BusMessage, Envelope, InvalidEnvelope, RoomMessage},
     cluster::{NodeEvent, RemoteChanges, SenderStatus},
     log_limit::LogLimit,
     messages::Kick,
@@ -23,18 +23,28 @@ impl Handler<BusEvent> for RoomRegistry {
         let Some(cluster) = &mut self.cluster else { return };
         match msg {
             BusEvent::Up => {
-                tracing::info!("the bus is up");
+                tracing::debug!("the bus is up");
                 cluster.up(now);
                 // Nodes that start need not wait for one another's next beat.
                 cluster.beat();
                 self.survey_is_due = true;
             }
             BusEvent::Down(why) => {
-                tracing::warn!(why, "the bus is down: not receiving from other nodes");
+                tracing::debug!(why, "the bus is down");
                 cluster.is_down(why);
             }
             BusEvent::Subscribed(channel) => cluster.subscribed(&channel),
             BusEvent::Received(envelope) => self.receive(envelope, now),
+            BusEvent::Unreadable(InvalidEnvelope::Unverified) => {
+                static UNVERIFIED: LogLimit = LogLimit::new();
+                metrics::counter!("presence_bus_unverified_total").increment(1);
+                if let Some(suppressed) = UNVERIFIED.pass() {
+                    tracing::warn!(
+                        suppressed,
+                        "dropped what no node of this database has published on the bus: is Redis private?"
+                    );
+                }
+            }
             BusEvent::Unreadable(error) => {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 metrics::counter!("presence_bus_unreadable_total").increment(1);
@@ -55,10 +65,14 @@ impl Handler<BusEvent> for RoomRegistry {
 impl RoomRegistry {
     fn receive(&mut self, envelope: Envelope, now: Moment) {
         let Some(cluster) = &mut self.cluster else { return };
-        let Envelope { node, incarnation, message } = envelope;
-        if node == *cluster.me() {
+        if envelope.node == *cluster.me() {
             return;
         }
+        if !cluster.is_new(&envelope) {
+            metrics::counter!("presence_bus_repeated_total").increment(1);
+            return;
+        }
+        let Envelope { node, incarnation, message, .. } = envelope;
         // Envelopes contain session keys, which must not be logged.
         tracing::trace!(me = %cluster.me(), %node, %incarnation, kind = kind_of(&message), "received");
         match cluster.peers.status_of(&node, incarnation) {
@@ -70,7 +84,14 @@ impl RoomRegistry {
                 self.survey_is_due = true;
                 return;
             }
-            SenderStatus::New | SenderStatus::Known => {}
+            // The database will say whether there is such a node.
+            SenderStatus::New => self.survey_is_due = true,
+            SenderStatus::Known => {}
+        }
+        if is_irrevocable(&message) && !cluster.peers.is_listed(&node) {
+            // It may be of a node that there was: somebody has kept it, and this node has not heard that one.
+            self.survey_is_due = true;
+            return;
         }
         match message {
             BusMessage::Changes(changes) => {
@@ -78,11 +99,7 @@ impl RoomRegistry {
                     self.apply_remote(changes, now);
                 }
             }
-            BusMessage::Published(said) => {
-                if cluster.peers.is_new_message(&node, said.number) {
-                    self.deliver_remote(said, now);
-                }
-            }
+            BusMessage::Published(said) => self.deliver_remote(said, now),
             BusMessage::Heartbeat { number, rooms } => {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
@@ -122,7 +139,7 @@ impl RoomRegistry {
 
     /// Passes on to the members here what was published on another node.
     fn deliver_remote(&mut self, said: RoomMessage, now: Moment) {
-        let RoomMessage { room, content, from, except, .. } = said;
+        let RoomMessage { room, content, from, except } = said;
         let from = from.map(|(id, connection)| Sender { id, connection });
         // It may have overtaken the join of its sender; then there is nothing to wait for.
         let known = |from: &Sender| self.rooms.presence(&room, from.connection);
@@ -217,6 +234,11 @@ impl RoomRegistry {
         }
         self.tell_observers(diff, node.clone(), ours);
     }
+}
+
+/// Whether nothing in the database can correct what a message does.
+fn is_irrevocable(message: &BusMessage) -> bool {
+    matches!(message, BusMessage::Published(_) | BusMessage::Close { .. } | BusMessage::Kick(_))
 }
 
 fn kind_of(told: &BusMessage) -> &'static str {

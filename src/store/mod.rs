@@ -45,6 +45,7 @@ pub use self::{
 };
 pub use crate::model::PresenceRecord;
 use crate::{
+    bus::ClusterIdentity,
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
 };
@@ -158,9 +159,14 @@ pub trait Store: Send {
 /// - Leases are judged by the database's clock, which is that of [`time`](Self::time).
 /// - Nodes that write the same rooms never deadlock: all of them write in one order.
 /// - Every query uses an index.
+/// - All stores on a database have one identity, and stores on two databases have two: also where one
+///   was read from a dump of the other, if that can be told.
 pub trait SharedStore: Store {
     /// The time by the database's clock, at the moment of the call. The nodes correct their clocks by it.
     fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>>;
+
+    /// What the nodes of this database have in common on the bus. Whoever comes first makes it.
+    fn identity(&mut self) -> Result<ClusterIdentity>;
 
     /// The rows of some rooms, and all nodes, in one snapshot.
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows>;

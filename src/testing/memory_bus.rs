@@ -1,27 +1,26 @@
 //! A bus inside one process, whose connections a test can cut, delay and garble.
 
+mod hub;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use actix::prelude::*;
-use tokio::{sync::Notify, time::Instant};
 
+use self::hub::{End, Hub, Next, PublishedEvent};
 use super::bus_contract::BusFixture;
-use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
-
-/// The largest number of envelopes of one end that wait while the hub is stalled.
-const MAX_STALLED: usize = 8_192;
-
-/// The largest number of events queued for one end.
-const MAX_QUEUE: usize = 65_536;
+use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, NotSent};
+#[cfg(test)]
+use crate::model::Epoch;
 
 /// What the ends of a [`MemoryBus`] are connected to. A clone is the same hub.
 ///
-/// It behaves like Redis: a node receives its own envelopes, and an envelope twice if it has subscribed to
-/// the room and to all rooms. What is published is encoded and decoded. It has no threads and no
+/// It behaves like Redis: a node receives its own envelopes, and hears those ends only that have its identity.
+/// An envelope comes twice if it has subscribed to the room and to all rooms, which Redis' does not. What is
+/// published is encoded and decoded. It has no threads and no
 /// randomness: in a runtime of one thread, also with a paused clock, everything happens in the same order
 /// each time.
 ///
@@ -53,52 +52,6 @@ pub struct MemoryConnection {
     end: u64,
 }
 
-#[derive(Debug, Default)]
-struct Hub {
-    ends: BTreeMap<u64, End>,
-    links: HashMap<(u64, u64), HubLink>,
-    last_end: u64,
-    /// Counts the events, so that those of the same moment stay in order.
-    last_event: u64,
-    stalled: bool,
-    waiting: VecDeque<(u64, PublishedEvent)>,
-}
-
-/// From one end to another.
-#[derive(Debug, Default)]
-struct HubLink {
-    delay: Duration,
-    /// When the last envelope arrives; no later one arrives before it.
-    last: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct End {
-    listens: bool,
-    cut: bool,
-    held: bool,
-    lose: usize,
-    duplicate: usize,
-    subscriptions: HashSet<Channel>,
-    /// The queued events by the time at which they arrive.
-    queue: BTreeMap<(Instant, u64), BusEvent>,
-    changed: Arc<Notify>,
-}
-
-#[derive(Clone, Debug)]
-struct PublishedEvent {
-    channel: Channel,
-    event: BusEvent,
-}
-
-/// The next step of the task of an end.
-enum Next {
-    Deliver(BusEvent),
-    WaitUntil(Instant),
-    Wait,
-    End,
-}
-
 impl MemoryHub {
     /// Creates a hub without ends.
     #[must_use]
@@ -116,12 +69,18 @@ impl MemoryHub {
         MemoryBus(MemoryConnection { hub: self.clone(), end })
     }
 
-    /// Publishes bytes that no node has encoded: what is not an [`Envelope`] is received as
-    /// [`BusEvent::Unreadable`].
+    /// Publishes bytes to all ends with subscriptions to this channel: what is not an [`Envelope`] by their
+    /// identity is received as [`BusEvent::Unreadable`].
     pub fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-        let event = Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received);
+        let (channel, bytes) = (channel.clone(), bytes.into());
         // No end has the number 0.
-        self.lock().publish(0, PublishedEvent { channel: channel.clone(), event });
+        self.lock().publish(0, PublishedEvent { channel, identity: None, bytes });
+    }
+
+    /// The number of the next envelope of an incarnation.
+    #[cfg(test)]
+    pub(crate) fn next_number(&self, incarnation: Epoch) -> u64 {
+        self.lock().numbers.get(&incarnation).map_or(1, |last| last + 1)
     }
 
     /// Delivers nothing any more, which the ends do not notice: up to 8,192 envelopes of each end wait.
@@ -159,7 +118,7 @@ impl BusFixture for MemoryHub {
         Box::new(self.bus())
     }
 
-    async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
+    async fn publish_bytes(&self, _: &ClusterIdentity, channel: &Channel, bytes: &[u8]) {
         self.publish_bytes(channel, bytes);
     }
 
@@ -241,10 +200,17 @@ impl Bus for MemoryBus {
     fn listen(&mut self, listener: Recipient<BusEvent>) {
         self.0.change(|hub, end| {
             hub.with(end, |end| end.listens = true);
-            let cut = hub.ends.get(&end).is_some_and(|end| end.cut);
-            hub.queue(end, if cut { BusEvent::Down("cut") } else { BusEvent::Up }, None);
+            match hub.ends.get(&end) {
+                Some(End { cut: true, .. }) => hub.queue(end, BusEvent::Down("cut"), None),
+                Some(End { identity: Some(_), .. }) => hub.queue(end, BusEvent::Up, None),
+                _ => {}
+            }
         });
         tokio::spawn(deliver_all(self.connection(), listener));
+    }
+
+    fn identify(&mut self, identity: ClusterIdentity) {
+        self.0.change(|hub, end| hub.identify(end, identity));
     }
 
     fn subscribe(&mut self, channel: Channel) {
@@ -260,9 +226,7 @@ impl Bus for MemoryBus {
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
-        let event = Envelope::decode(&envelope.encode())
-            .map_or_else(BusEvent::Unreadable, BusEvent::Received);
-        self.0.hub.lock().take(self.0.end, PublishedEvent { channel: envelope.channel(), event })
+        self.0.hub.lock().take(self.0.end, envelope)
     }
 }
 
@@ -272,110 +236,6 @@ impl Drop for MemoryBus {
         if let Some(end) = end {
             end.wake();
         }
-    }
-}
-
-impl Hub {
-    fn with(&mut self, end: u64, change: impl FnOnce(&mut End)) {
-        self.ends.get_mut(&end).map(change);
-    }
-
-    fn cut(&mut self, end: u64, why: &'static str) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| !end.cut) else { return };
-        state.cut = true;
-        state.subscriptions.clear();
-        state.queue.clear();
-        self.waiting.retain(|(from, _)| *from != end);
-        self.queue(end, BusEvent::Down(why), None);
-    }
-
-    fn heal(&mut self, end: u64) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| end.cut) else { return };
-        state.cut = false;
-        self.queue(end, BusEvent::Up, None);
-    }
-
-    fn subscribe(&mut self, end: u64, channel: Channel) {
-        let Some(state) = self.ends.get_mut(&end).filter(|end| end.connected()) else { return };
-        state.subscriptions.insert(channel.clone());
-        self.queue(end, BusEvent::Subscribed(channel), None);
-    }
-
-    /// Accepts an envelope of an end.
-    fn take(&mut self, from: u64, published: PublishedEvent) -> Result<(), NotSent> {
-        let state = self.ends.get_mut(&from).filter(|end| end.connected()).ok_or(NotSent)?;
-        if self.stalled && self.waiting.iter().filter(|w| w.0 == from).count() >= MAX_STALLED {
-            return Err(NotSent);
-        }
-        if state.lose > 0 {
-            state.lose -= 1;
-            return Ok(());
-        }
-        if state.duplicate > 0 {
-            state.duplicate -= 1;
-            self.publish(from, published.clone());
-        }
-        self.publish(from, published);
-        Ok(())
-    }
-
-    fn publish(&mut self, from: u64, published: PublishedEvent) {
-        if self.stalled {
-            return self.waiting.push_back((from, published));
-        }
-        let receivers: Vec<(u64, usize)> =
-            self.ends.iter().map(|(id, end)| (*id, end.matching(&published.channel))).collect();
-        for (end, times) in receivers {
-            for _ in 0..times {
-                self.queue(end, published.event.clone(), Some(from));
-            }
-        }
-    }
-
-    /// Queues an event for an end, perhaps from another end.
-    fn queue(&mut self, to: u64, event: BusEvent, from: Option<u64>) {
-        let now = Instant::now();
-        let due = from.and_then(|from| self.links.get_mut(&(from, to))).map_or(now, |link| {
-            let due = (now + link.delay).max(link.last.unwrap_or(now));
-            *link.last.insert(due)
-        });
-        self.last_event += 1;
-        let Some(end) = self.ends.get_mut(&to).filter(|end| end.listens) else { return };
-        let overrun = end.queue.len() >= MAX_QUEUE;
-        end.queue.insert((due, self.last_event), event);
-        end.wake();
-        if overrun {
-            self.cut(to, "overrun");
-            self.heal(to);
-        }
-    }
-
-    fn next(&mut self, end: u64) -> Next {
-        let stalled = self.stalled;
-        let Some(end) = self.ends.get_mut(&end) else { return Next::End };
-        let Some(first) = end.queue.first_entry() else { return Next::Wait };
-        if (stalled || end.held) && !matches!(first.get(), BusEvent::Up | BusEvent::Down(_)) {
-            return Next::Wait;
-        }
-        let (due, _) = *first.key();
-        if due > Instant::now() { Next::WaitUntil(due) } else { Next::Deliver(first.remove()) }
-    }
-}
-
-impl End {
-    fn connected(&self) -> bool {
-        self.listens && !self.cut
-    }
-
-    /// The number of its subscriptions that match a channel.
-    fn matching(&self, channel: &Channel) -> usize {
-        let among_rooms =
-            matches!(channel, Channel::Room(_)) && self.subscriptions.contains(&Channel::Rooms);
-        usize::from(self.subscriptions.contains(channel)) + usize::from(among_rooms)
-    }
-
-    fn wake(&self) {
-        self.changed.notify_one();
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bus through a real Redis: what a bus has to do, and what Redis may do to it.
 
+mod rights;
 #[path = "../common/redis.rs"]
 mod server;
 
@@ -11,7 +12,10 @@ use std::{
 use actix::prelude::*;
 use actix_presence::{
     Content, Epoch, NodeName, RoomName,
-    bus::{Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RedisBus, RoomMessage},
+    bus::{
+        Bus, BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, NotSent, RedisBus,
+        RoomMessage,
+    },
     bus_contract,
     testing::{Probe, Seen, bus_contract::BusFixture},
 };
@@ -27,12 +31,8 @@ impl BusFixture for Redis {
         Box::new(RedisBus::new(&self.url()).unwrap())
     }
 
-    async fn publish_bytes(&self, channel: &Channel, bytes: &[u8]) {
-        let name = match channel {
-            Channel::Nodes => "presence:nodes".to_owned(),
-            Channel::Room(room) => format!("presence:room:{room}"),
-            Channel::Rooms => unreachable!("nothing is published to it"),
-        };
+    async fn publish_bytes(&self, identity: &ClusterIdentity, channel: &Channel, bytes: &[u8]) {
+        let name = format!("presence:{}:{}", identity.channel(), channel.name());
         self.bulk(&[b"PUBLISH", name.as_bytes(), bytes]);
     }
 
@@ -52,6 +52,16 @@ impl BusFixture for Redis {
 
 bus_contract!(contract, Redis::start);
 
+/// The identity of the nodes here.
+fn identity() -> ClusterIdentity {
+    ClusterIdentity::new([1; 32], [0xab; 16])
+}
+
+/// The name of a channel in Redis.
+fn name(channel: &Channel) -> String {
+    format!("presence:{}:{}", "ab".repeat(16), channel.name())
+}
+
 struct Node {
     bus: RedisBus,
     seen: RefCell<Seen<BusEvent>>,
@@ -66,6 +76,7 @@ impl Node {
     fn with(mut bus: RedisBus) -> Self {
         let (listener, seen) = Probe::new();
         bus.listen(listener.recipient());
+        bus.identify(identity());
         Self { bus, seen: RefCell::new(seen), said: 0 }
     }
 
@@ -88,9 +99,26 @@ impl Node {
         }
     }
 
+    /// Waits until it is up; the reasons why it was not may change.
     async fn up(&self) {
-        let told = self.next().await;
-        assert!(matches!(told, BusEvent::Up), "{told:?}");
+        loop {
+            match self.next().await {
+                BusEvent::Up => break,
+                BusEvent::Down(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Waits until it is down for this reason, and is not up meanwhile.
+    async fn down_for(&self, reason: &str) {
+        loop {
+            match self.next().await {
+                BusEvent::Down(why) if why == reason => break,
+                BusEvent::Down(_) | BusEvent::Received(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     async fn down(&self) -> &'static str {
@@ -107,20 +135,24 @@ impl Node {
     }
 
     fn say(&mut self, text: &str) -> Result<u64, NotSent> {
+        let envelope = self.envelope(text);
+        self.bus.publish(&envelope)?;
+        self.said = envelope.number;
+        Ok(self.said)
+    }
+
+    /// The envelope that it would publish next.
+    fn envelope(&self, text: &str) -> Envelope {
         let (number, content) = (self.said + 1, Content::Text(text.to_owned().into()));
         let room = RoomName::new("lobby").unwrap();
-        let said = RoomMessage { room, number, content, from: None, except: None };
+        let said = RoomMessage { room, content, from: None, except: None };
         let (node, incarnation) = (NodeName::new("n").unwrap(), Epoch::new());
-        self.bus.publish(&Envelope { node, incarnation, message: BusMessage::Published(said) })?;
-        self.said = number;
-        Ok(number)
+        Envelope { node, incarnation, number, message: BusMessage::Published(said) }
     }
 
     async fn heard(&self) -> u64 {
         match self.next().await {
-            BusEvent::Received(Envelope { message: BusMessage::Published(said), .. }) => {
-                said.number
-            }
+            BusEvent::Received(envelope) => envelope.number,
             other => panic!("{other:?}"),
         }
     }
@@ -247,8 +279,9 @@ async fn what_is_sent_last_goes_out_and_nothing_stays_behind() {
     for number in 1..=5_000 {
         assert_eq!(hearer.heard().await, number);
     }
-    let subscribers = || redis.command("PUBSUB NUMSUB presence:room:lobby");
-    until("its connections are gone", || subscribers() == "presence:room:lobby 1").await;
+    let channel = name(&lobby());
+    let subscribers = || redis.command(&format!("PUBSUB NUMSUB {channel}"));
+    until("its connections are gone", || subscribers() == format!("{channel} 1")).await;
 }
 
 #[actix::test]
@@ -271,13 +304,15 @@ async fn who_has_stopped_listening_is_connected_no_more() {
     let mut bus = RedisBus::new(&redis.url()).unwrap();
     let done = Done.start();
     bus.listen(done.clone().recipient());
+    bus.identify(identity());
     until("it has stopped", || {
         bus.subscribe(lobby());
         !done.connected()
     })
     .await;
-    let subscribers = || redis.command("PUBSUB NUMSUB presence:room:lobby");
-    until("its connections are gone", || subscribers() == "presence:room:lobby 0").await;
+    let channel = name(&lobby());
+    let subscribers = || redis.command(&format!("PUBSUB NUMSUB {channel}"));
+    until("its connections are gone", || subscribers() == format!("{channel} 0")).await;
 }
 
 #[actix::test]
@@ -304,6 +339,7 @@ async fn a_listener_that_is_slow_is_no_redis_that_hangs() {
     let (sender, mut seen) = mpsc::unbounded_channel();
     let mut bus = RedisBus::new(&redis.url()).unwrap();
     bus.listen(Slow(sender, Duration::from_secs(12)).start().recipient());
+    bus.identify(identity());
     assert!(matches!(seen.recv().await, Some(BusEvent::Up)));
     bus.subscribe(lobby());
     assert!(matches!(seen.recv().await, Some(BusEvent::Subscribed(_))));
@@ -355,7 +391,7 @@ async fn all_rooms_and_a_room_with_the_name_of_their_pattern_are_two_things() {
     node.bus.unsubscribe(Channel::Rooms);
     // Asked for after it, and answered after it.
     node.subscribe(Channel::Nodes).await;
-    redis.bulk(&[b"PUBLISH", b"presence:room:*", b"?"]);
+    redis.bulk(&[b"PUBLISH", name(&star).as_bytes(), b"?"]);
     assert!(matches!(node.next().await, BusEvent::Unreadable(_)));
     node.works().await;
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::{
-    io::{self, BufRead, BufReader, ErrorKind, Write},
+    io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -81,13 +81,28 @@ impl Redis {
 
     /// As [`command`](Self::command), with a password.
     pub fn command_with(&self, password: &str, line: &str) -> String {
-        let commands = [vec![b"AUTH".as_slice(), password.as_bytes()], words(line)];
-        self.ask(&commands).unwrap_or_else(|error| panic!("redis does not answer: {error}"))
+        let answer = self.try_command_with(password, line);
+        answer.unwrap_or_else(|error| panic!("redis does not answer: {error}"))
+    }
+
+    /// As [`command_with`](Self::command_with), where it may refuse the connection.
+    pub fn try_command_with(&self, password: &str, line: &str) -> io::Result<String> {
+        self.ask(&[vec![b"AUTH".as_slice(), password.as_bytes()], words(line)])
     }
 
     /// Sends it a command of arbitrary bytes, and gives the answer.
     pub fn bulk(&self, words: &[&[u8]]) -> String {
         self.ask(&[words.to_vec()]).unwrap_or_else(|error| panic!("redis does not answer: {error}"))
+    }
+
+    /// What is published to a channel from now on.
+    pub fn listen_to(&self, channel: &str) -> Published {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(MOST_WAIT)).unwrap();
+        stream.write_all(format!("SUBSCRIBE {channel}\r\n").as_bytes()).unwrap();
+        let mut published = Published(BufReader::new(stream));
+        assert_eq!(published.message().first().map(Vec::as_slice), Some(b"subscribe".as_slice()));
+        published
     }
 
     /// Sends commands, and gives the last answer.
@@ -149,6 +164,36 @@ impl Redis {
         let sent =
             Command::new("kill").args([format!("-{signal}"), server.id().to_string()]).status();
         assert!(sent.unwrap().success());
+    }
+}
+
+/// A connection that has subscribed to a channel.
+pub struct Published(BufReader<TcpStream>);
+
+impl Published {
+    /// The content of the next thing that is published.
+    pub fn next(&mut self) -> Vec<u8> {
+        self.message().pop().unwrap()
+    }
+
+    /// The parts of the next message of Redis; numbers as they are written.
+    fn message(&mut self) -> Vec<Vec<u8>> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let parts: usize = line.trim_end().strip_prefix('*').unwrap().parse().unwrap();
+        (0..parts)
+            .map(|_| {
+                let mut line = String::new();
+                self.0.read_line(&mut line).unwrap();
+                let Some(length) = line.trim_end().strip_prefix('$') else {
+                    return line.trim_end().into();
+                };
+                let mut part = vec![0; length.parse::<usize>().unwrap() + 2];
+                self.0.read_exact(&mut part).unwrap();
+                part.truncate(part.len() - 2);
+                part
+            })
+            .collect()
     }
 }
 

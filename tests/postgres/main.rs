@@ -7,6 +7,7 @@ mod clock;
 mod contract;
 mod database;
 mod hanging;
+mod identity;
 mod plans;
 mod pooler;
 mod trouble;

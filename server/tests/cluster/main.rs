@@ -22,5 +22,6 @@ mod speaking;
 mod starting;
 mod storm;
 mod trouble;
+mod trust;
 mod unanswered;
 mod unheard;

@@ -1,29 +1,18 @@
-//! Nodes that share a database and do not hear each other, and a bus on which something is said that no
-//! node has said.
+//! Nodes that share a database and do not hear each other.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
-use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query, sql_types::Text};
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Server, Ws, until, until_within},
-    nodes::{Cluster, listed, meet, node},
+    harness::{Server, Ws, until_within},
+    nodes::{Cluster, meet, node},
     redis::Redis,
 };
 
 const LEASE: [&str; 2] = ["--lease", "3s"];
 /// A lease, and as much again twice for a machine that others use, too.
 const WITHIN: Duration = Duration::from_secs(9);
-
-#[derive(QueryableByName)]
-struct Incarnation {
-    #[diesel(sql_type = Text)]
-    incarnation: String,
-}
 
 /// Waits until a node names exactly these as not heard, and is ready all the same.
 async fn does_not_hear(node: &Server, names: &[&str]) {
@@ -59,32 +48,6 @@ async fn sees(node: &Server, wanted: &[&str]) {
 
 async fn enter(node: &Server, user: &str) -> Ws {
     node.ws(&format!("/ws/lobby?user={user}&presence=none")).await
-}
-
-/// Publishes something in the name of the node `a`.
-fn forge(cluster: &Cluster, channel: &str, told: &Value) {
-    let mut conn = PgConnection::establish(&cluster.database).unwrap();
-    let row: Incarnation =
-        sql_query("SELECT incarnation FROM nodes WHERE id = 'a'").get_result(&mut conn).unwrap();
-    let envelope = json!({"v": 1, "node": "a", "incarnation": row.incarnation, "told": told});
-    let envelope = envelope.to_string();
-    let heard = cluster.redis.bulk(&[b"PUBLISH", channel.as_bytes(), envelope.as_bytes()]);
-    assert_ne!(heard, "0", "nobody is subscribed to {channel}");
-}
-
-/// What `a` is said to have told of the lobby.
-fn forge_changes(cluster: &Cluster, number: u64, changes: &Value) {
-    let changes = json!({"room": "lobby", "number": number, "previous": 0, "changes": changes});
-    forge(cluster, "presence:room:lobby", &json!({"changes": changes}));
-}
-
-/// Of a huge number each time.
-fn forge_said(cluster: &Cluster, text: &str) {
-    static NUMBER: AtomicU64 = AtomicU64::new(u64::MAX);
-    let number = NUMBER.fetch_sub(1, Ordering::Relaxed);
-    let content = json!({"json": text});
-    let said = json!({"room": "lobby", "number": number, "content": content, "from": null, "except": null});
-    forge(cluster, "presence:room:lobby", &json!({"said": said}));
 }
 
 #[tokio::test]
@@ -131,54 +94,4 @@ async fn a_node_that_is_heard_again_is_named_no_longer() {
     does_not_hear(&a, &[]).await;
     elsewhere.stop();
     does_not_hear(&b, &[]).await;
-}
-
-#[tokio::test]
-async fn what_nobody_has_said_does_not_last_for_a_lease() {
-    let cluster = Cluster::new(&LEASE);
-    let [a, b] = cluster.nodes(["a", "b"]).await;
-    let witness = "witness";
-    let mut listener = b.ws("/ws/lobby?user=witness&presence=diff").await;
-    let mut ada = enter(&a, "ada").await;
-    sees(&b, &["ada", witness]).await;
-    let ada_is = listed(&b, "ada", |_| true).await["channel_name"].clone();
-
-    let ghost =
-        json!({"connection": "0".repeat(32), "user": "ghost", "joined_at": 0, "last_seen": 0});
-    forge_changes(&cluster, u64::MAX, &json!([{"here": ghost}]));
-    listener.until(|frame| frame.to_string().contains("ghost")).await;
-    sees(&b, &["ada", witness]).await;
-
-    forge_changes(
-        &cluster,
-        u64::MAX - 1,
-        &json!([{"gone": {"connection": ada_is, "cause": "left"}}]),
-    );
-    forge_said(&cluster, "after the leave");
-    listener.until(|frame| frame["payload"] == "after the leave").await;
-    sees(&b, &["ada", witness]).await;
-
-    // The node that is said to be dead is heard all the time, also after what bears a huge number.
-    let incarnation = {
-        let mut conn = PgConnection::establish(&cluster.database).unwrap();
-        let row = sql_query("SELECT incarnation FROM nodes WHERE id = 'a'");
-        row.get_result::<Incarnation>(&mut conn).unwrap().incarnation
-    };
-    let buried = json!({"node": "a", "incarnation": incarnation, "leaving": false});
-    forge(&cluster, "presence:nodes", &json!({"buried": buried}));
-    forge_said(&cluster, "forged");
-    forge(&cluster, "presence:nodes", &json!({"beat": {"number": u64::MAX, "rooms": []}}));
-    listener.until(|frame| frame["payload"] == "forged").await;
-    ada.message("still here").await;
-    listener
-        .until(|frame| {
-            assert_eq!(frame["payload"]["leaves"].as_array().map_or(0, Vec::len), 0, "{frame}");
-            frame["payload"] == "still here"
-        })
-        .await;
-    ada.close(Some(1000)).await;
-    sees(&b, &[witness]).await;
-    for node in [&a, &b] {
-        until("ready", async || (node.get("/readyz").await.status == 200).then_some(())).await;
-    }
 }

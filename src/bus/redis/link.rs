@@ -9,13 +9,18 @@ use std::{
 use futures_util::StreamExt;
 use metrics::counter;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, Msg, RedisError, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, Msg, ProtocolVersion, RedisConnectionInfo,
+    RedisError, Value,
     aio::{MultiplexedConnection, PubSub, PubSubSink, PubSubStream},
 };
 use rustls::crypto::CryptoProvider;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::queues::{Inbox, Outbox, Outgoing, Overrun};
+use super::{
+    failure::Failure,
+    names::ChannelNames,
+    queues::{Inbox, Outbox, Outgoing, Overrun},
+};
 use crate::bus::Channel;
 
 /// How long connecting may take.
@@ -30,89 +35,99 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sending may take a second longer for each of these many bytes.
 const BYTES_PER_SECOND: usize = 1024 * 1024;
 
+/// Where Redis is, and as whom to log in.
+#[derive(Clone)]
+pub(super) struct Server {
+    /// Logs in by itself.
+    client: Client,
+    /// Does not.
+    bare: Client,
+    /// The arguments of `AUTH`, if it is needed.
+    login: Vec<String>,
+}
+
+impl Server {
+    /// The server of a URL, and the number of the database in it. Nothing is stored in a database, so none is
+    /// selected: that would be one more right to have.
+    pub fn new(url: &str) -> Result<(Self, i64), RedisError> {
+        let info = Client::open(url)?.get_connection_info().clone();
+        let settings = info.redis_settings();
+        let (number, username) = (settings.db(), settings.username());
+        let password = settings.password();
+        let login = password.map(|password| username.into_iter().chain([password]));
+        let login = login.into_iter().flatten().map(str::to_owned).collect();
+        let without_number = settings.clone().set_db(0).set_protocol(ProtocolVersion::RESP2);
+        let client = Client::open(info.clone().set_redis_settings(without_number))?;
+        let nobody = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let bare = Client::open(info.set_redis_settings(nobody))?;
+        Ok((Self { client, bare, login }, number))
+    }
+
+    pub fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+}
+
 /// Two connections that have answered.
 pub(super) struct Connections {
     publish: MultiplexedConnection,
     receive: PubSub,
 }
 
-/// Connects; the error is a reason in one word.
-pub(super) async fn connect(client: &Client) -> Result<Connections, &'static str> {
-    let connect = async {
-        // The timeouts are those of this file.
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let mut publish = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut receive = client.get_async_pubsub().await?;
-        // A Redis that hangs accepts connections, too, so an answer is required.
-        redis::cmd("PING").exec_async(&mut publish).await?;
+/// Connects.
+pub(super) async fn connect(server: &Server) -> Result<Connections, Failure> {
+    let publish = within(connect_to_publish(server), "unreachable").await??;
+    let receive = async {
+        let mut receive = server.client.get_async_pubsub().await?;
         receive.ping::<Value>().await?;
-        Ok(Connections { publish, receive })
+        Ok(receive)
     };
-    match timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(connected) => connected.map_err(|error: RedisError| {
-            // Not text of the server, and the only place where errors of certificates show.
-            if error.is_io_error() {
-                tracing::debug!(%error, "not connected to the bus: {error}");
-            }
-            reason(&error, "unreachable")
-        }),
-        Err(_) => Err("timeout"),
+    Ok(Connections { publish, receive: within(receive, "unreachable").await? })
+}
+
+/// The client would log in by itself, and not tell a wrong password from any other refusal. A Redis that
+/// hangs accepts connections, too, so an answer is required.
+async fn connect_to_publish(
+    server: &Server,
+) -> Result<Result<MultiplexedConnection, Failure>, RedisError> {
+    // The timeouts are those of this file.
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let mut publish = server.bare.get_multiplexed_async_connection_with_config(&config).await?;
+    let answer = redis::cmd("PING").exec_async(&mut publish).await;
+    if let Err(error) = answer {
+        // It wants to know first who asks.
+        if error.code() != Some("NOAUTH") || server.login.is_empty() {
+            return Err(error);
+        }
+    }
+    if !server.login.is_empty() {
+        let login = redis::cmd("AUTH").arg(&server.login).exec_async(&mut publish).await;
+        if let Err(error) = login {
+            return Ok(Err(Failure::of_login(error)));
+        }
+        redis::cmd("PING").exec_async(&mut publish).await?;
+    }
+    Ok(Ok(publish))
+}
+
+/// Waits for Redis as long as connecting may take.
+async fn within<T>(
+    work: impl Future<Output = Result<T, RedisError>>,
+    otherwise: &'static str,
+) -> Result<T, Failure> {
+    match timeout(CONNECT_TIMEOUT, work).await {
+        Ok(done) => done.map_err(|error| Failure::of(error, otherwise)),
+        Err(_) => Err("timeout".into()),
     }
 }
 
 /// Installs a `CryptoProvider` for TLS unless the process has one: rustls would panic without.
-pub(super) fn provide_encryption(client: &Client) {
-    let tls = matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+pub(super) fn provide_encryption(server: &Server) {
+    let tls = matches!(server.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
     if tls && CryptoProvider::get_default().is_none() {
         // Another thread may have installed one just now.
         let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-}
-
-/// The reason in one word. The text of the error may contain a password.
-fn reason(error: &RedisError, otherwise: &'static str) -> &'static str {
-    let denied = [Some("NOAUTH"), Some("WRONGPASS"), Some("NOPERM")];
-    if error.kind() == ErrorKind::AuthenticationFailed || denied.contains(&error.code()) {
-        "denied"
-    } else if error.is_connection_refusal() {
-        "refused"
-    } else if error.is_timeout() {
-        "timeout"
-    } else if error.is_io_error() {
-        otherwise
-    } else {
-        "error"
-    }
-}
-
-/// The names of channels in Redis.
-#[derive(Clone, Debug)]
-pub(super) struct ChannelNames {
-    prefix: String,
-    /// The prefix, escaped for a pattern.
-    escaped: String,
-}
-
-impl ChannelNames {
-    pub fn new(prefix: &str) -> Self {
-        let mut escaped = String::new();
-        for character in prefix.chars() {
-            if matches!(character, '*' | '?' | '[' | ']' | '\\' | '^' | '-') {
-                escaped.push('\\');
-            }
-            escaped.push(character);
-        }
-        Self { prefix: prefix.to_owned(), escaped }
-    }
-
-    /// The name of a channel; for [`Channel::Rooms`] the pattern that all rooms match.
-    pub fn of(&self, channel: &Channel) -> String {
-        match channel {
-            Channel::Nodes => format!("{}:nodes", self.prefix),
-            Channel::Room(room) => format!("{}:room:{room}", self.prefix),
-            Channel::Rooms => format!("{}:room:*", self.escaped),
-        }
     }
 }
 
@@ -128,28 +143,53 @@ pub(super) struct RedisLink<'a> {
     all_rooms: Cell<bool>,
     /// When something was last received.
     last_received: Cell<Instant>,
+    /// Whether a node of an earlier version was heard.
+    old_nodes: &'a Cell<bool>,
 }
 
 impl<'a> RedisLink<'a> {
-    pub fn new(names: &'a ChannelNames, outbox: &'a Outbox, inbox: &'a Inbox) -> Self {
+    pub fn new(
+        names: &'a ChannelNames,
+        outbox: &'a Outbox,
+        inbox: &'a Inbox,
+        old_nodes: &'a Cell<bool>,
+    ) -> Self {
         let last_received = Cell::new(Instant::now());
         let (subscribed, all_rooms) = (RefCell::default(), Cell::default());
-        Self { names, outbox, inbox, subscribed, all_rooms, last_received }
+        Self { names, outbox, inbox, subscribed, all_rooms, last_received, old_nodes }
     }
 
-    /// Runs until one of the connections is lost; returns the reason.
-    pub async fn run(self, connections: Connections) -> &'static str {
+    /// Finds out whether Redis allows what a node does: to subscribe to the nodes and to all rooms, and to
+    /// publish. Subscribes to the channel of earlier versions, if that is allowed.
+    pub async fn try_out(&self, connections: &mut Connections) -> Result<(), Failure> {
+        let Connections { publish, receive } = connections;
+        let trial = async {
+            // What comes before the node has asked for it is dropped.
+            receive.subscribe(self.names.of(&Channel::Nodes)).await?;
+            receive.psubscribe(self.names.of(&Channel::Rooms)).await?;
+            receive.punsubscribe(self.names.of(&Channel::Rooms)).await?;
+            redis::cmd("PUBLISH").arg(self.names.trial()).arg("").exec_async(publish).await?;
+            match receive.subscribe(self.names.old()).await {
+                Err(error) if error.is_io_error() || error.is_connection_dropped() => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            }
+        };
+        within(trial, "lost").await
+    }
+
+    /// Runs until one of the connections is lost.
+    pub async fn run(self, connections: Connections) -> Failure {
         let (sink, stream) = connections.receive.split();
         tokio::select! {
-            reason = self.publish(connections.publish) => reason,
-            reason = self.change_subscriptions(sink.clone()) => reason,
-            reason = self.receive(stream) => reason,
-            reason = self.ping(sink) => reason,
+            failure = self.publish(connections.publish) => failure,
+            failure = self.change_subscriptions(sink.clone()) => failure,
+            failure = self.receive(stream) => failure,
+            failure = self.ping(sink) => failure,
         }
     }
 
     /// Publishes what is queued, batch by batch, or pings.
-    async fn publish(&self, mut connection: MultiplexedConnection) -> &'static str {
+    async fn publish(&self, mut connection: MultiplexedConnection) -> Failure {
         loop {
             let batch = timeout(PING_INTERVAL, self.outbox.envelopes()).await.unwrap_or_default();
             let bytes: usize = batch.iter().map(|envelope| envelope.payload.len()).sum();
@@ -166,18 +206,18 @@ impl<'a> RedisLink<'a> {
                     counter!("presence_bus_sent_total").increment(batch.len() as u64);
                     self.outbox.sent();
                 }
-                Ok(Err(error)) => return reason(&error, "lost"),
-                Err(_) => return "timeout",
+                Ok(Err(error)) => return Failure::of(error, "lost"),
+                Err(_) => return "timeout".into(),
             }
         }
     }
 
     /// Changes the subscriptions. Whether Redis answers at all is checked by [`ping`](Self::ping).
-    async fn change_subscriptions(&self, mut sink: PubSubSink) -> &'static str {
+    async fn change_subscriptions(&self, mut sink: PubSubSink) -> Failure {
         loop {
             let requested = self.outbox.channels().await;
             if let Err(error) = self.subscribe(&mut sink, requested).await {
-                return reason(&error, "lost");
+                return Failure::of(error, "lost");
             }
         }
     }
@@ -223,30 +263,47 @@ impl<'a> RedisLink<'a> {
     }
 
     /// Queues what is received.
-    async fn receive(&self, mut stream: PubSubStream) -> &'static str {
+    async fn receive(&self, mut stream: PubSubStream) -> Failure {
         while let Some(message) = stream.next().await {
             self.last_received.set(Instant::now());
-            if !self.is_subscribed(&message) {
-                continue;
-            }
-            if let Err(Overrun) = self.inbox.message(message) {
-                return "overrun";
+            if message.get_channel_name() == self.names.old() {
+                self.hears_old_node();
+            } else if self.is_asked_for(&message)
+                && let Err(Overrun) = self.inbox.message(message)
+            {
+                return "overrun".into();
             }
         }
-        "lost"
+        "lost".into()
     }
 
-    fn is_subscribed(&self, message: &Msg) -> bool {
+    /// Whether a message is of a subscription of the node. What two of them match is taken once.
+    fn is_asked_for(&self, message: &Msg) -> bool {
+        let channel = message.get_channel_name();
+        let by_name = self.subscribed.borrow().contains(channel);
         if message.from_pattern() {
-            self.all_rooms.get()
+            self.all_rooms.get() && !by_name && channel != self.names.trial()
         } else {
-            self.subscribed.borrow().contains(message.get_channel_name())
+            by_name
+        }
+    }
+
+    /// A node of a version that does not authenticate its envelopes uses the same Redis. It hears nothing of
+    /// this one, nor this one of it.
+    fn hears_old_node(&self) {
+        counter!("presence_bus_old_nodes_total").increment(1);
+        if !self.old_nodes.replace(true) {
+            tracing::warn!(
+                channel = self.names.old(),
+                "nodes of an earlier version are on this Redis: those of the same database do not hear \
+                 this one; stop all nodes before the first of this version starts"
+            );
         }
     }
 
     /// Pings the receiving connection. Anything received meanwhile extends the timeout: the answer is queued
     /// behind it.
-    async fn ping(&self, mut sink: PubSubSink) -> &'static str {
+    async fn ping(&self, mut sink: PubSubSink) -> Failure {
         loop {
             sleep(PING_INTERVAL).await;
             let sent = Instant::now();
@@ -255,26 +312,11 @@ impl<'a> RedisLink<'a> {
                 let since = self.last_received.get().max(sent);
                 match timeout_at(since + ANSWER_TIMEOUT, &mut answer).await {
                     Ok(Ok(_)) => break,
-                    Ok(Err(error)) => return reason(&error, "lost"),
+                    Ok(Err(error)) => return Failure::of(error, "lost"),
                     Err(_) if self.last_received.get() > since => {}
-                    Err(_) => return "timeout",
+                    Err(_) => return "timeout".into(),
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::RoomName;
-
-    #[test]
-    fn only_the_prefix_of_a_pattern_is_escaped() {
-        let room = Channel::Room(RoomName::new("a*").unwrap());
-        let names = ChannelNames::new("a[1]*?\\");
-        assert_eq!(names.of(&Channel::Nodes), "a[1]*?\\:nodes");
-        assert_eq!(names.of(&room), "a[1]*?\\:room:a*");
-        assert_eq!(names.of(&Channel::Rooms), "a\\[1\\]\\*\\?\\\\:room:*");
     }
 }

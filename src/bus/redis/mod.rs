@@ -1,9 +1,12 @@
 //! The bus that goes through Redis.
 
+mod failure;
 mod link;
+mod names;
 mod queues;
 
 use std::{
+    cell::{Cell, RefCell},
     fmt,
     sync::Arc,
     thread,
@@ -12,14 +15,16 @@ use std::{
 
 use actix::prelude::*;
 use metrics::{counter, gauge};
-use redis::Client;
+use redis::Msg;
 use uuid::Uuid;
 
 use self::{
-    link::{ChannelNames, RedisLink},
+    failure::{ConnectionLog, Failure},
+    link::{RedisLink, Server},
+    names::{ChannelNames, Prefix},
     queues::{Inbox, Outbox, QueuedEvent},
 };
-use crate::bus::{Bus, BusEvent, Channel, Envelope, NotSent};
+use crate::bus::{Bus, BusEvent, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent};
 
 /// The pause after the first failure. Each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -43,9 +48,12 @@ const MAX_UNCONFIRMED: u32 = 32;
 /// envelope of more than 16 MiB is refused ([`NotSent`]): Redis disconnects a client for which more than 32
 /// MiB are queued (`client-output-buffer-limit`).
 ///
-/// The reasons of [`BusEvent::Down`] are `refused`, `unreachable`, `denied` (the password, or its
-/// permissions), `timeout`, `lost`, `overrun` (the listener did not keep up), `error` (Redis refused a
-/// command) and `ended` (the thread ended, which is a bug: nothing comes after it).
+/// It is up when Redis has let it subscribe to the channel of the nodes and to all rooms, and publish.
+///
+/// The reasons of [`BusEvent::Down`] are `refused`, `unreachable`, `denied` (the password, or what its user
+/// may do), `timeout`, `lost`, `overrun` (the listener did not keep up), `identity` (the database has another
+/// [identity](Bus::identify)), `error` (Redis refused a command) and `ended` (the thread ended, which is a
+/// bug: nothing comes after it). The log has one line for each, at most one a minute.
 ///
 /// ```
 /// use actix_presence::bus::RedisBus;
@@ -55,9 +63,11 @@ const MAX_UNCONFIRMED: u32 = 32;
 /// # Ok::<(), actix_presence::bus::InvalidRedisUrl>(())
 /// ```
 pub struct RedisBus {
-    client: Client,
-    names: ChannelNames,
+    server: Server,
+    prefix: Prefix,
     outbox: Arc<Outbox>,
+    /// The names of channels, once there is an identity.
+    names: Option<ChannelNames>,
 }
 
 /// The URL of Redis is invalid. It is not repeated, since it may contain a password.
@@ -74,35 +84,33 @@ impl RedisBus {
     /// with the certificates that the system trusts, or `unix:path`. It connects when it gets its listener.
     /// With TLS, if the process has no default `CryptoProvider` of rustls by then, ring becomes it.
     ///
-    /// Redis publishes to all of its databases, so the number of the database in the URL becomes part of
-    /// the [prefix](Self::prefix): systems that share a Redis need a number each.
+    /// Systems with a database each do not hear one another, also on one Redis. Redis publishes to all of its
+    /// databases, and none is selected, so the number of one in the URL means nothing.
     ///
     /// # Errors
     ///
     /// [`InvalidRedisUrl`].
     pub fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
-        let client = Client::open(url).map_err(|_| InvalidRedisUrl)?;
-        let names = match client.get_connection_info().redis_settings().db() {
-            0 => ChannelNames::new("presence"),
-            number => ChannelNames::new(&format!("presence:{number}")),
-        };
-        Ok(Self { client, names, outbox: Arc::default() })
+        let (server, number) = Server::new(url).map_err(|_| InvalidRedisUrl)?;
+        // A version that did not authenticate its envelopes has the number in the names of channels.
+        let old = if number == 0 { "presence" } else { &format!("presence:{number}") };
+        let prefix = Prefix::new("presence", old);
+        Ok(Self { server, prefix, outbox: Arc::default(), names: None })
     }
 
-    /// The prefix of the names of its channels. Default `presence`, followed by `:` and the number of the
-    /// database in the URL unless that is 0: the channels are `presence:nodes`, and
-    /// `presence:room:lobby` for the room `lobby`.
+    /// The prefix of the names of its channels. Default `presence`: with [`ClusterIdentity::channel`] as VALUE
+    /// the channels are `presence:VALUE:nodes`, and `presence:VALUE:room:lobby` for the room `lobby`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
-        self.names = ChannelNames::new(prefix.as_ref());
+        self.prefix = Prefix::new(prefix.as_ref(), prefix.as_ref());
         self
     }
 }
 
 impl Bus for RedisBus {
     fn listen(&mut self, listener: Recipient<BusEvent>) {
-        let (client, names) = (self.client.clone(), self.names.clone());
-        link::provide_encryption(&client);
+        let (server, prefix) = (self.server.clone(), self.prefix.clone());
+        link::provide_encryption(&server);
         let outbox = self.outbox.clone();
         let end_guard = EndGuard { outbox: outbox.clone(), listener: listener.clone() };
         let started = thread::Builder::new().name("presence-bus".to_owned()).spawn(move || {
@@ -110,7 +118,7 @@ impl Bus for RedisBus {
             let Ok(runtime) = runtime.inspect_err(|error| tracing::error!(%error, "no bus")) else {
                 return;
             };
-            let thread = BusThread { client, names, outbox, inbox: Inbox::default() };
+            let thread = BusThread::new(server, prefix, outbox);
             runtime.block_on(thread.run(&listener));
             // A lookup of a host name may be under way; it is not waited for.
             runtime.shutdown_background();
@@ -122,6 +130,11 @@ impl Bus for RedisBus {
         }
     }
 
+    fn identify(&mut self, identity: ClusterIdentity) {
+        self.names = Some(self.prefix.names(Arc::new(identity.clone())));
+        self.outbox.identify(identity);
+    }
+
     fn subscribe(&mut self, channel: Channel) {
         self.outbox.request(channel, true);
     }
@@ -131,8 +144,12 @@ impl Bus for RedisBus {
     }
 
     fn publish(&mut self, envelope: &Envelope) -> Result<(), NotSent> {
-        let encode = || (self.names.of(&envelope.channel()), envelope.encode());
-        self.outbox.put(encode).inspect_err(|NotSent| {
+        let names = self.names.as_ref();
+        let encode = |names: &ChannelNames| {
+            (names.of(&envelope.channel()), envelope.encode(&names.identity))
+        };
+        let queued = names.ok_or(NotSent).and_then(|names| self.outbox.put(|| encode(names)));
+        queued.inspect_err(|NotSent| {
             counter!("presence_bus_refused_total").increment(1);
         })
     }
@@ -147,7 +164,7 @@ impl Drop for RedisBus {
 impl fmt::Debug for RedisBus {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.client.get_connection_info().addr().to_string();
+        let address = self.server.address();
         f.debug_struct("RedisBus").field("address", &address).finish_non_exhaustive()
     }
 }
@@ -169,13 +186,30 @@ impl Drop for EndGuard {
 
 /// The state of the thread of a bus.
 struct BusThread {
-    client: Client,
-    names: ChannelNames,
+    server: Server,
+    prefix: Prefix,
     outbox: Arc<Outbox>,
     inbox: Inbox,
+    /// The names of the channels of which messages are in the inbox.
+    names: RefCell<Option<Arc<ChannelNames>>>,
+    old_nodes: Cell<bool>,
+    log: ConnectionLog,
 }
 
 impl BusThread {
+    fn new(server: Server, prefix: Prefix, outbox: Arc<Outbox>) -> Self {
+        let address = server.address();
+        Self {
+            server,
+            prefix,
+            outbox,
+            inbox: Inbox::default(),
+            names: RefCell::default(),
+            old_nodes: Cell::default(),
+            log: ConnectionLog::new(address),
+        }
+    }
+
     /// Runs until the bus is dropped or the listener stops.
     async fn run(&self, listener: &Recipient<BusEvent>) {
         tokio::select! {
@@ -192,15 +226,10 @@ impl BusThread {
         let mut connected_before = false;
         loop {
             let started = Instant::now();
-            let reason = match link::connect(&self.client).await {
-                Ok(connections) => {
-                    self.up(connected_before);
-                    connected_before = true;
-                    RedisLink::new(&self.names, &self.outbox, &self.inbox).run(connections).await
-                }
-                Err(reason) => reason,
+            let failure = match self.stay_connected(&mut connected_before).await {
+                Ok(failure) | Err(failure) => failure,
             };
-            self.down(reason);
+            self.down(&failure);
             if started.elapsed() > STABLE_AFTER {
                 pause = FIRST_PAUSE;
             }
@@ -209,26 +238,47 @@ impl BusThread {
         }
     }
 
-    fn up(&self, again: bool) {
+    /// Connects, and stays so until the connection is lost or the identity is another; the result is the
+    /// reason, as an error if the bus never was up.
+    async fn stay_connected(&self, connected_before: &mut bool) -> Result<Failure, Failure> {
+        let mut connections = link::connect(&self.server).await?;
+        let identity = self.outbox.identity(None).await;
+        let names = Arc::new(self.prefix.names(identity.clone()));
+        let link = RedisLink::new(&names, &self.outbox, &self.inbox, &self.old_nodes);
+        link.try_out(&mut connections).await?;
+        self.names.replace(Some(names.clone()));
+        self.up(&identity, std::mem::replace(connected_before, true));
+        tokio::select! {
+            failure = link.run(connections) => Ok(failure),
+            _ = self.outbox.identity(Some(&identity)) => Ok("identity".into()),
+        }
+    }
+
+    fn up(&self, identity: &ClusterIdentity, again: bool) {
         // The listener may publish as soon as it knows.
-        self.outbox.open();
+        self.outbox.open(identity);
         self.inbox.up();
         gauge!("presence_bus_up").set(1.0);
         counter!("presence_bus_reconnects_total").increment(u64::from(again));
-        let address = self.client.get_connection_info().addr();
-        tracing::info!(%address, "connected to the bus at {address}");
+        self.log.up();
     }
 
-    fn down(&self, reason: &'static str) {
+    fn down(&self, failure: &Failure) {
         self.outbox.close();
         gauge!("presence_bus_up").set(0.0);
-        let address = self.client.get_connection_info().addr();
-        // The server's error may repeat the password, so it is not logged.
-        if self.inbox.down(reason) {
-            tracing::warn!(%address, reason, "not connected to the bus at {address}: {reason}");
-        } else {
-            tracing::debug!(%address, reason, "still not connected to the bus at {address}: {reason}");
-        }
+        self.inbox.down(failure.reason);
+        self.log.down(failure);
+    }
+
+    fn decode(&self, message: &Msg) -> BusEvent {
+        // There are names since before there was a message, and none of a time before them.
+        let names = self.names.borrow();
+        let Some(names) = &*names else {
+            return BusEvent::Unreadable(InvalidEnvelope::Unverified);
+        };
+        let channel = names.name_of(message.get_channel_name());
+        Envelope::decode(message.get_payload_bytes(), channel, &names.identity)
+            .map_or_else(BusEvent::Unreadable, BusEvent::Received)
     }
 
     /// Sends the events to the listener, at its pace, until it has stopped.
@@ -241,8 +291,7 @@ impl BusThread {
                 QueuedEvent::Subscribed(channel) => BusEvent::Subscribed(channel),
                 QueuedEvent::Message(message) => {
                     counter!("presence_bus_heard_total").increment(1);
-                    let bytes = message.get_payload_bytes();
-                    Envelope::decode(bytes).map_or_else(BusEvent::Unreadable, BusEvent::Received)
+                    self.decode(&message)
                 }
             };
             let event = if unconfirmed < MAX_UNCONFIRMED {

@@ -3,14 +3,14 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use redis::Msg;
 use tokio::{sync::Notify, time::timeout};
 
-use crate::bus::{Channel, NotSent};
+use crate::bus::{Channel, ClusterIdentity, NotSent};
 
 /// The largest number of queued envelopes.
 pub(super) const MAX_ENVELOPES: usize = 8_192;
@@ -37,12 +37,14 @@ pub(super) struct Outbox {
     state: Mutex<OutboxState>,
     put: Notify,
     requested: Notify,
+    identified: Notify,
     end: Notify,
     sent: Notify,
 }
 
 #[derive(Debug, Default)]
 struct OutboxState {
+    identity: Option<Arc<ClusterIdentity>>,
     open: bool,
     ended: bool,
     envelopes: VecDeque<Outgoing>,
@@ -114,15 +116,37 @@ impl Outbox {
         self.sent.notify_one();
     }
 
-    /// The bus is up.
-    pub fn open(&self) {
-        self.lock().open = true;
+    /// Sets the identity. What is queued under another one is dropped.
+    pub fn identify(&self, identity: ClusterIdentity) {
+        let mut state = self.lock();
+        if state.identity.as_deref() != Some(&identity) {
+            state.identity = Some(Arc::new(identity));
+            state.close();
+            self.identified.notify_one();
+            self.sent.notify_one();
+        }
+    }
+
+    /// The identity, as soon as there is another one than `before`.
+    pub async fn identity(&self, before: Option<&ClusterIdentity>) -> Arc<ClusterIdentity> {
+        loop {
+            let identity = self.lock().identity.clone();
+            if let Some(identity) = identity.filter(|one| Some(&**one) != before) {
+                return identity;
+            }
+            self.identified.notified().await;
+        }
+    }
+
+    /// The bus is up under an identity, unless there is another one now.
+    pub fn open(&self, identity: &ClusterIdentity) {
+        let mut state = self.lock();
+        state.open = state.identity.as_deref() == Some(identity);
     }
 
     /// The bus is down: the queues are emptied and closed.
     pub fn close(&self) {
-        let mut state = self.lock();
-        *state = OutboxState { ended: state.ended, ..OutboxState::default() };
+        self.lock().close();
         self.sent.notify_one();
     }
 
@@ -155,6 +179,11 @@ impl Outbox {
 }
 
 impl OutboxState {
+    fn close(&mut self) {
+        let (ended, identity) = (self.ended, self.identity.take());
+        *self = Self { ended, identity, ..Self::default() };
+    }
+
     fn has_room(&self, bytes: usize) -> bool {
         self.open && self.envelopes.len() < MAX_ENVELOPES && self.bytes + bytes <= MAX_OUTBOX_BYTES
     }
@@ -201,8 +230,8 @@ pub(super) struct Inbox {
 
 #[derive(Default)]
 struct InboxState {
-    /// The last state of the bus that the listener got.
-    reported_up: Option<bool>,
+    /// The last state of the bus that the listener got: why it is down, if it is.
+    reported: Option<Option<&'static str>>,
     queue: VecDeque<QueuedEvent>,
     messages: usize,
     bytes: usize,
@@ -225,19 +254,16 @@ impl Inbox {
         self.push(QueuedEvent::Up);
     }
 
-    /// Empties the queue. Returns whether the listener learns from it that the bus is down.
-    pub fn down(&self, reason: &'static str) -> bool {
+    /// Empties the queue. The listener is told unless it knows the reason already.
+    pub fn down(&self, reason: &'static str) {
         let mut state = self.state.borrow_mut();
-        let was_up = state.queue.iter().any(|event| matches!(event, QueuedEvent::Up));
-        let was_down = state.queue.iter().any(|event| matches!(event, QueuedEvent::Down(_)));
-        let reported_up = state.reported_up;
-        *state = InboxState { reported_up, ..InboxState::default() };
-        // If it has not got the last `Up`, it does not need a `Down`.
-        if reported_up != Some(false) {
+        let reported = state.reported;
+        *state = InboxState { reported, ..InboxState::default() };
+        // If it has not got the last `Up`, that never was.
+        if reported != Some(Some(reason)) {
             state.queue.push_back(QueuedEvent::Down(reason));
             self.changed.notify_one();
         }
-        was_up || !was_down && reported_up != Some(false)
     }
 
     pub fn subscribed(&self, channel: Channel) {
@@ -277,8 +303,8 @@ impl InboxState {
     fn pop(&mut self) -> Option<QueuedEvent> {
         let event = self.queue.pop_front()?;
         match &event {
-            QueuedEvent::Up => self.reported_up = Some(true),
-            QueuedEvent::Down(_) => self.reported_up = Some(false),
+            QueuedEvent::Up => self.reported = Some(None),
+            QueuedEvent::Down(reason) => self.reported = Some(Some(reason)),
             QueuedEvent::Subscribed(_) => {}
             QueuedEvent::Message(message) => {
                 self.messages -= 1;
@@ -290,128 +316,4 @@ impl InboxState {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-    use redis::Value;
-
-    use super::*;
-
-    fn open() -> Outbox {
-        let outbox = Outbox::default();
-        outbox.open();
-        outbox
-    }
-
-    fn put(outbox: &Outbox, bytes: usize) -> bool {
-        outbox.put(|| (String::new(), vec![0; bytes])).is_ok()
-    }
-
-    #[test]
-    fn the_outbox_is_bounded_in_number_and_size() {
-        let outbox = open();
-        assert_eq!((0..10_000).filter(|_| put(&outbox, 1)).count(), MAX_ENVELOPES);
-        let outbox = open();
-        assert!(!put(&outbox, MAX_SENT_BYTES + 1));
-        assert_eq!(
-            (0..10).filter(|_| put(&outbox, MAX_SENT_BYTES)).count(),
-            MAX_OUTBOX_BYTES / MAX_SENT_BYTES
-        );
-        assert!(put(&open(), MAX_SENT_BYTES));
-    }
-
-    #[test]
-    fn nothing_is_encoded_for_a_bus_that_is_down() {
-        let outbox = open();
-        put(&outbox, 1);
-        outbox.close();
-        assert_eq!(outbox.put(|| unreachable!()), Err(NotSent));
-        outbox.request(Channel::Nodes, true);
-        outbox.open();
-        assert!(outbox.lock().take_envelopes().is_empty());
-        assert!(outbox.lock().take_channels().is_empty());
-    }
-
-    #[test]
-    fn batches_are_in_order_and_bounded() {
-        let outbox = open();
-        for bytes in [MAX_BATCH_BYTES + 1, 1, MAX_BATCH_BYTES, 1] {
-            assert!(put(&outbox, bytes));
-        }
-        let mut batches = (0..4).map(|_| outbox.lock().take_envelopes().len());
-        assert_eq!(batches.by_ref().collect::<Vec<_>>(), [1, 1, 1, 1]);
-        (0..MAX_BATCH_ENVELOPES + 1).for_each(|_| assert!(put(&outbox, 1)));
-        assert_eq!(outbox.lock().take_envelopes().len(), MAX_BATCH_ENVELOPES);
-        assert_eq!(outbox.lock().take_envelopes().len(), 1);
-        assert_eq!(outbox.lock().bytes, 0);
-    }
-
-    #[test]
-    fn the_last_request_for_a_channel_counts() {
-        let outbox = open();
-        for subscribe in [true, false, true, false] {
-            outbox.request(Channel::Nodes, subscribe);
-        }
-        assert_eq!(outbox.lock().take_channels(), [(Channel::Nodes, false)]);
-        assert!(outbox.lock().take_channels().is_empty());
-    }
-
-    fn message(bytes: usize) -> Msg {
-        let words = [b"message".to_vec(), b"channel".to_vec(), vec![0; bytes]];
-        let value = Value::Array(words.into_iter().map(Value::BulkString).collect());
-        Msg::from_owned_value(value).unwrap()
-    }
-
-    fn take(inbox: &Inbox) -> Option<&'static str> {
-        inbox.next().now_or_never().map(|event| match event {
-            QueuedEvent::Up => "up",
-            QueuedEvent::Down(reason) => reason,
-            QueuedEvent::Subscribed(_) => "subscribed",
-            QueuedEvent::Message(_) => "message",
-        })
-    }
-
-    #[test]
-    fn down_is_reported_once_and_at_once() {
-        let inbox = Inbox::default();
-        assert!(inbox.down("refused"));
-        assert!(!inbox.down("timeout"));
-        assert_eq!((take(&inbox), take(&inbox)), (Some("timeout"), None));
-        assert!(!inbox.down("refused"));
-        assert_eq!(take(&inbox), None);
-
-        inbox.up();
-        assert_eq!(take(&inbox), Some("up"));
-        inbox.subscribed(Channel::Nodes);
-        inbox.message(message(1)).unwrap();
-        assert!(inbox.down("lost"));
-        inbox.up();
-        assert_eq!([(); 3].map(|()| take(&inbox)), [Some("lost"), Some("up"), None]);
-    }
-
-    #[test]
-    fn an_unreported_up_is_withdrawn() {
-        let inbox = Inbox::default();
-        inbox.down("refused");
-        take(&inbox);
-        inbox.up();
-        assert!(inbox.down("lost"));
-        assert_eq!(take(&inbox), None);
-    }
-
-    #[test]
-    fn the_inbox_is_bounded_in_number_and_size() {
-        let inbox = Inbox::default();
-        assert_eq!(
-            (0..100_000).take_while(|_| inbox.message(message(1)).is_ok()).count(),
-            MAX_MESSAGES
-        );
-        let inbox = Inbox::default();
-        inbox.message(message(MAX_INBOX_BYTES)).unwrap();
-        assert!(inbox.message(message(1)).is_err());
-        // A single message is accepted whatever its size.
-        let inbox = Inbox::default();
-        inbox.message(message(MAX_INBOX_BYTES + 1)).unwrap();
-        assert_eq!(take(&inbox), Some("message"));
-        inbox.message(message(MAX_INBOX_BYTES)).unwrap();
-    }
-}
+mod tests;

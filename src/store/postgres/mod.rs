@@ -2,6 +2,7 @@
 
 mod batch;
 mod connection;
+mod identity;
 mod nodes;
 mod opening;
 mod queries;

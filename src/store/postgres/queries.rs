@@ -12,9 +12,10 @@ use diesel::{
 use super::{
     Extent, PostgresStore,
     connection::{Statement, statement},
-    nodes,
+    identity, nodes,
 };
 use crate::{
+    bus::ClusterIdentity,
     log_limit::LogLimit,
     messages::Kick,
     model::{
@@ -183,6 +184,10 @@ impl SharedStore for PostgresStore {
         let time =
             time.first().ok_or_else(|| StoreError::unavailable("it did not say the time"))?;
         Ok(time.time.and_utc())
+    }
+
+    fn identity(&mut self) -> Result<ClusterIdentity> {
+        self.transact(Extent::Given, identity::identity)
     }
 
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {

@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{BusFixture, RETRY_INTERVAL};
 use crate::{
     bus::{
-        Bus, BusEvent, BusMessage, Channel, Envelope, NotSent, RoomChanges, RoomMessage, RowChange,
+        Bus, BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, NotSent, RoomChanges,
+        RoomMessage, RowChange,
     },
     messages::Content,
     model::{ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, UserId},
@@ -22,6 +23,11 @@ pub(super) const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// More permits than a listener uses.
 const OPEN: usize = usize::MAX >> 8;
+
+/// The identity of the nodes in the tests, unless they are given another one.
+pub(crate) fn identity() -> ClusterIdentity {
+    ClusterIdentity::new([7; 32], [7; 16])
+}
 
 /// An end of the bus, and an actor that listens to it.
 pub(crate) struct TestNode {
@@ -37,6 +43,13 @@ pub(crate) struct TestNode {
 impl TestNode {
     /// A node that has received no event yet.
     pub fn unheard(fixture: &impl BusFixture, name: &str) -> Self {
+        let mut node = Self::nobody(fixture, name);
+        node.bus.identify(identity());
+        node
+    }
+
+    /// A node without an identity.
+    pub fn nobody(fixture: &impl BusFixture, name: &str) -> Self {
         let gate = Arc::new(Semaphore::new(OPEN));
         let (sender, seen) = mpsc::unbounded_channel();
         let listener = Listener { gate: gate.clone(), sender }.start();
@@ -52,6 +65,26 @@ impl TestNode {
         let first = node.next().await;
         assert!(matches!(first, BusEvent::Up), "{first:?}");
         node
+    }
+
+    /// A node of another identity, whose bus is up.
+    pub async fn of(fixture: &impl BusFixture, name: &str, identity: ClusterIdentity) -> Self {
+        let mut node = Self::nobody(fixture, name);
+        node.bus.identify(identity);
+        node.up().await;
+        node
+    }
+
+    /// Waits until the bus is up.
+    pub async fn up(&mut self) {
+        loop {
+            match self.next().await {
+                BusEvent::Up => break,
+                // For another reason than before.
+                BusEvent::Down(_) => {}
+                other => panic!("{other:?} instead of Up"),
+            }
+        }
     }
 
     /// A node that has subscribed to rooms.
@@ -103,16 +136,16 @@ impl TestNode {
         }
     }
 
-    /// Publishes to a room, if the bus accepts it. The numbers of a node begin with 1.
+    /// Publishes to a room, if the bus accepts it. The numbers of a node's envelopes begin with 1.
     pub fn try_say(&mut self, room: &str) -> Result<(), NotSent> {
         let room = RoomName::new(room).expect("a name");
-        let number = self.said + 1;
         let content = Content::Text("hello".into());
-        let told =
-            BusMessage::Published(RoomMessage { room, number, content, from: None, except: None });
-        self.try_tell(told)?;
-        self.said = number;
-        Ok(())
+        self.try_tell(BusMessage::Published(RoomMessage {
+            room,
+            content,
+            from: None,
+            except: None,
+        }))
     }
 
     /// Publishes to a room as soon as the bus accepts it, and returns the number.
@@ -137,8 +170,15 @@ impl TestNode {
     }
 
     fn try_tell(&mut self, message: BusMessage) -> Result<(), NotSent> {
-        let (node, incarnation) = (self.name.clone(), self.incarnation);
-        self.bus.publish(&Envelope { node, incarnation, message })
+        self.bus.publish(&self.envelope(message))?;
+        self.said += 1;
+        Ok(())
+    }
+
+    /// The envelope that it would publish next.
+    pub fn envelope(&self, message: BusMessage) -> Envelope {
+        let (node, incarnation, number) = (self.name.clone(), self.incarnation, self.said + 1);
+        Envelope { node, incarnation, number, message }
     }
 
     /// The next event of the listener.
@@ -162,9 +202,12 @@ impl TestNode {
 
     async fn next_said(&mut self) -> (String, String, u64) {
         match self.next().await {
-            BusEvent::Received(Envelope { node, message: BusMessage::Published(said), .. }) => {
-                (said.room.to_string(), node.to_string(), said.number)
-            }
+            BusEvent::Received(Envelope {
+                node,
+                number,
+                message: BusMessage::Published(said),
+                ..
+            }) => (said.room.to_string(), node.to_string(), number),
             other => panic!("{other:?}"),
         }
     }

@@ -4,7 +4,10 @@ mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 pub use self::store::MemoryStore;
 use super::store_contract::{ManualChange, Verb};
 use crate::{
+    bus::ClusterIdentity,
     clock::Clock,
     model::{ConnectionId, Epoch, NodeName, RoomName},
     store::{NodeLease, NodeRow, Row},
@@ -93,6 +97,17 @@ impl MemoryDatabase {
         self.with(|tables| tables.refused.insert((verb, connection)));
     }
 
+    /// Gives the database another identity, as where its rows were read from a dump into another database.
+    pub fn replace_identity(&self) {
+        self.with(|tables| tables.identity = new_identity());
+    }
+
+    /// What its nodes have in common on the bus.
+    #[must_use]
+    pub fn identity(&self) -> ClusterIdentity {
+        self.with(|tables| tables.identity.clone())
+    }
+
     /// Changes the database from outside.
     ///
     /// # Panics
@@ -165,8 +180,9 @@ impl MemoryLink {
 }
 
 /// The tables of a [`MemoryDatabase`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Tables {
+    identity: ClusterIdentity,
     rooms: BTreeSet<RoomName>,
     presences: BTreeMap<(RoomName, ConnectionId), (NodeName, Row)>,
     nodes: BTreeMap<NodeName, NodeEntry>,
@@ -178,6 +194,31 @@ struct Tables {
     reads: usize,
     /// If it has one of its own.
     clock: Option<Clock>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            identity: new_identity(),
+            rooms: BTreeSet::new(),
+            presences: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            hidden: false,
+            reads: 0,
+            clock: None,
+        }
+    }
+}
+
+/// An identity that no other database of this process has.
+fn new_identity() -> ClusterIdentity {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let (mut key, mut channel) = ([0; 32], [0; 16]);
+    key[..8].copy_from_slice(&number.to_be_bytes());
+    channel[..8].copy_from_slice(&number.to_be_bytes());
+    ClusterIdentity::new(key, channel)
 }
 
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 
 use super::{LinkState, MemoryDatabase, MemoryLink, NodeEntry, Tables, after};
 use crate::{
+    bus::ClusterIdentity,
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
@@ -203,6 +204,10 @@ impl SharedStore for MemoryStore {
     fn time(&mut self, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
         let time = self.database.time(now);
         self.call(|_| time)
+    }
+
+    fn identity(&mut self) -> Result<ClusterIdentity> {
+        self.call(|tables| tables.identity.clone())
     }
 
     fn read(&mut self, rooms: &[RoomName], now: DateTime<Utc>) -> Result<RoomRows> {

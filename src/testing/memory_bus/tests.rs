@@ -1,6 +1,11 @@
 use std::future::Future;
 
-use super::*;
+use tokio::time::Instant;
+
+use super::{
+    hub::{MAX_QUEUE, MAX_STALLED},
+    *,
+};
 use crate::testing::bus_contract::{TestNode, channel};
 
 /// Runs a test with a clock that jumps to what is waited for.

@@ -272,6 +272,9 @@ macro_rules! shared_store_contract {
             two_nodes_that_write_the_same_rooms_do_not_lock_one_another_out
             a_room_that_is_entered_is_not_pruned
             a_node_whose_presences_are_pruned_notices
+            all_stores_of_a_database_have_one_identity
+            of_those_that_make_an_identity_at_once_all_have_the_same
+            two_databases_have_two_identities
         }
     };
 }

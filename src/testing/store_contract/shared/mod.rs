@@ -344,3 +344,45 @@ pub fn a_node_whose_presences_are_pruned_notices<B: SharedStoreFixture>(mut fixt
     assert!(matches!(lapsed, StoreError::Lapsed), "{lapsed:?}");
     assert_eq!(other.renew(&node("m"), at(100), LEASE).unwrap(), Renewal::Held, "it lost nothing");
 }
+
+/// Whoever has the identity can speak on the bus for every node of the database.
+pub fn all_stores_of_a_database_have_one_identity<B: SharedStoreFixture>(mut fixture: B) {
+    let first = fixture.store().identity().unwrap();
+    assert_eq!(fixture.store().identity().unwrap(), first, "it stays");
+    let mut another = fixture.another();
+    let _ = another.start(&node("n"), at(0), LEASE).unwrap();
+    assert_eq!(another.identity().unwrap(), first);
+    assert_eq!(another.stop(&node("n")).unwrap(), 0);
+    assert_eq!(fixture.store().identity().unwrap(), first, "it is of no node");
+}
+
+/// Nodes that start together on a new database hear each other.
+pub fn of_those_that_make_an_identity_at_once_all_have_the_same<B: SharedStoreFixture>(
+    mut fixture: B,
+) where
+    B::Store: Send,
+{
+    const STORES: usize = 4;
+    let barrier = Barrier::new(STORES);
+    let stores: Vec<_> = (0..STORES).map(|_| fixture.another()).collect();
+    let identities: Vec<_> = thread::scope(|scope| {
+        let make = |mut store: B::Store| {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                store.identity().unwrap()
+            })
+        };
+        let threads: Vec<_> = stores.into_iter().map(make).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(identities.iter().all(|one| *one == identities[0]), "{identities:?}");
+}
+
+/// Two systems on one bus are two.
+pub fn two_databases_have_two_identities<B: SharedStoreFixture>(mut fixture: B) {
+    let (mut other, one) = (B::new(), fixture.store().identity().unwrap());
+    let other = other.store().identity().unwrap();
+    assert_ne!(one, other);
+    assert_ne!(one.channel(), other.channel());
+}
