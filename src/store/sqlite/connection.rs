@@ -18,7 +18,6 @@ use diesel::{
         ConnectionManager, CustomizeConnection, Error as ConnectError, NopErrorHandler, Pool,
         PooledConnection, R2D2Connection,
     },
-    result::DatabaseErrorInformation,
 };
 use scheduled_thread_pool::ScheduledThreadPool;
 
@@ -30,7 +29,7 @@ use super::{
 };
 use crate::store::{
     DatabaseUrl, Result, SqlitePath, StoreError,
-    transaction::{Classify, Failure, Kind, kind_of, transact_by},
+    transaction::{Failure, transact_by},
 };
 
 type Manager = ConnectionManager<SqliteConnection>;
@@ -49,64 +48,6 @@ pub struct SqliteOptions {
 impl Default for SqliteOptions {
     fn default() -> Self {
         Self { busy_timeout: Duration::from_secs(5), open_timeout: Duration::from_secs(30) }
-    }
-}
-
-/// Errors by their messages: Diesel gives no result codes. These are the texts of `sqlite3_errstr`, which
-/// are as stable as the codes; what a trigger raises has its own text.
-const SQLITE_MESSAGES: [(Kind, &[&str]); 6] = [
-    (
-        Kind::Locked,
-        &[
-            "database is locked",
-            "database table is locked",
-            "database schema is locked",
-            "locking protocol",
-        ],
-    ),
-    (Kind::Full, &["database or disk is full"]),
-    (Kind::ReadOnly, &["attempt to write a readonly database"]),
-    (
-        Kind::Corrupt,
-        &[
-            "database disk image is malformed",
-            "file is not a database",
-            "malformed database schema",
-        ],
-    ),
-    (
-        Kind::Schema,
-        &[
-            "no such table",
-            "no such column",
-            "foreign key mismatch",
-            "ON CONFLICT clause does not match",
-        ],
-    ),
-    (
-        Kind::Unavailable,
-        &[
-            "disk I/O error",
-            "unable to open database file",
-            "out of memory",
-            "access permission denied",
-            "authorization denied",
-            "interrupted",
-            "large file support is disabled",
-            "bad parameter or other API misuse",
-            "no such savepoint",
-            "cannot commit",
-            "cannot rollback",
-            "cannot start a transaction",
-        ],
-    ),
-];
-
-impl Classify for SqliteConnection {
-    fn kind(info: &dyn DatabaseErrorInformation) -> Option<Kind> {
-        let message = info.message();
-        let unknown_column = message.contains(" has no column named ").then_some(Kind::Schema);
-        kind_of(message, &SQLITE_MESSAGES).or(unknown_column)
     }
 }
 

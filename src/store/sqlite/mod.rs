@@ -5,6 +5,7 @@ mod connection;
 #[cfg(test)]
 mod file_tests;
 mod files;
+mod kinds;
 mod owner;
 mod prepare;
 mod statements;
