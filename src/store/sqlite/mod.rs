@@ -2,10 +2,10 @@
 
 mod checkpoint;
 mod connection;
-mod failures;
 #[cfg(test)]
 mod file_tests;
 mod files;
+mod kinds;
 mod owner;
 mod prepare;
 mod statements;

@@ -32,8 +32,11 @@ impl Somebody {
         let id = 0x6000_0000 + std::process::id() * 64 + USERS.fetch_add(1, Ordering::Relaxed);
         let directory = Arc::new(tempfile::tempdir().unwrap());
         let somebody = Self { id, directory };
-        // The one that was built may be where only root may look.
-        fs::copy(env!("CARGO_BIN_EXE_presence"), somebody.binary()).unwrap();
+        // The one that was built may be where only root may look. A copy made by this process could not be
+        // run while another test starts a process, which has its files for a moment.
+        let mut copy = Command::new("cp");
+        copy.arg(env!("CARGO_BIN_EXE_presence")).arg(somebody.binary());
+        assert!(copy.status().unwrap().success());
         somebody.mode(0o755);
         chown(somebody.path(), Some(id), Some(id)).unwrap();
         Some(somebody)
