@@ -1,6 +1,6 @@
 //! Transactions that report why they failed, and batches in which single rows may fail.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::{
@@ -135,54 +135,30 @@ pub(crate) fn oldest(now: DateTime<Utc>, max_age: Duration) -> Option<DateTime<U
     now.checked_sub_signed(TimeDelta::from_std(max_age).ok()?)
 }
 
-/// The attempt to write those rows of a batch that the database accepts, after the whole batch has failed.
-#[derive(Debug, Default)]
-pub(super) struct Trial {
-    /// The number of rows that could be written.
-    pub written: usize,
-    /// How often something could not be written before something could.
-    futile: u32,
-    /// An error that may be the fault of a row.
-    unknown: Option<Failure>,
-    /// When no further rows are tried.
-    end: Option<Instant>,
+/// What is made of the failures of single rows while a batch is written.
+pub(super) trait Judge {
+    /// Whether no further rows are tried.
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    /// So many rows were written.
+    fn wrote(&mut self, _rows: usize) {}
+
+    /// Returns the reason if the failure is the fault of a row, or else the failure.
+    fn judge(&mut self, failure: Failure) -> Result<String, Failure>;
 }
 
-impl Trial {
-    /// So many failures before the first success are the database's trouble, and not that of rows.
-    const MAX_FUTILE: u32 = 16;
+/// Every failure has its kind.
+#[cfg(feature = "sqlite")]
+pub(super) struct ByKind;
 
-    /// A trial that ends after a time.
-    #[cfg(feature = "postgres")]
-    pub fn within(time: Duration) -> Self {
-        Self { end: Instant::now().checked_add(time), ..Self::default() }
-    }
-
-    fn is_over(&self) -> bool {
-        self.written > 0 && self.end.is_some_and(|end| Instant::now() > end)
-    }
-
-    /// Notes a failure, and returns the reason if it may be the fault of a row.
-    fn failed(&mut self, failure: Failure) -> Result<String, Failure> {
-        let reason = match &failure {
-            Failure::Row(reason) => return Ok(reason.clone()),
-            #[cfg(feature = "postgres")]
-            Failure::Unknown(error) => error.to_string(),
-            _ => return Err(failure),
-        };
-        self.futile += u32::from(self.written == 0);
-        if self.futile > Self::MAX_FUTILE {
-            return Err(failure);
-        }
-        self.unknown = Some(failure);
-        Ok(reason)
-    }
-
-    /// The failure of a trial in which nothing could be written, though no row was at fault for certain.
-    pub fn end(self) -> Result<(), Failure> {
-        match self.unknown {
-            Some(failure) if self.written == 0 => Err(failure),
-            _ => Ok(()),
+#[cfg(feature = "sqlite")]
+impl Judge for ByKind {
+    fn judge(&mut self, failure: Failure) -> Result<String, Failure> {
+        match failure {
+            Failure::Row(reason) => Ok(reason),
+            failure => Err(failure),
         }
     }
 }
@@ -191,7 +167,7 @@ impl Trial {
 /// row is alone: a bad row costs a few statements more, not one for each good row.
 pub(super) fn write_chunks<C: Classify, T>(
     conn: &mut C,
-    trial: &mut Trial,
+    judge: &mut impl Judge,
     rows: &[T],
     chunk: usize,
     write: impl Fn(&mut C, &[T]) -> Result<(), Failure>,
@@ -199,15 +175,15 @@ pub(super) fn write_chunks<C: Classify, T>(
 ) -> Result<(), Failure> {
     let mut todo: Vec<&[T]> = rows.chunks(chunk).rev().collect();
     while let Some(chunk) = todo.pop() {
-        if trial.is_over() {
+        if judge.is_over() {
             chunk.iter().for_each(|row| set_aside(row, "not tried: others took too long".into()));
             continue;
         }
         let Err(failure) = transact(conn, |conn| write(conn, chunk)) else {
-            trial.written += chunk.len();
+            judge.wrote(chunk.len());
             continue;
         };
-        let reason = trial.failed(failure)?;
+        let reason = judge.judge(failure)?;
         if let [row] = chunk {
             set_aside(row, reason);
         } else {

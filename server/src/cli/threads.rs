@@ -11,9 +11,9 @@ use std::{
 };
 
 /// The threads besides those of the workers, and besides the main thread and that of the log: of the
-/// acceptor, of the registry, of the writer, of the reader or of the connections to SQLite, of the bus and
-/// its look-ups of names, of the memory, and the one that waits for the database at the start.
-const OWN_THREADS: usize = 8;
+/// acceptor, of the registry, of the writer, of the two readers or of the connections to SQLite, of the bus
+/// and its look-ups of names, of the memory, and the one that waits for the database at the start.
+const OWN_THREADS: usize = 9;
 
 /// The system allows fewer threads than the server needs.
 #[derive(Debug, thiserror::Error)]

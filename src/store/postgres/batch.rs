@@ -8,12 +8,15 @@ use diesel::{
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
 };
 
-use super::connection::{limit_statements, statement};
+use super::{
+    connection::{limit_statements, statement},
+    trial::Trial,
+};
 use crate::{
     model::{ConnectionId, NodeName, RoomName},
     store::{
         Applied, Batch, BatchEntry, Row, Seen, SetAside,
-        transaction::{Failure, Trial, to_count, write_chunks},
+        transaction::{Failure, to_count, write_chunks},
     },
 };
 

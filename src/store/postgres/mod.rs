@@ -6,6 +6,7 @@ mod identity;
 mod nodes;
 mod opening;
 mod queries;
+mod trial;
 
 use std::{thread, time::Duration};
 

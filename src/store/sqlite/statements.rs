@@ -18,7 +18,7 @@ use crate::{
     model::{ConnectionId, NodeName, PresenceRecord, RoomName},
     store::{
         Applied, Batch, BatchEntry, Row, Seen, SetAside, StoreError,
-        transaction::{Failure, Trial, write_chunks},
+        transaction::{ByKind, Failure, write_chunks},
     },
 };
 
@@ -72,18 +72,18 @@ pub(super) fn apply(
     now: DateTime<Utc>,
 ) -> Result<Applied, Failure> {
     const MAX: usize = MAX_CHUNK_ROWS;
-    let (mut set_aside, mut trial) = (Vec::new(), Trial::default());
-    write_chunks(conn, &mut trial, &batch.deletes, MAX, delete, |(room, connection), reason| {
+    let mut set_aside = Vec::new();
+    write_chunks(conn, &mut ByKind, &batch.deletes, MAX, delete, |(room, connection), reason| {
         set_aside.push(SetAside { change: BatchEntry::Delete(room.clone(), *connection), reason });
     })?;
     let upsert = |conn: &mut _, rows: &[_]| upsert(conn, node, rows, now);
-    write_chunks(conn, &mut trial, &batch.upserts, MAX, upsert, |row, reason| {
+    write_chunks(conn, &mut ByKind, &batch.upserts, MAX, upsert, |row, reason| {
         let change = BatchEntry::Upsert(row.room.clone(), row.record.presence.connection);
         set_aside.push(SetAside { change, reason });
     })?;
     let missing = RefCell::default();
     let write = |conn: &mut _, rows: &[_]| seen(conn, node, rows, &missing);
-    write_chunks(conn, &mut trial, &batch.seen, MAX, write, |seen, reason| {
+    write_chunks(conn, &mut ByKind, &batch.seen, MAX, write, |seen, reason| {
         set_aside.push(SetAside { change: BatchEntry::Seen(seen.connection), reason });
     })?;
     Ok(Applied { set_aside, missing: missing.into_inner() })
