@@ -306,6 +306,25 @@ async fn a_refused_row_is_tried_again_with_a_sign_of_life() {
 }
 
 #[actix::test]
+async fn a_row_that_the_database_does_not_delete_is_tried_again() {
+    let database = Database::new();
+    let t = database.start().await;
+    let eve = t.enter("lobby", Some("eve")).await;
+    let ada = t.enter("lobby", Some("ada")).await;
+    flush(&t).await.unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE DELETE ON presences WHEN OLD.user_id = 'eve'
+                  BEGIN SELECT RAISE(ABORT, 'not now'); END";
+    database.connect().batch_execute(refuse).unwrap();
+    t.leave(&eve, "lobby").await;
+    t.leave(&ada, "lobby").await;
+    assert_eq!(flush(&t).await.unwrap_err().reason(), "rows_refused");
+    assert_eq!(database.rows().len(), 1);
+    database.connect().batch_execute("DROP TRIGGER refuse").unwrap();
+    flush(&t).await.unwrap();
+    assert_eq!(database.rows().len(), 0);
+}
+
+#[actix::test]
 async fn a_row_that_the_database_refuses_keeps_no_other_out_and_a_flush_says_so() {
     let database = Database::new();
     let t = database.start().await;

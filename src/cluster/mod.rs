@@ -7,6 +7,7 @@
 //! their silence on the bus: that is named ([`silence`]), and one that lives and is not heard for a lease
 //! is read each lease. The database has the last word on what was heard, too ([`Unverified`]).
 
+mod early;
 mod numbers;
 mod peers;
 mod receiving;
@@ -23,6 +24,7 @@ use actix::Recipient;
 use ahash::RandomState;
 
 use self::{
+    early::EarlyMessages,
     numbers::{HeardNumbers, OwnIncarnation, SentNumbers},
     receiving::MAX_READ_ROOMS,
     unverified::Unverified,
@@ -77,6 +79,7 @@ pub(crate) struct Cluster {
     /// Rooms that may not be needed here any more, and when to look.
     lingering: VecDeque<(u64, RoomName)>,
     unverified: Unverified,
+    pub early: EarlyMessages,
     /// When all rooms were read last because of nodes that are not heard.
     refreshed: Option<Moment>,
 }
@@ -110,6 +113,7 @@ impl Cluster {
             at_once: MAX_READ_ROOMS,
             lingering: VecDeque::new(),
             unverified: Unverified::default(),
+            early: EarlyMessages::default(),
             refreshed: None,
         }
     }
@@ -177,7 +181,7 @@ impl Cluster {
     }
 
     /// Whether an envelope is later than all that were heard of its sender's incarnation.
-    pub fn is_new(&mut self, envelope: &Envelope) -> bool {
+    pub fn note_number(&mut self, envelope: &Envelope) -> bool {
         self.heard.note(envelope.incarnation, envelope.number)
     }
 

@@ -160,6 +160,8 @@ pub(super) struct KnownIncarnations {
     asked: Vec<Epoch>,
     doubtful: Vec<Epoch>,
     surveys: u64,
+    /// Those that went on in another one, in the order in which they did.
+    continued: VecDeque<(Epoch, Epoch)>,
 }
 
 #[derive(Debug)]
@@ -179,6 +181,25 @@ impl KnownIncarnations {
     /// Whether the incarnation is over, and had stopped in order.
     pub fn has_stopped(&self, incarnation: Epoch) -> bool {
         self.over.iter().any(|over| over.incarnation == incarnation && over.stopped)
+    }
+
+    /// An incarnation goes on in another one, and is over itself.
+    pub fn continues(&mut self, before: Epoch, incarnation: Epoch) {
+        self.end(before, false);
+        if self.continued.len() >= MAX_INCARNATIONS {
+            self.continued.pop_front();
+        }
+        self.continued.push_back((before, incarnation));
+    }
+
+    /// The incarnation in which this one goes on, or itself. What was read before it changed has the old one.
+    pub fn latest(&self, incarnation: Epoch) -> Epoch {
+        // In order, so that each may go on in a later one.
+        let continued = self.continued.iter();
+        continued.fold(
+            incarnation,
+            |latest, (before, next)| if *before == latest { *next } else { latest },
+        )
     }
 
     pub fn end(&mut self, incarnation: Epoch, stopped: bool) {
@@ -265,6 +286,19 @@ mod tests {
         own.begin(next);
         let first = own.envelope(BusMessage::Missed);
         assert_eq!((first.incarnation, first.number), (next, 1));
+    }
+
+    #[test]
+    fn what_went_on_in_another_incarnation_is_known_by_the_latest() {
+        let [first, second, third, other] = [(); 4].map(|()| Epoch::new());
+        let mut known = KnownIncarnations::default();
+        known.continues(first, second);
+        known.continues(second, third);
+        assert_eq!(
+            [first, second, third, other].map(|one| known.latest(one)),
+            [third, third, third, other]
+        );
+        assert!(known.is_over(first) && known.is_over(second) && !known.is_over(third));
     }
 
     #[test]

@@ -280,8 +280,13 @@ impl Peers {
             return false;
         };
         peer.incarnation = incarnation;
-        self.incarnations.end(before, false);
+        self.incarnations.continues(before, incarnation);
         true
+    }
+
+    /// The incarnation in which this one goes on, or itself.
+    pub fn latest(&self, incarnation: Epoch) -> Epoch {
+        self.incarnations.latest(incarnation)
     }
 
     /// Whether that incarnation of the node is over or, as far as is known, about to be, and had stopped in

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// How many rooms in a row may be unreadable by themselves before the database is taken to be in trouble.
+const MAX_UNREADABLE: u32 = 4;
+
 /// How many rooms are read at once at most.
 pub(super) const MAX_READ_ROOMS: usize = 64;
 
@@ -81,7 +84,7 @@ impl Cluster {
         rooms
     }
 
-    pub fn is_down(&mut self, why: &'static str) {
+    pub fn went_down(&mut self, why: &'static str) {
         (self.down, self.carries_everything) = (Some(why), false);
         self.sent.missed = true;
         for room in self.followed() {
@@ -210,6 +213,12 @@ impl Cluster {
     pub fn read(&mut self, rooms: Vec<RoomName>, found: RoomRows) -> ReadRooms {
         (self.reading, self.failures, self.at_once) = (false, 0, MAX_READ_ROOMS);
         let mut read = ReadRooms::default();
+        // The rows may be of a moment before a node went on in another incarnation.
+        let nodes: Vec<_> = found
+            .nodes
+            .into_iter()
+            .map(|row| NodeRow { incarnation: self.peers.latest(row.incarnation), ..row })
+            .collect();
         let mut alive = |row: &NodeRow| match self.peers.row_status(row) {
             SenderStatus::Ended => false,
             met => {
@@ -217,7 +226,7 @@ impl Cluster {
                 true
             }
         };
-        let nodes: Arc<[NodeRow]> = found.nodes.into_iter().filter(|row| alive(row)).collect();
+        let nodes: Arc<[NodeRow]> = nodes.into_iter().filter(|row| alive(row)).collect();
         let mut remotes: HashMap<RoomName, Vec<Remote>, RandomState> = HashMap::default();
         for (node, row) in found.rows {
             if node == self.own.node {
@@ -230,7 +239,8 @@ impl Cluster {
         for room in rooms {
             let Some(view) = self.views.get_mut(&room) else { continue };
             for NodeRow { node, incarnation, .. } in nodes.iter() {
-                if let Some(before) = view.incarnation(node).filter(|one| one != incarnation) {
+                let before = view.incarnation(node).map(|before| self.peers.latest(before));
+                if let Some(before) = before.filter(|before| before != incarnation) {
                     let cause = cause_of(self.peers.has_stopped(node, before));
                     read.restarted.push((room.clone(), node.clone(), cause));
                 }
@@ -273,19 +283,21 @@ impl Cluster {
             }
         }
         self.at_once = (rooms.len() / 2).max(1);
-        // One of them may be the reason, and must not hold up the others.
-        if answered && let [room] = rooms {
+        // One of them may be the reason, and must not hold up the others; several in a row are not.
+        let failures = self.failures;
+        if answered && failures < MAX_UNREADABLE {
             self.reading = false;
-            return NotRead::OneLater(room.clone(), LAST_RETRY);
+            if let [room] = rooms {
+                self.failures += 1;
+                return NotRead::OneLater(room.clone(), LAST_RETRY);
+            }
         }
         rooms.iter().for_each(|room| self.read_later(room));
-        if answered {
-            self.reading = false;
+        if answered && failures < MAX_UNREADABLE {
             return NotRead::FewerAtOnce;
         }
-        let wait = retry_pause(self.failures);
         self.failures += 1;
-        NotRead::AllLater(wait)
+        NotRead::AllLater(retry_pause(failures))
     }
 }
 

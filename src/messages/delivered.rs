@@ -92,6 +92,17 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// Its size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Json(value) => value.get().len(),
+            Self::Event { event, payload } => event.len() + payload.get().len(),
+        }
+    }
+}
+
 /// The encoding of [`Content::Text`].
 mod text {
     use super::*;

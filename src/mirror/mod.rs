@@ -26,7 +26,7 @@ pub(crate) use self::{
     writer::WriterHandle,
 };
 use self::{
-    dirty::{Dirty, RowKey, Taken},
+    dirty::{Dirty, Mark, RowKey, Taken},
     schedule::{Flushed, Waiters, WriteSchedule},
 };
 use crate::{
@@ -60,6 +60,9 @@ pub(crate) struct Mirror {
     lease_renewed: Option<Moment>,
     /// Presences whose row the database refuses as it is. They are tried again when they change, or are seen.
     refused: HashSet<RowKey, RandomState>,
+    /// Presences that have ended and whose row the database does not delete. They are tried again with the next
+    /// sweep: nothing changes them any more.
+    undeleted: Vec<(RowKey, Mark)>,
     rows_written: Counter,
 }
 
@@ -86,6 +89,7 @@ impl Mirror {
             schedule: WriteSchedule::new(commit_interval),
             lease_renewed: None,
             refused: HashSet::default(),
+            undeleted: Vec::new(),
             rows_written: Counter::new("presence_rows_written_total"),
         }
     }
@@ -144,18 +148,20 @@ impl Mirror {
     /// Marks `last_seen` of connections to be written, as many as fit into one transaction: the lease covers
     /// all presences, so these writes need not grow with their number.
     pub fn sweep(&mut self) {
+        self.retry_deletes();
         self.dirty.sweep(MAX_BATCH_ROWS);
     }
 
     /// Marks every newer `last_seen` to be written.
     pub fn sweep_all(&mut self) {
+        self.retry_deletes();
         self.dirty.sweep(usize::MAX);
     }
 
     /// The number of presences whose row differs from memory.
     pub fn unwritten(&self) -> usize {
         let in_flight = self.in_flight.as_ref().map_or(0, |flight| flight.taken.presences.len());
-        self.dirty.len() + in_flight + self.refused.len()
+        self.dirty.len() + in_flight + self.refused.len() + self.undeleted.len()
     }
 
     /// The number of rows written or deleted so far, including one for each `last_seen`.
@@ -240,9 +246,10 @@ impl Mirror {
                 self.dirty.committed(&taken);
                 self.mark_missing_rows(&applied.missing, &taken, rooms);
                 self.retry_refused(&batch);
-                let refused = self.set_aside(applied);
+                let refused = self.set_aside(applied, &taken);
                 self.succeeded(now);
-                self.waiters.answer(&self.dirty, !self.refused.is_empty());
+                let any_refused = !self.refused.is_empty() || !self.undeleted.is_empty();
+                self.waiters.answer(&self.dirty, any_refused);
                 NextStep::Publish(Committed { batch, causes: taken.causes, refused })
             }
             Err(error) => {
@@ -379,7 +386,13 @@ impl Mirror {
         self.schedule.end_interval();
     }
 
-    fn set_aside(&mut self, applied: Applied) -> Vec<BatchEntry> {
+    fn retry_deletes(&mut self) {
+        let presences = std::mem::take(&mut self.undeleted);
+        self.dirty.put_back(Taken { presences, ..Taken::default() }, false);
+    }
+
+    fn set_aside(&mut self, applied: Applied, taken: &Taken) -> Vec<BatchEntry> {
+        let mut undeleted: HashSet<RowKey, RandomState> = HashSet::default();
         for aside in &applied.set_aside {
             static REFUSED: LogLimit = LogLimit::new();
             if let Some(suppressed) = REFUSED.pass() {
@@ -387,12 +400,18 @@ impl Mirror {
                 tracing::error!(reason, suppressed, "the database rejects a row: set aside");
             }
             metrics::counter!("presence_rows_refused_total").increment(1);
-            if let BatchEntry::Upsert(room, connection) | BatchEntry::Delete(room, connection) =
-                &aside.change
-            {
-                self.refused.insert((room.clone(), *connection));
+            match &aside.change {
+                BatchEntry::Upsert(room, connection) => {
+                    self.refused.insert((room.clone(), *connection));
+                }
+                BatchEntry::Delete(room, connection) => {
+                    undeleted.insert((room.clone(), *connection));
+                }
+                BatchEntry::Seen(_) => {}
             }
         }
+        let presences = taken.presences.iter().filter(|(key, _)| undeleted.contains(key));
+        self.undeleted.extend(presences.cloned());
         applied.set_aside.into_iter().map(|aside| aside.change).collect()
     }
 

@@ -55,8 +55,11 @@ impl ConnectionId {
 
     /// Makes ids as if the clock of this machine were so many microseconds later, from now on: ids of nodes
     /// that compare them have to be made by one clock. Ids of this process ascend whatever is set.
-    pub(crate) fn set_correction(micros: i64) {
-        ID_CORRECTION.store(micros, Relaxed);
+    /// A correction that differs from that of before by no more than the `uncertainty` is none.
+    pub(crate) fn set_correction(micros: i64, uncertainty: u64) {
+        if ID_CORRECTION.load(Relaxed).abs_diff(micros) > uncertainty {
+            ID_CORRECTION.store(micros, Relaxed);
+        }
     }
 
     /// A digest of the id and a text: 16 URL-safe characters, the same on every node.

@@ -1,7 +1,5 @@
 //! Keeping the database in step.
 
-use std::time::Duration;
-
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
@@ -11,9 +9,6 @@ use crate::{
     mirror::{Memory, NextStep, PruneRoomRows, flush_error},
     model::Moment,
 };
-
-/// How long after a failure rows are compared with memory again.
-const SURPLUS_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) type WriterReply<T> = ResponseActFuture<RoomRegistry, Result<T, FlushError>>;
 
@@ -52,6 +47,9 @@ impl RoomRegistry {
             let next = registry.mirror.renewed(answer, &registry.rooms, now);
             registry.go_on(ctx, next, now);
             if renewed {
+                if registry.surplus_is_due {
+                    registry.remove_surplus(ctx);
+                }
                 registry.measure_clock(ctx);
                 registry.survey(ctx);
             }
@@ -117,30 +115,27 @@ impl RoomRegistry {
 
     /// Removes rows of this node that should not be there, once all others are written.
     fn remove_surplus(&mut self, ctx: &mut Context<Self>) {
-        let Some(cluster) = &self.cluster else { return };
+        let Some(cluster) = self.cluster.as_ref().filter(|_| !self.closing) else { return };
+        self.surplus_is_due = false;
         let (node, background) = (self.node.clone(), cluster.background.clone());
         let committed = self.commit(ctx);
         let surplus = async move {
-            committed.await.unwrap_or(Err(CLOSED)).ok()?;
-            Some(background.ask(move |store| store.places(&node)).await)
+            match committed.await.unwrap_or(Err(CLOSED)) {
+                Ok(()) | Err(FlushError::RowsRefused) => {
+                    background.ask(move |store| store.places(&node)).await.ok()
+                }
+                Err(_) => None,
+            }
         };
         ctx.spawn(surplus.into_actor(self).map(|places, registry, ctx| {
-            match places {
-                Some(Ok(places)) => {
-                    registry.mirror.mark_surplus(places, &registry.rooms);
-                    let now = registry.clock.now();
-                    registry.write(ctx, now);
-                }
-                Some(Err(error)) if registry.closing => {
-                    tracing::debug!(%error, "rows not compared")
-                }
-                // Until it has been done: the rows of a presence that has ended would be believed.
-                Some(Err(_)) | None => {
-                    ctx.run_later(SURPLUS_RETRY_DELAY, |registry, ctx| {
-                        registry.remove_surplus(ctx)
-                    });
-                }
-            }
+            let Some(places) = places else {
+                // Until it has been done, since the rows of a presence that has ended would be believed.
+                registry.surplus_is_due = true;
+                return;
+            };
+            registry.mirror.mark_surplus(places, &registry.rooms);
+            let now = registry.clock.now();
+            registry.write(ctx, now);
         }));
     }
 

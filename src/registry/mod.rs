@@ -118,6 +118,8 @@ pub struct RoomRegistry {
     survey_is_due: bool,
     surveying: bool,
     unanswered: Unanswered,
+    /// Rows are to be compared with memory, once the lease is renewed.
+    surplus_is_due: bool,
     measuring_clock: bool,
     clock_is_off: bool,
     authorize: Option<Authorize>,
@@ -164,6 +166,7 @@ impl RoomRegistry {
             survey_is_due: false,
             surveying: false,
             unanswered: Unanswered::default(),
+            surplus_is_due: false,
             measuring_clock: false,
             clock_is_off: false,
             authorize: parts.authorize,

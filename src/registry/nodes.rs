@@ -95,7 +95,12 @@ impl RoomRegistry {
             Some(Err(error)) => {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
-                    tracing::warn!(%error, suppressed, "cannot read the key of the bus from the database");
+                    let error = &error as &dyn Error;
+                    tracing::warn!(
+                        error,
+                        suppressed,
+                        "cannot read the key of the bus from the database"
+                    );
                 }
                 self.has_no_identity();
                 return false;
@@ -144,6 +149,7 @@ impl RoomRegistry {
                 NodeEvent::Expired { .. } => {}
             }
         }
+        self.receive_kept(now);
         self.judge_silence(now);
         self.verify(ctx);
         self.read(ctx);
@@ -187,7 +193,8 @@ impl RoomRegistry {
             Err(error) => {
                 static UNREMOVABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREMOVABLE.pass() {
-                    tracing::warn!(%node, %error, suppressed, "a dead node cannot be removed");
+                    let error = &error as &dyn Error;
+                    tracing::warn!(%node, error, suppressed, "a dead node cannot be removed");
                 }
             }
         }

@@ -31,7 +31,7 @@ impl Handler<BusEvent> for RoomRegistry {
             }
             BusEvent::Down(why) => {
                 tracing::debug!(why, "the bus is down");
-                cluster.is_down(why);
+                cluster.went_down(why);
             }
             BusEvent::Subscribed(channel) => cluster.subscribed(&channel),
             BusEvent::Received(envelope) => self.receive(envelope, now),
@@ -68,7 +68,7 @@ impl RoomRegistry {
         if envelope.node == *cluster.me() {
             return;
         }
-        if !cluster.is_new(&envelope) {
+        if !cluster.note_number(&envelope) {
             metrics::counter!("presence_bus_repeated_total").increment(1);
             return;
         }
@@ -91,8 +91,28 @@ impl RoomRegistry {
         if is_irrevocable(&message) && !cluster.peers.is_listed(&node) {
             // It may be of a node that there was: somebody has kept it, and this node has not heard that one.
             self.survey_is_due = true;
+            if !cluster.early.keep(node, incarnation, message) {
+                metrics::counter!("presence_bus_repeated_total").increment(1);
+            }
             return;
         }
+        self.take_in(node, incarnation, message, now);
+    }
+
+    /// After a survey: what was heard of nodes before the database had shown them.
+    pub(super) fn receive_kept(&mut self, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
+        for (node, incarnation, message) in cluster.early.take() {
+            let Some(cluster) = &mut self.cluster else { return };
+            let known = cluster.peers.status_of(&node, incarnation) == SenderStatus::Known;
+            if known && cluster.peers.is_listed(&node) {
+                self.take_in(node, incarnation, message, now);
+            }
+        }
+    }
+
+    fn take_in(&mut self, node: NodeName, incarnation: Epoch, message: BusMessage, now: Moment) {
+        let Some(cluster) = &mut self.cluster else { return };
         match message {
             BusMessage::Changes(changes) => {
                 if let Some(changes) = cluster.heard(&node, incarnation, changes) {

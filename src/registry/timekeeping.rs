@@ -71,7 +71,8 @@ impl ClockOffset {
             clock.correct(self.ahead, micros(self.round_trip / 2));
         }
         if self.machine_round_trip < MAX_ROUND_TRIP {
-            ConnectionId::set_correction(self.machine_ahead.saturating_neg());
+            let uncertainty = micros(self.machine_round_trip / 2);
+            ConnectionId::set_correction(self.machine_ahead.saturating_neg(), uncertainty);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use tokio::time::timeout;
@@ -12,6 +13,10 @@ use crate::supervision::Release;
 
 /// The largest number of calls that may hang at once: each of them costs a thread and a connection.
 const MAX_HUNG_CALLS: usize = 4;
+
+/// How often in a row a call is found overdue before it is given up: after a pause of the process the answer
+/// may be there, and not read yet.
+const OVERDUE_LOOKS: u32 = 3;
 
 /// The calls of a node that hang and have been given up. A clone counts the same calls.
 #[derive(Clone, Debug, Default)]
@@ -112,15 +117,15 @@ impl<A: Clone> Lane<A> {
             let (answer, watched) = sent?;
             let Some((number, pulse)) = watched else { return answer.await };
             let mut answer = pin!(answer);
-            loop {
+            let mut overdue = 0;
+            while overdue < OVERDUE_LOOKS {
                 if let Ok(answer) = timeout(CHECK_INTERVAL, &mut answer).await {
                     return answer;
                 }
-                if pulse.is_overdue() {
-                    lock(&lane.0).give_up(number);
-                    return Err(StoreError::Stalled);
-                }
+                overdue = if pulse.is_overdue() { overdue + 1 } else { 0 };
             }
+            lock(&lane.0).give_up(number);
+            Err(StoreError::Stalled)
         }
     }
 }
@@ -137,7 +142,7 @@ impl<A> State<A> {
     /// Replaces the thread with this number, unless too many calls hang already.
     fn give_up(&mut self, number: u64) -> bool {
         let Some(start) = self.next.as_ref().filter(|_| number == self.number) else { return true };
-        if !self.hung.add(&self.worker.pulse, self.max_hung) {
+        if !can_start_threads() || !self.hung.add(&self.worker.pulse, self.max_hung) {
             return false;
         }
         self.worker.release.release();
@@ -146,6 +151,18 @@ impl<A> State<A> {
         metrics::counter!("presence_database_hung_total").increment(1);
         tracing::warn!("the database does not answer on a connection: it is given up");
         true
+    }
+}
+
+/// Actix panics where a thread cannot be started.
+fn can_start_threads() -> bool {
+    let trial = thread::Builder::new().name("presence-store".to_owned()).spawn(|| ());
+    match trial.map(thread::JoinHandle::join) {
+        Ok(ended) => ended.is_ok(),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for another connection to the database");
+            false
+        }
     }
 }
 

@@ -118,8 +118,10 @@ impl ReaderHandle {
             let (reply, answer) = oneshot::channel();
             match Arc::clone(places).try_acquire_owned() {
                 Ok(place) => reader.do_send(Query(Box::new(move |store| {
-                    // The receiver may have been dropped.
-                    let _ = reply.send(query(store));
+                    // Nobody waits for an answer that was given up.
+                    if !reply.is_closed() {
+                        let _ = reply.send(query(store));
+                    }
                     drop(place);
                 }))),
                 Err(_) => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
 use std::{
+    collections::VecDeque,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -203,8 +204,8 @@ pub enum Reaped {
 #[derive(Debug, Default)]
 pub(crate) struct NodeLease {
     node: Option<LeasedNode>,
-    /// The incarnations of this process, in all stores that were opened from one another: the latest.
-    own: Arc<Mutex<Vec<Epoch>>>,
+    /// Those of this process, in all stores that were opened from one another.
+    own: Arc<Mutex<ProcessIncarnations>>,
 }
 
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
@@ -213,11 +214,27 @@ struct LeasedNode {
     name: NodeName,
     lease: Duration,
     current: Option<Epoch>,
-    /// Chosen before the database is asked and kept until it answers, so that a node whose answer was lost
-    /// recognises its own row.
-    next: Epoch,
+    next: NextIncarnations,
     /// The number of the last batch that was committed.
     head: u64,
+}
+
+/// The next incarnation of a node: that of a new life, or that in which it goes on. Each is chosen before the
+/// database is asked and kept until it answers, so that a node whose answer was lost recognises its own row,
+/// and how it came to be.
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextIncarnations {
+    pub life: Epoch,
+    pub continued: Epoch,
+}
+
+/// The incarnations of a process: those that were in the database for certain, and those that may be.
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+#[derive(Debug, Default)]
+struct ProcessIncarnations {
+    confirmed: VecDeque<Epoch>,
+    chosen: VecDeque<Epoch>,
 }
 
 /// The incarnations of the node that a store writes for.
@@ -226,10 +243,10 @@ struct LeasedNode {
 pub(crate) struct OwnIncarnations {
     /// The one that it writes in; none before a start or a renewal.
     pub current: Option<Epoch>,
-    /// The next one.
-    pub next: Epoch,
-    /// The others of this process, the current one included.
-    pub before: Vec<Epoch>,
+    /// The next ones.
+    pub next: NextIncarnations,
+    /// All of this process from which it may go on: not that of a new life of this store.
+    pub own: Vec<Epoch>,
     /// The number of the last batch that was committed: a row with a lower one is of an earlier state of the
     /// database.
     pub head: u64,
@@ -247,9 +264,6 @@ pub(crate) struct Fence {
 
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
 impl NodeLease {
-    /// How many incarnations are remembered.
-    const MAX_OWN: usize = 64;
-
     /// That of a further store of this process. It writes nothing until it has renewed the lease.
     pub fn successor(&self) -> Self {
         Self { node: None, own: Arc::clone(&self.own) }
@@ -257,36 +271,35 @@ impl NodeLease {
 
     /// Sets the node and its lease. The incarnations stay those of before if it is the same node.
     pub fn set(&mut self, node: &NodeName, lease: Duration) -> OwnIncarnations {
-        if self.node.as_ref().is_none_or(|known| known.name != *node) {
-            let (current, next) = (None, self.choose());
-            self.node = Some(LeasedNode { name: node.clone(), lease, current, next, head: 0 });
-        }
-        let mut before = self.own();
-        match &mut self.node {
-            Some(known) => {
-                known.lease = lease;
-                before.retain(|own| *own != known.next);
-                let LeasedNode { current, next, head, .. } = *known;
-                OwnIncarnations { current, next, before, head }
-            }
-            None => OwnIncarnations { current: None, next: Epoch::new(), before, head: 0 },
-        }
+        let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.node.take().filter(|known| known.name == *node);
+        let known = known.map_or_else(
+            || {
+                let (name, next) = (node.clone(), all.choose());
+                LeasedNode { name, lease, current: None, next, head: 0 }
+            },
+            |known| LeasedNode { lease, ..known },
+        );
+        let LeasedNode { current, next, head, .. } = known;
+        self.node = Some(known);
+        let own = all.all().filter(|own| *own != next.life).collect();
+        OwnIncarnations { current, next, own, head }
     }
 
-    /// What has to be so for the node to write; nothing for one that was never started.
+    /// What has to be so for the node to write; nothing for a node that was never started.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Lapsed`] if another store of this process was started, and this one has to renew the
-    /// lease first.
+    /// [`StoreError::Lapsed`] if the node was started, by this or by another store of this process, and this
+    /// one has to renew the lease first.
     pub fn fence(&self, node: &NodeName) -> Result<Option<Fence>, StoreError> {
-        let started = self.node.as_ref().filter(|known| known.name == *node);
-        let started = started.and_then(|known| Some((known, known.current?)));
-        match started {
+        let of_other = self.node.as_ref().is_some_and(|known| known.name != *node);
+        let started = self.node.as_ref().filter(|_| !of_other);
+        match started.and_then(|known| Some((known, known.current?))) {
             Some((LeasedNode { lease, head, .. }, incarnation)) => {
                 Ok(Some(Fence { incarnation, lease: *lease, head: *head }))
             }
-            None if self.node.is_none() && !self.own().is_empty() => Err(StoreError::Lapsed),
+            None if !of_other && !self.own().is_empty() => Err(StoreError::Lapsed),
             None => Ok(None),
         }
     }
@@ -298,15 +311,15 @@ impl NodeLease {
     }
 
     fn own(&self) -> Vec<Epoch> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).all().collect()
     }
 
-    /// Changes to the next incarnation, which is in the database now.
-    pub fn begin(&mut self) {
-        let next = self.choose();
+    /// Changes to this incarnation, one of the next ones, which is in the database now.
+    pub fn begin(&mut self, incarnation: Epoch) {
+        let mut all = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        all.confirm(incarnation);
         if let Some(known) = &mut self.node {
-            known.current = Some(std::mem::replace(&mut known.next, next));
-            known.head = 0;
+            (known.current, known.next, known.head) = (Some(incarnation), all.choose(), 0);
         }
     }
 
@@ -316,15 +329,31 @@ impl NodeLease {
             known.head = known.head.max(number);
         }
     }
+}
 
-    fn choose(&self) -> Epoch {
-        let next = Epoch::new();
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if own.len() >= Self::MAX_OWN {
-            own.remove(0);
-        }
-        own.push(next);
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+impl ProcessIncarnations {
+    /// How many are remembered that were never confirmed, and how many that were.
+    const MAX_CHOSEN: usize = 64;
+    const MAX_CONFIRMED: usize = 16;
+
+    fn all(&self) -> impl Iterator<Item = Epoch> {
+        self.confirmed.iter().chain(&self.chosen).copied()
+    }
+
+    fn choose(&mut self) -> NextIncarnations {
+        let next = NextIncarnations { life: Epoch::new(), continued: Epoch::new() };
+        self.chosen.extend([next.life, next.continued]);
+        let surplus = self.chosen.len().saturating_sub(Self::MAX_CHOSEN);
+        self.chosen.drain(..surplus);
         next
+    }
+
+    fn confirm(&mut self, incarnation: Epoch) {
+        self.chosen.retain(|chosen| *chosen != incarnation);
+        self.confirmed.push_back(incarnation);
+        let surplus = self.confirmed.len().saturating_sub(Self::MAX_CONFIRMED);
+        self.confirmed.drain(..surplus);
     }
 }
 
@@ -332,40 +361,56 @@ impl NodeLease {
 mod tests {
     use super::*;
 
+    const LEASE: Duration = Duration::from_secs(15);
+
     #[test]
-    fn the_next_incarnation_stays_until_it_has_begun() {
+    fn the_next_incarnations_stay_until_one_has_begun() {
         let [node, other] = ["n", "m"].map(|name| NodeName::new(name).unwrap());
-        let duration = Duration::from_secs(15);
         let mut lease = NodeLease::default();
-        let before = lease.set(&node, duration);
-        assert_eq!(lease.fence(&node).unwrap(), None, "not started");
-        assert_eq!(lease.set(&node, duration), before);
-        lease.begin();
+        assert_eq!(lease.fence(&node).unwrap(), None, "never started");
+        let before = lease.set(&node, LEASE);
+        assert!(matches!(lease.fence(&node), Err(StoreError::Lapsed)), "about to start");
+        assert_eq!(lease.set(&node, LEASE), before);
+        assert_eq!(before.own, [before.next.continued], "a lost answer would be known");
+        lease.begin(before.next.life);
         lease.committed(3);
-        let after = lease.set(&node, duration);
-        assert_eq!((after.current, after.before), (Some(before.next), vec![before.next]));
-        assert_ne!(after.next, before.next);
-        let fence = Fence { incarnation: before.next, lease: duration, head: 3 };
+        let after = lease.set(&node, LEASE);
+        assert_eq!(after.current, Some(before.next.life));
+        assert!(after.own.contains(&before.next.life) && !after.own.contains(&after.next.life));
+        let fence = Fence { incarnation: before.next.life, lease: LEASE, head: 3 };
         assert_eq!(lease.fence(&node).unwrap(), Some(fence));
         assert_eq!(lease.fence(&other).unwrap(), None);
-        assert_eq!(lease.set(&other, duration).current, None);
+        assert_eq!(lease.set(&other, LEASE).current, None);
     }
 
     #[test]
     fn a_further_store_of_a_process_renews_before_it_writes_and_knows_what_is_its_own() {
         let node = NodeName::new("n").unwrap();
         let mut first = NodeLease::default();
-        let mut unused = first.successor();
-        assert_eq!(unused.fence(&node).unwrap(), None, "nothing was started");
-        first.set(&node, Duration::from_secs(15));
-        first.begin();
+        assert_eq!(first.successor().fence(&node).unwrap(), None, "nothing was started");
+        let begun = first.set(&node, LEASE).next.life;
+        first.begin(begun);
         let mut second = first.successor();
         assert!(matches!(second.fence(&node), Err(StoreError::Lapsed)));
-        let own = second.set(&node, Duration::from_secs(15));
+        let own = second.set(&node, LEASE);
         assert_eq!(own.current, None);
-        let first = first.set(&node, Duration::from_secs(15));
-        assert!(own.before.contains(&first.current.unwrap()) && own.before.contains(&first.next));
-        assert!(!own.before.contains(&own.next));
-        assert!(unused.set(&node, Duration::from_secs(15)).before.contains(&own.next));
+        assert!(matches!(second.fence(&node), Err(StoreError::Lapsed)), "its renewal failed");
+        let first = first.set(&node, LEASE);
+        assert!(own.own.contains(&begun) && own.own.contains(&first.next.life));
+        assert!(!own.own.contains(&own.next.life));
+        assert!(first.own.contains(&own.next.life));
+    }
+
+    #[test]
+    fn what_was_in_the_database_is_not_forgotten_for_what_may_be() {
+        let node = NodeName::new("n").unwrap();
+        let mut first = NodeLease::default();
+        let begun = first.set(&node, LEASE).next.life;
+        first.begin(begun);
+        for _ in 0..1000 {
+            first.successor().set(&node, LEASE);
+        }
+        let own = first.successor().set(&node, LEASE).own;
+        assert!(own.contains(&begun) && own.len() <= 100, "{}", own.len());
     }
 }

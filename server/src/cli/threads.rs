@@ -108,7 +108,7 @@ mod tests {
         let source = || io::Error::from(io::ErrorKind::WouldBlock);
         let error = TooFewThreads::none(4, source());
         let text = error.to_string();
-        assert!(text.contains(" 13 are needed") && text.contains(" 0 are allowed"), "{text}");
+        assert!(text.contains(" 14 are needed") && text.contains(" 0 are allowed"), "{text}");
         assert!(std::error::Error::source(&error).is_some());
     }
 }

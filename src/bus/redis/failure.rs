@@ -1,6 +1,6 @@
 //! Why the bus is down, and what the log says of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use redis::{ErrorKind, RedisError};
 
@@ -60,15 +60,15 @@ impl Failure {
 pub(super) struct ConnectionLog {
     address: String,
     limit: LogLimit,
-    /// The reason that was logged since the bus was up.
-    logged: Cell<Option<&'static str>>,
+    /// What was logged since the bus was up.
+    logged: RefCell<Option<Failure>>,
     /// Whether it has been up.
     was_up: Cell<bool>,
 }
 
 impl ConnectionLog {
     pub fn new(address: String) -> Self {
-        let (logged, was_up) = (Cell::default(), Cell::default());
+        let (logged, was_up) = (RefCell::default(), Cell::default());
         Self { address, limit: LogLimit::new(), logged, was_up }
     }
 
@@ -86,10 +86,9 @@ impl ConnectionLog {
     pub fn down(&self, failure: &Failure) {
         let (address, Failure { reason, code }) = (&self.address, failure);
         let code = code.as_deref();
-        if self.logged.get() != Some(*reason)
-            && let Some(suppressed) = self.limit.pass()
-        {
-            self.logged.set(Some(*reason));
+        let is_news = self.logged.borrow().as_ref() != Some(failure);
+        if is_news && let Some(suppressed) = self.limit.pass() {
+            self.logged.replace(Some(failure.clone()));
             tracing::warn!(
                 address,
                 reason,

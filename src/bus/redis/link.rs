@@ -96,8 +96,9 @@ async fn connect_to_publish(
     let mut publish = server.bare.get_multiplexed_async_connection_with_config(&config).await?;
     let answer = redis::cmd("PING").exec_async(&mut publish).await;
     if let Err(error) = answer {
-        // It wants to know first who asks.
-        if error.code() != Some("NOAUTH") || server.login.is_empty() {
+        // It wants to know first who asks, or lets nobody ask who does not say.
+        let wants_login = matches!(error.code(), Some("NOAUTH" | "NOPERM"));
+        if !wants_login || server.login.is_empty() {
             return Err(error);
         }
     }

@@ -20,7 +20,8 @@ impl Prefix {
     /// The names of an identity.
     pub fn names(&self, identity: Arc<ClusterIdentity>) -> ChannelNames {
         let base = format!("{}:{}:", self.prefix, identity.channel());
-        ChannelNames { identity, base, old: format!("{}:nodes", self.old) }
+        let (old, trial) = (format!("{}:nodes", self.old), format!("{base}room:"));
+        ChannelNames { identity, base, old, trial }
     }
 }
 
@@ -31,6 +32,7 @@ pub(super) struct ChannelNames {
     /// What they begin with.
     base: String,
     old: String,
+    trial: String,
 }
 
 impl ChannelNames {
@@ -63,8 +65,8 @@ impl ChannelNames {
 
     /// The channel to which something without content is published to find out whether that is allowed. It
     /// is that of a room with an empty name, which there is not.
-    pub fn trial(&self) -> String {
-        format!("{}room:", self.base)
+    pub fn trial(&self) -> &str {
+        &self.trial
     }
 }
 

@@ -10,16 +10,13 @@ use std::{
 use redis::Msg;
 use tokio::{sync::Notify, time::timeout};
 
-use crate::bus::{Channel, ClusterIdentity, NotSent};
+use crate::bus::{Channel, ClusterIdentity, MAX_ENVELOPE_BYTES, NotSent};
 
 /// The largest number of queued envelopes.
 pub(super) const MAX_ENVELOPES: usize = 8_192;
 
 /// The largest size of all queued envelopes.
 const MAX_OUTBOX_BYTES: usize = 64 * 1024 * 1024;
-
-/// The size of the largest envelope.
-pub(super) const MAX_SENT_BYTES: usize = 16 * 1024 * 1024;
 
 /// The largest number and size of the envelopes in a batch, unless it is a single one.
 const MAX_BATCH_ENVELOPES: usize = 1_024;
@@ -70,7 +67,7 @@ impl Outbox {
         }
         let (channel, payload) = encode();
         let mut state = self.lock();
-        if payload.len() > MAX_SENT_BYTES || !state.has_room(payload.len()) {
+        if payload.len() > MAX_ENVELOPE_BYTES || !state.has_room(payload.len()) {
             return Err(NotSent);
         }
         state.bytes += payload.len();

@@ -54,7 +54,7 @@ pub enum LeaseClock {
 
 impl PostgresOptions {
     /// The timeouts of a node with this lease: a call is given up after a third of it, at least 2 s and at
-    /// most 10 s, so that the lease is renewed in time on another connection.
+    /// most 10 s, so that a lease of 6 s or more is renewed in time on another connection.
     #[must_use]
     pub fn for_lease(lease: Duration) -> Self {
         let answer_timeout = answer_timeout(lease);

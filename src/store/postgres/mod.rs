@@ -11,11 +11,11 @@ mod trial;
 use std::{thread, time::Duration};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use diesel::PgConnection;
+use diesel::{PgConnection, RunQueryDsl};
 
 use self::{
     batch::Sorted,
-    connection::{connect, diagnose, limit_statements},
+    connection::{connect, diagnose, limit_statements, statement},
 };
 use super::{
     Applied, Batch, NodeLease, PostgresUrl, Pulse, Renewal, Result, RoomCounts, Started, Store,
@@ -99,14 +99,23 @@ impl PostgresStore {
         Self { url, options, conn: None, lease, pulse: Pulse::default() }
     }
 
-    /// Runs a call, and closes a connection that may have become useless. If it was cut, which an idle one is
-    /// unnoticed, the call is run once more on a new one.
+    /// Runs a call that can be repeated: if the connection was cut, which an idle one is unnoticed, it is run
+    /// once more on a new one.
     fn call<T>(
         &mut self,
+        call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.call_again(true, call)
+    }
+
+    /// Runs a call, again or not, and closes a connection that may have become useless.
+    fn call_again<T>(
+        &mut self,
+        again: bool,
         mut call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let _waiting = self.pulse.begin(self.options.answer_timeout);
-        let mut was_cut = false;
+        let mut was_cut = !again;
         loop {
             // Taken out, so that a panic closes it.
             let mut conn = match self.conn.take() {
@@ -135,16 +144,36 @@ impl PostgresStore {
         }
     }
 
-    /// Runs a transaction, and again if another one was in the way.
+    /// Runs a transaction, and again if another one was in the way or if its connection was cut.
     fn attempt<T>(
         &mut self,
+        extent: Extent,
+        body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.attempt_again(true, extent, body)
+    }
+
+    /// As [`transact`](Self::transact), but whose second answer would not be that of the first: it is not run
+    /// again if its connection was cut. So an idle one is asked for something else before.
+    fn transact_once<T>(
+        &mut self,
+        body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let wake = self.call(|conn, _| Ok(statement("SELECT").execute(conn)?));
+        let done = wake.and_then(|_| self.attempt_again(false, Extent::All, body));
+        done.map_err(Failure::into_error::<PgConnection>)
+    }
+
+    fn attempt_again<T>(
+        &mut self,
+        again: bool,
         extent: Extent,
         mut body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         const ATTEMPTS: u32 = 5;
         const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
         let long = (extent == Extent::All).then(|| self.long());
-        self.call(|conn, pulse| {
+        self.call_again(again, |conn, pulse| {
             let mut attempt = 1;
             loop {
                 let done = transact(conn, |conn| {
@@ -220,12 +249,11 @@ impl Store for PostgresStore {
     }
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
-        let incarnation = self.lease.set(node, lease).next;
+        let incarnation = self.lease.set(node, lease).next.life;
         let clock = self.clock(now);
-        let (inherited, stopped) = self.transact(Extent::All, |conn| {
-            nodes::start(conn, node, incarnation, now, clock, lease)
-        })?;
-        self.lease.begin();
+        let (inherited, stopped) =
+            self.transact_once(|conn| nodes::start(conn, node, incarnation, now, clock, lease))?;
+        self.lease.begin(incarnation);
         Ok(Started { incarnation, dead: Vec::new(), inherited, stopped })
     }
 
@@ -236,8 +264,8 @@ impl Store for PostgresStore {
             let before_long = |conn: &mut PgConnection| long.allow(conn, &pulse);
             nodes::renew(conn, node, &incarnations, now, clock, lease, before_long)
         })?;
-        if renewal != Renewal::Held {
-            self.lease.begin();
+        if let Renewal::Continued { incarnation } | Renewal::Lapsed { incarnation } = renewal {
+            self.lease.begin(incarnation);
         }
         Ok(renewal)
     }

@@ -213,14 +213,13 @@ pub(super) fn renew(
     lease: Duration,
     before_long: impl FnOnce(&mut PgConnection) -> Result<(), Failure>,
 ) -> Result<Renewal, Failure> {
-    let OwnIncarnations { current, next: incarnation, before, head } = incarnations;
-    let incarnation = *incarnation;
-    if let Some(own) = current {
+    let OwnIncarnations { current, next, own, head } = incarnations;
+    if let Some(current) = current {
         let held = statement(RENEW)
             .bind::<Nullable<Timestamp>>(clock)
             .bind::<BigInt>(micros(lease))
             .bind::<Text>(node.as_str())
-            .bind::<Text>(own.to_string())
+            .bind::<Text>(current.to_string())
             .bind::<BigInt>(big(*head))
             .execute(conn)?;
         if held > 0 {
@@ -228,23 +227,23 @@ pub(super) fn renew(
         }
     }
     let continued = statement(CONTINUE)
-        .bind::<Text>(incarnation.to_string())
+        .bind::<Text>(next.continued.to_string())
         .bind::<Nullable<Timestamp>>(clock)
         .bind::<BigInt>(micros(lease))
         .bind::<Text>(node.as_str())
-        .bind::<Array<Text>>(before.iter().map(Epoch::to_string).collect::<Vec<_>>())
+        .bind::<Array<Text>>(own.iter().map(Epoch::to_string).collect::<Vec<_>>())
         .execute(conn)?;
     if continued > 0 {
-        return Ok(Renewal::Continued { incarnation });
+        return Ok(Renewal::Continued { incarnation: next.continued });
     }
-    if insert(REJOIN, conn, node, incarnation, now, clock, lease)? == 0 {
+    if insert(REJOIN, conn, node, next.life, now, clock, lease)? == 0 {
         return Err(StoreError::NameTaken.into());
     }
     // Without a row it had no presences, and those of an earlier process have ended; all that this one has
     // are written again.
     before_long(conn)?;
     remove(REMOVE, conn, node)?;
-    Ok(Renewal::Lapsed { incarnation })
+    Ok(Renewal::Lapsed { incarnation: next.life })
 }
 
 fn remove(sql: &'static str, conn: &mut PgConnection, node: &NodeName) -> Result<usize, Failure> {

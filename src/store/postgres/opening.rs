@@ -81,6 +81,9 @@ fn refuse_transaction_pooler(url: &PostgresUrl, options: PostgresOptions) -> Res
         };
         Ok(())
     })?;
+    if other != before && after.is_none() {
+        return Err(StoreError::Stalled);
+    }
     if other == before || after != Some(before) {
         let reason = "a connection pooler in between gives each transaction another session, as \
             PgBouncer does with `pool_mode = transaction`: use `pool_mode = session`, or connect to \

@@ -220,7 +220,7 @@ impl SharedStore for PostgresStore {
 
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
         let clock = self.clock(now);
-        self.transact(Extent::All, |conn| nodes::reap(conn, node, incarnation, clock))
+        self.transact_once(|conn| nodes::reap(conn, node, incarnation, clock))
     }
 
     fn find(

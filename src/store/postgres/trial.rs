@@ -27,6 +27,10 @@ impl Trial {
         Self { written: 0, futile: 0, unknown: None, end }
     }
 
+    fn is_late(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() > end)
+    }
+
     /// The failure of a trial in which nothing could be written, though no row was at fault for certain.
     pub fn end(self) -> Result<(), Failure> {
         match self.unknown {
@@ -38,7 +42,7 @@ impl Trial {
 
 impl Judge for Trial {
     fn is_over(&self) -> bool {
-        self.written > 0 && self.end.is_some_and(|end| Instant::now() > end)
+        self.written > 0 && self.is_late()
     }
 
     fn wrote(&mut self, rows: usize) {
@@ -52,7 +56,8 @@ impl Judge for Trial {
             failure => return Err(failure),
         };
         self.futile += u32::from(self.written == 0);
-        if self.futile > Self::MAX_FUTILE {
+        let is_futile = self.futile > Self::MAX_FUTILE || self.written == 0 && self.is_late();
+        if is_futile {
             return Err(failure);
         }
         self.unknown = Some(failure);

@@ -140,6 +140,7 @@ impl Database {
         // Not looked at again if the call panics, since the pool then closes the connection.
         let log = self.open.as_mut().and_then(|open| open.log.take());
         let result = call(&mut conn).map_err(Failure::into_error::<SqliteConnection>);
+        let result = result.map_err(|error| self.explained(error));
         let full = matches!(result, Err(StoreError::Full));
         if let (Access::Write, Location::File(path)) = (access, &self.location)
             && (full || result.is_ok())
@@ -152,7 +153,6 @@ impl Database {
         if let Some(open) = &mut self.open {
             open.log = log;
         }
-        let result = result.map_err(|error| self.explained(error));
         // Opening the file again may help.
         let useless = matches!(
             &result,

@@ -137,8 +137,12 @@ fn try_files(database: &Path) -> Result<(), UnusableFile> {
     }
     let trial = beside(database, &format!("-trial-{}", std::process::id()));
     let tried = add_file(&trial);
-    // Also one that could not be written to its end.
+    // Also one that could not be written to its end, or that a process which was killed has left.
     let _ = fs::remove_file(&trial);
+    let tried = tried.or_else(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(error),
+    });
     tried.map_err(|source| UnusableFile::new(directory(database), source))
 }
 

@@ -284,8 +284,8 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Renewal, SharedStore, Store};
-    use crate::testing::store_contract::{LEASE, at, node, row, upserts, write};
+    use crate::store::{Renewal, SharedStore, Store, StoreError};
+    use crate::testing::store_contract::{LEASE, at, node, row, upserts, write, write_as};
 
     crate::store_contract!(every_store, super::MemoryStore);
     crate::shared_store_contract!(shared_store, super::MemoryStore);
@@ -320,5 +320,27 @@ mod tests {
         };
         assert_eq!(store.nodes(at(2)).unwrap()[0].incarnation, incarnation);
         assert_eq!(store.renew(&node("n"), at(3), LEASE).unwrap(), Renewal::Held);
+    }
+
+    #[test]
+    fn a_further_store_writes_nothing_after_a_failed_renewal_and_goes_on_after_a_lost_answer() {
+        let database = MemoryDatabase::new();
+        let mut store = database.store();
+        let _ = store.start(&node("n"), at(0), LEASE).unwrap();
+        write_as("n", &mut store, &upserts([row("a", 1, None)]));
+        let mut next = store.opener().unwrap()();
+        store.link().cut();
+        let _ = next.renew(&node("n"), at(1), LEASE).unwrap_err();
+        store.link().heal();
+        let batch = upserts([row("a", 2, None)]);
+        let early = next.apply(&node("n"), &batch, at(1)).unwrap_err();
+        assert!(matches!(early, StoreError::Lapsed), "{early:?}");
+        store.link().mute();
+        let _ = next.renew(&node("n"), at(1), LEASE).unwrap_err();
+        store.link().heal();
+        let renewal = next.renew(&node("n"), at(2), LEASE).unwrap();
+        assert!(matches!(renewal, Renewal::Continued { .. }), "{renewal:?}");
+        assert_eq!(database.rows().len(), 1, "no row was removed");
+        let _ = next.apply(&node("n"), &batch, at(2)).unwrap();
     }
 }

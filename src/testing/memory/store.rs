@@ -87,7 +87,7 @@ impl Store for MemoryStore {
 
     fn start(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Started> {
         let now = self.database.time(now);
-        let incarnation = self.lease.set(node, lease).next;
+        let incarnation = self.lease.set(node, lease).next.life;
         let started = self.call(|tables| {
             let before = tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
             let own = tables.presences.values().filter(|(holder, _)| holder == node);
@@ -95,14 +95,14 @@ impl Store for MemoryStore {
             let stopped = before.is_some_and(|before| before.leaving);
             Started { incarnation, dead: Vec::new(), inherited, stopped }
         })?;
-        self.lease.begin();
+        self.lease.begin(incarnation);
         Ok(started)
     }
 
     fn renew(&mut self, node: &NodeName, now: DateTime<Utc>, lease: Duration) -> Result<Renewal> {
         let now = self.database.time(now);
         let own = self.lease.set(node, lease);
-        let incarnation = own.next;
+        let incarnation = own.next.life;
         let renewal = self.try_call(|tables| {
             if let Some(row) = tables.nodes.get_mut(node) {
                 let end = after(now, lease);
@@ -110,7 +110,8 @@ impl Store for MemoryStore {
                     row.lease_expires_at = end;
                     return Ok(Renewal::Held);
                 }
-                if own.before.contains(&row.incarnation) {
+                if own.own.contains(&row.incarnation) {
+                    let incarnation = own.next.continued;
                     (row.incarnation, row.lease_expires_at) = (incarnation, end);
                     return Ok(Renewal::Continued { incarnation });
                 }
@@ -122,8 +123,8 @@ impl Store for MemoryStore {
             tables.nodes.insert(node.clone(), NodeEntry::new(incarnation, now, lease));
             Ok(Renewal::Lapsed { incarnation })
         })?;
-        if renewal != Renewal::Held {
-            self.lease.begin();
+        if let Renewal::Continued { incarnation } | Renewal::Lapsed { incarnation } = renewal {
+            self.lease.begin(incarnation);
         }
         Ok(renewal)
     }
@@ -186,6 +187,7 @@ impl Store for MemoryStore {
     }
 
     fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
+        let now = self.database.time(now);
         self.call(|tables| {
             let lives = |held: &&(NodeName, Row)| {
                 tables.nodes.get(&held.0).is_some_and(|node| node.lease_expires_at >= now)

@@ -23,12 +23,12 @@ fn the_outbox_is_bounded_in_number_and_size() {
     let outbox = open();
     assert_eq!((0..10_000).filter(|_| put(&outbox, 1)).count(), MAX_ENVELOPES);
     let outbox = open();
-    assert!(!put(&outbox, MAX_SENT_BYTES + 1));
+    assert!(!put(&outbox, MAX_ENVELOPE_BYTES + 1));
     assert_eq!(
-        (0..10).filter(|_| put(&outbox, MAX_SENT_BYTES)).count(),
-        MAX_OUTBOX_BYTES / MAX_SENT_BYTES
+        (0..10).filter(|_| put(&outbox, MAX_ENVELOPE_BYTES)).count(),
+        MAX_OUTBOX_BYTES / MAX_ENVELOPE_BYTES
     );
-    assert!(put(&open(), MAX_SENT_BYTES));
+    assert!(put(&open(), MAX_ENVELOPE_BYTES));
 }
 
 #[test]
