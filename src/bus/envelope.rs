@@ -4,15 +4,12 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
-use super::{
-    Channel,
-    identity::{CODE_BYTES, ClusterIdentity},
-};
+use super::Channel;
 use crate::{
     messages::{Content, Kick},
     model::{
-        Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, SessionKey,
-        UserId,
+        CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, Info, NodeName, Presence,
+        PresenceRecord, RoomName, SessionKey, UserId,
     },
 };
 

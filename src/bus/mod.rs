@@ -5,7 +5,6 @@
 //! the database before it is published; a node that has missed something reads it there.
 
 mod envelope;
-mod identity;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -13,15 +12,12 @@ use std::borrow::Cow;
 
 use actix::prelude::*;
 
+pub use self::envelope::{
+    BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage, RowChange,
+};
 #[cfg(feature = "redis")]
 pub use self::redis::{InvalidRedisUrl, RedisBus};
-pub use self::{
-    envelope::{
-        BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage,
-        RowChange,
-    },
-    identity::ClusterIdentity,
-};
+pub use crate::model::ClusterIdentity;
 use crate::model::RoomName;
 
 /// A channel of a [`Bus`].

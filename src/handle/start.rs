@@ -199,11 +199,15 @@ impl Stores {
                 let started = writer.start(&node, clock.now().utc(), lease)?;
                 Ok((started, Self::Alone(writer)))
             }
-            Self::Shared { mut writer, reader } => {
-                let (started, writer) = writer.pulse().watch(move || {
-                    ClockOffset::correct_first(&clock, &mut *writer);
-                    Ok((writer.start(&node, clock.now().utc(), lease)?, writer))
+            Self::Shared { mut writer, mut reader } => {
+                let measured = clock.clone();
+                let reader = reader.pulse().watch(move || {
+                    ClockOffset::correct_first(&measured, &mut *reader);
+                    Ok(reader)
                 })?;
+                let (started, writer) = writer
+                    .pulse()
+                    .watch(move || Ok((writer.start(&node, clock.now().utc(), lease)?, writer)))?;
                 Ok((started, Self::Shared { writer, reader }))
             }
         }

@@ -4,6 +4,7 @@
 //! value, and returns what happened.
 
 mod collections;
+mod identity;
 mod info;
 mod json;
 mod membership;
@@ -22,6 +23,8 @@ mod snapshot;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
+pub(crate) use identity::CODE_BYTES;
+pub use identity::ClusterIdentity;
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES};
 pub use json::{UnfitJson, check_info, check_payload};
 pub(crate) use names::ANONYMOUS_PREFIX;

@@ -47,9 +47,8 @@ pub use self::{
 };
 pub use crate::model::PresenceRecord;
 use crate::{
-    bus::ClusterIdentity,
     messages::Kick,
-    model::{ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
+    model::{ClusterIdentity, ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
 };
 
 /// Opens a database of any kind, creating and migrating it as needed.

@@ -7,7 +7,7 @@ use diesel::{
 
 use super::connection::statement;
 use crate::{
-    bus::ClusterIdentity,
+    model::ClusterIdentity,
     store::{StoreError, transaction::Failure},
 };
 

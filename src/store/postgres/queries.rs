@@ -15,12 +15,11 @@ use super::{
     identity, nodes,
 };
 use crate::{
-    bus::ClusterIdentity,
     log_limit::LogLimit,
     messages::Kick,
     model::{
-        ConnectionId, Epoch, NodeName, Occupancy, Presence, PresenceRecord, RoomName, RoomSummary,
-        SessionKey, UserId,
+        ClusterIdentity, ConnectionId, Epoch, NodeName, Occupancy, Presence, PresenceRecord,
+        RoomName, RoomSummary, SessionKey, UserId,
     },
     store::{
         NodeRow, Pulse, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreError,

@@ -10,7 +10,7 @@ const KEY_BYTES: usize = 32;
 /// The size of the value in the names of channels, in bytes.
 const CHANNEL_BYTES: usize = 16;
 /// The size of the code that authenticates an envelope, in bytes.
-pub(super) const CODE_BYTES: usize = 32;
+pub(crate) const CODE_BYTES: usize = 32;
 
 /// What the nodes of one database have in common on the bus, and share with nobody else: the key that
 /// authenticates their envelopes, and a value in the names of their channels.
@@ -43,12 +43,12 @@ impl ClusterIdentity {
     }
 
     /// The code of an envelope in the channel of this name.
-    pub(super) fn code(&self, channel: &str, envelope: &[u8]) -> [u8; CODE_BYTES] {
+    pub(crate) fn code(&self, channel: &str, envelope: &[u8]) -> [u8; CODE_BYTES] {
         self.authenticate(channel, envelope).finalize().into_bytes().into()
     }
 
     /// Whether the code is that of the envelope, in a time that says nothing about where they differ.
-    pub(super) fn verifies(&self, channel: &str, envelope: &[u8], code: &[u8]) -> bool {
+    pub(crate) fn verifies(&self, channel: &str, envelope: &[u8], code: &[u8]) -> bool {
         self.authenticate(channel, envelope).verify_slice(code).is_ok()
     }
 
