@@ -6,9 +6,15 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use crate::harness::{Server, Somebody, finish, presence, run, stderr, success, until};
+use crate::harness::{
+    Server, Somebody, finish, presence, run, stderr, success, until, until_within,
+};
+
+/// Three times as long as the log is left alone after an attempt to empty it.
+const LONG: Duration = Duration::from_secs(60);
 
 const COMMANDS: [&[&str]; 4] =
     [&["migrate"], &["rooms"], &["prune-rooms"], &["serve", "--bind", "127.0.0.1:0"]];
@@ -84,6 +90,35 @@ async fn a_file_that_has_reached_its_limit_is_a_full_disk_until_the_limit_is_rai
     limit("unlimited");
     until("the row", async || (server.database().count("presences") == 2).then_some(())).await;
     until("readiness", async || (server.get("/readyz").await.status == 200).then_some(())).await;
+}
+
+/// While somebody reads, the log can only grow; afterwards it must not stay full.
+#[tokio::test]
+async fn a_log_that_has_reached_its_limit_is_emptied_once_nobody_reads_it() {
+    let server = Server::start(&["--max-updates", "1000"]);
+    let mut ada = server.ws("/ws/lobby?user=ada&presence=none").await;
+    until("the row", async || (server.database().count("presences") == 1).then_some(())).await;
+    let mut reader = server.database();
+    reader.execute("BEGIN");
+    assert_eq!(reader.count("presences"), 1);
+    let pid = server.pid().to_string();
+    let limited =
+        Command::new("prlimit").args(["--pid", &pid, "--fsize=262144:unlimited"]).status();
+    assert!(limited.unwrap().success());
+    let mut number = 0;
+    until_within(LONG, "it is full", async || {
+        number += 1;
+        let info = serde_json::json!({"number": number, "text": "x".repeat(3000)});
+        ada.json(serde_json::json!({"type": "update", "info": info})).await;
+        let ready = server.get("/readyz").await;
+        (ready.status == 503 && ready.json()["database"]["state"] == "full").then_some(())
+    })
+    .await;
+    reader.execute("COMMIT");
+    until_within(LONG, "readiness", async || {
+        (server.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[test]
