@@ -65,6 +65,7 @@
 //! Everything an app uses is here at the root:
 //!
 //! - start: [`PresenceConfig`] starts the actors and gives a [`PresenceHandle`]
+//! - handlers: [`PresenceClient`] has the messages as asynchronous methods
 //! - sessions: [`Connection`] for actors of an app's own; [`WsSession`] and [`PhoenixSession`] ready-made
 //! - messages to the [`RoomRegistry`]: [`Join`], [`Leave`], [`Touch`], [`Publish`], [`Kick`],
 //!   [`Subscribe`], queries such as [`GetSnapshot`] and [`ListRooms`]
@@ -112,7 +113,7 @@ mod wire;
 // Starting, and what runs then.
 pub use self::{
     clock::Clock,
-    handle::{PresenceConfig, PresenceHandle, StartError},
+    handle::{PresenceClient, PresenceConfig, PresenceError, PresenceHandle, StartError},
     messages::{BusState, Counters, Decision, GetStatus, Shutdown, Status, UnheardNode},
     registry::{Pruner, RoomRegistry},
     supervision::Crashed,

@@ -10,6 +10,7 @@ mod membership;
 mod observing;
 mod places;
 mod queries;
+mod statuses;
 
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
