@@ -130,7 +130,7 @@ pub use self::{
 // Being in rooms, and talking there.
 pub use self::messages::{
     Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
+    LeaveAll, NotAMember, Payload, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
     UpdateInfo,
 };
 // Asking and observing.

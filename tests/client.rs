@@ -12,7 +12,7 @@ use actix_web::{
     App, ResponseError,
     dev::{Service, ServiceResponse},
     http::StatusCode,
-    test, web,
+    test as http, web,
 };
 use common::{Harness, room, secs, user};
 
@@ -25,15 +25,15 @@ async fn answer(
     app: &impl Service<actix_http::Request, Response = ServiceResponse, Error = actix_web::Error>,
 ) -> (StatusCode, String) {
     let response =
-        test::call_service(app, test::TestRequest::get().uri("/count").to_request()).await;
+        http::call_service(app, http::TestRequest::get().uri("/count").to_request()).await;
     let status = response.status();
-    let body = test::read_body(response).await;
+    let body = http::read_body(response).await;
     (status, String::from_utf8_lossy(&body).into_owned())
 }
 
 macro_rules! app {
     ($($data:expr)?) => {
-        test::init_service(App::new()$(.app_data($data))?.route("/count", web::get().to(count))).await
+        http::init_service(App::new()$(.app_data($data))?.route("/count", web::get().to(count))).await
     };
 }
 
@@ -134,4 +134,49 @@ async fn a_join_that_would_be_refused_is_403() {
     let refused = t.presence.admit(admit("staff")).await.unwrap_err();
     assert_eq!(refused.to_string(), "not allowed: staff only");
     assert_eq!(refused.status_code(), StatusCode::FORBIDDEN);
+}
+
+#[actix::test]
+async fn a_value_of_the_apps_own_is_published_as_json() {
+    #[derive(serde::Serialize)]
+    struct Build {
+        number: u32,
+    }
+    let t = Harness::new().await;
+    let mut raw = t.enter("lobby", None).await;
+    let of_a_type = Payload::of(&Build { number: 7 }).unwrap();
+    t.presence.publish(Publish::json(room("lobby"), of_a_type)).await.unwrap();
+    let value = serde_json::json!({ "number": 8 });
+    t.presence.publish(Publish::json(room("lobby"), value.clone())).await.unwrap();
+    t.presence.publish(Publish::event(room("lobby"), "build", value)).await.unwrap();
+    assert_eq!(raw.frames().await, [r#"{"number":7}"#, r#"{"number":8}"#, r#"{"number":8}"#]);
+}
+
+#[test]
+fn errors_that_a_handler_meets_are_answers_with_fitting_statuses() {
+    let bad = StatusCode::BAD_REQUEST;
+    assert_eq!(RoomName::new("").unwrap_err().status_code(), bad);
+    assert_eq!(Info::parse("{").unwrap_err().status_code(), bad);
+    assert_eq!("x".parse::<ConnectionId>().unwrap_err().status_code(), bad);
+    assert_eq!("x".parse::<Epoch>().unwrap_err().status_code(), bad);
+    assert_eq!(check_payload("1e999").unwrap_err().status_code(), bad);
+    assert_eq!(NotAMember.status_code(), StatusCode::CONFLICT);
+    for (error, status) in [
+        (JoinError::Withdrawn, StatusCode::SERVICE_UNAVAILABLE),
+        (JoinError::ShuttingDown, StatusCode::SERVICE_UNAVAILABLE),
+        (JoinError::Limit(LimitReached::RoomFull { limit: 1 }), StatusCode::FORBIDDEN),
+        (JoinError::Denied { reason: "staff only".into() }, StatusCode::FORBIDDEN),
+    ] {
+        assert_eq!(error.status_code(), status, "{error}");
+    }
+    assert_eq!(QueryError::Timeout.status_code(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(FlushError::Stalled.status_code(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn how_many_were_kicked_is_encoded_as_in_the_api() {
+    let kicked: Kicked = serde_json::from_str(r#"{"connections":2}"#).unwrap();
+    assert_eq!(serde_json::to_string(&kicked).unwrap(), r#"{"connections":2}"#);
+    let partial: Kicked = serde_json::from_str(r#"{"connections":0,"partial":true}"#).unwrap();
+    assert_eq!(serde_json::to_string(&partial).unwrap(), r#"{"connections":0,"partial":true}"#);
 }

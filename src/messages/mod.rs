@@ -8,6 +8,7 @@
 mod delivered;
 mod membership;
 mod observing;
+mod payload;
 mod places;
 mod queries;
 mod statuses;
@@ -26,6 +27,7 @@ pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };
+pub use payload::Payload;
 pub(crate) use places::PlaceBack;
 pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{

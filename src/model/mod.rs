@@ -4,6 +4,7 @@
 //! value, and returns what happened.
 
 mod collections;
+mod encoding;
 mod info;
 mod json;
 mod membership;

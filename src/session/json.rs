@@ -153,7 +153,7 @@ fn update(
         Err(error) => {
             let code = match error {
                 InvalidInfo::TooLarge { .. } => "info_too_large",
-                InvalidInfo::NotAnObject | InvalidInfo::Unfit(_) => "bad_frame",
+                _ => "bad_frame",
             };
             return socket.outgoing.text(json::error(code, &error.to_string()));
         }
