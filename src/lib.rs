@@ -145,7 +145,7 @@ pub use self::model::{
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
     Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
+    Snapshot, SnapshotDiff, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
 };
 
 /// What an app uses, for a glob import beside others: none of its names is one of `diesel::prelude` or of

@@ -16,7 +16,7 @@ use crate::{
     messages::{FlushError, GetStatus, Shutdown},
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{ClockOffset, Inherited, Parts, Pruner, RoomRegistry},
+    registry::{ClockOffset, DrainObservers, Inherited, Parts, Pruner, RoomRegistry},
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
@@ -317,13 +317,22 @@ impl PresenceHandle {
         self.supervisor.silence()
     }
 
-    /// Shuts the system down, see [`Shutdown`], within the timeout.
+    /// Shuts the system down, see [`Shutdown`], within the timeout: when it returns, the rows are written and the
+    /// observers have handled all events, the leaves of the shutdown among them.
+    ///
+    /// Rows are first: while an observer takes its time, they are written already.
     ///
     /// # Errors
     ///
-    /// [`FlushError`] if the rows could not be written in time; the next start removes them.
+    /// [`FlushError`] if the rows could not be written in time, and the next start removes them; or if they are
+    /// written, and observers had not handled all events in time ([`FlushError::Unobserved`]).
     pub async fn shutdown(self, timeout: Duration) -> Result<(), FlushError> {
-        let closing = tokio::time::timeout(timeout, self.registry().send(Shutdown)).await;
+        let mut written = None;
+        let in_order = async {
+            written = Some(self.registry().send(Shutdown).await);
+            self.registry().send(DrainObservers).await
+        };
+        let observed = matches!(tokio::time::timeout(timeout, in_order).await, Ok(Ok(())));
         self.supervisor.stopping();
         self.arbiter.stop();
         // The registry must not be reachable any more when this returns.
@@ -336,10 +345,11 @@ impl PresenceHandle {
             tracing::warn!("the registry did not stop in time: it stops when it is idle");
         }
         self.supervisor.stopped();
-        match closing {
-            Ok(Ok(closed)) => closed,
-            Ok(Err(_)) => Err(FlushError::Closed),
-            Err(_) => Err(FlushError::Timeout),
+        match written {
+            Some(Ok(Ok(()))) if !observed => Err(FlushError::Unobserved),
+            Some(Ok(written)) => written,
+            Some(Err(_)) => Err(FlushError::Closed),
+            None => Err(FlushError::Timeout),
         }
     }
 }

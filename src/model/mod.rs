@@ -20,6 +20,7 @@ mod sessions;
 #[cfg(test)]
 mod sessions_tests;
 mod snapshot;
+mod snapshot_diff;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
@@ -41,4 +42,5 @@ pub use rooms::{LimitReached, Limits, Rooms};
 pub(crate) use sessions::{Entered, Entering, NotEntered, Resumed, Sessions};
 pub use sessions::{SessionKey, Superseded};
 pub use snapshot::{Diff, Left, Offline, Snapshot, Update};
+pub use snapshot_diff::SnapshotDiff;
 pub(crate) use tree::Position;
