@@ -62,9 +62,10 @@
 //!
 //! # Where to find what
 //!
-//! Everything an app uses is here at the root:
+//! Everything an app uses is here at the root; [`prelude`] is for a glob import.
 //!
 //! - start: [`PresenceConfig`] starts the actors and gives a [`PresenceHandle`]
+//! - handlers: [`PresenceClient`] has the messages as asynchronous methods
 //! - sessions: [`Connection`] for actors of an app's own; [`WsSession`] and [`PhoenixSession`] ready-made
 //! - messages to the [`RoomRegistry`]: [`Join`], [`Leave`], [`Touch`], [`Publish`], [`Kick`],
 //!   [`Subscribe`], queries such as [`GetSnapshot`] and [`ListRooms`]
@@ -112,7 +113,7 @@ mod wire;
 // Starting, and what runs then.
 pub use self::{
     clock::Clock,
-    handle::{PresenceConfig, PresenceHandle, StartError},
+    handle::{PresenceClient, PresenceConfig, PresenceError, PresenceHandle, StartError},
     messages::{BusState, Counters, Decision, GetStatus, Shutdown, Status, UnheardNode},
     registry::{Pruner, RoomRegistry},
     supervision::Crashed,
@@ -129,7 +130,7 @@ pub use self::{
 // Being in rooms, and talking there.
 pub use self::messages::{
     Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
+    LeaveAll, NotAMember, Payload, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
     UpdateInfo,
 };
 // Asking and observing.
@@ -144,5 +145,52 @@ pub use self::model::{
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
     Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
+    Snapshot, SnapshotDiff, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
 };
+
+/// What an app uses, for a glob import beside others: none of its names is one of `diesel::prelude` or of
+/// `actix::prelude`. [`Connection`] is called [`PresenceConnection`](prelude::PresenceConnection) here, since
+/// Diesel has a trait of that name.
+///
+/// ```
+/// use actix_presence::prelude::*;
+/// use diesel::prelude::*;
+///
+/// /// Ada's connection, in a transaction of Diesel.
+/// fn join(
+///     me: &PresenceConnection,
+///     session: actix::Addr<Session>,
+///     database: &mut SqliteConnection,
+/// ) -> Result<Join, Box<dyn std::error::Error>> {
+///     let name = database.transaction(|database| {
+///         diesel::select("ada".into_sql::<diesel::sql_types::Text>()).get_result::<String>(database)
+///     })?;
+///     Ok(me.join(RoomName::new("lobby")?, session).user(UserId::new(name)?))
+/// }
+/// # struct Session;
+/// # impl actix::Actor for Session { type Context = actix::Context<Self>; }
+/// # impl actix::Handler<ForwardMessage> for Session {
+/// #     type Result = ();
+/// #     fn handle(&mut self, _: ForwardMessage, _: &mut Self::Context) {}
+/// # }
+/// # impl actix::Handler<Disconnect> for Session {
+/// #     type Result = ();
+/// #     fn handle(&mut self, _: Disconnect, _: &mut Self::Context) {}
+/// # }
+/// ```
+pub mod prelude {
+    /// The crate's [`Connection`](crate::Connection).
+    pub use crate::Connection as PresenceConnection;
+    pub use crate::{
+        Admit, Cause, Change, CloseRoom, ConnectionId, Decision, Dialect, Diff, Disconnect, Epoch,
+        Explain, Feed, Flush, FlushError, ForwardMessage, Forwarded, GetOccupancy, GetSnapshot,
+        GetStatus, Info, InvalidInfo, InvalidName, Join, JoinError, Joined, Kick, Kicked, Leave,
+        LeaveAll, Left, ListPresences, ListRooms, Member, NodeName, NotAMember, Occupancy, Offline,
+        Payload, PhoenixSession, Presence, PresenceChanged, PresenceClient, PresenceConfig,
+        PresenceError, PresenceHandle, PrunePresences, PruneReport, PruneRooms, Publish,
+        QueryError, RoomFilter, RoomName, RoomRegistry, RoomSummary, Scope, SeenPresence,
+        SessionKey, Snapshot, StartError, Status, Subscribe, SubscriptionId, Touch, Unsubscribe,
+        Update, UpdateInfo, UserId, WhereIs, WsOptions, WsSession, WsSessionError, configure_tcp,
+        watch_socket,
+    };
+}

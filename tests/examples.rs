@@ -9,6 +9,8 @@ mod django_tour;
 mod embed;
 #[path = "../examples/observer.rs"]
 mod observer;
+#[path = "../examples/webhook.rs"]
+mod webhook;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -30,6 +32,24 @@ async fn the_tour_gets_the_answers_it_prints() {
 #[actix::test]
 async fn the_board_follows_and_catches_up() {
     timeout(SOON * 3, observer::watch_a_room()).await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn the_webhook_is_told_everything_in_order_and_the_shutdown_too() {
+    let events = timeout(SOON * 3, webhook::call_a_webhook()).await.unwrap().unwrap();
+    let told: Vec<_> =
+        events.iter().map(|event| [&event["room"], &event["online"], &event["offline"]]).collect();
+    let gone = |user| json!([{ "user": user, "cause": "shutdown" }]);
+    assert_eq!(
+        told[..2],
+        [
+            [&json!("team:red"), &json!(["ada"]), &json!([])],
+            [&json!("team:blue"), &json!(["bob"]), &json!([])],
+        ]
+    );
+    assert_eq!(told.len(), 4);
+    assert!(told.contains(&[&json!("team:red"), &json!([]), &gone("ada")]), "{told:?}");
+    assert!(told.contains(&[&json!("team:blue"), &json!([]), &gone("bob")]), "{told:?}");
 }
 
 #[actix::test]

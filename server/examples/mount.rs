@@ -6,27 +6,21 @@
 use std::{error::Error, future::poll_fn, io, net::TcpListener, task::Poll, time::Duration};
 
 use actix_presence::{
-    Decision, GetSnapshot, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
+    Decision, PresenceClient, PresenceConfig, PresenceHandle, RoomName, StartError, configure_tcp,
     watch_socket,
 };
 use actix_web::{
     App, HttpServer, Responder,
     dev::Server,
-    error,
     rt::signal::unix::{SignalKind, signal},
     web,
 };
 use presence_server::{ServerOptions, ServerState, configure};
 
 /// The app's own route: how many connections are in the lobby.
-async fn lobby(presence: web::Data<PresenceHandle>) -> actix_web::Result<impl Responder> {
-    let room = RoomName::new("lobby").map_err(error::ErrorInternalServerError)?;
-    let snapshot = presence.registry().send(GetSnapshot { room }).await;
-    let snapshot = snapshot.map_err(error::ErrorServiceUnavailable)?;
-    // On several nodes the room may have to be read from the database, which may not answer.
-    let snapshot = snapshot.map_err(error::ErrorServiceUnavailable)?;
-    let connections = snapshot.map_or(0, |snapshot| snapshot.occupancy().connections);
-    Ok(format!("{connections} in the lobby\n"))
+async fn lobby(presence: PresenceClient) -> actix_web::Result<impl Responder> {
+    let lobby = RoomName::new("lobby")?;
+    Ok(format!("{} in the lobby\n", presence.occupancy(&lobby).await?.connections))
 }
 
 /// Starts the presence system. Anonymous clients may enter every room but `staff`.
@@ -53,10 +47,10 @@ pub fn serve(
     };
     // Made once, so that all workers count their connections together.
     let state = ServerState::new(&presence, options);
-    let handle = web::Data::new(presence.clone());
+    let client = presence.client();
     let app = move || {
         App::new()
-            .app_data(handle.clone())
+            .app_data(client.clone())
             .route("/lobby", web::get().to(lobby))
             .configure(configure(state.clone()))
     };

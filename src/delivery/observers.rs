@@ -12,6 +12,7 @@ use std::{
 
 use actix::prelude::*;
 use ahash::RandomState;
+use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
 use crate::{
@@ -43,6 +44,8 @@ struct Observer {
 struct ObserverQueue {
     events: RefCell<Events>,
     wake: Notify,
+    /// Notified whenever there is nothing to do.
+    idle: Notify,
 }
 
 impl Observers {
@@ -57,10 +60,11 @@ impl Observers {
         observers.any(|one| one.scope == Scope::Cluster && named(&one.filter))
     }
 
-    /// Whether an observer observes all rooms, on all nodes.
+    /// Whether an observer observes rooms that it does not name, on all nodes.
     pub fn follow_everything(&self) -> bool {
         let mut observers = self.observers.iter().filter(|one| one.recipient.connected());
-        observers.any(|one| one.scope == Scope::Cluster && one.filter == RoomFilter::Any)
+        let unnamed = |filter: &RoomFilter| !matches!(filter, RoomFilter::Room(_));
+        observers.any(|one| one.scope == Scope::Cluster && unnamed(&one.filter))
     }
 
     pub fn any(&self) -> bool {
@@ -71,6 +75,16 @@ impl Observers {
     pub fn lag(&self) -> usize {
         let lags = self.observers.iter().map(|observer| observer.queue.events.borrow().len());
         lags.max().unwrap_or(0)
+    }
+
+    /// Done when the observers have handled all that is queued for them, or have stopped.
+    pub fn drained(&self) -> impl Future<Output = ()> + use<> {
+        let queues: Vec<_> = self.observers.iter().map(|observer| observer.queue.clone()).collect();
+        async move {
+            for queue in queues {
+                queue.drained().await;
+            }
+        }
     }
 
     pub fn subscribe(
@@ -149,6 +163,17 @@ impl ObserverQueue {
     fn close(&self) {
         self.events.borrow_mut().is_closed = true;
         self.wake.notify_one();
+        self.idle.notify_waiters();
+    }
+
+    async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.events.borrow().is_drained() {
+                return;
+            }
+            idle.await;
+        }
     }
 
     async fn next(&self) -> Option<PresenceChanged> {
@@ -158,11 +183,16 @@ impl ObserverQueue {
                 if events.is_closed {
                     return None;
                 }
-                events.pop()
+                let event = events.pop();
+                events.is_in_flight = event.is_some();
+                event
             };
             match event {
                 Some(event) => return Some(event),
-                None => self.wake.notified().await,
+                None => {
+                    self.idle.notify_waiters();
+                    self.wake.notified().await;
+                }
             }
         }
     }
@@ -181,14 +211,24 @@ struct Events {
     single: VecDeque<PresenceChanged>,
     /// Rooms whose further changes are conflated, in the order in which that began.
     conflated: VecDeque<RoomName>,
-    latest: HashMap<RoomName, (Snapshot, NodeName), RandomState>,
+    latest: HashMap<RoomName, Latest, RandomState>,
+    /// Whether the observer handles an event.
+    is_in_flight: bool,
     is_closed: bool,
+}
+
+/// The latest state of a room whose changes are conflated.
+struct Latest {
+    snapshot: Snapshot,
+    node: NodeName,
+    at: DateTime<Utc>,
 }
 
 impl Events {
     /// Queues an event, or the room's latest state. Returns whether everything queued was dropped.
     fn push(&mut self, event: &PresenceChanged, capacity: usize) -> bool {
-        let latest = || (event.snapshot.clone(), event.node.clone());
+        let latest =
+            || Latest { snapshot: event.snapshot.clone(), node: event.node.clone(), at: event.at };
         if let Some(known) = self.latest.get_mut(&event.room) {
             *known = latest();
         } else if self.single.len() < capacity {
@@ -199,7 +239,8 @@ impl Events {
             self.latest.insert(event.room.clone(), latest());
         } else {
             let resync = PresenceChanged { change: Change::ResyncAll, ..event.clone() };
-            *self = Self { single: VecDeque::from([resync]), ..Self::default() };
+            let (single, is_in_flight) = (VecDeque::from([resync]), self.is_in_flight);
+            *self = Self { single, is_in_flight, ..Self::default() };
             return true;
         }
         false
@@ -209,17 +250,23 @@ impl Events {
         self.single.len() + self.conflated.len()
     }
 
+    /// Whether there is nothing that the observer has not handled, or never will.
+    fn is_drained(&self) -> bool {
+        self.is_closed || (!self.is_in_flight && self.len() == 0)
+    }
+
     fn pop(&mut self) -> Option<PresenceChanged> {
         if let Some(event) = self.single.pop_front() {
             return Some(event);
         }
-        let (state, node) = self.latest.remove(&self.conflated.pop_front()?)?;
+        let Latest { snapshot, node, at } = self.latest.remove(&self.conflated.pop_front()?)?;
         Some(PresenceChanged {
-            room: state.room().clone(),
-            epoch: state.epoch(),
-            version: state.version(),
-            snapshot: state,
+            room: snapshot.room().clone(),
+            epoch: snapshot.epoch(),
+            version: snapshot.version(),
+            snapshot,
             node,
+            at,
             change: Change::Resync,
         })
     }
@@ -237,7 +284,8 @@ mod tests {
             let room = RoomName::new(room).unwrap();
             let snapshot = rooms.snapshot(&room);
             let (epoch, version, node) = (snapshot.epoch(), snapshot.version(), node.clone());
-            PresenceChanged { room, epoch, version, snapshot, node, change: Change::Resync }
+            let at = DateTime::UNIX_EPOCH;
+            PresenceChanged { room, epoch, version, snapshot, node, at, change: Change::Resync }
         };
         let mut observers = Observers::new(1);
         let (observer, mut seen) = Probe::<PresenceChanged>::new();

@@ -1,12 +1,16 @@
-//! Starting a presence system: its options here, the handle of a running one in [`start`].
+//! Starting a presence system: its options here, the handle of a running one in [`start`], and its [`client`].
 
+mod client;
 mod start;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::start::Backend;
-pub use self::start::PresenceHandle;
+pub use self::{
+    client::{PresenceClient, PresenceError},
+    start::PresenceHandle,
+};
 
 #[cfg(feature = "sqlite")]
 use crate::store::OwnerError;

@@ -1,10 +1,10 @@
 //! Starting the actors of a presence system, and the handle of a running one.
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
-use actix::{MailboxError, prelude::*};
+use actix::prelude::*;
 
-use super::{PresenceConfig, StartError};
+use super::{PresenceClient, PresenceConfig, StartError};
 #[cfg(feature = "sqlite")]
 use crate::store::{OwnerLock, SqliteStore};
 #[cfg(feature = "postgres")]
@@ -13,12 +13,10 @@ use crate::{
     bus::Bus,
     clock::Clock,
     cluster::Cluster,
-    messages::{
-        FlushError, GetStatus, PresenceChanged, RoomFilter, Shutdown, Subscribe, SubscriptionId,
-    },
+    messages::{FlushError, GetStatus, Shutdown},
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{ClockOffset, Inherited, Parts, Pruner, RoomRegistry},
+    registry::{ClockOffset, DrainObservers, Inherited, Parts, Pruner, RoomRegistry},
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
@@ -173,7 +171,8 @@ impl PresenceConfig {
             supervisor.guard(Crashed::Pruner),
         );
         let pruner = Pruner::start_in_arbiter(arbiter, |_| pruner);
-        Ok(PresenceHandle { registry, pruner, arbiter: arbiter.clone(), node, supervisor })
+        let client = PresenceClient::new(registry);
+        Ok(PresenceHandle { client, pruner, arbiter: arbiter.clone(), node, supervisor })
     }
 }
 
@@ -248,13 +247,14 @@ async fn check_health(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
     }
 }
 
-/// A handle of a running presence system. A clone is a handle of the same system.
+/// A handle of a running presence system: its [`client`](Self::client), and what ends it. A clone is a handle
+/// of the same system.
 ///
-/// Dropping a handle, or all of them, stops nothing: the actors go on until
+/// It has the methods of [`PresenceClient`], too. Dropping a handle, or all of them, stops nothing: the actors go on until
 /// [`shutdown`](Self::shutdown), or until the actix system ends.
 #[derive(Clone, Debug)]
 pub struct PresenceHandle {
-    registry: Addr<RoomRegistry>,
+    client: PresenceClient,
     pruner: Addr<Pruner>,
     arbiter: ArbiterHandle,
     node: NodeName,
@@ -262,10 +262,10 @@ pub struct PresenceHandle {
 }
 
 impl PresenceHandle {
-    /// The registry, to send messages to.
+    /// A client of the registry, for handlers and whatever else is no actor.
     #[must_use]
-    pub fn registry(&self) -> Addr<RoomRegistry> {
-        self.registry.clone()
+    pub fn client(&self) -> PresenceClient {
+        self.client.clone()
     }
 
     /// The pruner.
@@ -278,19 +278,6 @@ impl PresenceHandle {
     #[must_use]
     pub fn node(&self) -> &NodeName {
         &self.node
-    }
-
-    /// Subscribes an observer to every change from now on.
-    ///
-    /// # Errors
-    ///
-    /// [`MailboxError`] if the registry has stopped.
-    pub async fn subscribe(
-        &self,
-        filter: RoomFilter,
-        observer: Recipient<PresenceChanged>,
-    ) -> Result<SubscriptionId, MailboxError> {
-        self.registry.send(Subscribe::new(filter, observer)).await
     }
 
     /// Waits until the system has ended: `Ok` once a [`shutdown`](Self::shutdown) has returned, an error
@@ -334,18 +321,27 @@ impl PresenceHandle {
         self.supervisor.silence()
     }
 
-    /// Shuts the system down, see [`Shutdown`], within the timeout.
+    /// Shuts the system down, see [`Shutdown`], within the timeout: when it returns, the rows are written and the
+    /// observers have handled all events, the leaves of the shutdown among them.
+    ///
+    /// Rows are first: while an observer takes its time, they are written already.
     ///
     /// # Errors
     ///
-    /// [`FlushError`] if the rows could not be written in time; the next start removes them.
+    /// [`FlushError`] if the rows could not be written in time, and the next start removes them; or if they are
+    /// written, and observers had not handled all events in time ([`FlushError::Unobserved`]).
     pub async fn shutdown(self, timeout: Duration) -> Result<(), FlushError> {
-        let closing = tokio::time::timeout(timeout, self.registry.send(Shutdown)).await;
+        let mut written = None;
+        let in_order = async {
+            written = Some(self.registry().send(Shutdown).await);
+            self.registry().send(DrainObservers).await
+        };
+        let observed = matches!(tokio::time::timeout(timeout, in_order).await, Ok(Ok(())));
         self.supervisor.stopping();
         self.arbiter.stop();
         // The registry must not be reachable any more when this returns.
         let stopped = async {
-            while self.registry.connected() {
+            while self.registry().connected() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -353,11 +349,20 @@ impl PresenceHandle {
             tracing::warn!("the registry did not stop in time: it stops when it is idle");
         }
         self.supervisor.stopped();
-        match closing {
-            Ok(Ok(closed)) => closed,
-            Ok(Err(_)) => Err(FlushError::Closed),
-            Err(_) => Err(FlushError::Timeout),
+        match written {
+            Some(Ok(Ok(()))) if !observed => Err(FlushError::Unobserved),
+            Some(Ok(written)) => written,
+            Some(Err(_)) => Err(FlushError::Closed),
+            None => Err(FlushError::Timeout),
         }
+    }
+}
+
+impl Deref for PresenceHandle {
+    type Target = PresenceClient;
+
+    fn deref(&self) -> &PresenceClient {
+        &self.client
     }
 }
 

@@ -13,6 +13,7 @@ use bytestring::ByteString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::Payload;
 use crate::model::{Cause, ConnectionId, RoomName};
 
 /// Sends something to every member of a room: to exactly those who are in it when the registry handles
@@ -41,14 +42,19 @@ impl Publish {
 
     /// A JSON value, which every member gets as a message of its dialect.
     #[must_use]
-    pub fn json(room: RoomName, payload: Box<RawValue>) -> Self {
-        Self { room, content: Content::Json(payload), from: None, except: None }
+    pub fn json(room: RoomName, payload: impl Into<Payload>) -> Self {
+        let content = Content::Json(payload.into().into());
+        Self { room, content, from: None, except: None }
     }
 
     /// An event of a Phoenix channel: a name and a JSON value.
     #[must_use]
-    pub fn event(room: RoomName, event: impl Into<ByteString>, payload: Box<RawValue>) -> Self {
-        let content = Content::Event { event: event.into(), payload };
+    pub fn event(
+        room: RoomName,
+        event: impl Into<ByteString>,
+        payload: impl Into<Payload>,
+    ) -> Self {
+        let content = Content::Event { event: event.into(), payload: payload.into().into() };
         Self { room, content, from: None, except: None }
     }
 

@@ -337,7 +337,7 @@ pub struct UpdateInfo {
 }
 
 /// How many connections a [`Kick`] or a [`CloseRoom`] has removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Kicked {
     /// The number of connections, on all nodes unless it is partial.
@@ -345,6 +345,7 @@ pub struct Kicked {
     /// Whether there may be more, which are not counted: the database that the nodes share could not be asked
     /// who is on the others, or the bus could not tell them. It was done on this node, and on the others as
     /// far as the bus took it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
 }
 

@@ -8,8 +8,10 @@
 mod delivered;
 mod membership;
 mod observing;
+mod payload;
 mod places;
 mod queries;
+mod statuses;
 
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
@@ -25,6 +27,7 @@ pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };
+pub use payload::Payload;
 pub(crate) use places::PlaceBack;
 pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use actix::prelude::*;
+use chrono::{DateTime, Utc};
 
 use crate::model::{
     Cause, Diff, Epoch, Left, NodeName, Offline, Presence, RoomName, Snapshot, Update, UserId,
@@ -16,6 +17,8 @@ pub enum RoomFilter {
     Any,
     /// This one.
     Room(RoomName),
+    /// Those whose names begin so, such as `team:`.
+    Prefix(String),
 }
 
 impl RoomFilter {
@@ -23,6 +26,7 @@ impl RoomFilter {
         match self {
             Self::Any => true,
             Self::Room(only) => only == room,
+            Self::Prefix(prefix) => room.as_str().starts_with(prefix),
         }
     }
 }
@@ -35,8 +39,8 @@ pub enum Scope {
     /// change. The end of presences whose node has died is reported by the node that notices.
     #[default]
     Node,
-    /// Those of all nodes. This node then follows the rooms of the filter, which for [`RoomFilter::Any`] are
-    /// all rooms of the cluster.
+    /// Those of all nodes. This node then follows the room of the filter, or all rooms of the cluster unless it
+    /// names one: for [`RoomFilter::Prefix`], too.
     Cluster,
 }
 
@@ -90,6 +94,8 @@ pub struct SubscriptionId(pub(crate) u64);
 /// changes by other nodes raise it and go to their observers. An observer that lags gets a room's state
 /// instead of its single changes ([`Change::Resync`]), or, in more than 65,536 rooms at once, one event to
 /// read all rooms again ([`Change::ResyncAll`]). It never delays a room or another observer.
+///
+/// [`PresenceHandle::shutdown`](crate::PresenceHandle::shutdown) waits until all events are handled.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct PresenceChanged {
@@ -103,6 +109,9 @@ pub struct PresenceChanged {
     pub snapshot: Snapshot,
     /// The node whose presences changed.
     pub node: NodeName,
+    /// When this node made the change, or heard of it from another one; of changes that were conflated, the
+    /// latest.
+    pub at: DateTime<Utc>,
     /// The change.
     pub change: Change,
 }
@@ -112,7 +121,8 @@ pub struct PresenceChanged {
 pub enum Change {
     /// A single change.
     Diff(Arc<Diff>),
-    /// Several changes that were conflated; the snapshot is the room after them.
+    /// Several changes that were conflated; the snapshot is the room after them. An observer that keeps the
+    /// snapshot before knows what has changed: see [`Snapshot::since`].
     Resync,
     /// Changes in more rooms than are kept for an observer that lags. The snapshot is that of one room; read
     /// the others again, as after [`Subscribe`]. Later changes follow.

@@ -190,6 +190,9 @@ pub enum FlushError {
     /// The shutdown took longer than its timeout. The next start removes the rows.
     #[error("the rows were not written within the timeout")]
     Timeout,
+    /// The rows are written, but at the end of the shutdown's timeout observers had not handled all events.
+    #[error("observers have not handled all changes within the timeout; the rows are written")]
+    Unobserved,
 }
 
 impl FlushError {
@@ -202,6 +205,7 @@ impl FlushError {
             Self::RowsRefused => "rows_refused",
             Self::Closed => "closed",
             Self::Timeout => "timeout",
+            Self::Unobserved => "unobserved",
         }
     }
 }
@@ -311,7 +315,8 @@ pub struct Counters {
 
 /// Shuts down in order: joins are refused, all connections are told to close, in batches over at most two
 /// seconds, and leave with [`Cause::Shutdown`](crate::Cause::Shutdown); then the rows are written. Returns
-/// when they are, or why they cannot be.
+/// when they are, or why they cannot be. Observers may still have events to handle then, for which
+/// [`PresenceHandle::shutdown`](crate::PresenceHandle::shutdown) waits.
 ///
 /// Until its session leaves, a connection is a member, and gets what was published before it was told to
 /// close. One that has not left half a second after the last order is removed.

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeMap};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::SerializeMap,
+};
 use serde_json::{
     Map, Value,
     value::{RawValue, to_raw_value},
@@ -22,6 +24,17 @@ pub const MAX_DEPTH: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInfo {
+    /// The text is not JSON.
+    #[error("info is JSON: this text is malformed in line {line}, column {column}")]
+    NotJson {
+        /// The line of the mistake, counted from 1.
+        line: usize,
+        /// The column of the mistake, counted in bytes from 1; 0 at the beginning of a line.
+        column: usize,
+    },
+    /// The value cannot be written as JSON: its `Serialize` failed, or it has a map whose keys are no texts.
+    #[error("the value cannot be written as JSON")]
+    NotSerializable,
     /// The value is not a JSON object.
     #[error("info is a JSON object")]
     NotAnObject,
@@ -50,6 +63,25 @@ pub enum InvalidInfo {
 /// assert_eq!(info.to_value()["name"], "Ada");
 /// # Ok::<(), actix_presence::InvalidInfo>(())
 /// ```
+///
+/// Most apps have a type for it:
+///
+/// ```
+/// use actix_presence::Info;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// struct Profile {
+///     name: String,
+///     away: bool,
+/// }
+///
+/// let profile = Profile { name: "Ada".to_owned(), away: false };
+/// let info = Info::of(&profile)?;
+/// assert_eq!(info.to_value()["away"], false);
+/// assert_eq!(info.to::<Profile>()?, profile);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Default)]
 pub struct Info(Option<Arc<RawValue>>);
 
@@ -61,12 +93,36 @@ impl Info {
     ///
     /// # Errors
     ///
-    /// [`InvalidInfo`] if the text is not an object, is too large, or cannot be passed on to others.
+    /// [`InvalidInfo`] if the text is not JSON or not an object, is too large, or cannot be passed on to others.
     pub fn parse(json: &str) -> Result<Self, InvalidInfo> {
         // Checked on the text: the parser refuses what is deeper than its own limit as malformed, and rounds
         // large integers.
         check_info(json)?;
-        Self::new(serde_json::from_str(json).map_err(|_| InvalidInfo::NotAnObject)?)
+        Self::new(
+            serde_json::from_str(json).map_err(|error| InvalidInfo::NotJson {
+                line: error.line(),
+                column: error.column(),
+            })?,
+        )
+    }
+
+    /// The info that a value of the app's own stands for; [`to`](Self::to) makes the value of it again.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInfo`] if the value is not written as an object, or that is too large or too deep.
+    pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, InvalidInfo> {
+        let value = serde_json::to_value(value).map_err(|_| InvalidInfo::NotSerializable)?;
+        Self::new(value)
+    }
+
+    /// Reads it as a value of the app's own, such as one that [`of`](Self::of) was given.
+    ///
+    /// # Errors
+    ///
+    /// The error of serde says which part is missing or of another type.
+    pub fn to<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.as_json())
     }
 
     /// Checks a JSON object.
@@ -189,6 +245,32 @@ mod tests {
         let bytes = MAX_INFO_BYTES + 1;
         let large = Info::new(json!({"k": "x".repeat(MAX_INFO_BYTES - 7)}));
         assert_eq!(large, Err(InvalidInfo::TooLarge { bytes }));
+    }
+
+    #[test]
+    fn a_malformed_text_is_told_from_one_that_is_no_object_with_its_place() {
+        let malformed = |line, column| Err(InvalidInfo::NotJson { line, column });
+        assert_eq!(Info::parse("{\"a\": 1,\n  oops}"), malformed(2, 3));
+        assert_eq!(Info::parse(r#"{"a":1"#), malformed(1, 6));
+        assert_eq!(Info::parse(""), malformed(1, 0));
+        assert_eq!(Info::parse("[1]"), Err(InvalidInfo::NotAnObject));
+        assert_eq!(Info::parse("null"), Err(InvalidInfo::NotAnObject));
+        assert_eq!(Info::parse(" { } "), Ok(Info::EMPTY));
+    }
+
+    #[test]
+    fn a_value_that_is_no_object_or_no_json_is_no_info() {
+        use std::collections::BTreeMap;
+        assert_eq!(Info::of(&Info::EMPTY), Ok(Info::EMPTY));
+        assert_eq!(Info::of("text"), Err(InvalidInfo::NotAnObject));
+        assert_eq!(Info::of(&()), Err(InvalidInfo::NotAnObject));
+        let no_keys = BTreeMap::from([(vec![1], 1)]);
+        assert_eq!(Info::of(&no_keys), Err(InvalidInfo::NotSerializable));
+        let large = BTreeMap::from([("n", u128::MAX)]);
+        assert_eq!(Info::of(&large), Err(InvalidInfo::NotSerializable));
+        let info = Info::of(&BTreeMap::from([("n", 1.5)])).unwrap();
+        assert_eq!(info.to::<BTreeMap<String, f64>>().unwrap()["n"], 1.5);
+        assert!(info.to::<BTreeMap<String, bool>>().unwrap_err().is_data());
     }
 
     #[test]

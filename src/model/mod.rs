@@ -4,6 +4,7 @@
 //! value, and returns what happened.
 
 mod collections;
+mod encoding;
 mod identity;
 mod info;
 mod json;
@@ -20,6 +21,7 @@ mod sessions;
 #[cfg(test)]
 mod sessions_tests;
 mod snapshot;
+mod snapshot_diff;
 mod tree;
 
 pub(crate) use collections::{Few, Shrink};
@@ -43,4 +45,5 @@ pub use rooms::{LimitReached, Limits, Rooms};
 pub(crate) use sessions::{Entered, Entering, NotEntered, Resumed, Sessions};
 pub use sessions::{SessionKey, Superseded};
 pub use snapshot::{Diff, Left, Offline, Snapshot, Update};
+pub use snapshot_diff::SnapshotDiff;
 pub(crate) use tree::Position;

@@ -5,23 +5,35 @@ use std::{fmt, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionId, Info, NodeName, RoomName, UserId};
+use super::{ConnectionId, Info, NodeName, RoomName, UserId, encoding::time};
 
 /// A presence: one connection in one room.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// As JSON it is an entry of the HTTP API's list of connections:
+///
+/// ```
+/// # use actix_presence::Presence;
+/// let json = r#"{"channel_name":"01a225dbfb3b775db7d71f93ac2469df","user":"ada","info":{},"joined_at":"2026-11-29T05:51:43.419123Z"}"#;
+/// let presence: Presence = serde_json::from_str(json)?;
+/// assert_eq!(serde_json::to_string(&presence)?, json);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presence {
     /// The connection that created it.
+    #[serde(rename = "channel_name")]
     pub connection: ConnectionId,
     /// The user; `None` is anonymous.
     pub user: Option<UserId>,
     /// What the app attached to it.
     pub info: Info,
     /// When the connection joined the room.
+    #[serde(with = "time")]
     pub joined_at: DateTime<Utc>,
 }
 
 /// A user in a room: all presences of one [`UserId`] there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The user.
     pub id: UserId,
@@ -32,7 +44,7 @@ pub struct Member {
 }
 
 /// The number of connections and users in a room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Occupancy {
     /// All connections, with or without a user.
     pub connections: usize,
@@ -105,7 +117,7 @@ impl fmt::Display for Cause {
 }
 
 /// The kind of a connection's last activity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Activity {
@@ -137,13 +149,15 @@ impl Activity {
 }
 
 /// Whether the client of a presence is connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 pub enum PresenceState {
     /// It is connected.
     Live,
     /// Its connection has ended, and its client may come back.
     Fading {
         /// Until when.
+        #[serde(with = "time")]
         until: DateTime<Utc>,
     },
 }
@@ -159,29 +173,36 @@ impl PresenceState {
     }
 }
 
-/// A room in a list of rooms.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A room in a list of rooms; as JSON an entry of the HTTP API's list, where the room is `channel_name` and the
+/// occupancy's fields are its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomSummary {
     /// The name of the room.
+    #[serde(rename = "channel_name")]
     pub room: RoomName,
     /// The number of its connections and users.
+    #[serde(flatten)]
     pub occupancy: Occupancy,
     /// Its version.
     pub version: u64,
 }
 
-/// A presence in a list, with the last activity of its connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A presence in a list, with the last activity of its connection; as JSON the fields of the [`Presence`] are its
+/// own, and `state` is `live`, or `fading` with `until`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenPresence {
     /// The presence.
+    #[serde(flatten)]
     pub presence: Presence,
     /// The time of the last activity.
+    #[serde(with = "time")]
     pub last_seen: DateTime<Utc>,
     /// The kind of the last activity.
     pub activity: Activity,
     /// The version of the room with which it joined.
     pub joined_version: u64,
     /// Whether its client is connected.
+    #[serde(flatten)]
     pub state: PresenceState,
     /// The node that owns it, if that is another one.
     pub node: Option<NodeName>,

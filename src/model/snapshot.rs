@@ -1,9 +1,11 @@
 //! One room at one version, and the diffs that lead to the next ones.
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{
     Activity, Cause, ConnectionId, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId,
+    encoding::time,
     presence::utc,
     tree::{Position, Tree},
 };
@@ -14,6 +16,9 @@ use super::{
 /// presences are in a persistent map. A snapshot never changes under its owner.
 ///
 /// A snapshot and the diffs after it leave no gap: see [`apply`](Self::apply).
+///
+/// As JSON it has `channel_name`, `epoch`, `version` and `presences`, in the order of
+/// [`presences`](Self::presences). For clients, who are shown users, there is [`to_json`](Self::to_json).
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     room: RoomName,
@@ -171,7 +176,7 @@ impl Snapshot {
         self.members.remove(position)
     }
 
-    fn fold_in(&mut self, presence: &Presence) {
+    pub(super) fn fold_in(&mut self, presence: &Presence) {
         let position = Position::from(presence);
         let online = position.user.is_some() && !self.is_online(&position);
         self.insert(position, presence.info.clone(), online);
@@ -225,9 +230,12 @@ fn presence((position, info): (&Position, &Info)) -> Presence {
 ///
 /// A connection has exactly one join and one leave per membership, and a user alternates between
 /// online and offline, so no observer has to count connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// As JSON it has the fields below, the room as `channel_name`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diff {
     /// The name of the room.
+    #[serde(rename = "channel_name")]
     pub room: RoomName,
     /// The version of the room after the change: one above the version before.
     pub version: u64,
@@ -243,10 +251,11 @@ pub struct Diff {
     pub offline: Vec<Offline>,
 }
 
-/// A presence that has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A presence that has ended; as JSON the fields of the [`Presence`] are its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// The presence as it was.
+    #[serde(flatten)]
     pub presence: Presence,
     /// Its current connection: differs from [`Presence::connection`] if the presence was [taken
     /// over](super::Rooms::take_over) on this node.
@@ -254,6 +263,7 @@ pub struct Left {
     /// Why it ended.
     pub cause: Cause,
     /// The time of its connection's last activity.
+    #[serde(with = "time")]
     pub last_seen: DateTime<Utc>,
     /// The kind of that activity.
     pub activity: Activity,
@@ -262,7 +272,7 @@ pub struct Left {
 }
 
 /// A presence whose user or info has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Update {
     /// The presence as it was.
     pub before: Presence,
@@ -271,7 +281,7 @@ pub struct Update {
 }
 
 /// A user whose last connection in a room was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offline {
     /// The user.
     pub user: UserId,

@@ -24,7 +24,7 @@ mod timekeeping;
 use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
-pub(crate) use self::timekeeping::ClockOffset;
+pub(crate) use self::{queries::DrainObservers, timekeeping::ClockOffset};
 use actix::prelude::*;
 use ahash::RandomState;
 
@@ -216,7 +216,7 @@ impl RoomRegistry {
             self.end(&diff, left, now);
         }
         self.linger_if_empty(&diff.room, now);
-        self.tell_observers(diff, self.node.clone(), true);
+        self.tell_observers(diff, self.node.clone(), true, now);
     }
 
     /// A presence has ended: remembers that, and closes its connection if it is in no other room.
@@ -228,22 +228,30 @@ impl RoomRegistry {
         self.recent_leaves.remember(&diff.room, left, diff.version, None, now);
     }
 
-    fn tell_observers(&mut self, diff: Diff, node: NodeName, ours: bool) {
+    fn tell_observers(&mut self, diff: Diff, node: NodeName, ours: bool, now: Moment) {
         if self.observers.any() {
             let after = self.rooms.snapshot(&diff.room);
-            self.tell_observers_with(diff, after, node, ours);
+            self.tell_observers_with(diff, after, node, ours, now);
         }
     }
 
     /// Notifies observers of a change, with the room after it; with `ours` also those that hear of each change
     /// once in the cluster.
-    fn tell_observers_with(&mut self, diff: Diff, after: Snapshot, node: NodeName, ours: bool) {
+    fn tell_observers_with(
+        &mut self,
+        diff: Diff,
+        after: Snapshot,
+        node: NodeName,
+        ours: bool,
+        now: Moment,
+    ) {
         let event = PresenceChanged {
             room: diff.room.clone(),
             epoch: after.epoch(),
             version: diff.version,
             snapshot: after,
             node,
+            at: now.utc(),
             change: Change::Diff(Arc::new(diff)),
         };
         self.observers.tell(&event, ours);

@@ -264,9 +264,9 @@ impl RoomRegistry {
             let Some([left, back]) = self.rooms.reregister(&room, &presences) else { continue };
             between.apply(&left);
             self.delivery.changed_in_place(&left, self.rooms.room(&room), now.monotonic);
-            self.tell_observers_with(left, between, me.clone(), false);
+            self.tell_observers_with(left, between, me.clone(), false, now);
             self.delivery.changed_in_place(&back, self.rooms.room(&room), now.monotonic);
-            self.tell_observers(back, me.clone(), true);
+            self.tell_observers(back, me.clone(), true, now);
         }
     }
 

@@ -259,6 +259,19 @@ impl Handler<Subscribe> for RoomRegistry {
     }
 }
 
+/// Waits until the observers have handled what is queued for them.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct DrainObservers;
+
+impl Handler<DrainObservers> for RoomRegistry {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainObservers, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(self.observers.drained())
+    }
+}
+
 impl Handler<Unsubscribe> for RoomRegistry {
     type Result = bool;
 

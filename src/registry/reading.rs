@@ -144,7 +144,7 @@ impl RoomRegistry {
         let Some(cluster) = &mut self.cluster else { return };
         match filter {
             RoomFilter::Room(room) => cluster.follow(room),
-            RoomFilter::Any => cluster.follow_everything(),
+            RoomFilter::Any | RoomFilter::Prefix(_) => cluster.follow_everything(),
         }
         self.read(ctx);
     }

@@ -252,7 +252,7 @@ impl RoomRegistry {
             let node = Some(node.clone());
             self.recent_leaves.remember(&diff.room, left, diff.version, node, now);
         }
-        self.tell_observers(diff, node.clone(), ours);
+        self.tell_observers(diff, node.clone(), ours, now);
     }
 }
 

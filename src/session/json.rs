@@ -21,16 +21,16 @@ use crate::{
 /// A WebSocket session in one room that speaks JSON.
 ///
 /// ```
-/// use actix_presence::{Feed, RoomName, RoomRegistry, WsSession, WsSessionError};
+/// use actix_presence::{Feed, PresenceClient, RoomName, WsSession, WsSessionError};
 /// use actix_web::{HttpRequest, HttpResponse, web};
 ///
 /// async fn enter(
 ///     req: HttpRequest,
 ///     body: web::Payload,
-///     registry: web::Data<actix::Addr<RoomRegistry>>,
+///     presence: PresenceClient,
 /// ) -> Result<HttpResponse, WsSessionError> {
 ///     let room = RoomName::new("lobby").expect("a name within the limits");
-///     WsSession::new(registry.get_ref().clone(), room).feed(Feed::Diff).start(&req, body).await
+///     WsSession::new(presence.registry(), room).feed(Feed::Diff).start(&req, body).await
 /// }
 /// ```
 #[derive(Debug)]
@@ -153,7 +153,7 @@ fn update(
         Err(error) => {
             let code = match error {
                 InvalidInfo::TooLarge { .. } => "info_too_large",
-                InvalidInfo::NotAnObject | InvalidInfo::Unfit(_) => "bad_frame",
+                _ => "bad_frame",
             };
             return socket.outgoing.text(json::error(code, &error.to_string()));
         }

@@ -141,10 +141,8 @@ impl ResponseError for WsSessionError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::Handshake(_) => StatusCode::BAD_REQUEST,
-            Self::Join(JoinError::ShuttingDown | JoinError::Withdrawn) | Self::Stopped => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Join(_) => StatusCode::FORBIDDEN,
+            Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Join(error) => error.status_code(),
         }
     }
 }

@@ -1,0 +1,237 @@
+//! The values of this module as JSON, or whatever else serde writes: what is not derived where a type is defined.
+//!
+//! Names are those of the JSON dialect and of the HTTP API: a room and a connection are both a `channel_name`.
+
+use std::collections::HashSet;
+
+use ahash::RandomState;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+use super::{Epoch, Presence, RoomName, Snapshot};
+
+/// Times as the HTTP API has them: RFC 3339 in UTC, with microseconds.
+pub(super) mod time {
+    use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &DateTime<Utc>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
+    }
+
+    /// Reads any precision: presences have microseconds.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
+        Ok(DateTime::deserialize(from)?.trunc_subsecs(6))
+    }
+}
+
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            channel_name: &'a RoomName,
+            epoch: Epoch,
+            version: u64,
+            presences: Presences<'a>,
+        }
+        struct Presences<'a>(&'a Snapshot);
+        impl Serialize for Presences<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_seq(self.0.presences())
+            }
+        }
+        let (channel_name, presences) = (self.room(), Presences(self));
+        Fields { channel_name, epoch: self.epoch(), version: self.version(), presences }
+            .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Snapshot {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            channel_name: RoomName,
+            epoch: Epoch,
+            version: u64,
+            presences: Vec<Presence>,
+        }
+        let Fields { channel_name, epoch, version, presences } = Fields::deserialize(deserializer)?;
+        let mut snapshot = Self::empty(channel_name, epoch, version);
+        let mut connections = HashSet::with_hasher(RandomState::new());
+        for presence in presences {
+            // Counted twice it would never be gone.
+            if !connections.insert(presence.connection) {
+                return Err(D::Error::custom("a connection is in the room twice"));
+            }
+            snapshot.fold_in(&presence);
+        }
+        Ok(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use chrono::DateTime;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::{
+        Activity, Cause, ConnectionId, Diff, Info, Left, Member, NodeName, Occupancy, Offline,
+        PresenceState, RoomSummary, SeenPresence, Update, UserId,
+    };
+
+    /// The JSON of a value, from which the same value is read.
+    #[track_caller]
+    fn json_of<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) -> Value {
+        let text = serde_json::to_string(value).unwrap();
+        assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{text}");
+        let json = serde_json::to_value(value).unwrap();
+        assert_eq!(&T::deserialize(&json).unwrap(), value, "{json}");
+        json
+    }
+
+    fn presence(id: u128, user: Option<&str>) -> Presence {
+        Presence {
+            connection: ConnectionId::from_u128(id),
+            user: user.map(|user| UserId::new(user).unwrap()),
+            info: Info::new(json!({ "n": 1.5, "big": u64::MAX })).unwrap(),
+            joined_at: DateTime::from_timestamp_micros(1_767_225_600_000_001).unwrap(),
+        }
+    }
+
+    fn presence_json(id: u128, user: Option<&str>) -> Value {
+        json!({
+            "channel_name": format!("{id:032x}"),
+            "user": user,
+            "info": { "n": 1.5, "big": u64::MAX },
+            "joined_at": "2026-01-01T00:00:00.000001Z",
+        })
+    }
+
+    fn room() -> RoomName {
+        RoomName::new("lobby").unwrap()
+    }
+
+    #[test]
+    fn presences_are_encoded_as_in_the_api_and_read_again() {
+        assert_eq!(json_of(&presence(1, None)), presence_json(1, None));
+        assert_eq!(json_of(&presence(2, Some("ada"))), presence_json(2, Some("ada")));
+        let last_seen = DateTime::from_timestamp(1_767_225_660, 0).unwrap();
+        let mut seen = SeenPresence {
+            presence: presence(1, None),
+            last_seen,
+            activity: Activity::Heartbeat,
+            joined_version: 7,
+            state: PresenceState::Live,
+            node: None,
+        };
+        let mut expected = presence_json(1, None);
+        expected["last_seen"] = json!("2026-01-01T00:01:00.000000Z");
+        expected["activity"] = json!("heartbeat");
+        expected["joined_version"] = json!(7);
+        expected["state"] = json!("live");
+        expected["node"] = Value::Null;
+        assert_eq!(json_of(&seen), expected);
+        seen.state = PresenceState::Fading { until: last_seen };
+        seen.node = Some(NodeName::new("b").unwrap());
+        expected["state"] = json!("fading");
+        expected["until"] = json!("2026-01-01T00:01:00.000000Z");
+        expected["node"] = json!("b");
+        assert_eq!(json_of(&seen), expected);
+    }
+
+    #[test]
+    fn rooms_and_members_are_encoded_as_in_the_api_and_read_again() {
+        let occupancy = Occupancy { connections: 3, users: 1, anonymous: 2 };
+        assert_eq!(json_of(&occupancy), json!({ "connections": 3, "users": 1, "anonymous": 2 }));
+        let summary = RoomSummary { room: room(), occupancy, version: 5 };
+        let expected = json!({
+            "channel_name": "lobby", "connections": 3, "users": 1, "anonymous": 2, "version": 5,
+        });
+        assert_eq!(json_of(&summary), expected);
+        let member = Member { id: UserId::new("ada").unwrap(), info: Info::EMPTY, connections: 2 };
+        assert_eq!(json_of(&member), json!({ "id": "ada", "info": {}, "connections": 2 }));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_read_counts_and_applies_diffs_like_the_original() {
+        let mut snapshot = Snapshot::empty(room(), Epoch::new(), 4);
+        assert_eq!(json_of(&snapshot)["presences"], json!([]));
+        for member in [presence(1, None), presence(2, Some("ada")), presence(3, Some("ada"))] {
+            snapshot.fold_in(&member);
+        }
+        let expected = json!({
+            "channel_name": "lobby",
+            "epoch": snapshot.epoch(),
+            "version": 4,
+            "presences": [
+                presence_json(1, None), presence_json(2, Some("ada")), presence_json(3, Some("ada")),
+            ],
+        });
+        assert_eq!(json_of(&snapshot), expected);
+        let mut copy = Snapshot::deserialize(&expected).unwrap();
+        let mut diff = Diff::new(room(), 5);
+        diff.joins.push(presence(4, Some("bob")));
+        snapshot.apply(&diff);
+        copy.apply(&diff);
+        assert_eq!(copy, snapshot);
+        assert_eq!(copy.occupancy(), Occupancy { connections: 4, users: 2, anonymous: 1 });
+    }
+
+    #[test]
+    fn a_snapshot_with_a_connection_twice_is_refused() {
+        let twice = json!({
+            "channel_name": "lobby",
+            "epoch": Epoch::new(),
+            "version": 4,
+            "presences": [presence_json(1, None), presence_json(1, Some("ada"))],
+        });
+        let error = Snapshot::deserialize(&twice).unwrap_err();
+        assert_eq!(error.to_string(), "a connection is in the room twice");
+    }
+
+    #[test]
+    fn a_diff_is_encoded_whole_and_read_again() {
+        let mut diff = Diff::new(room(), 5);
+        let keys = json!({
+            "channel_name": "lobby", "version": 5, "joins": [], "leaves": [], "updates": [],
+            "online": [], "offline": [],
+        });
+        assert_eq!(json_of(&diff), keys);
+        let ada = UserId::new("ada").unwrap();
+        diff.joins.push(presence(1, None));
+        diff.leaves.push(Left {
+            presence: presence(2, Some("ada")),
+            connection: ConnectionId::from_u128(3),
+            cause: Cause::NodeLost,
+            last_seen: DateTime::from_timestamp(1_767_225_660, 0).unwrap(),
+            activity: Activity::Frame,
+            joined_version: 3,
+        });
+        diff.updates.push(Update { before: presence(4, None), after: presence(4, Some("ada")) });
+        diff.online.push(ada.clone());
+        diff.offline.push(Offline { user: ada, cause: Cause::NodeLost });
+        let json = json_of(&diff);
+        let mut left = presence_json(2, Some("ada"));
+        left["connection"] = json!(ConnectionId::from_u128(3));
+        left["cause"] = json!("node_lost");
+        left["last_seen"] = json!("2026-01-01T00:01:00.000000Z");
+        left["activity"] = json!("frame");
+        left["joined_version"] = json!(3);
+        assert_eq!(json["leaves"], json!([left]));
+        let update =
+            json!({ "before": presence_json(4, None), "after": presence_json(4, Some("ada")) });
+        assert_eq!(json["updates"], json!([update]));
+        assert_eq!(json["online"], json!(["ada"]));
+        assert_eq!(json["offline"], json!([{ "user": "ada", "cause": "node_lost" }]));
+    }
+
+    #[test]
+    fn a_time_with_another_precision_or_zone_is_read_as_the_same_moment() {
+        let mut json = presence_json(1, None);
+        json["joined_at"] = json!("2026-01-01T01:00:00.000001999+01:00");
+        assert_eq!(Presence::deserialize(&json).unwrap(), presence(1, None));
+    }
+}
