@@ -113,7 +113,9 @@ mod wire;
 pub use self::{
     clock::Clock,
     handle::{PresenceConfig, PresenceHandle, StartError},
-    messages::{BusState, Counters, Decision, GetStatus, Shutdown, Status, UnheardNode},
+    messages::{
+        BusState, Counters, Decision, GetStatus, JoinRequest, Shutdown, Status, UnheardNode,
+    },
     registry::{Pruner, RoomRegistry},
     supervision::Crashed,
 };
@@ -129,7 +131,7 @@ pub use self::{
 // Being in rooms, and talking there.
 pub use self::messages::{
     Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
+    LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, PublishError, Touch,
     UpdateInfo,
 };
 // Asking and observing.
@@ -143,6 +145,6 @@ pub use self::model::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, InvalidConnectionId, InvalidEpoch,
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
-    Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
+    Offline, Presence, PresenceState, Rights, RoomName, RoomSummary, Rooms, SeenPresence,
+    SessionKey, Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
 };

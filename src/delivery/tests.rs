@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     messages::{Content, DEFAULT_BACKLOG_LIMIT, Dialect, Feed, ForwardMessage, Forwarded, Joined},
-    model::{Diff, Info, Moment, UserId},
+    model::{Diff, Info, Moment, Rights, UserId},
     testing::{Heard, Probe, Seen},
     wire::json,
 };
@@ -69,11 +69,13 @@ async fn run(steps: Vec<Step>) {
                     socket: None,
                 };
                 let state = rooms.snapshot(&name(room));
-                let joined =
-                    Joined { presence: connection, snapshot: state.clone(), changed: true };
+                let (snapshot, rights) = (state.clone(), Rights::ALL);
+                let joined = Joined { presence: connection, snapshot, changed: true, rights };
                 // Nobody waits for the answer.
                 let reply = JoinReply { channel: tokio::sync::oneshot::channel().0, joined };
-                delivery.enter(&state, Arrival { connection, recipients, thread: None, reply }, 0);
+                let (counts_only, thread) = (false, None);
+                let arrival = Arrival { connection, recipients, counts_only, thread, reply };
+                delivery.enter(&state, arrival, 0);
                 inside.insert((room, who));
             }
             4 | 5 => {

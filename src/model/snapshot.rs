@@ -22,6 +22,8 @@ pub struct Snapshot {
     users: usize,
     anonymous: usize,
     members: Tree,
+    /// How many connections are counted and not shown.
+    hidden: usize,
 }
 
 impl Snapshot {
@@ -29,7 +31,7 @@ impl Snapshot {
     #[must_use]
     pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
         let members = Tree::default();
-        Self { room, epoch, version, users: 0, anonymous: 0, members }
+        Self { room, epoch, version, users: 0, anonymous: 0, members, hidden: 0 }
     }
 
     /// The name of the room.
@@ -53,7 +55,7 @@ impl Snapshot {
     /// The number of connections and users in the room; O(1).
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let connections = self.members.len();
+        let connections = self.members.len() + self.hidden;
         Occupancy { connections, users: self.users, anonymous: self.anonymous }
     }
 
@@ -66,7 +68,14 @@ impl Snapshot {
     /// Whether the room has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.members.len() == 0
+        self.occupancy().connections == 0
+    }
+
+    /// The room as somebody sees it who may not see its [members](super::Rights::members): the counts alone.
+    #[must_use]
+    pub(crate) fn without_members(&self) -> Self {
+        let hidden = self.occupancy().connections;
+        Self { members: Tree::default(), hidden, room: self.room.clone(), ..*self }
     }
 
     /// The distinct users in the room, ordered by id.

@@ -141,9 +141,8 @@ impl ResponseError for WsSessionError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::Handshake(_) => StatusCode::BAD_REQUEST,
-            Self::Join(JoinError::ShuttingDown | JoinError::Withdrawn) | Self::Stopped => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Join(JoinError::ShuttingDown | JoinError::Withdrawn | JoinError::Busy)
+            | Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Join(_) => StatusCode::FORBIDDEN,
         }
     }
