@@ -279,6 +279,13 @@ mod record {
         info: Info,
         #[serde(with = "chrono::serde::ts_microseconds")]
         joined_at: DateTime<Utc>,
+        /// Left out where it is the time of the join, and by earlier versions.
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "chrono::serde::ts_microseconds_option"
+        )]
+        updated_at: Option<DateTime<Utc>>,
         #[serde(with = "chrono::serde::ts_microseconds")]
         last_seen: DateTime<Utc>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -302,13 +309,15 @@ mod record {
         to: S,
     ) -> Result<S::Ok, S::Error> {
         let PresenceRecord { presence, last_seen, session, fixed, fading, .. } = record.clone();
-        let Presence { connection, user, info, joined_at } = presence;
+        let Presence { connection, user, info, joined_at, updated_at } = presence;
+        let updated_at = Some(updated_at).filter(|at| *at != joined_at);
         let (generation, current_connection) = (record.generation, record.current_connection);
         Fields {
             connection,
             user,
             info,
             joined_at,
+            updated_at,
             last_seen,
             session,
             fixed,
@@ -326,8 +335,9 @@ mod record {
         let (generation, current_connection) = (fields.generation, fields.current_connection);
         let Fields { connection, user, info, joined_at, last_seen, session, fixed, fading, .. } =
             fields;
+        let updated_at = fields.updated_at.unwrap_or(joined_at);
         Ok(PresenceRecord {
-            presence: Presence { connection, user, info, joined_at },
+            presence: Presence { connection, user, info, joined_at, updated_at },
             last_seen,
             session,
             fixed,

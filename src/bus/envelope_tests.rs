@@ -36,6 +36,7 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
             user: UserId::new("ada").ok(),
             info: Info::new(serde_json::json!({"a": 1.5})).unwrap(),
             joined_at: at,
+            updated_at: at + chrono::TimeDelta::seconds(1),
         },
         last_seen: at,
         session: SessionKey::new("tab").ok(),
@@ -44,7 +45,8 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
         generation: 3,
         current_connection: Some(ConnectionId::new()),
     };
-    let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+    let bare =
+        Presence { connection, user: None, info: Info::EMPTY, joined_at: at, updated_at: at };
     let (here, bare) = (RowChange::Here(record), RowChange::Here(PresenceRecord::new(bare)));
     let gone = RowChange::Gone { connection, cause: Cause::SlowConsumer };
     let changes = vec![here, bare, gone];
@@ -134,7 +136,8 @@ fn the_bytes_are_those_of_the_format() {
     let connection = ConnectionId::from_u128(10);
     let room = RoomName::new("lobby").unwrap();
     let at = DateTime::from_timestamp_micros(5).unwrap();
-    let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+    let bare =
+        Presence { connection, user: None, info: Info::EMPTY, joined_at: at, updated_at: at };
     let changes = vec![
         RowChange::Here(PresenceRecord::new(bare)),
         RowChange::Yielded { connection },

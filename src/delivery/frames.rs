@@ -398,7 +398,11 @@ impl List {
         let changes = places.filter_map(|(place, (cause, _))| {
             let (was, is) = (before.presence(place), after.presence(place));
             let before = was.clone().map(|was| (was, *cause));
-            (was != is).then_some(phoenix::Transition { before, after: is })
+            let is_same = match (&was, &is) {
+                (Some(was), Some(is)) => was.shows_the_same(is),
+                (was, is) => was.is_none() && is.is_none(),
+            };
+            (!is_same).then_some(phoenix::Transition { before, after: is })
         });
         let encode = || {
             let (room, epoch) = (after.room(), after.epoch());

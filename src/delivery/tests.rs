@@ -232,7 +232,7 @@ fn take(rooms: &mut Rooms, room: &RoomName, step: &ListStep, at: u64) -> Vec<Dif
     let now = Moment { monotonic: at, wall: at as i64 };
     match what {
         0..4 => rooms.join(room, connection, user, info, now).unwrap().into_iter().collect(),
-        4 => rooms.update_info(room, connection, info).into_iter().collect(),
+        4 => rooms.update_info(room, connection, info, now).into_iter().collect(),
         5 => rooms.prune(now, std::time::Duration::from_micros(20)),
         _ => rooms.leave(room, connection, Cause::Left).into_iter().collect(),
     }

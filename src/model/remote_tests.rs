@@ -24,7 +24,8 @@ fn id(number: u128) -> ConnectionId {
 fn remote(number: u128, user: &str, node: &str, generation: u32) -> Remote {
     let (connection, user) = (id(number), UserId::new(user).ok());
     let joined_at = at(1).utc();
-    let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
+    let (info, updated_at) = (Info::EMPTY, joined_at);
+    let presence = Presence { connection, user, info, joined_at, updated_at };
     let session = SessionKey::new("tab").ok();
     let node = NodeName::new(node).unwrap();
     let record = PresenceRecord { session, generation, ..PresenceRecord::new(presence) };

@@ -270,7 +270,7 @@ impl RoomRegistry {
 
     pub(super) fn update_info(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
-        let Some(diff) = self.rooms.update_info(&msg.room, msg.connection, msg.info) else {
+        let Some(diff) = self.rooms.update_info(&msg.room, msg.connection, msg.info, now) else {
             return false;
         };
         self.announce(diff, now);

@@ -177,7 +177,7 @@ pub fn presence_diff(
 ///
 /// It is a digest of the presence, so it needs no memory and every node computes the same.
 fn phx_ref(presence: &Presence) -> String {
-    let Presence { connection, user, info, joined_at } = presence;
+    let Presence { connection, user, info, joined_at, updated_at: _ } = presence;
     let user = user.as_ref().map_or("", UserId::as_str);
     let text = format!("{}\n{user}\n{}", joined_at.timestamp_micros(), info.as_json());
     connection.derive(&text)
@@ -323,6 +323,7 @@ mod tests {
             user: user.map(|id| UserId::new(id).unwrap()),
             info: Info::new(info).unwrap(),
             joined_at: DateTime::from_timestamp(1_700_000_000, 5000).unwrap(),
+            updated_at: DateTime::from_timestamp(1_700_000_000, 5000).unwrap(),
         }
     }
 
