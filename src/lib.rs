@@ -132,13 +132,13 @@ pub use self::{
 pub use self::messages::{
     Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
     LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, PublishError, Touch,
-    UpdateInfo,
+    UpdateInfo, UpdateUser, UserUpdated,
 };
 // Asking and observing.
 pub use self::messages::{
     Change, Departed, Explain, Explained, GetOccupancy, GetSnapshot, ListPresences, ListRooms,
-    PresenceChanged, QueryError, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
-    WhereIs,
+    PresenceChanged, QueryError, RoomFilter, Scope, Subscribe, SubscribeUsers, SubscriptionId,
+    Unsubscribe, UserChange, UserChanged, UsersSubscribed, WhereIs,
 };
 // Who is where, as values.
 pub use self::model::{

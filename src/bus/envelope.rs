@@ -9,7 +9,7 @@ use super::{
     identity::{CODE_BYTES, ClusterIdentity},
 };
 use crate::{
-    messages::{Content, Kick},
+    messages::{Content, Kick, UpdateUser},
     model::{
         Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, SessionKey,
         UserId,
@@ -53,6 +53,8 @@ pub enum BusMessage {
     },
     /// A connection or a user was kicked.
     Kick(Kick),
+    /// The info of all connections of a user was replaced.
+    UpdateUser(#[serde(with = "update")] UpdateUser),
     /// The node lives, and the last batches that changed these rooms have these numbers: a node that
     /// knows lower ones has missed something.
     #[serde(rename = "beat")]
@@ -176,6 +178,7 @@ impl Envelope {
             | BusMessage::Published(RoomMessage { room, .. })
             | BusMessage::Close { room } => Channel::Room(room.clone()),
             BusMessage::Kick(_)
+            | BusMessage::UpdateUser(_)
             | BusMessage::Heartbeat { .. }
             | BusMessage::Reaped { .. }
             | BusMessage::Continued { .. }
@@ -265,6 +268,20 @@ fn unreadable_changes(json: &[u8]) -> Option<Envelope> {
     let changes = RoomChanges { room, number: batch, previous: batch, changes: Vec::new() };
     let Encoded { node, incarnation, number, .. } = encoded;
     Some(Envelope { node, incarnation, number, message: BusMessage::Changes(changes) })
+}
+
+/// The encoding of an [`UpdateUser`]: the user and the info in an array.
+mod update {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(update: &UpdateUser, to: S) -> Result<S::Ok, S::Error> {
+        (&update.user, &update.info).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<UpdateUser, D::Error> {
+        let (user, info) = <(UserId, Info)>::deserialize(from)?;
+        Ok(UpdateUser { user, info })
+    }
 }
 
 /// The encoding of a [`PresenceRecord`]: one object with all of its fields.

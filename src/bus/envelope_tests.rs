@@ -68,6 +68,16 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
 }
 
 #[test]
+fn an_update_of_a_user_is_decoded_as_it_was_encoded_and_goes_to_all_nodes() {
+    let info = Info::new(serde_json::json!({"status": "away"})).unwrap();
+    let user = UserId::new("ada").unwrap();
+    let sent = envelope(BusMessage::UpdateUser(UpdateUser { user, info }));
+    assert_eq!(sent.channel(), Channel::Nodes);
+    let BusMessage::UpdateUser(update) = read(&sent).message else { panic!("another message") };
+    assert_eq!((update.user.as_str(), update.info.as_json()), ("ada", r#"{"status":"away"}"#));
+}
+
+#[test]
 fn changes_that_only_an_earlier_version_allowed_are_to_be_read_from_the_database() {
     let room = RoomName::new("lobby").unwrap();
     let gone = RowChange::Gone { connection: ConnectionId::new(), cause: Cause::Left };

@@ -15,6 +15,7 @@ mod slices;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod user_observers;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -35,6 +36,7 @@ pub(crate) use self::{
     frames::{DeliveryCount, Publication},
     observers::Observers,
     receiver::Recipients,
+    user_observers::UserObservers,
 };
 use crate::{
     counters::Counter,

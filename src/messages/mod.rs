@@ -10,6 +10,7 @@ mod membership;
 mod observing;
 mod places;
 mod queries;
+mod users;
 
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
@@ -30,4 +31,7 @@ pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, QueryError, Shutdown, Status, UnheardNode, WhereIs,
+};
+pub use users::{
+    SubscribeUsers, UpdateUser, UserChange, UserChanged, UserUpdated, UsersSubscribed,
 };

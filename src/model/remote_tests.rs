@@ -189,8 +189,10 @@ fn who_joins_comes_after_all_that_are_known_of_the_user_and_of_equal_times_the_h
     let mut world = World::new();
     let mut ahead = remote(5, "ada", "n", 0);
     ahead.record.presence.joined_at = at(300).utc();
+    ahead.record.presence.updated_at = at(300).utc();
     let mut behind = remote(6, "ada", "m", 0);
     behind.record.presence.joined_at = at(300).utc();
+    behind.record.presence.updated_at = at(300).utc();
     world.apply([RemoteChange::Present(behind), RemoteChange::Present(ahead)]);
     assert_eq!(infos(&world), [(5, 300_000_000), (6, 300_000_000)]);
     // The clock of the others is ahead of this one, which is at second 1.

@@ -4,7 +4,7 @@
 //! mirror. One short handler per message; each operation reads the clock once.
 //!
 //! On one node that is [`membership`], [`authorizing`], [`sessions`], [`queries`], [`mirroring`] and
-//! [`draining`]. Where other
+//! [`draining`], and [`users`] over all their rooms. Where other
 //! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
 //! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
 //! their times comparable.
@@ -23,6 +23,7 @@ mod rights;
 mod sessions;
 mod sharing;
 mod timekeeping;
+mod users;
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -45,7 +46,7 @@ use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
-    delivery::{Delivery, DeliveryReport, FailedMembers, Observers},
+    delivery::{Delivery, DeliveryReport, FailedMembers, Observers, UserObservers},
     messages::{Change, PresenceChanged},
     mirror::Mirror,
     model::{
@@ -106,6 +107,7 @@ pub struct RoomRegistry {
     /// When the batch under way began, if one is: see [`advance_batch`](Self::advance_batch).
     batch_begun: Option<u64>,
     observers: Observers,
+    user_observers: UserObservers,
     mirror: Mirror,
     node: NodeName,
     cluster: Option<Box<Cluster>>,
@@ -158,6 +160,7 @@ impl RoomRegistry {
             delivery: Delivery::new(parts.max_list_size),
             batch_begun: None,
             observers: Observers::new(parts.observer_queue),
+            user_observers: UserObservers::new(parts.observer_queue),
             mirror: parts.mirror,
             node: parts.node,
             cluster: parts.cluster,
@@ -201,6 +204,7 @@ impl RoomRegistry {
             self.end(&diff, left, now);
         }
         self.linger_if_empty(&diff.room, now);
+        self.tell_user_observers(&diff, now);
         self.tell_observers(diff, self.node.clone(), true);
     }
 
