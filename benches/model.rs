@@ -129,7 +129,7 @@ fn snapshot_then_change_of_info(bencher: Bencher, town: &Town) {
         let room = &names[index % names.len()];
         let before = rooms.snapshot(room);
         // Members have the first info, so that round 1 brings the other one.
-        drop(black_box(rooms.update_info(room, connections[index], infos[which].clone())));
+        drop(black_box(rooms.update_info(room, connections[index], infos[which].clone(), at(0))));
         drop(black_box(before));
     });
 }

@@ -114,7 +114,9 @@ mod wire;
 pub use self::{
     clock::Clock,
     handle::{PresenceClient, PresenceConfig, PresenceError, PresenceHandle, StartError},
-    messages::{BusState, Counters, Decision, GetStatus, Shutdown, Status, UnheardNode},
+    messages::{
+        BusState, Counters, Decision, GetStatus, JoinRequest, Shutdown, Status, UnheardNode,
+    },
     registry::{Pruner, RoomRegistry},
     supervision::Crashed,
 };
@@ -130,22 +132,23 @@ pub use self::{
 // Being in rooms, and talking there.
 pub use self::messages::{
     Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, NotAMember, Payload, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
-    UpdateInfo,
+    LeaveAll, Payload, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, PublishError,
+    Touch, UpdateInfo, UpdateUser, UserUpdated,
 };
 // Asking and observing.
 pub use self::messages::{
     Change, Departed, Explain, Explained, GetOccupancy, GetSnapshot, ListPresences, ListRooms,
-    PresenceChanged, QueryError, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
-    WhereIs,
+    PresenceChanged, QueryError, RoomFilter, Scope, Subscribe, SubscribeUsers, SubscriptionId,
+    Unsubscribe, UserChange, UserChanged, UsersSubscribed, WhereIs,
 };
 // Who is where, as values.
 pub use self::model::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, InvalidConnectionId, InvalidEpoch,
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
-    Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, SnapshotDiff, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
+    Offline, Presence, PresenceState, Rights, RoomName, RoomSummary, Rooms, SeenPresence,
+    SessionKey, Snapshot, SnapshotDiff, Superseded, UnfitJson, Update, UserId, check_info,
+    check_payload,
 };
 
 /// What an app uses, for a glob import beside others: none of its names is one of `diesel::prelude` or of
@@ -185,12 +188,12 @@ pub mod prelude {
         Admit, Cause, Change, CloseRoom, ConnectionId, Decision, Dialect, Diff, Disconnect, Epoch,
         Explain, Feed, Flush, FlushError, ForwardMessage, Forwarded, GetOccupancy, GetSnapshot,
         GetStatus, Info, InvalidInfo, InvalidName, Join, JoinError, Joined, Kick, Kicked, Leave,
-        LeaveAll, Left, ListPresences, ListRooms, Member, NodeName, NotAMember, Occupancy, Offline,
-        Payload, PhoenixSession, Presence, PresenceChanged, PresenceClient, PresenceConfig,
-        PresenceError, PresenceHandle, PrunePresences, PruneReport, PruneRooms, Publish,
-        QueryError, RoomFilter, RoomName, RoomRegistry, RoomSummary, Scope, SeenPresence,
-        SessionKey, Snapshot, StartError, Status, Subscribe, SubscriptionId, Touch, Unsubscribe,
-        Update, UpdateInfo, UserId, WhereIs, WsOptions, WsSession, WsSessionError, configure_tcp,
-        watch_socket,
+        LeaveAll, Left, ListPresences, ListRooms, Member, NodeName, Occupancy, Offline, Payload,
+        PhoenixSession, Presence, PresenceChanged, PresenceClient, PresenceConfig, PresenceError,
+        PresenceHandle, PrunePresences, PruneReport, PruneRooms, Publish, PublishError, QueryError,
+        Rights, RoomFilter, RoomName, RoomRegistry, RoomSummary, Scope, SeenPresence, SessionKey,
+        Snapshot, StartError, Status, Subscribe, SubscribeUsers, SubscriptionId, Touch,
+        Unsubscribe, Update, UpdateInfo, UpdateUser, UserChange, UserChanged, UserId, WhereIs,
+        WsOptions, WsSession, WsSessionError, configure_tcp, watch_socket,
     };
 }

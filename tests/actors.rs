@@ -199,7 +199,10 @@ async fn only_a_member_may_send_in_its_own_name_and_the_sender_can_be_left_out()
     let mut ada = t.enter("lobby", Some("ada")).await;
     let stranger = t.enter("elsewhere", Some("eve")).await;
     let publish = || Publish::new(room("lobby"), "hi");
-    assert_eq!(t.registry.send(publish().sent_by(stranger.id)).await.unwrap(), Err(NotAMember));
+    assert_eq!(
+        t.registry.send(publish().sent_by(stranger.id)).await.unwrap(),
+        Err(PublishError::NotAMember)
+    );
     assert_eq!(t.registry.send(publish().except(ada.id)).await.unwrap(), Ok(0));
     assert!(ada.heard().await.is_empty());
 }

@@ -107,7 +107,7 @@ async fn every_message_that_needs_no_actor_is_a_method() {
     assert_eq!(client.publish(Publish::new(lobby.clone(), "hello")).await.unwrap(), 1);
     let stranger = Publish::new(lobby.clone(), "hello").sent_by(ConnectionId::new());
     let refused = client.publish(stranger).await.unwrap_err();
-    assert!(matches!(refused, PresenceError::NotAMember(NotAMember)), "{refused:?}");
+    assert!(matches!(refused, PresenceError::Publish(PublishError::NotAMember)), "{refused:?}");
     assert_eq!(refused.status_code(), StatusCode::CONFLICT);
     let info = Info::new(serde_json::json!({ "status": "away" })).unwrap();
     assert!(client.update_info(&lobby, session.id, info).await.unwrap());
@@ -160,7 +160,7 @@ fn errors_that_a_handler_meets_are_answers_with_fitting_statuses() {
     assert_eq!("x".parse::<ConnectionId>().unwrap_err().status_code(), bad);
     assert_eq!("x".parse::<Epoch>().unwrap_err().status_code(), bad);
     assert_eq!(check_payload("1e999").unwrap_err().status_code(), bad);
-    assert_eq!(NotAMember.status_code(), StatusCode::CONFLICT);
+    assert_eq!(PublishError::NotAMember.status_code(), StatusCode::CONFLICT);
     for (error, status) in [
         (JoinError::Withdrawn, StatusCode::SERVICE_UNAVAILABLE),
         (JoinError::ShuttingDown, StatusCode::SERVICE_UNAVAILABLE),

@@ -54,7 +54,7 @@ use_all! {
     ListRooms
     Member
     NodeName
-    NotAMember
+    PublishError
     Occupancy
     Offline
     Payload

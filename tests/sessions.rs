@@ -118,7 +118,7 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
         let late = UpdateInfo { room: room("lobby"), connection: old.id, info };
         assert!(!t.registry.send(late).await.unwrap());
         let late = Publish::new(room("lobby"), "late").sent_by(old.id);
-        assert_eq!(t.registry.send(late).await.unwrap(), Err(NotAMember));
+        assert_eq!(t.registry.send(late).await.unwrap(), Err(PublishError::NotAMember));
         let superseded = JoinError::Superseded(Superseded);
         assert_eq!(enter(&t, &old, "lobby").await.unwrap_err(), superseded);
         let without_key = t.join(&old, "lobby", Some("ada")).await;

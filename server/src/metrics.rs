@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::refusals::{self, REFUSALS_TOTAL};
 use actix_presence::Cause;
 
-const COUNTERS: [(&str, &str); 31] = [
+const COUNTERS: [(&str, &str); 32] = [
     ("presence_joins_total", "Presences that joined a room."),
     ("presence_leaves_total", "Presences that left a room, by cause."),
     ("presence_touches_total", "Touches of connections that are in some room."),
@@ -16,6 +16,7 @@ const COUNTERS: [(&str, &str); 31] = [
     ("presence_messages_total", "Messages published to rooms."),
     ("presence_deliveries_total", "Messages delivered to members."),
     ("presence_fan_out_microseconds_total", "Time spent handing messages to members."),
+    ("presence_denials_total", "Joins and messages that were not allowed, by kind."),
     ("presence_slow_consumers_total", "Members disconnected because they did not read."),
     ("presence_changes_coalesced_total", "Changes sent together with a later one."),
     ("presence_lists_sent_total", "Member lists and diffs sent, each encoded once and shared."),
@@ -75,6 +76,9 @@ const GAUGES: [(&str, &str); 18] = [
     ("presence_sockets_limit", "WebSockets for which there are file descriptors."),
 ];
 
+/// The kinds of `presence_denials_total`.
+const DENIALS: [&str; 5] = ["join", "publish", "panic", "timeout", "busy"];
+
 /// The reasons of `presence_connections_ended_total`.
 pub(crate) const END_REASONS: [&str; 4] =
     ["half_request", "unread_response", "crowded", "overdue_close"];
@@ -111,6 +115,7 @@ impl Metrics {
                 "presence_leaves_total" => {
                     start_at_zero(name, "cause", Cause::ALL.iter().map(|cause| cause.as_str()));
                 }
+                "presence_denials_total" => start_at_zero(name, "kind", DENIALS),
                 REFUSALS_TOTAL => start_at_zero(name, "reason", refusals::codes()),
                 "presence_connections_ended_total" => start_at_zero(name, "reason", END_REASONS),
                 // Their reasons are not known in advance.

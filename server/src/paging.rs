@@ -93,7 +93,9 @@ pub(crate) fn after_presence(cursor: &str) -> Result<Presence, ApiError> {
             "" => None,
             user => Some(UserId::new(user).ok()?),
         };
-        Some(Presence { connection, user, info: Info::EMPTY, joined_at })
+        // Lists are in the order of joining.
+        let (info, updated_at) = (Info::EMPTY, joined_at);
+        Some(Presence { connection, user, info, joined_at, updated_at })
     };
     read().ok_or_else(bad_cursor)
 }
@@ -128,6 +130,7 @@ mod tests {
                 user: user.map(|user| UserId::new(user).unwrap()),
                 info: Info::EMPTY,
                 joined_at: DateTime::from_timestamp_micros(1_767_225_600_123_456).unwrap(),
+                updated_at: DateTime::from_timestamp_micros(1_767_225_600_123_456).unwrap(),
             };
             let cursor = presence_cursor(&made);
             assert!(is_url_safe(&cursor));

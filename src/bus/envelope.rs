@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
 use super::Channel;
 use crate::{
-    messages::{Content, Kick},
+    messages::{Content, Kick, UpdateUser},
     model::{
         CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, Info, NodeName, Presence,
         PresenceRecord, RoomName, SessionKey, UserId,
@@ -50,6 +50,8 @@ pub enum BusMessage {
     },
     /// A connection or a user was kicked.
     Kick(Kick),
+    /// The info of all connections of a user was replaced.
+    UpdateUser(#[serde(with = "update")] UpdateUser),
     /// The node lives, and the last batches that changed these rooms have these numbers: a node that
     /// knows lower ones has missed something.
     #[serde(rename = "beat")]
@@ -167,6 +169,7 @@ impl Envelope {
             | BusMessage::Published(RoomMessage { room, .. })
             | BusMessage::Close { room } => Channel::Room(room.clone()),
             BusMessage::Kick(_)
+            | BusMessage::UpdateUser(_)
             | BusMessage::Heartbeat { .. }
             | BusMessage::Reaped { .. }
             | BusMessage::Continued { .. }
@@ -257,6 +260,20 @@ fn unreadable_changes(json: &[u8]) -> Option<Envelope> {
     Some(Envelope { node, incarnation, number, message: BusMessage::Changes(changes) })
 }
 
+/// The encoding of an [`UpdateUser`]: the user and the info in an array.
+mod update {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(update: &UpdateUser, to: S) -> Result<S::Ok, S::Error> {
+        (&update.user, &update.info).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<UpdateUser, D::Error> {
+        let (user, info) = <(UserId, Info)>::deserialize(from)?;
+        Ok(UpdateUser { user, info })
+    }
+}
+
 /// The encoding of a [`PresenceRecord`]: one object with all of its fields.
 mod record {
     use super::*;
@@ -269,6 +286,13 @@ mod record {
         info: Info,
         #[serde(with = "chrono::serde::ts_microseconds")]
         joined_at: DateTime<Utc>,
+        /// Left out where it is the time of the join, and by earlier versions.
+        #[serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "chrono::serde::ts_microseconds_option"
+        )]
+        updated_at: Option<DateTime<Utc>>,
         #[serde(with = "chrono::serde::ts_microseconds")]
         last_seen: DateTime<Utc>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -292,13 +316,15 @@ mod record {
         to: S,
     ) -> Result<S::Ok, S::Error> {
         let PresenceRecord { presence, last_seen, session, fixed, fading, .. } = record.clone();
-        let Presence { connection, user, info, joined_at } = presence;
+        let Presence { connection, user, info, joined_at, updated_at } = presence;
+        let updated_at = Some(updated_at).filter(|at| *at != joined_at);
         let (generation, current_connection) = (record.generation, record.current_connection);
         Fields {
             connection,
             user,
             info,
             joined_at,
+            updated_at,
             last_seen,
             session,
             fixed,
@@ -316,8 +342,9 @@ mod record {
         let (generation, current_connection) = (fields.generation, fields.current_connection);
         let Fields { connection, user, info, joined_at, last_seen, session, fixed, fading, .. } =
             fields;
+        let updated_at = fields.updated_at.unwrap_or(joined_at);
         Ok(PresenceRecord {
-            presence: Presence { connection, user, info, joined_at },
+            presence: Presence { connection, user, info, joined_at, updated_at },
             last_seen,
             session,
             fixed,

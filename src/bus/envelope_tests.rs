@@ -36,6 +36,7 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
             user: UserId::new("ada").ok(),
             info: Info::new(serde_json::json!({"a": 1.5})).unwrap(),
             joined_at: at,
+            updated_at: at + chrono::TimeDelta::seconds(1),
         },
         last_seen: at,
         session: SessionKey::new("tab").ok(),
@@ -44,7 +45,8 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
         generation: 3,
         current_connection: Some(ConnectionId::new()),
     };
-    let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+    let bare =
+        Presence { connection, user: None, info: Info::EMPTY, joined_at: at, updated_at: at };
     let (here, bare) = (RowChange::Here(record), RowChange::Here(PresenceRecord::new(bare)));
     let gone = RowChange::Gone { connection, cause: Cause::SlowConsumer };
     let changes = vec![here, bare, gone];
@@ -63,6 +65,16 @@ fn an_envelope_is_decoded_as_it_was_encoded() {
     let BusMessage::Published(published) = read.message else { panic!("{read:?}") };
     let Content::Event { event, payload } = published.content else { panic!("{published:?}") };
     assert_eq!((&*event, payload.get()), ("shout", r#"{"z":1,"a":1.0}"#));
+}
+
+#[test]
+fn an_update_of_a_user_is_decoded_as_it_was_encoded_and_goes_to_all_nodes() {
+    let info = Info::new(serde_json::json!({"status": "away"})).unwrap();
+    let user = UserId::new("ada").unwrap();
+    let sent = envelope(BusMessage::UpdateUser(UpdateUser { user, info }));
+    assert_eq!(sent.channel(), Channel::Nodes);
+    let BusMessage::UpdateUser(update) = read(&sent).message else { panic!("another message") };
+    assert_eq!((update.user.as_str(), update.info.as_json()), ("ada", r#"{"status":"away"}"#));
 }
 
 #[test]
@@ -134,7 +146,8 @@ fn the_bytes_are_those_of_the_format() {
     let connection = ConnectionId::from_u128(10);
     let room = RoomName::new("lobby").unwrap();
     let at = DateTime::from_timestamp_micros(5).unwrap();
-    let bare = Presence { connection, user: None, info: Info::EMPTY, joined_at: at };
+    let bare =
+        Presence { connection, user: None, info: Info::EMPTY, joined_at: at, updated_at: at };
     let changes = vec![
         RowChange::Here(PresenceRecord::new(bare)),
         RowChange::Yielded { connection },

@@ -332,6 +332,7 @@ mod tests {
             user: None,
             info: Info::EMPTY,
             joined_at: now,
+            updated_at: now,
         };
         let mut record = PresenceRecord::new(presence);
         record.session = SessionKey::new("secret of a tab").ok();

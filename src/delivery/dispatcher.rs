@@ -36,6 +36,8 @@ const BYTES_PER_BROADCAST: usize = 64 * 1024;
 pub(super) struct RoomMember {
     entry: u64,
     pub knowledge: Knowledge,
+    /// It may not see who is in the room.
+    pub counts_only: bool,
 }
 
 /// The members of a room on this thread.
@@ -159,7 +161,7 @@ impl Dispatcher {
     /// Adds the member, and returns what is to be sent to it. Without a list, its joins are answered.
     fn enter(&mut self, entry: RoomEntry) -> Option<InitialDelivery> {
         let RoomEntry { connection, room, recipients, serial, number, version, .. } = entry;
-        let (list, replies, now) = (entry.list, entry.replies, entry.now);
+        let RoomEntry { list, replies, now, counts_only, .. } = entry;
         let receiver = match self.receivers.get_mut(&connection) {
             Some(known) if known.recipients.forward == recipients.forward => {
                 // Failures and the backlog survive a rejoin.
@@ -174,8 +176,10 @@ impl Dispatcher {
         let listens = receiver.recipients.listens();
         let room = self.rooms.entry(room).or_default();
         let rejoins = room.members.contains_key(&connection);
-        let new = RoomMember { entry: number, knowledge: Knowledge::NotListening };
+        let knowledge = Knowledge::NotListening;
+        let new = RoomMember { entry: number, knowledge, counts_only };
         let member = room.members.entry(connection).or_insert(new);
+        member.counts_only = counts_only;
         member.knowledge.enter(listens, version);
         let Some(list) = list else {
             send_replies(replies);
@@ -195,7 +199,7 @@ impl Dispatcher {
             && let Some(member) = room.members.get_mut(&connection)
             && let Some(receiver) = live(&mut self.receivers, &connection)
         {
-            let sent = receiver.send_initial_list(&list, &mut member.knowledge, now);
+            let sent = receiver.send_initial_list(&list, member, now);
             if note_sent(sent, connection, receiver, &member.knowledge, now, report) {
                 room.refused.get_or_insert((list, now));
             }
@@ -245,7 +249,7 @@ impl Dispatcher {
                 && needed.waits_for_offer(only_newcomers)
                 && let Some(receiver) = live(&mut self.receivers, connection)
             {
-                let sent = receiver.send_list(list, &mut member.knowledge, now);
+                let sent = receiver.send_list(list, member, now);
                 if note_sent(sent, *connection, receiver, &member.knowledge, now, report) {
                     room.refused.get_or_insert_with(|| (Arc::clone(list), now));
                 }
@@ -275,7 +279,7 @@ impl Dispatcher {
                 && member.knowledge.lacks(*min_version)
             {
                 // A session too slow for this is too slow for the message, or gets it without.
-                _ = receiver.send_list_first(list, &mut member.knowledge, *now);
+                _ = receiver.send_list_first(list, member, *now);
             }
             let payload = frames.frame(receiver.recipients.dialect);
             let failed = match receiver.send_sized(frames.room(), Forwarded::Message, payload) {

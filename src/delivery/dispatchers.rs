@@ -68,6 +68,8 @@ pub(super) struct RoomEntry {
     pub connection: ConnectionId,
     pub room: RoomName,
     pub recipients: Recipients,
+    /// It may not see who is in the room.
+    pub counts_only: bool,
     /// Tells the connection from an earlier one with the same id.
     pub serial: u32,
     /// Ascending number of the entry.

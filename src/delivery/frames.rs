@@ -301,6 +301,7 @@ pub(super) struct List {
     count: OnceLock<ByteString>,
     truncated: OnceLock<ByteString>,
     phoenix_count: OnceLock<ByteString>,
+    phoenix_truncated: OnceLock<ByteString>,
 }
 
 impl List {
@@ -332,6 +333,7 @@ impl List {
             count: OnceLock::new(),
             truncated: OnceLock::new(),
             phoenix_count: OnceLock::new(),
+            phoenix_truncated: OnceLock::new(),
         }
     }
 
@@ -368,9 +370,13 @@ impl List {
         self.truncated.get_or_init(|| json::presence_count(&self.after, true)).clone()
     }
 
-    /// The same for Phoenix.
     pub fn phoenix_count(&self) -> ByteString {
-        self.phoenix_count.get_or_init(|| phoenix::presence_count(&self.after)).clone()
+        self.phoenix_count.get_or_init(|| phoenix::presence_count(&self.after, false)).clone()
+    }
+
+    /// The count for Phoenix that replaces a list that is too large.
+    pub fn phoenix_truncated(&self) -> ByteString {
+        self.phoenix_truncated.get_or_init(|| phoenix::presence_count(&self.after, true)).clone()
     }
 
     /// The diff from a version; `None` if it is too large, or not from one of the bases.
@@ -392,7 +398,11 @@ impl List {
         let changes = places.filter_map(|(place, (cause, _))| {
             let (was, is) = (before.presence(place), after.presence(place));
             let before = was.clone().map(|was| (was, *cause));
-            (was != is).then_some(phoenix::Transition { before, after: is })
+            let is_same = match (&was, &is) {
+                (Some(was), Some(is)) => was.shows_the_same(is),
+                (was, is) => was.is_none() && is.is_none(),
+            };
+            (!is_same).then_some(phoenix::Transition { before, after: is })
         });
         let encode = || {
             let (room, epoch) = (after.room(), after.epoch());

@@ -15,6 +15,7 @@ mod slices;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod user_observers;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -35,6 +36,7 @@ pub(crate) use self::{
     frames::{DeliveryCount, Publication},
     observers::Observers,
     receiver::Recipients,
+    user_observers::UserObservers,
 };
 use crate::{
     counters::Counter,
@@ -100,6 +102,8 @@ impl Newcomer {
 pub(crate) struct Arrival {
     pub connection: ConnectionId,
     pub recipients: Recipients,
+    /// It may not see who is in the room.
+    pub counts_only: bool,
     /// Where the join was made, if an actix arbiter runs there.
     pub thread: Option<SessionThread>,
     pub reply: JoinReply,
@@ -171,7 +175,7 @@ impl Delivery {
     /// Adds a connection to a room, reached by these recipients from now on. The initial list, then the
     /// reply to its join, follow at the [end of the turn](Self::end_turn).
     pub fn enter(&mut self, room: &Snapshot, arrival: Arrival, now: u64) {
-        let Arrival { connection, recipients, thread, reply } = arrival;
+        let Arrival { connection, recipients, counts_only, thread, reply } = arrival;
         let (name, listens) = (room.room(), recipients.listens());
         let Self { dispatchers, last_serial, .. } = self;
         let known = self.memberships.entry(connection).or_insert_with(|| {
@@ -198,6 +202,7 @@ impl Delivery {
             connection,
             room: name.clone(),
             recipients,
+            counts_only,
             serial,
             number,
             version: room.version(),

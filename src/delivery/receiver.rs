@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use bytestring::ByteString;
 
-use super::frames::{FullFrame, List};
+use super::{
+    dispatcher::RoomMember,
+    frames::{FullFrame, List},
+};
 use crate::{
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
     model::RoomName,
@@ -154,11 +157,17 @@ impl Receiver {
     pub fn send_list(
         &mut self,
         list: &List,
-        knowledge: &mut Knowledge,
+        member: &mut RoomMember,
         now: u64,
     ) -> Result<(), SendFailure> {
+        let RoomMember { knowledge, counts_only, .. } = member;
         if !knowledge.needs(list.version()) {
             return Ok(());
+        }
+        if *counts_only {
+            let sent = self.send_count(list, knowledge);
+            knowledge.note_refusal(&sent, now);
+            return sent;
         }
         let since = match knowledge {
             Knowledge::AtVersion(version) => Some(*version),
@@ -186,6 +195,33 @@ impl Receiver {
         sent
     }
 
+    /// Sends the count to a member that may not see who is in the room.
+    fn send_count(&self, list: &List, knowledge: &mut Knowledge) -> Result<(), SendFailure> {
+        match self.recipients.dialect {
+            Dialect::Raw | Dialect::Json(Feed::None) => {
+                *knowledge = Knowledge::NotListening;
+                Ok(())
+            }
+            Dialect::Json(_) => self.send_update(list, Forwarded::State, list.count(), knowledge),
+            Dialect::Phoenix => {
+                self.send_empty_state(list, knowledge)?;
+                self.send_update(list, Forwarded::Diff, list.phoenix_count(), knowledge)
+            }
+        }
+    }
+
+    /// Sends an empty state to a client of Phoenix that has none yet: it waits for one.
+    fn send_empty_state(&self, list: &List, knowledge: &mut Knowledge) -> Result<(), SendFailure> {
+        if let Knowledge::NeedsFull(needed) = knowledge
+            && !needed.has_list
+        {
+            let empty = phoenix::empty_state(list.room());
+            self.send_sized(list.room(), Forwarded::State, empty)?;
+            needed.has_list = true;
+        }
+        Ok(())
+    }
+
     /// Sends a frame that brings the session to the version of the list, and counts by its bytes.
     fn send_update(
         &self,
@@ -204,14 +240,14 @@ impl Receiver {
     pub fn send_list_first(
         &mut self,
         list: &List,
-        knowledge: &mut Knowledge,
+        member: &mut RoomMember,
         now: u64,
     ) -> Result<(), SendFailure> {
-        let sent = self.send_list(list, knowledge, now);
-        let (Err(SendFailure::Full), Some(frame)) = (&sent, FullFrame::of(self.recipients.dialect))
-        else {
+        let sent = self.send_list(list, member, now);
+        let (Err(SendFailure::Full), Some(frame)) = (&sent, self.full_frame(member)) else {
             return sent;
         };
+        let knowledge = &mut member.knowledge;
         match list.encode(frame) {
             Some(full) => self.send_update(list, Forwarded::State, full, knowledge),
             None => self.send_count_instead(list, frame, knowledge),
@@ -246,19 +282,25 @@ impl Receiver {
     pub fn send_initial_list(
         &mut self,
         list: &List,
-        knowledge: &mut Knowledge,
+        member: &mut RoomMember,
         now: u64,
     ) -> Result<(), SendFailure> {
-        if !knowledge.needs(list.version()) {
+        if !member.knowledge.needs(list.version()) {
             return Ok(());
         }
-        let frame = FullFrame::of(self.recipients.dialect);
+        let frame = self.full_frame(member);
         let Some(frame) = frame.filter(|frame| list.is_probably_too_large(*frame)) else {
-            return self.send_list_first(list, knowledge, now);
+            return self.send_list_first(list, member, now);
         };
+        let knowledge = &mut member.knowledge;
         let sent = self.send_count_instead(list, frame, knowledge);
         knowledge.note_refusal(&sent, now);
         sent
+    }
+
+    /// The frame in which the member gets the full list, if it does.
+    fn full_frame(&self, member: &RoomMember) -> Option<FullFrame> {
+        FullFrame::of(self.recipients.dialect).filter(|_| !member.counts_only)
     }
 
     /// Sends a count instead of a list that is too large.
@@ -273,15 +315,12 @@ impl Receiver {
             return Ok(());
         }
         if let FullFrame::Phoenix = frame {
-            if !needed.has_list {
-                let empty = phoenix::empty_state(list.room());
-                self.send_sized(list.room(), Forwarded::State, empty)?;
-                needed.has_list = true;
-            }
-            self.send_sized(list.room(), Forwarded::Diff, list.phoenix_count())?;
+            self.send_empty_state(list, knowledge)?;
+            self.send_sized(list.room(), Forwarded::Diff, list.phoenix_truncated())?;
         } else {
             self.send_sized(list.room(), Forwarded::State, list.truncated())?;
         }
+        let Some(needed) = knowledge.need_full() else { return Ok(()) };
         (needed.refused_since, needed.counted) = (None, Some(list.version()));
         needed.sent = needed.counted;
         Ok(())

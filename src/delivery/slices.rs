@@ -199,7 +199,7 @@ impl Dispatcher {
             listeners += 1;
             let Some(member) = room.members.get_mut(&connection) else { continue };
             let Some(receiver) = live(receivers, &connection) else { continue };
-            let sent = receiver.send_list(list, &mut member.knowledge, *now);
+            let sent = receiver.send_list(list, member, *now);
             *is_refused |= note_sent(sent, connection, receiver, &member.knowledge, *now, report);
             if *is_refused {
                 room.refused = Some((Arc::clone(list), *now));

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     messages::{Content, DEFAULT_BACKLOG_LIMIT, Dialect, Feed, ForwardMessage, Forwarded, Joined},
-    model::{Diff, Info, Moment, UserId},
+    model::{Diff, Info, Moment, Rights, UserId},
     testing::{Heard, Probe, Seen},
     wire::json,
 };
@@ -69,11 +69,13 @@ async fn run(steps: Vec<Step>) {
                     socket: None,
                 };
                 let state = rooms.snapshot(&name(room));
-                let joined =
-                    Joined { presence: connection, snapshot: state.clone(), changed: true };
+                let (snapshot, rights) = (state.clone(), Rights::ALL);
+                let joined = Joined { presence: connection, snapshot, changed: true, rights };
                 // Nobody waits for the answer.
                 let reply = JoinReply { channel: tokio::sync::oneshot::channel().0, joined };
-                delivery.enter(&state, Arrival { connection, recipients, thread: None, reply }, 0);
+                let (counts_only, thread) = (false, None);
+                let arrival = Arrival { connection, recipients, counts_only, thread, reply };
+                delivery.enter(&state, arrival, 0);
                 inside.insert((room, who));
             }
             4 | 5 => {
@@ -230,7 +232,7 @@ fn take(rooms: &mut Rooms, room: &RoomName, step: &ListStep, at: u64) -> Vec<Dif
     let now = Moment { monotonic: at, wall: at as i64 };
     match what {
         0..4 => rooms.join(room, connection, user, info, now).unwrap().into_iter().collect(),
-        4 => rooms.update_info(room, connection, info).into_iter().collect(),
+        4 => rooms.update_info(room, connection, info, now).into_iter().collect(),
         5 => rooms.prune(now, std::time::Duration::from_micros(20)),
         _ => rooms.leave(room, connection, Cause::Left).into_iter().collect(),
     }

@@ -16,9 +16,10 @@ use crate::{
     log_limit::LogLimit,
     messages::{
         Admit, CloseRoom, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
-        GetStatus, JoinError, Kick, Kicked, Leave, ListPresences, ListRooms, NotAMember,
-        PresenceChanged, PrunePresences, PruneReport, PruneRooms, Publish, QueryError, RoomFilter,
-        Status, Subscribe, SubscriptionId, Unsubscribe, UpdateInfo, WhereIs,
+        GetStatus, JoinError, Kick, Kicked, Leave, ListPresences, ListRooms, PresenceChanged,
+        PrunePresences, PruneReport, PruneRooms, Publish, PublishError, QueryError, RoomFilter,
+        Status, Subscribe, SubscribeUsers, SubscriptionId, Unsubscribe, UpdateInfo, UpdateUser,
+        UserUpdated, WhereIs,
     },
     model::{
         ConnectionId, Info, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
@@ -81,9 +82,9 @@ pub enum PresenceError {
     /// A join would be refused. 403, or 503 where another node may let it in.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// The sender of a message is not in the room. 409.
+    /// The sender of a message is not in the room (409), or may not publish there (403).
     #[error(transparent)]
-    NotAMember(#[from] NotAMember),
+    Publish(#[from] PublishError),
 }
 
 impl ResponseError for PresenceError {
@@ -93,7 +94,7 @@ impl ResponseError for PresenceError {
             Self::Query(error) => error.status_code(),
             Self::Flush(error) => error.status_code(),
             Self::Join(error) => error.status_code(),
-            Self::NotAMember(error) => error.status_code(),
+            Self::Publish(error) => error.status_code(),
         }
     }
 }
@@ -209,7 +210,7 @@ impl PresenceClient {
     ///
     /// # Errors
     ///
-    /// [`PresenceError::NotAMember`] if a sender is named who is not in the room.
+    /// [`PresenceError::Publish`] if a sender is named who is not in the room, or may not publish there.
     pub async fn publish(&self, message: Publish) -> Result<usize, PresenceError> {
         Ok(self.ask(message).await??)
     }
@@ -222,6 +223,15 @@ impl PresenceClient {
         info: Info,
     ) -> Result<bool, PresenceError> {
         self.ask(UpdateInfo { room: room.clone(), connection, info }).await
+    }
+
+    /// Replaces the info of all connections of a user: [`UpdateUser`].
+    pub async fn update_user(
+        &self,
+        user: &UserId,
+        info: Info,
+    ) -> Result<UserUpdated, PresenceError> {
+        self.ask(UpdateUser { user: user.clone(), info }).await
     }
 
     /// Removes a connection from a room, and returns whether it was in it: [`Leave`].
@@ -285,6 +295,15 @@ impl PresenceClient {
         subscription: Subscribe,
     ) -> Result<SubscriptionId, PresenceError> {
         self.ask(subscription).await
+    }
+
+    /// Subscribes an observer to users who come online anywhere and go offline everywhere; returns who is
+    /// online: [`SubscribeUsers`].
+    pub async fn subscribe_users(
+        &self,
+        observer: Recipient<UserChanged>,
+    ) -> Result<UsersSubscribed, PresenceError> {
+        self.ask(SubscribeUsers { observer }).await
     }
 
     /// Ends a subscription, and returns whether there was one: [`Unsubscribe`].

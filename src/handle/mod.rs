@@ -17,9 +17,9 @@ use crate::store::OwnerError;
 use crate::{
     bus::Bus,
     clock::Clock,
-    messages::Decision,
+    messages::{Decision, JoinRequest},
     model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
-    registry::Authorize,
+    registry::{Authorize, AuthorizeAsync},
     store::{DatabaseUrl, InvalidDatabaseUrl, StoreError},
 };
 
@@ -57,6 +57,8 @@ pub struct PresenceConfig {
     max_list_size: usize,
     clock: Clock,
     authorize: Option<Authorize>,
+    authorize_async: Option<AuthorizeAsync>,
+    authorize_timeout: Duration,
 }
 
 /// Why a presence system did not start.
@@ -206,14 +208,56 @@ impl PresenceConfig {
 
     /// Decides who may join. Default everybody.
     ///
-    /// Called on the registry's thread for every join: it must not block. If it panics, the join is
-    /// denied.
+    /// Called on the registry's thread for every join: it must not block; see
+    /// [`authorize_async`](Self::authorize_async). If it panics, the join is denied.
     #[must_use]
     pub fn authorize(
         self,
         hook: impl Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync + 'static,
     ) -> Self {
         Self { authorize: Some(Arc::new(hook)), ..self }
+    }
+
+    /// Decides who may join, and with which rights, by asking somebody. Default everybody, with all rights.
+    ///
+    /// Called for every join on a thread of its own, beside [`authorize`](Self::authorize), which is asked
+    /// first; a member has the rights that both give. A slow answer delays its own join and nothing else. At
+    /// most 256 answers are outstanding and 16,384 joins wait; more are refused with
+    /// [`JoinError::Busy`](crate::JoinError::Busy). If the hook panics or does not answer within the
+    /// [timeout](Self::authorize_timeout), the join is denied. It must not block its thread, which serves
+    /// all calls: blocking work goes to `actix_web::web::block` or `tokio::task::spawn_blocking`.
+    ///
+    /// ```
+    /// use actix_presence::{Decision, PresenceConfig, Rights, UserId};
+    ///
+    /// /// Stands for a query to the app's database.
+    /// async fn is_muted(user: &UserId) -> Result<bool, std::io::Error> {
+    ///     Ok(user == "eve")
+    /// }
+    ///
+    /// let config = PresenceConfig::new("sqlite::memory:").authorize_async(|join| async move {
+    ///     let Some(user) = &join.user else { return Decision::deny("log in first") };
+    ///     match is_muted(user).await {
+    ///         Ok(false) => Decision::Allow,
+    ///         Ok(true) => Decision::Grant(Rights { publish: false, ..Rights::ALL }),
+    ///         Err(_) => Decision::deny("try again later"),
+    ///     }
+    /// });
+    /// ```
+    #[must_use]
+    pub fn authorize_async<F>(self, hook: impl Fn(JoinRequest) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Decision> + Send + 'static,
+    {
+        let hook: AuthorizeAsync = Arc::new(move |request| Box::pin(hook(request)));
+        Self { authorize_async: Some(hook), ..self }
+    }
+
+    /// How long a join waits for [`authorize_async`](Self::authorize_async), with the wait for its turn.
+    /// Default 5 s.
+    #[must_use]
+    pub fn authorize_timeout(self, timeout: Duration) -> Self {
+        Self { authorize_timeout: timeout, ..self }
     }
 
     /// The clock of the actors. Default the system clock.
@@ -244,6 +288,7 @@ impl PresenceConfig {
             ("prune interval", prune_every),
             ("room prune interval", self.prune_rooms_every),
             ("lease", self.lease),
+            ("authorize timeout", self.authorize_timeout),
         ] {
             // A third or a quarter of it is a timer's interval.
             if value < Duration::from_millis(1) {
@@ -304,6 +349,8 @@ impl Default for PresenceConfig {
             max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
             clock: Clock::system(),
             authorize: None,
+            authorize_async: None,
+            authorize_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -321,6 +368,7 @@ impl fmt::Debug for PresenceConfig {
             .field("observer_queue", &self.observer_queue)
             .field("max_list_size", &self.max_list_size)
             .field("authorize", &self.authorize.is_some())
+            .field("authorize_async", &self.authorize_async.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -16,7 +16,9 @@ use crate::{
     messages::{FlushError, GetStatus, Shutdown},
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{ClockOffset, DrainObservers, Inherited, Parts, Pruner, RoomRegistry},
+    registry::{
+        AsyncHook, ClockOffset, DrainObservers, Hooks, Inherited, Parts, Pruner, RoomRegistry,
+    },
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
@@ -145,6 +147,14 @@ impl PresenceConfig {
         let Backend { node, incarnation, inherited, writer, readers, bus, supervisor } = backend;
         // Other nodes hear of a change when it is committed, so with a bus nothing is delayed.
         let commit_interval = if bus.is_some() { Duration::ZERO } else { COMMIT_INTERVAL };
+        let later = match self.authorize_async {
+            Some(hook) => {
+                let arbiter = Arbiter::try_new().map_err(StartError::Thread)?;
+                Some(AsyncHook { hook, arbiter, timeout: self.authorize_timeout })
+            }
+            None => None,
+        };
+        let hooks = Hooks { sync: self.authorize, later };
         let parts = Parts {
             rooms: Rooms::new(self.limits),
             clock: self.clock.clone(),
@@ -153,7 +163,7 @@ impl PresenceConfig {
             cluster: readers
                 .map(|readers| Box::new(Cluster::new(node.clone(), incarnation, bus, readers))),
             inherited,
-            authorize: self.authorize,
+            hooks,
             max_age: self.max_age,
             lease: self.lease,
             grace: self.grace,

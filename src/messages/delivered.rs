@@ -21,7 +21,7 @@ use crate::model::{Cause, ConnectionId, RoomName};
 ///
 /// A member whose mailbox is full is removed ([`Cause::SlowConsumer`]); the others never wait.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<usize, NotAMember>")]
+#[rtype(result = "Result<usize, PublishError>")]
 pub struct Publish {
     /// The room.
     pub room: RoomName,
@@ -74,7 +74,7 @@ impl Publish {
 /// A [`Publish`] of a session that waits for the reply before it handles anything else: the reply does not wait
 /// for the delivery.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<usize, NotAMember>")]
+#[rtype(result = "Result<usize, PublishError>")]
 pub(crate) struct SessionPublish(pub Publish);
 
 /// What is published.
@@ -142,10 +142,18 @@ mod event {
     }
 }
 
-/// The sender of a [`Publish`] is not in the room; nothing was sent.
+/// Why a [`Publish`] was refused; nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the sender is not in the room")]
-pub struct NotAMember;
+#[non_exhaustive]
+pub enum PublishError {
+    /// The sender is not in the room.
+    #[error("the sender is not in the room")]
+    NotAMember,
+    /// The sender may not publish in the room: its [rights](crate::Rights::publish) say so. Sending it again
+    /// will not help.
+    #[error("the sender may not publish in the room")]
+    NotAllowed,
+}
 
 /// A frame for a member's client, encoded once and shared by all members.
 ///

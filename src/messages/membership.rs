@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     model::{
-        Activity, Cause, ConnectionId, Info, LimitReached, Presence, RoomName, SessionKey,
+        Activity, Cause, ConnectionId, Info, LimitReached, Presence, Rights, RoomName, SessionKey,
         Snapshot, Superseded, UserId,
     },
     sockets::SocketKey,
@@ -170,17 +170,36 @@ pub struct Joined {
     /// The id of the connection's presence, under which the snapshot, diffs and other clients know it:
     /// the connection's own, or that of the connection that it replaced.
     pub presence: ConnectionId,
-    /// The room with the newcomer in it.
+    /// The room with the newcomer in it; its counts alone for one who may not see its
+    /// [members](Rights::members).
     pub snapshot: Snapshot,
     /// Whether the join changed anything.
     pub changed: bool,
+    /// What the connection may do in the room.
+    pub rights: Rights,
 }
 
-/// Whether a user may join: the result of the [`authorize`](crate::PresenceConfig::authorize) hook.
+/// A join that the hook of [`authorize_async`](crate::PresenceConfig::authorize_async) decides.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JoinRequest {
+    /// The room to enter.
+    pub room: RoomName,
+    /// The user; `None` is anonymous.
+    pub user: Option<UserId>,
+    /// What the join would attach to the presence.
+    pub info: Info,
+}
+
+/// Whether a user may join: the result of the hooks [`authorize`](crate::PresenceConfig::authorize) and
+/// [`authorize_async`](crate::PresenceConfig::authorize_async).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Decision {
-    /// Yes.
+    /// Yes, with all rights.
     Allow,
+    /// With these rights; no, if [`Rights::join`] is not among them.
+    Grant(Rights),
     /// No, with the reason for the client.
     Deny(Cow<'static, str>),
 }
@@ -197,18 +216,23 @@ impl Decision {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// The connection has left all rooms while its join waited for the room's rows.
+    /// The connection has left while its join waited for authorization or for the room's rows.
     #[error("the connection has left before it could join")]
     Withdrawn,
     /// A limit is reached; retrying helps only after a leave.
     #[error(transparent)]
     Limit(#[from] LimitReached),
-    /// The app's `authorize` hook has refused it; retrying will not help.
+    /// A hook of the app has refused it, has panicked or has not answered in time; or the connection was
+    /// kicked while its join waited.
     #[error("not allowed: {reason}")]
     Denied {
         /// The reason that the hook gave.
         reason: Cow<'static, str>,
     },
+    /// Too many joins wait for the hook [`authorize_async`](crate::PresenceConfig::authorize_async). Retry
+    /// later.
+    #[error("too many joins wait for authorization")]
+    Busy,
     /// A newer connection of the same client session has taken over its presence.
     #[error(transparent)]
     Superseded(#[from] Superseded),
@@ -234,7 +258,8 @@ pub struct Admit {
     pub session: Option<SessionKey>,
 }
 
-/// Removes a connection from a room. Returns whether it was in it.
+/// Removes a connection from a room. Returns whether it was in it. Joins of it that wait for authorization
+/// are refused with [`JoinError::Withdrawn`].
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Leave {

@@ -12,16 +12,17 @@ mod payload;
 mod places;
 mod queries;
 mod statuses;
+mod users;
 
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
 };
 pub use delivered::{
-    Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
+    Content, Disconnect, ForwardMessage, Forwarded, Publish, PublishError, close_code,
 };
 pub use membership::{
-    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
+    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, JoinRequest, Joined, Kick, Kicked,
+    Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
 pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
@@ -33,4 +34,7 @@ pub use places::{SessionPlace, SessionPlaces, TakePlace};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, QueryError, Shutdown, Status, UnheardNode, WhereIs,
+};
+pub use users::{
+    SubscribeUsers, UpdateUser, UserChange, UserChanged, UserUpdated, UsersSubscribed,
 };

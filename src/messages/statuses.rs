@@ -2,15 +2,25 @@
 
 use actix_web::{ResponseError, http::StatusCode};
 
-use super::{FlushError, JoinError, NotAMember, QueryError};
+use super::{FlushError, JoinError, PublishError, QueryError};
 use crate::model::{InvalidConnectionId, InvalidEpoch, InvalidInfo, InvalidName, UnfitJson};
 
 /// 503 where another node or a later request may succeed, 403 otherwise.
 impl ResponseError for JoinError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::Withdrawn | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Withdrawn | Self::ShuttingDown | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Limit(_) | Self::Denied { .. } | Self::Superseded(_) => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+/// 409: the sender has left the room; 403: it may not publish there.
+impl ResponseError for PublishError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::NotAMember => StatusCode::CONFLICT,
+            Self::NotAllowed => StatusCode::FORBIDDEN,
         }
     }
 }
@@ -34,8 +44,6 @@ status! {
     QueryError => SERVICE_UNAVAILABLE
     /// 503: the rows may be written later.
     FlushError => SERVICE_UNAVAILABLE
-    /// 409: the connection has left the room.
-    NotAMember => CONFLICT
     /// 400.
     InvalidName => BAD_REQUEST
     /// 400.

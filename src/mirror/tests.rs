@@ -98,7 +98,7 @@ fn what_is_marked_again_keeps_its_place_in_the_queue() {
     world.join(2);
     let id = ConnectionId::from_u128(1);
     let info = Info::new(serde_json::json!({"again": true})).unwrap();
-    world.dirty.mark(&world.rooms.update_info(&world.room, id, info).unwrap());
+    world.dirty.mark(&world.rooms.update_info(&world.room, id, info, NOW).unwrap());
     assert!(!world.dirty.is_clean(mark));
     let (batch, _) = world.dirty.take(&Memory::alone(&world.rooms), 1);
     assert_eq!(batch.upserts[0].record.presence.connection, id);
@@ -162,6 +162,7 @@ fn a_taken_over_presence_that_has_left_is_dirty_until_its_row_is_deleted() {
         user: None,
         info: Info::EMPTY,
         joined_at: NOW.utc(),
+        updated_at: NOW.utc(),
     };
     let (room, record) = (world.room.clone(), PresenceRecord::new(gone));
     world.dirty.adopt(Row { room, record });

@@ -10,7 +10,10 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Activity, Cause, ConnectionId, Diff, Left, Moment, Offline, Presence, RoomName, Rooms,
-    Snapshot, Update, UserId, collections::Few, presence::utc, tree::Position,
+    Snapshot, Update, UserId,
+    collections::Few,
+    presence::utc,
+    tree::{Position, Shown},
 };
 
 /// A connection's presence in one room, without the info, which is kept in the room.
@@ -158,12 +161,14 @@ impl Rooms {
     /// The presence of a membership, with the info that is in the room.
     pub(super) fn describe(&self, connection: ConnectionId, membership: &Membership) -> Presence {
         let room = self.rooms.get(&membership.room);
-        let info = room.and_then(|room| room.info(&membership.place(connection)));
+        let shown = room.and_then(|room| room.shown(&membership.place(connection)));
+        let updated_at = shown.map_or(membership.joined_at, |shown| shown.updated_at);
         Presence {
             connection: membership.presence(connection),
             user: membership.user.clone(),
-            info: info.cloned().unwrap_or_default(),
+            info: shown.map(|shown| shown.info.clone()).unwrap_or_default(),
             joined_at: utc(membership.joined_at),
+            updated_at: utc(updated_at),
         }
     }
 }
@@ -185,7 +190,7 @@ impl Rooms {
                 new.insert(Snapshot::empty(room.clone(), epoch, floor))
             }
         };
-        state.insert((&presence).into(), presence.info.clone(), online);
+        state.insert(&presence, online);
         self.presences += 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         diff.online.extend(presence.user.clone().filter(|_| online));
@@ -193,13 +198,15 @@ impl Rooms {
         diff.version
     }
 
-    /// Removes a presence, and notes that in the diff of its room; its info is taken from the room.
+    /// Removes a presence, and notes that in the diff of its room; what it showed is taken from the room.
     pub(super) fn exit(&mut self, room: &RoomName, mut left: Left, diff: &mut Option<Diff>) {
         let presence = &mut left.presence;
         let offline =
             presence.user.as_ref().is_some_and(|user| self.remove_whereabouts(room, user));
         let Some(state) = self.rooms.get_mut(room) else { return };
-        presence.info = state.remove(&(&*presence).into(), offline).unwrap_or_default();
+        if let Some(Shown { info, updated_at }) = state.remove(&(&*presence).into(), offline) {
+            (presence.info, presence.updated_at) = (info, utc(updated_at));
+        }
         self.presences -= 1;
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if state.is_empty() {
@@ -226,10 +233,10 @@ impl Rooms {
         let Some(state) = self.rooms.get_mut(room) else { return };
         let diff = diff.get_or_insert_with(|| Diff::new(room.clone(), state.next_version()));
         if same {
-            state.set_info(after.into(), after.info.clone());
+            state.update(after);
         } else {
             state.remove(&before.into(), offline);
-            state.insert(after.into(), after.info.clone(), online);
+            state.insert(after, online);
         }
         diff.online.extend(after.user.clone().filter(|_| online));
         let left = before.user.clone().filter(|_| offline);

@@ -16,6 +16,7 @@ mod recent_leaves;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
+mod rights;
 mod rooms;
 mod sessions;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use presence::{
 pub(crate) use recent_leaves::{RecentLeave, RecentLeaves};
 pub use remote::PresenceRecord;
 pub(crate) use remote::{Remote, RemoteChange, RemoteOutcome, Yielded};
+pub use rights::Rights;
 pub use rooms::{LimitReached, Limits, Rooms};
 pub(crate) use sessions::{Entered, Entering, NotEntered, Resumed, Sessions};
 pub use sessions::{SessionKey, Superseded};

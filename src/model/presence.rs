@@ -30,6 +30,18 @@ pub struct Presence {
     /// When the connection joined the room.
     #[serde(with = "time")]
     pub joined_at: DateTime<Utc>,
+    /// When it joined, or its info or user was set last: of a user's presences in a room the info of the one with
+    /// the latest time stands for the user, and of two with the same time that of the higher connection id.
+    pub updated_at: DateTime<Utc>,
+}
+
+impl Presence {
+    /// Whether only the times of the last update differ, if anything does.
+    pub(crate) fn shows_the_same(&self, other: &Self) -> bool {
+        let Self { connection, user, info, joined_at, updated_at: _ } = self;
+        (connection, user, info, joined_at)
+            == (&other.connection, &other.user, &other.info, &other.joined_at)
+    }
 }
 
 /// A user in a room: all presences of one [`UserId`] there.
@@ -37,7 +49,7 @@ pub struct Presence {
 pub struct Member {
     /// The user.
     pub id: UserId,
-    /// The info of the connection that joined last.
+    /// The info of the connection that joined or updated its info last: see [`Presence::updated_at`].
     pub info: Info,
     /// The number of the user's connections in the room, at least 1.
     pub connections: usize,

@@ -276,6 +276,17 @@ impl Rooms {
         self.connections.len()
     }
 
+    /// The users that are in some room, unordered.
+    pub fn users(&self) -> impl Iterator<Item = &UserId> {
+        self.whereabouts.keys()
+    }
+
+    /// Whether the user is in some room; O(1).
+    #[must_use]
+    pub fn is_somewhere(&self, user: &UserId) -> bool {
+        self.whereabouts.contains_key(user)
+    }
+
     /// The number of users that are in some room; O(1).
     #[must_use]
     pub fn user_count(&self) -> usize {

@@ -51,8 +51,9 @@ impl RecentLeaves {
         node: Option<NodeName>,
         now: Moment,
     ) {
-        let Presence { connection, ref user, joined_at, .. } = left.presence;
-        let presence = Presence { connection, user: user.clone(), info: Info::EMPTY, joined_at };
+        let Presence { connection, ref user, joined_at, updated_at, .. } = left.presence;
+        let (user, info) = (user.clone(), Info::EMPTY);
+        let presence = Presence { connection, user, info, joined_at, updated_at };
         let left = Left { presence, ..*left };
         let leave = RecentLeave { left, version, node, at: now };
         self.bytes += leave.bytes(room);
@@ -107,7 +108,8 @@ mod tests {
 
     fn left(n: usize) -> Left {
         let (connection, joined_at) = (id(n), at(0).utc());
-        let presence = Presence { connection, user: None, info: Info::EMPTY, joined_at };
+        let (info, updated_at) = (Info::EMPTY, joined_at);
+        let presence = Presence { connection, user: None, info, joined_at, updated_at };
         let (cause, activity) = (Cause::Left, Activity::Frame);
         Left { presence, connection, cause, last_seen: joined_at, activity, joined_version: 1 }
     }

@@ -24,7 +24,8 @@ fn id(number: u128) -> ConnectionId {
 fn remote(number: u128, user: &str, node: &str, generation: u32) -> Remote {
     let (connection, user) = (id(number), UserId::new(user).ok());
     let joined_at = at(1).utc();
-    let presence = Presence { connection, user, info: Info::EMPTY, joined_at };
+    let (info, updated_at) = (Info::EMPTY, joined_at);
+    let presence = Presence { connection, user, info, joined_at, updated_at };
     let session = SessionKey::new("tab").ok();
     let node = NodeName::new(node).unwrap();
     let record = PresenceRecord { session, generation, ..PresenceRecord::new(presence) };
@@ -188,8 +189,10 @@ fn who_joins_comes_after_all_that_are_known_of_the_user_and_of_equal_times_the_h
     let mut world = World::new();
     let mut ahead = remote(5, "ada", "n", 0);
     ahead.record.presence.joined_at = at(300).utc();
+    ahead.record.presence.updated_at = at(300).utc();
     let mut behind = remote(6, "ada", "m", 0);
     behind.record.presence.joined_at = at(300).utc();
+    behind.record.presence.updated_at = at(300).utc();
     world.apply([RemoteChange::Present(behind), RemoteChange::Present(ahead)]);
     assert_eq!(infos(&world), [(5, 300_000_000), (6, 300_000_000)]);
     // The clock of the others is ahead of this one, which is at second 1.

@@ -293,7 +293,7 @@ impl Sessions {
                         Resumed::Elsewhere
                     }
                 };
-                (presence, rooms.update_info(&room, connection, info), Some(resumed))
+                (presence, rooms.replace_info(&room, connection, &info, now), Some(resumed))
             }
         };
         let mut rewrite = self.unfade(presence, &room) || resumed.is_some();

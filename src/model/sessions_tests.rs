@@ -316,7 +316,7 @@ impl World {
                 Vec::new()
             }
             Step::Update { connection, room: number, info } => {
-                Vec::from_iter(rooms.update_info(&room(number), id(connection), info))
+                Vec::from_iter(rooms.update_info(&room(number), id(connection), info, now))
             }
             Step::End { presence, room: number } => {
                 let ended = [id(presence)];

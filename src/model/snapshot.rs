@@ -4,10 +4,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activity, Cause, ConnectionId, Epoch, Info, Member, Occupancy, Presence, RoomName, UserId,
+    Activity, Cause, ConnectionId, Epoch, Member, Occupancy, Presence, RoomName, UserId,
     encoding::time,
     presence::utc,
-    tree::{Position, Tree},
+    tree::{Position, Shown, Tree},
 };
 
 /// A room at one version: its presences and their number.
@@ -27,6 +27,8 @@ pub struct Snapshot {
     users: usize,
     anonymous: usize,
     members: Tree,
+    /// How many connections are counted and not shown.
+    hidden: usize,
 }
 
 impl Snapshot {
@@ -34,7 +36,7 @@ impl Snapshot {
     #[must_use]
     pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
         let members = Tree::default();
-        Self { room, epoch, version, users: 0, anonymous: 0, members }
+        Self { room, epoch, version, users: 0, anonymous: 0, members, hidden: 0 }
     }
 
     /// The name of the room.
@@ -58,7 +60,7 @@ impl Snapshot {
     /// The number of connections and users in the room; O(1).
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let connections = self.members.len();
+        let connections = self.members.len() + self.hidden;
         Occupancy { connections, users: self.users, anonymous: self.anonymous }
     }
 
@@ -71,30 +73,37 @@ impl Snapshot {
     /// Whether the room has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.members.len() == 0
+        self.occupancy().connections == 0
+    }
+
+    /// The room as somebody sees it who may not see its [members](super::Rights::members): the counts alone.
+    #[must_use]
+    pub(crate) fn without_members(&self) -> Self {
+        let hidden = self.occupancy().connections;
+        Self { members: Tree::default(), hidden, room: self.room.clone(), ..*self }
     }
 
     /// The distinct users in the room, ordered by id.
     pub fn users(&self) -> impl Iterator<Item = Member> + '_ {
         let mut positions = self.members.iter_from(|position| position.user.is_some()).peekable();
         std::iter::from_fn(move || {
-            let (position, mut info) = positions.next()?;
+            let mut newest = positions.next()?;
             let mut connections = 1;
-            while let Some((_, newer)) = positions.next_if(|(next, _)| next.user == position.user) {
-                info = newer;
+            while let Some(other) = positions.next_if(|(next, _)| next.user == newest.0.user) {
+                newest = later(newest, other);
                 connections += 1;
             }
-            Some(Member { id: position.user.clone()?, info: info.clone(), connections })
+            let (position, shown) = newest;
+            Some(Member { id: position.user.clone()?, info: shown.info.clone(), connections })
         })
     }
 
     /// The user's entry, if the user is in the room; O(connections of the user).
     #[must_use]
     pub fn user(&self, user: &UserId) -> Option<Member> {
-        let positions = self.of(Some(user)).enumerate();
-        let (index, (position, info)) = positions.last()?;
-        let (id, info) = (position.user.clone()?, info.clone());
-        Some(Member { id, info, connections: index + 1 })
+        let (position, shown) = self.of(Some(user)).reduce(later)?;
+        let (id, info) = (position.user.clone()?, shown.info.clone());
+        Some(Member { id, info, connections: self.of(Some(user)).count() })
     }
 
     /// All presences of the room: first the anonymous, then by user; each group in order of joining.
@@ -130,20 +139,23 @@ impl Snapshot {
         self.version = diff.version;
     }
 
-    /// When the newest presence of the user joined, if that was after this time in microseconds since 1970.
-    pub(super) fn joined_after(&self, user: &UserId, time: i64) -> Option<i64> {
-        let last = ConnectionId::from_u128(u128::MAX);
-        let bound = Position::new(Some(user.clone()), time, last);
-        let later = self.members.iter_from(|position| *position > bound);
-        later.take_while(|(one, _)| one.user == bound.user).last().map(|(one, _)| one.joined_at)
+    /// When the user's presences other than this one were last updated, in microseconds since 1970, with the
+    /// one that was updated last.
+    pub(super) fn last_update(
+        &self,
+        user: &UserId,
+        except: ConnectionId,
+    ) -> Option<(i64, ConnectionId)> {
+        let others = self.of(Some(user)).filter(|(one, _)| one.connection != except);
+        others.map(|(one, shown)| (shown.updated_at, one.connection)).max()
     }
 
     pub(crate) fn presence(&self, position: &Position) -> Option<Presence> {
         self.members.get(position).map(presence)
     }
 
-    pub(super) fn info(&self, position: &Position) -> Option<&Info> {
-        self.members.get(position).map(|(_, info)| info)
+    pub(super) fn shown(&self, position: &Position) -> Option<&Shown> {
+        self.members.get(position).map(|(_, shown)| shown)
     }
 
     pub(super) fn connections_of<'a>(
@@ -159,18 +171,18 @@ impl Snapshot {
     }
 
     /// Adds a presence; `online` if its user was not in the room before.
-    pub(super) fn insert(&mut self, position: Position, info: Info, online: bool) {
+    pub(super) fn insert(&mut self, presence: &Presence, online: bool) {
         self.users += usize::from(online);
-        self.anonymous += usize::from(position.user.is_none());
-        self.members.insert(position, info);
+        self.anonymous += usize::from(presence.user.is_none());
+        self.update(presence);
     }
 
-    pub(super) fn set_info(&mut self, position: Position, info: Info) {
-        self.members.insert(position, info);
+    pub(super) fn update(&mut self, presence: &Presence) {
+        self.members.insert(presence.into(), presence.into());
     }
 
-    /// Removes a presence and returns its info; `offline` if its user has no other presence in the room.
-    pub(super) fn remove(&mut self, position: &Position, offline: bool) -> Option<Info> {
+    /// Removes a presence and returns what it showed; `offline` if its user has no other presence in the room.
+    pub(super) fn remove(&mut self, position: &Position, offline: bool) -> Option<Shown> {
         self.users -= usize::from(offline);
         self.anonymous -= usize::from(position.user.is_none());
         self.members.remove(position)
@@ -179,7 +191,7 @@ impl Snapshot {
     pub(super) fn fold_in(&mut self, presence: &Presence) {
         let position = Position::from(presence);
         let online = position.user.is_some() && !self.is_online(&position);
-        self.insert(position, presence.info.clone(), online);
+        self.insert(presence, online);
     }
 
     fn fold_out(&mut self, presence: &Presence) {
@@ -197,7 +209,7 @@ impl Snapshot {
     fn of<'a>(
         &'a self,
         user: Option<&'a UserId>,
-    ) -> impl Iterator<Item = (&'a Position, &'a Info)> {
+    ) -> impl Iterator<Item = (&'a Position, &'a Shown)> {
         let first = Position::new(user.cloned(), i64::MIN, ConnectionId::from_u128(0));
         let positions = self.members.iter_from(|position| *position >= first);
         positions.take_while(move |(position, _)| position.user.as_ref() == user)
@@ -216,13 +228,23 @@ impl PartialEq for Snapshot {
 
 impl Eq for Snapshot {}
 
-fn presence((position, info): (&Position, &Info)) -> Presence {
+fn presence((position, shown): (&Position, &Shown)) -> Presence {
     Presence {
         connection: position.connection,
         user: position.user.clone(),
-        info: info.clone(),
+        info: shown.info.clone(),
         joined_at: utc(position.joined_at),
+        updated_at: utc(shown.updated_at),
     }
+}
+
+/// The presence that was updated last.
+fn later<'a>(
+    one: (&'a Position, &'a Shown),
+    other: (&'a Position, &'a Shown),
+) -> (&'a Position, &'a Shown) {
+    let key = |(position, shown): (&Position, &Shown)| (shown.updated_at, position.connection);
+    if key(other) > key(one) { other } else { one }
 }
 
 /// One change of one room, never empty: the connections that joined, left or changed, and the users

@@ -9,7 +9,7 @@ use super::{ConnectionId, Info, Presence, UserId};
 /// The position of a presence in its room: ordered by user, then by joining time.
 ///
 /// All presences of a user are neighbours, the newest last, and anonymous ones come first. So one
-/// ordered map answers who is online, with how many connections, and whose info counts.
+/// ordered map answers who is online, with how many connections, and which infos there are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub(crate) struct Position {
@@ -37,7 +37,22 @@ impl From<&Presence> for Position {
     }
 }
 
-/// The presences of a room in their order, with their infos: a persistent map, which is cloned by
+/// What a presence shows, and when that was set last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub info: Info,
+    /// Microseconds since 1970.
+    pub updated_at: i64,
+}
+
+impl From<&Presence> for Shown {
+    fn from(presence: &Presence) -> Self {
+        let updated_at = presence.updated_at.timestamp_micros();
+        Self { info: presence.info.clone(), updated_at }
+    }
+}
+
+/// The presences of a room in their order, with what they show: a persistent map, which is cloned by
 /// cloning a pointer.
 ///
 /// It is a treap: a search tree by position in which no node has a child of higher rank. Ranks are
@@ -60,7 +75,7 @@ struct TreeNode {
     left: Subtree,
     right: Subtree,
     position: Position,
-    info: Info,
+    shown: Shown,
 }
 
 impl Tree {
@@ -68,29 +83,29 @@ impl Tree {
         self.len
     }
 
-    pub(super) fn get(&self, position: &Position) -> Option<(&Position, &Info)> {
+    pub(super) fn get(&self, position: &Position) -> Option<(&Position, &Shown)> {
         let mut link = &self.root;
         while let Some(node) = link {
             link = match position.cmp(&node.position) {
                 Ordering::Less => &node.left,
-                Ordering::Equal => return Some((&node.position, &node.info)),
+                Ordering::Equal => return Some((&node.position, &node.shown)),
                 Ordering::Greater => &node.right,
             };
         }
         None
     }
 
-    /// Inserts a presence, or replaces its info.
-    pub(super) fn insert(&mut self, position: Position, info: Info) {
-        let new = insert(&mut self.root, rank(position.connection), position, info);
+    /// Inserts a presence, or replaces what it shows.
+    pub(super) fn insert(&mut self, position: Position, shown: Shown) {
+        let new = insert(&mut self.root, rank(position.connection), position, shown);
         self.len += usize::from(new);
     }
 
-    /// Removes a presence and returns its info.
-    pub(super) fn remove(&mut self, position: &Position) -> Option<Info> {
-        let info = remove(&mut self.root, position)?;
+    /// Removes a presence and returns what it showed.
+    pub(super) fn remove(&mut self, position: &Position) -> Option<Shown> {
+        let shown = remove(&mut self.root, position)?;
         self.len -= 1;
-        Some(info)
+        Some(shown)
     }
 
     pub(super) fn iter(&self) -> Iter<'_> {
@@ -132,7 +147,7 @@ pub(super) struct Iter<'a> {
 }
 
 impl<'a> Iterator for Iter<'a> {
-    type Item = (&'a Position, &'a Info);
+    type Item = (&'a Position, &'a Shown);
 
     fn next(&mut self) -> Option<Self::Item> {
         let node = self.above.pop()?;
@@ -141,7 +156,7 @@ impl<'a> Iterator for Iter<'a> {
             self.above.push(next);
             link = &next.left;
         }
-        Some((&node.position, &node.info))
+        Some((&node.position, &node.shown))
     }
 }
 
@@ -158,36 +173,36 @@ fn rank(connection: ConnectionId) -> u64 {
     (mixed >> 64) as u64 ^ mixed as u64
 }
 
-fn insert(link: &mut Subtree, rank: u64, position: Position, info: Info) -> bool {
+fn insert(link: &mut Subtree, rank: u64, position: Position, shown: Shown) -> bool {
     match link {
         Some(node) if node.rank() >= rank => {
             let node = Arc::make_mut(node);
             match position.cmp(&node.position) {
-                Ordering::Less => insert(&mut node.left, rank, position, info),
+                Ordering::Less => insert(&mut node.left, rank, position, shown),
                 Ordering::Equal => {
-                    node.info = info;
+                    node.shown = shown;
                     false
                 }
-                Ordering::Greater => insert(&mut node.right, rank, position, info),
+                Ordering::Greater => insert(&mut node.right, rank, position, shown),
             }
         }
         _ => {
             let (left, right) = split(link.take(), &position);
-            *link = Some(Arc::new(TreeNode { position, info, left, right }));
+            *link = Some(Arc::new(TreeNode { position, shown, left, right }));
             true
         }
     }
 }
 
-fn remove(link: &mut Subtree, position: &Position) -> Option<Info> {
+fn remove(link: &mut Subtree, position: &Position) -> Option<Shown> {
     let node = link.as_mut()?;
     match position.cmp(&node.position) {
         Ordering::Less => remove(&mut Arc::make_mut(node).left, position),
         Ordering::Greater => remove(&mut Arc::make_mut(node).right, position),
         Ordering::Equal => {
-            let TreeNode { info, left, right, .. } = Arc::unwrap_or_clone(link.take()?);
+            let TreeNode { shown, left, right, .. } = Arc::unwrap_or_clone(link.take()?);
             *link = join(left, right);
-            Some(info)
+            Some(shown)
         }
     }
 }
@@ -236,8 +251,9 @@ mod tests {
         Position::new(user, 0, ConnectionId::from_u128(n.into()))
     }
 
-    fn info(n: u64) -> Info {
-        Info::new(serde_json::json!({"n": n})).unwrap()
+    fn shown(n: u64) -> Shown {
+        let info = Info::new(serde_json::json!({"n": n})).unwrap();
+        Shown { info, updated_at: 0 }
     }
 
     #[test]
@@ -249,8 +265,8 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let position = position((random >> 32) % 200);
             if random >> 63 == 0 {
-                tree.insert(position.clone(), info(step));
-                map.insert(position, info(step));
+                tree.insert(position.clone(), shown(step));
+                map.insert(position, shown(step));
             } else {
                 assert_eq!(tree.remove(&position), map.remove(&position));
                 assert_eq!(tree.get(&position), None);
@@ -281,7 +297,7 @@ mod tests {
         }
         let mut tree = Tree::default();
         for time in 0..10_000 {
-            tree.insert(Position::new(None, time, ConnectionId::new()), Info::EMPTY);
+            tree.insert(Position::new(None, time, ConnectionId::new()), shown(0));
         }
         assert!(depth(&tree.root) < 60, "{}", depth(&tree.root));
     }

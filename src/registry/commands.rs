@@ -19,14 +19,15 @@ use futures_util::FutureExt;
 use hashlink::LinkedHashMap;
 use tokio::sync::oneshot;
 
-use super::RoomRegistry;
+use super::{RoomRegistry, authorizing::Authorizations};
 use crate::{
     messages::{
         Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, Kicked,
-        Leave, ListPresences, NotAMember, PendingJoin, Publish, QueryError, UpdateInfo,
+        Leave, ListPresences, PendingJoin, Publish, PublishError, QueryError, UpdateInfo,
     },
     model::{
-        ConnectionId, Few, Moment, Occupancy, RoomName, SeenPresence, Snapshot, UserId, micros,
+        ConnectionId, Few, Moment, Occupancy, Rights, RoomName, SeenPresence, Snapshot, UserId,
+        micros,
     },
 };
 
@@ -39,11 +40,12 @@ pub(super) type Answer<T> = Result<T, QueryError>;
 /// A command that waits, with where its answer goes.
 pub(super) enum RoomCommand {
     Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
-    Join(PendingJoin),
+    /// With the rights that the asynchronous hook has given, if there is one.
+    Join(PendingJoin, Option<Rights>),
     Leave(Leave, oneshot::Sender<bool>),
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
     /// With how long its receivers may take to be counted.
-    Publish(Publish, Duration, oneshot::Sender<Result<usize, NotAMember>>),
+    Publish(Publish, Duration, oneshot::Sender<Result<usize, PublishError>>),
     CloseRoom(CloseRoom, oneshot::Sender<Kicked>),
     Snapshot(GetSnapshot, oneshot::Sender<Answer<Option<Snapshot>>>),
     Occupancy(GetOccupancy, oneshot::Sender<Answer<Occupancy>>),
@@ -55,7 +57,7 @@ impl RoomCommand {
     fn room(&self) -> &RoomName {
         match self {
             Self::Admit(msg, _) => &msg.room,
-            Self::Join(asked) => &asked.join.room,
+            Self::Join(asked, _) => &asked.join.room,
             Self::Leave(msg, _) => &msg.room,
             Self::UpdateInfo(msg, _) => &msg.room,
             Self::Publish(msg, ..) => &msg.room,
@@ -69,7 +71,7 @@ impl RoomCommand {
 
     fn as_join(&self) -> Option<&Join> {
         match self {
-            Self::Join(asked) => Some(&asked.join),
+            Self::Join(asked, _) => Some(&asked.join),
             _ => None,
         }
     }
@@ -78,7 +80,7 @@ impl RoomCommand {
     fn run(self, registry: &mut RoomRegistry, ctx: &mut Context<RoomRegistry>) {
         match self {
             Self::Admit(msg, reply) => drop(reply.send(registry.may_join(msg))),
-            Self::Join(asked) => registry.join(asked, ctx),
+            Self::Join(asked, rights) => registry.join(asked, rights, ctx),
             Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
             Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
             Self::Publish(msg, timeout, reply) => {
@@ -104,6 +106,8 @@ pub(super) struct CommandQueue {
     /// Those that are being carried out. One may end a connection whose join comes later.
     due: VecDeque<RoomCommand>,
     is_running: bool,
+    /// The joins that wait for the app's hook.
+    pub authorizations: Authorizations,
     /// Why rows could not be read the last time, if so.
     failure: Option<QueryError>,
 }
@@ -113,9 +117,10 @@ impl CommandQueue {
         !self.rooms.is_empty() && self.rooms.contains_key(room)
     }
 
-    /// When the commands of the next room have waited for long enough.
+    /// When the next command has waited for long enough.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.rooms.front().map(|(_, (deadline, _))| *deadline)
+        let room = self.rooms.front().map(|(_, (deadline, _))| *deadline);
+        room.into_iter().chain(self.authorizations.next_deadline()).min()
     }
 
     /// Whether rows could be read.
@@ -167,13 +172,13 @@ impl CommandQueue {
 
     /// Takes the joins of a connection out.
     fn take_joins(&mut self, connection: ConnectionId) -> Vec<PendingJoin> {
+        let mut taken = self.authorizations.take_joins(connection, None);
         if self.joins.is_empty() && self.due.is_empty() {
-            return Vec::new();
+            return taken;
         }
-        let mut taken = Vec::new();
         for command in std::mem::take(&mut self.due) {
             match command {
-                RoomCommand::Join(asked) if asked.join.connection == connection => {
+                RoomCommand::Join(asked, _) if asked.join.connection == connection => {
                     taken.push(asked)
                 }
                 other => self.due.push_back(other),
@@ -185,7 +190,7 @@ impl CommandQueue {
             let is_its =
                 |one: &mut RoomCommand| one.as_join().is_some_and(|j| j.connection == connection);
             for command in commands.extract_if(.., is_its) {
-                if let RoomCommand::Join(asked) = command {
+                if let RoomCommand::Join(asked, _) = command {
                     taken.push(asked);
                 }
             }
@@ -198,7 +203,9 @@ impl CommandQueue {
         let waiting = self.rooms.values().flat_map(|(_, commands)| commands);
         let commands = waiting.chain(&self.due);
         let joins = commands.filter_map(RoomCommand::as_join);
-        joins.filter(|join| join.user.as_ref() == Some(user)).map(|join| join.connection).collect()
+        let joins = joins.filter(|join| join.user.as_ref() == Some(user));
+        let waiting = joins.map(|join| join.connection);
+        waiting.chain(self.authorizations.joining_as(user)).collect()
     }
 }
 
@@ -244,8 +251,9 @@ impl RoomRegistry {
         self.run_due(ctx);
     }
 
-    /// Carries out all that waits.
+    /// Carries out all that waits, and refuses what waits for the app's hook.
     pub(super) fn run_all_commands(&mut self, ctx: &mut Context<Self>) {
+        self.refuse_unauthorized();
         self.commands.release_until(u64::MAX);
         self.run_due(ctx);
     }

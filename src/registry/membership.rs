@@ -7,15 +7,18 @@ use tokio::sync::oneshot;
 
 use super::{
     RoomRegistry,
+    authorizing::{count_denial, refuse},
     commands::{Reply, RoomCommand},
 };
 use crate::{
     delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
     messages::{
         Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Kicked, Leave, LeaveAll,
-        NotAMember, PendingJoin, Publish, SessionBatch, SessionPublish, Touch, UpdateInfo,
+        PendingJoin, Publish, PublishError, SessionBatch, SessionPublish, Touch, UpdateInfo,
     },
-    model::{Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, RoomName},
+    model::{
+        Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, Rights, RoomName,
+    },
     wire::json::Sender,
 };
 
@@ -31,10 +34,9 @@ impl Handler<Admit> for RoomRegistry {
     type Result = Reply<Result<(), JoinError>>;
 
     fn handle(&mut self, msg: Admit, ctx: &mut Context<Self>) -> Self::Result {
-        if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| RoomCommand::Admit(msg, reply));
-        }
-        Reply::Now(self.may_join(msg))
+        let (reply, admitted) = oneshot::channel();
+        self.ask_to_admit(msg, reply, ctx);
+        Reply::Later(admitted)
     }
 }
 
@@ -90,17 +92,46 @@ impl RoomRegistry {
         Ok(self.rooms.has_place(&room)?)
     }
 
-    fn ask_to_join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
-        if self.must_wait(&asked.join.room, ctx) {
-            return self.queue(RoomCommand::Join(asked), ctx);
+    /// Answers whether a user could join, once all is known of the room.
+    pub(super) fn admit_when_known(
+        &mut self,
+        msg: Admit,
+        reply: oneshot::Sender<Result<(), JoinError>>,
+        ctx: &mut Context<Self>,
+    ) {
+        if self.must_wait(&msg.room, ctx) {
+            return self.queue(RoomCommand::Admit(msg, reply), ctx);
         }
-        self.join(asked, ctx);
+        // The receiver may have been dropped.
+        let _ = reply.send(self.may_join(msg));
+    }
+
+    /// Lets a connection in once all is known of the room, with the rights that the asynchronous hook has given.
+    pub(super) fn join_when_known(
+        &mut self,
+        asked: PendingJoin,
+        rights: Option<Rights>,
+        ctx: &mut Context<Self>,
+    ) {
+        if self.must_wait(&asked.join.room, ctx) {
+            return self.queue(RoomCommand::Join(asked, rights), ctx);
+        }
+        self.join(asked, rights, ctx);
     }
 
     /// Lets a connection in. A refusal is answered at once; a join at the end of the batch, when the
     /// connection has been sent who is in the room.
-    pub(super) fn join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
+    pub(super) fn join(
+        &mut self,
+        asked: PendingJoin,
+        rights: Option<Rights>,
+        ctx: &mut Context<Self>,
+    ) {
         let now = self.clock.now();
+        let rights = match self.rights_for(&asked.join, rights) {
+            Ok(rights) => rights,
+            Err(error) => return refuse(asked, error),
+        };
         let PendingJoin { join, reply } = asked;
         let Join { room, connection, user, info, fixed, session, .. } = join;
         let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
@@ -111,13 +142,22 @@ impl RoomRegistry {
             // The session may have ended.
             Err(refused) => return drop(reply.send(Err(refused))),
         };
-        let snapshot = self.rooms.snapshot(&room);
-        let joined = Joined { presence, snapshot: snapshot.clone(), changed };
+        self.rights.set(&room, connection, rights);
+        let counts_only = !rights.members;
+        let state = self.rooms.snapshot(&room);
+        let snapshot = if counts_only { state.without_members() } else { state.clone() };
+        let joined = Joined { presence, snapshot, changed, rights };
         let reply = JoinReply { channel: reply, joined };
         let recipients = Recipients { forward, disconnect, dialect, backlog_limit, socket };
-        let arrival = Arrival { connection, recipients, thread, reply };
-        self.delivery.enter(&snapshot, arrival, now.monotonic);
+        let arrival = Arrival { connection, recipients, counts_only, thread, reply };
+        self.delivery.enter(&state, arrival, now.monotonic);
         self.advance_batch(ctx, now);
+    }
+
+    /// The rights with which a connection enters now.
+    fn rights_for(&self, join: &Join, granted: Option<Rights>) -> Result<Rights, JoinError> {
+        let rights = self.admit(&join.room, join.user.as_ref(), &join.info)?;
+        Ok(granted.map_or(rights, |granted| granted.and(rights)))
     }
 
     /// Lets a connection into a room. Answers the id of its presence, and whether that changed anything.
@@ -128,7 +168,6 @@ impl RoomRegistry {
     ) -> Result<(ConnectionId, bool), JoinError> {
         let Entering { room, connection, .. } = &entering;
         let (room, connection) = (room.clone(), *connection);
-        self.admit(&room, entering.user.as_ref(), &entering.info)?;
         let known = self.rooms.last_seen(connection).is_some();
         let entered = self.sessions.enter(&mut self.rooms, entering, &self.node, now)?;
         let Entered { presence, diff, resumed, rewrite } = entered;
@@ -157,6 +196,9 @@ impl Handler<Leave> for RoomRegistry {
     type Result = Reply<bool>;
 
     fn handle(&mut self, msg: Leave, ctx: &mut Context<Self>) -> Self::Result {
+        for asked in self.commands.authorizations.take_joins(msg.connection, Some(&msg.room)) {
+            refuse(asked, JoinError::Withdrawn);
+        }
         if self.commands.has(&msg.room) {
             return self.reply_later(ctx, |reply| RoomCommand::Leave(msg, reply));
         }
@@ -228,7 +270,7 @@ impl RoomRegistry {
 
     pub(super) fn update_info(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
         let now = self.clock.now();
-        let Some(diff) = self.rooms.update_info(&msg.room, msg.connection, msg.info) else {
+        let Some(diff) = self.rooms.update_info(&msg.room, msg.connection, msg.info, now) else {
             return false;
         };
         self.announce(diff, now);
@@ -240,7 +282,7 @@ impl RoomRegistry {
 // --- messages ------------------------------------------------------------------------------------
 
 impl Handler<Publish> for RoomRegistry {
-    type Result = Reply<Result<usize, NotAMember>>;
+    type Result = Reply<Result<usize, PublishError>>;
 
     fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
         self.publish_or_wait(msg, COUNT_TIMEOUT, ctx)
@@ -248,7 +290,7 @@ impl Handler<Publish> for RoomRegistry {
 }
 
 impl Handler<SessionPublish> for RoomRegistry {
-    type Result = Reply<Result<usize, NotAMember>>;
+    type Result = Reply<Result<usize, PublishError>>;
 
     fn handle(
         &mut self,
@@ -265,7 +307,7 @@ impl RoomRegistry {
         msg: Publish,
         timeout: Duration,
         ctx: &mut Context<Self>,
-    ) -> Reply<Result<usize, NotAMember>> {
+    ) -> Reply<Result<usize, PublishError>> {
         if self.must_wait(&msg.room, ctx) {
             return self.reply_later(ctx, |reply| RoomCommand::Publish(msg, timeout, reply));
         }
@@ -278,7 +320,7 @@ impl RoomRegistry {
         msg: Publish,
         timeout: Duration,
         ctx: &mut Context<Self>,
-    ) -> Reply<Result<usize, NotAMember>> {
+    ) -> Reply<Result<usize, PublishError>> {
         let now = self.clock.now();
         let mut taking = match self.hand_out(msg, now) {
             Ok(taking) => taking,
@@ -291,13 +333,18 @@ impl RoomRegistry {
         }
     }
 
-    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<DeliveryCount, NotAMember> {
+    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<DeliveryCount, PublishError> {
         let Publish { room, content, from, except } = msg;
         let _span = tracing::debug_span!("publish", %room).entered();
         let (mut sender, mut joined) = (None, None);
         if let Some(connection) = from {
-            let presence = self.rooms.presence_of(&room, connection).ok_or(NotAMember)?;
-            let seen = self.rooms.presence(&room, presence).ok_or(NotAMember)?;
+            let presence = self.rooms.presence_of(&room, connection);
+            let presence = presence.ok_or(PublishError::NotAMember)?;
+            let seen = self.rooms.presence(&room, presence).ok_or(PublishError::NotAMember)?;
+            if !self.rights.of(&room, connection).publish {
+                count_denial("publish");
+                return Err(PublishError::NotAllowed);
+            }
             self.rooms.touch(connection, Activity::Message, now);
             self.mirror.heard(connection);
             sender = Some(Sender { id: seen.presence.user, connection: presence });

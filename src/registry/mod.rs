@@ -3,11 +3,13 @@
 //! The model says what happened, and the registry makes it known: to the members, the observers and the
 //! mirror. One short handler per message; each operation reads the clock once.
 //!
-//! On one node that is [`membership`], [`sessions`], [`queries`], [`mirroring`] and [`draining`]. Where other
+//! On one node that is [`membership`], [`authorizing`], [`sessions`], [`queries`], [`mirroring`] and
+//! [`draining`], and [`users`] over all their rooms. Where other
 //! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
 //! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
 //! their times comparable.
 
+mod authorizing;
 mod commands;
 mod draining;
 mod membership;
@@ -17,20 +19,27 @@ mod pruner;
 mod queries;
 mod reading;
 mod receiving;
+mod rights;
 mod sessions;
 mod sharing;
 mod timekeeping;
+mod users;
 
-use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
-pub(crate) use self::{queries::DrainObservers, timekeeping::ClockOffset};
+pub(crate) use self::{
+    authorizing::{AsyncHook, Authorize, AuthorizeAsync, Hooks},
+    queries::DrainObservers,
+    timekeeping::ClockOffset,
+};
 use actix::prelude::*;
 use ahash::RandomState;
 
 use self::{
     commands::CommandQueue,
     draining::Draining,
+    rights::LimitedRights,
     sessions::{Places, UNRESUMABLE_DELAY},
     sharing::Unanswered,
 };
@@ -38,12 +47,12 @@ use crate::{
     clock::Clock,
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
-    delivery::{Delivery, DeliveryReport, FailedMembers, Observers},
-    messages::{Change, Decision, JoinError, PresenceChanged},
+    delivery::{Delivery, DeliveryReport, FailedMembers, Observers, UserObservers},
+    messages::{Change, PresenceChanged},
     mirror::Mirror,
     model::{
-        Cause, ConnectionId, Diff, Info, Left, Moment, NodeName, RecentLeaves, RoomName, Rooms,
-        Sessions, Snapshot, UserId, micros,
+        Cause, ConnectionId, Diff, Left, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
+        Snapshot, micros,
     },
     store::Row,
     supervision::Guard,
@@ -55,9 +64,6 @@ const REGISTRY_MAILBOX_CAPACITY: usize = 4096;
 /// How many joins a batch has at most, and how long it lasts.
 const MAX_BATCH_JOINS: usize = 64;
 const MAX_BATCH_DURATION: Duration = Duration::from_millis(2);
-
-pub(crate) type Authorize =
-    Arc<dyn Fn(&RoomName, Option<&UserId>, &Info) -> Decision + Send + Sync>;
 
 /// The rows that an earlier process of this node has left.
 #[derive(Debug, Default)]
@@ -77,7 +83,7 @@ pub(crate) struct Parts {
     pub cluster: Option<Box<Cluster>>,
     /// What an earlier process of this node had in the database.
     pub inherited: Inherited,
-    pub authorize: Option<Authorize>,
+    pub hooks: Hooks,
     pub max_age: Duration,
     pub lease: Duration,
     pub grace: Duration,
@@ -102,6 +108,7 @@ pub struct RoomRegistry {
     /// When the batch under way began, if one is: see [`advance_batch`](Self::advance_batch).
     batch_begun: Option<u64>,
     observers: Observers,
+    user_observers: UserObservers,
     mirror: Mirror,
     node: NodeName,
     cluster: Option<Box<Cluster>>,
@@ -122,7 +129,8 @@ pub struct RoomRegistry {
     surplus_is_due: bool,
     measuring_clock: bool,
     clock_is_off: bool,
-    authorize: Option<Authorize>,
+    hooks: Hooks,
+    rights: LimitedRights,
     max_age: Duration,
     lease: Duration,
     grace: Duration,
@@ -155,6 +163,7 @@ impl RoomRegistry {
             delivery: Delivery::new(parts.max_list_size),
             batch_begun: None,
             observers: Observers::new(parts.observer_queue),
+            user_observers: UserObservers::new(parts.observer_queue),
             mirror: parts.mirror,
             node: parts.node,
             cluster: parts.cluster,
@@ -169,7 +178,8 @@ impl RoomRegistry {
             surplus_is_due: false,
             measuring_clock: false,
             clock_is_off: false,
-            authorize: parts.authorize,
+            hooks: parts.hooks,
+            rights: LimitedRights::default(),
             max_age: parts.max_age,
             lease: parts.lease,
             grace: parts.grace,
@@ -179,24 +189,6 @@ impl RoomRegistry {
         };
         registry.inherit(parts.inherited.rows);
         registry
-    }
-
-    /// Whether the user may join.
-    fn admit(&self, room: &RoomName, user: Option<&UserId>, info: &Info) -> Result<(), JoinError> {
-        if self.closing {
-            return Err(JoinError::ShuttingDown);
-        }
-        let Some(authorize) = &self.authorize else { return Ok(()) };
-        // A panic of the app's hook must not end the registry.
-        let decision = std::panic::catch_unwind(AssertUnwindSafe(|| authorize(room, user, info)));
-        match decision {
-            Ok(Decision::Allow) => Ok(()),
-            Ok(Decision::Deny(reason)) => Err(JoinError::Denied { reason }),
-            Err(_) => {
-                tracing::error!(%room, "the authorize hook panicked: join denied");
-                Err(JoinError::Denied { reason: "authorization failed".into() })
-            }
-        }
     }
 
     /// Frees unused memory after a crowd has left.
@@ -216,6 +208,7 @@ impl RoomRegistry {
             self.end(&diff, left, now);
         }
         self.linger_if_empty(&diff.room, now);
+        self.tell_user_observers(&diff, now);
         self.tell_observers(diff, self.node.clone(), true, now);
     }
 
@@ -311,6 +304,7 @@ impl RoomRegistry {
         let now = self.clock.now();
         self.end_faded(now);
         self.run_expired_commands(ctx, now);
+        self.deny_overdue(ctx, now);
         self.delivery.end_turn(&self.rooms, now.monotonic);
         self.remove_refusing(now);
         self.batch_begun = None;

@@ -272,8 +272,11 @@ impl RoomRegistry {
 
     /// Lets go of rooms that nobody here needs any more.
     pub(super) fn stop_lingering(&mut self, now: Moment) {
-        let Self { cluster: Some(cluster), rooms, observers, commands, .. } = self else { return };
-        if !observers.follow_everything() {
+        let Self { cluster: Some(cluster), rooms, observers, user_observers, commands, .. } = self
+        else {
+            return;
+        };
+        if !observers.follow_everything() && !user_observers.any() {
             cluster.follow_everything_no_longer(now);
         }
         let everything = cluster.follows_everything();

@@ -219,7 +219,7 @@ impl Handler<GetStatus> for RoomRegistry {
             unanswered: self.unanswered.reason(),
             lease_age: now.since(self.mirror.lease_renewed().unwrap_or(self.started)),
             clock_ahead: self.clock.ahead(),
-            observer_lag: self.observers.lag(),
+            observer_lag: self.observers.lag().max(self.user_observers.lag()),
             nodes: 1,
             unheard: Vec::new(),
             bus: BusState::Local,
@@ -276,6 +276,6 @@ impl Handler<Unsubscribe> for RoomRegistry {
     type Result = bool;
 
     fn handle(&mut self, msg: Unsubscribe, _: &mut Context<Self>) -> bool {
-        self.observers.unsubscribe(msg.id)
+        self.observers.unsubscribe(msg.id) || self.user_observers.unsubscribe(msg.id)
     }
 }

@@ -136,6 +136,7 @@ impl RoomRegistry {
             BusMessage::Kick(Kick::Connection(connection)) => {
                 self.kick(&Kick::Connection(connection), now);
             }
+            BusMessage::UpdateUser(update) => self.update_user(&update, now),
             BusMessage::Kick(Kick::User(user)) => drop(self.kick(&Kick::User(user), now)),
             BusMessage::Reaped { node, incarnation, leaving } => {
                 self.was_reaped_elsewhere(&node, incarnation, leaving);
@@ -252,13 +253,20 @@ impl RoomRegistry {
             let node = Some(node.clone());
             self.recent_leaves.remember(&diff.room, left, diff.version, node, now);
         }
+        self.tell_user_observers(&diff, now);
         self.tell_observers(diff, node.clone(), ours, now);
     }
 }
 
 /// Whether nothing in the database can correct what a message does.
 fn is_irrevocable(message: &BusMessage) -> bool {
-    matches!(message, BusMessage::Published(_) | BusMessage::Close { .. } | BusMessage::Kick(_))
+    matches!(
+        message,
+        BusMessage::Published(_)
+            | BusMessage::Close { .. }
+            | BusMessage::Kick(_)
+            | BusMessage::UpdateUser(_)
+    )
 }
 
 fn kind_of(told: &BusMessage) -> &'static str {
@@ -267,6 +275,7 @@ fn kind_of(told: &BusMessage) -> &'static str {
         BusMessage::Published(_) => "message",
         BusMessage::Close { .. } => "close",
         BusMessage::Kick(_) => "kick",
+        BusMessage::UpdateUser(_) => "user",
         BusMessage::Heartbeat { .. } => "beat",
         BusMessage::Reaped { .. } => "reaped",
         BusMessage::Continued { .. } => "continued",

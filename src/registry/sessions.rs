@@ -82,6 +82,7 @@ impl RoomRegistry {
 
     /// Tells a connection that it is out of a room, or to close if that was its last one.
     pub(super) fn is_out_of(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
+        self.rights.forget(room, connection);
         if self.rooms.last_seen(connection).is_none() {
             if close_code(cause).is_some() {
                 // One that is told to close is not let in anywhere else meanwhile.

@@ -179,7 +179,10 @@ impl RoomRegistry {
 
     /// Waits until what this node has answered before is in the database, unless that is in trouble: one
     /// that cannot be written may still answer queries.
-    fn written(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static {
+    pub(super) fn written(
+        &mut self,
+        ctx: &mut Context<Self>,
+    ) -> impl Future<Output = ()> + 'static {
         let settled = self.mirror.settled();
         let now = self.clock.now();
         self.write(ctx, now);
@@ -192,7 +195,7 @@ impl RoomRegistry {
 }
 
 /// The answer of the database, if it comes in time. One that does not is counted.
-async fn within<T>(
+pub(super) async fn within<T>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Answer<T> {

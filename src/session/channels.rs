@@ -15,7 +15,9 @@ use super::{
     ws::{Closing, Ctx, Protocol, Socket},
 };
 use crate::{
-    messages::{Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish},
+    messages::{
+        Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish, PublishError,
+    },
     model::{Cause, Info, LimitReached, RoomName, SessionKey, UserId, check_info, check_payload},
     wire::phoenix::{self, Frame, TooLong},
 };
@@ -245,6 +247,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
                 JoinError::Limit(LimitReached::TooManyRooms { .. }) => "too many channels joined",
                 JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
                 JoinError::Denied { reason } => reason,
+                JoinError::Busy => "busy",
                 JoinError::Superseded(_) => "replaced",
                 JoinError::Withdrawn => "withdrawn",
                 JoinError::ShuttingDown => "shutting down",
@@ -306,7 +309,12 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
         socket.outgoing.text(match answer {
             Ok(_) if reference.is_none() => return,
             Ok(_) => phoenix::ok(Some(&join_ref), reference, topic),
-            Err(_) => phoenix::refused(None, reference, topic, "unmatched topic"),
+            Err(PublishError::NotAMember) => {
+                phoenix::refused(None, reference, topic, "unmatched topic")
+            }
+            Err(PublishError::NotAllowed) => {
+                phoenix::refused(Some(&join_ref), reference, topic, "unauthorized")
+            }
         });
     });
 }

@@ -12,7 +12,7 @@ use super::{
     ws::{Closing, Ctx, Protocol, Socket, handshake, run_until},
 };
 use crate::{
-    messages::{Dialect, Disconnect, Feed, ForwardMessage, Publish, UpdateInfo},
+    messages::{Dialect, Disconnect, Feed, ForwardMessage, Publish, PublishError, UpdateInfo},
     model::{Info, InvalidInfo, RoomName, SessionKey, UserId},
     registry::RoomRegistry,
     wire::json::{self, ClientFrame},
@@ -124,7 +124,11 @@ impl Protocol for JsonMember {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
                 socket.publish(ctx, publish, |socket, answer| {
                     if let Err(error) = answer {
-                        socket.outgoing.text(json::error("not_a_member", &error.to_string()));
+                        let code = match error {
+                            PublishError::NotAMember => "not_a_member",
+                            PublishError::NotAllowed => "not_allowed",
+                        };
+                        socket.outgoing.text(json::error(code, &error.to_string()));
                     }
                 });
             }

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     log_limit::LogLimit,
     messages::{
-        Disconnect, ForwardMessage, NotAMember, Publish, SessionPlace, SessionPublish,
+        Disconnect, ForwardMessage, Publish, PublishError, SessionPlace, SessionPublish,
         backlog_limit,
     },
     model::{Cause, ConnectionId},
@@ -234,7 +234,7 @@ impl<P: Protocol> Socket<P> {
         &mut self,
         ctx: &mut Ctx<P>,
         publish: Publish,
-        then: impl FnOnce(&mut Self, Result<usize, NotAMember>) + 'static,
+        then: impl FnOnce(&mut Self, Result<usize, PublishError>) + 'static,
     ) {
         let published = self.me.registry().send(SessionPublish(publish.sent_by(self.me.id())));
         ctx.wait(published.into_actor(self).map(|answer, socket, ctx| match answer {

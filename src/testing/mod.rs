@@ -23,7 +23,7 @@ pub use self::{
 use crate::{
     bus::BusEvent,
     clock::Clock,
-    messages::{Disconnect, ForwardMessage, PresenceChanged},
+    messages::{Disconnect, ForwardMessage, PresenceChanged, UserChanged},
     model::Moment,
 };
 
@@ -142,6 +142,14 @@ impl Handler<PresenceChanged> for Probe<PresenceChanged> {
 
     fn handle(&mut self, msg: PresenceChanged, _: &mut Context<Self>) {
         // The receiver may have been dropped.
+        let _ = self.0.send(msg);
+    }
+}
+
+impl Handler<UserChanged> for Probe<UserChanged> {
+    type Result = ();
+
+    fn handle(&mut self, msg: UserChanged, _: &mut Context<Self>) {
         let _ = self.0.send(msg);
     }
 }

@@ -17,6 +17,7 @@ pub enum Step {
     LeaveAll { connection: ConnectionId, cause: Cause },
     Touch { connection: ConnectionId },
     UpdateInfo { room: RoomName, connection: ConnectionId, info: Info },
+    UpdateUser { user: UserId, info: Info },
     Prune { age: Duration },
     CloseRoom { room: RoomName, cause: Cause },
     Kick { user: UserId },
@@ -130,6 +131,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => connection().prop_map(|connection| Step::Touch { connection }),
         3 => (room(), connection(), info())
             .prop_map(|(room, connection, info)| Step::UpdateInfo { room, connection, info }),
+        1 => (0..3usize, info())
+            .prop_map(|(n, info)| Step::UpdateUser { user: nth_user(n), info }),
         2 => age().prop_map(|age| Step::Prune { age }),
         1 => (room(), cause()).prop_map(|(room, cause)| Step::CloseRoom { room, cause }),
         1 => (0..3usize).prop_map(|n| Step::Kick { user: nth_user(n) }),
@@ -197,8 +200,9 @@ pub fn take(rooms: &mut Rooms, step: &Step, now: Moment) -> Result<Vec<Diff>, Li
             Vec::new()
         }
         Step::UpdateInfo { room, connection, info } => {
-            Vec::from_iter(rooms.update_info(&room, connection, info))
+            Vec::from_iter(rooms.update_info(&room, connection, info, now))
         }
+        Step::UpdateUser { user, info } => rooms.update_user(&user, &info, now),
         Step::Prune { age } => rooms.prune(now, age),
         Step::CloseRoom { room, cause } => Vec::from_iter(rooms.close_room(&room, cause)),
         Step::Kick { user } => {

@@ -20,6 +20,7 @@ pub struct Row {
     pub user: Option<UserId>,
     pub info: Info,
     pub joined_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
     pub last_seen: Moment,
     pub activity: Activity,
 }
@@ -61,7 +62,10 @@ impl Naive {
             Step::Join { room, connection, user, info } => {
                 if let Some(index) = self.index(&room, connection) {
                     self.heard_of(connection, Activity::Join, now);
-                    (self.rows[index].user, self.rows[index].info) = (user, info);
+                    if (&self.rows[index].user, &self.rows[index].info) != (&user, &info) {
+                        self.rows[index].user = user;
+                        self.update(index, info);
+                    }
                     return Ok(Cause::Left);
                 }
                 let limit = self.limits.rooms_per_connection;
@@ -74,7 +78,8 @@ impl Naive {
                     return Err(LimitReached::RoomFull { limit });
                 }
                 self.heard_of(connection, Activity::Join, now);
-                let (joined_at, last_seen) = (self.joining_time(&room, &user), self.latest);
+                let joined_at = self.update_time(&room, &user, connection);
+                let (updated_at, last_seen) = (joined_at, self.latest);
                 let activity = Activity::Join;
                 self.rows.push(Row {
                     room,
@@ -82,6 +87,7 @@ impl Naive {
                     user,
                     info,
                     joined_at,
+                    updated_at,
                     last_seen,
                     activity,
                 });
@@ -101,7 +107,24 @@ impl Naive {
             }
             Step::UpdateInfo { room, connection, info } => {
                 if let Some(index) = self.index(&room, connection) {
-                    self.rows[index].info = info;
+                    self.hold(now);
+                    if self.rows[index].info != info || !self.stands(index) {
+                        self.update(index, info);
+                    }
+                }
+                Ok(Cause::Left)
+            }
+            Step::UpdateUser { user, info } => {
+                let rows = self.rows.iter().enumerate();
+                let theirs = rows.filter(|(_, row)| row.user.as_ref() == Some(&user));
+                let key = |row: &Row| (row.room.clone(), row.joined_at, row.connection);
+                let mut indices: Vec<_> = theirs.map(|(index, row)| (key(row), index)).collect();
+                indices.sort();
+                for (_, index) in indices {
+                    self.hold(now);
+                    if self.rows[index].info != info {
+                        self.update(index, info.clone());
+                    }
                 }
                 Ok(Cause::Left)
             }
@@ -130,12 +153,41 @@ impl Naive {
         }
     }
 
-    /// Now, or right after the newest row of the user in the room, if that has a later time.
-    fn joining_time(&self, room: &RoomName, user: &Option<UserId>) -> DateTime<Utc> {
+    fn update(&mut self, index: usize, info: Info) {
+        let Row { room, user, connection, .. } = &self.rows[index];
+        let time = self.update_time(room, user, *connection);
+        (self.rows[index].info, self.rows[index].updated_at) = (info, time);
+    }
+
+    /// The rows of the user in the room, but for that of this connection.
+    fn others<'a>(
+        &'a self,
+        room: &'a RoomName,
+        user: &'a Option<UserId>,
+        connection: ConnectionId,
+    ) -> impl Iterator<Item = &'a Row> {
+        let rows = self.rows.iter().filter(move |row| row.room == *room && row.user == *user);
+        rows.filter(move |row| row.user.is_some() && row.connection != connection)
+    }
+
+    /// Whether no other row of its user in the room was updated later.
+    fn stands(&self, index: usize) -> bool {
+        let row = &self.rows[index];
+        let mut others = self.others(&row.room, &row.user, row.connection);
+        others.all(|other| other.key() < row.key())
+    }
+
+    /// Now, or right after the row of the user that was updated last, if that comes later.
+    fn update_time(
+        &self,
+        room: &RoomName,
+        user: &Option<UserId>,
+        connection: ConnectionId,
+    ) -> DateTime<Utc> {
         let now = self.latest.utc();
-        let theirs = |row: &&Row| row.room == *room && user.is_some() && row.user == *user;
-        let newest = self.rows.iter().filter(theirs).map(|row| row.joined_at).max();
-        newest.filter(|newest| *newest > now).map_or(now, |newest| newest + MICROSECOND)
+        let last = self.others(room, user, connection).map(Row::key).max();
+        let ahead = last.filter(|last| *last > (now, connection));
+        ahead.map_or(now, |(time, _)| time + MICROSECOND)
     }
 
     fn hold(&mut self, now: Moment) {
@@ -190,7 +242,7 @@ impl Naive {
 
     pub fn member(&self, room: &RoomName, user: &UserId) -> Option<Member> {
         let rows = self.rows_of(room).into_iter().filter(|row| row.user.as_ref() == Some(user));
-        let newest = rows.clone().max_by_key(|row| (row.joined_at, row.connection))?;
+        let newest = rows.clone().max_by_key(|row| row.key())?;
         Some(Member { id: user.clone(), info: newest.info.clone(), connections: rows.count() })
     }
 
@@ -209,9 +261,15 @@ impl Naive {
 }
 
 impl Row {
+    /// What orders the rows of a user by their last update.
+    fn key(&self) -> (DateTime<Utc>, ConnectionId) {
+        (self.updated_at, self.connection)
+    }
+
     pub fn presence(&self) -> Presence {
         let (user, info) = (self.user.clone(), self.info.clone());
-        Presence { connection: self.connection, user, info, joined_at: self.joined_at }
+        let (joined_at, updated_at) = (self.joined_at, self.updated_at);
+        Presence { connection: self.connection, user, info, joined_at, updated_at }
     }
 
     pub fn seen(&self) -> SeenPresence {

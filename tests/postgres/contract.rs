@@ -66,6 +66,8 @@ struct Columns {
     info: String,
     #[diesel(sql_type = Timestamp)]
     joined_at: NaiveDateTime,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    updated_at: Option<NaiveDateTime>,
     #[diesel(sql_type = Timestamp)]
     last_seen: NaiveDateTime,
     #[diesel(sql_type = Text)]
@@ -89,6 +91,7 @@ impl Columns {
             user: self.user_id.map(|user| UserId::new(user).unwrap()),
             info: serde_json::from_str(&self.info).unwrap(),
             joined_at: self.joined_at.and_utc(),
+            updated_at: self.updated_at.unwrap().and_utc(),
         };
         let record = PresenceRecord {
             presence,

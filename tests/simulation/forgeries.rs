@@ -97,7 +97,7 @@ fn changes_after(
 fn here(connection: ConnectionId, generation: u32) -> RowChange {
     let at = chrono::DateTime::from_timestamp(1_767_225_600, 0).unwrap();
     let user = UserId::new("ghost").ok();
-    let presence = Presence { connection, user, info: Info::EMPTY, joined_at: at };
+    let presence = Presence { connection, user, info: Info::EMPTY, joined_at: at, updated_at: at };
     RowChange::Here(PresenceRecord { generation, ..PresenceRecord::new(presence) })
 }
 

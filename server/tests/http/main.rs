@@ -124,3 +124,4 @@ mod health;
 mod mount;
 mod pages;
 mod rest;
+mod rights;

@@ -41,13 +41,13 @@ pub(super) const UPSERT_PRESENCES: &str = "
         ORDER BY channel_name FOR KEY SHARE)
     INSERT INTO presences
         (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fixed_info,
-        fading_until, turn, current_connection, node_id)
+        fading_until, turn, current_connection, updated_at, node_id)
     SELECT room.id, given.connection, given.user_id, given.info, given.joined_at, given.last_seen,
         given.session_key, given.fixed_info, given.fading_until, given.turn,
-        given.current_connection, $2
-    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) WITH ORDINALITY AS given
+        given.current_connection, given.updated_at, $2
+    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) WITH ORDINALITY AS given
         (room, connection, user_id, info, joined_at, last_seen, session_key, fixed_info,
-        fading_until, turn, current_connection, place)
+        fading_until, turn, current_connection, updated_at, place)
     JOIN room ON room.channel_name = given.room
     ORDER BY given.place
     ON CONFLICT (room_id, channel_name) DO UPDATE SET
@@ -55,7 +55,8 @@ pub(super) const UPSERT_PRESENCES: &str = "
         last_seen = excluded.last_seen, session_key = excluded.session_key,
         fixed_info = excluded.fixed_info,
         fading_until = excluded.fading_until, turn = excluded.turn,
-        current_connection = excluded.current_connection, node_id = excluded.node_id
+        current_connection = excluded.current_connection, updated_at = excluded.updated_at,
+        node_id = excluded.node_id
     WHERE presences.node_id = excluded.node_id
         OR (presences.turn, presences.node_id) < (excluded.turn, excluded.node_id)";
 
@@ -232,6 +233,7 @@ fn write_presences(
         .bind::<Array<Nullable<Timestamp>>>(fading)
         .bind::<Array<Integer>>(column(rows, turn))
         .bind::<Array<Nullable<Text>>>(current)
+        .bind::<Array<Timestamp>>(column(rows, |row| row.record.presence.updated_at.naive_utc()))
         .execute(conn)?;
     Ok(written)
 }

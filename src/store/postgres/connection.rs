@@ -172,7 +172,7 @@ pub(super) fn diagnose(conn: &mut PgConnection, error: DieselError) -> Failure {
 }
 
 /// The columns of the migrations, as `table.column`.
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 22] = [
     "rooms.id",
     "rooms.channel_name",
     "rooms.created_at",
@@ -182,6 +182,7 @@ const COLUMNS: [&str; 21] = [
     "presences.user_id",
     "presences.info",
     "presences.joined_at",
+    "presences.updated_at",
     "presences.last_seen",
     "presences.session_key",
     "presences.fixed_info",

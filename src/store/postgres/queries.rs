@@ -34,7 +34,7 @@ macro_rules! held_columns {
         "rooms.channel_name AS room, presences.channel_name AS connection, presences.user_id,
          presences.info, presences.joined_at, presences.last_seen, presences.node_id,
          presences.session_key, presences.fixed_info, presences.fading_until, presences.turn,
-         presences.current_connection"
+         presences.current_connection, presences.updated_at"
     };
 }
 pub(super) use held_columns;
@@ -339,6 +339,8 @@ pub(super) struct PresenceRow {
     turn: i32,
     #[diesel(sql_type = Nullable<Text>)]
     current_connection: Option<String>,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    updated_at: Option<NaiveDateTime>,
 }
 
 impl PresenceRow {
@@ -347,10 +349,11 @@ impl PresenceRow {
         let user = self.user_id.map(UserId::new).transpose().map_err(|_| "user_id")?;
         let info = serde_json::from_str(&self.info).map_err(|_| "info")?;
         let joined_at = self.joined_at.and_utc();
+        let updated_at = self.updated_at.map_or(joined_at, |at| at.and_utc());
         let session = self.session_key.map(SessionKey::new).transpose();
         let current = self.current_connection.map(|current| current.parse()).transpose();
         let record = PresenceRecord {
-            presence: Presence { connection, user, info, joined_at },
+            presence: Presence { connection, user, info, joined_at, updated_at },
             last_seen: self.last_seen.and_utc(),
             session: session.map_err(|_| "session_key")?,
             fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,

@@ -73,6 +73,7 @@ pub(super) fn rows(conn: &mut SqliteConnection) -> Vec<(NodeName, Row)> {
             user: user.map(|user| UserId::new(user).unwrap()),
             info: serde_json::from_str(&info).unwrap(),
             joined_at: joined_at.0,
+            updated_at: joined_at.0,
         };
         let record = PresenceRecord { last_seen: seen.0, ..PresenceRecord::new(presence) };
         let row = Row { room: RoomName::new(room).unwrap(), record };

@@ -225,7 +225,9 @@ pub(super) fn large_changes(room: &str, bytes: usize) -> RoomChanges {
     let user = UserId::new("ada").ok();
     let here = || {
         let (connection, user, info) = (ConnectionId::new(), user.clone(), info.clone());
-        RowChange::Here(PresenceRecord::new(Presence { connection, user, info, joined_at: at }))
+        let (joined_at, updated_at) = (at, at);
+        let presence = Presence { connection, user, info, joined_at, updated_at };
+        RowChange::Here(PresenceRecord::new(presence))
     };
     let changes = (0..bytes / info.as_json().len() + 1).map(|_| here()).collect();
     let room = RoomName::new(room).expect("a name");

@@ -21,6 +21,7 @@ pub fn a_row_holds_what_was_written<B: StoreFixture>(mut fixture: B) {
     let info = json!({"b": 1.50, "a": "\u{0}ü\"\\", "big": 1e300, "odd": 0.1 + 0.2});
     full.record.presence.info = Info::new(info).unwrap();
     full.record.presence.joined_at = at(0) + TimeDelta::microseconds(250_000);
+    full.record.presence.updated_at = full.record.presence.joined_at;
     full.record.last_seen = at(1) + TimeDelta::microseconds(1);
     let rows = [full, row("null", 2, Some("null")), row("null", 3, None)];
     write(fixture.store(), &upserts(rows.clone()));

@@ -157,6 +157,7 @@ pub fn row(name: &str, connection: u128, user: Option<&str>) -> Row {
         user: user.map(|user| UserId::new(user).unwrap()),
         info: Info::EMPTY,
         joined_at: at(0),
+        updated_at: at(0),
     };
     Row { room: room(name), record: PresenceRecord::new(presence) }
 }

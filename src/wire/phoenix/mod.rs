@@ -100,24 +100,26 @@ pub(crate) fn presence_state_within(limit: usize, room: &Snapshot) -> Option<Byt
     encode_within(limit, &(nothing, nothing, topic, STATE, MetasByKey(room)))
 }
 
-/// The state of an empty room, for a client whose list is too large to be sent.
+/// The state of an empty room, for a client that gets counts instead of the list.
 #[must_use]
 pub fn empty_state(room: &RoomName) -> ByteString {
     frame(None, None, room.as_str(), STATE, &json!({}))
 }
 
-/// The counts of a room, in place of a state that is too large.
+/// The counts of a room, for a client that may not see its members; `truncated` where they replace a state
+/// that is too large.
 #[must_use]
-pub fn presence_count(room: &Snapshot) -> ByteString {
+pub fn presence_count(room: &Snapshot, truncated: bool) -> ByteString {
     #[derive(Serialize)]
     struct CountPayload {
         users: usize,
         lurkers: usize,
         version: u64,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
         truncated: bool,
     }
     let Occupancy { users, anonymous: lurkers, .. } = room.occupancy();
-    let count = CountPayload { users, lurkers, version: room.version(), truncated: true };
+    let count = CountPayload { users, lurkers, version: room.version(), truncated };
     frame(None, None, room.room().as_str(), "presence_count", &count)
 }
 
@@ -175,7 +177,7 @@ pub fn presence_diff(
 ///
 /// It is a digest of the presence, so it needs no memory and every node computes the same.
 fn phx_ref(presence: &Presence) -> String {
-    let Presence { connection, user, info, joined_at } = presence;
+    let Presence { connection, user, info, joined_at, updated_at: _ } = presence;
     let user = user.as_ref().map_or("", UserId::as_str);
     let text = format!("{}\n{user}\n{}", joined_at.timestamp_micros(), info.as_json());
     connection.derive(&text)
@@ -321,6 +323,7 @@ mod tests {
             user: user.map(|id| UserId::new(id).unwrap()),
             info: Info::new(info).unwrap(),
             joined_at: DateTime::from_timestamp(1_700_000_000, 5000).unwrap(),
+            updated_at: DateTime::from_timestamp(1_700_000_000, 5000).unwrap(),
         }
     }
 

@@ -198,6 +198,7 @@ pub fn a_row_holds_its_session_its_grace_and_its_generation<B: SharedStoreFixtur
         current_connection: Some(id(2)),
         ..full.record
     };
+    full.record.presence.updated_at = at(2);
     let rows = [full, row("a", 2, None)].map(|row| (node("n"), row));
     write(fixture.store(), &upserts(rows.clone().map(|(_, row)| row)));
     assert_eq!(fixture.rows(), rows);
