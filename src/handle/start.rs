@@ -130,7 +130,9 @@ impl PresenceConfig {
         let inherited = Inherited { rows: inherited, stopped };
         let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
         let arbiter = Arbiter::try_new().map_err(StartError::Thread)?.handle();
+        let clock = self.clock.clone();
         let presence = self.run(backend, &arbiter)?;
+        clock.follow(|| presence.registry().recipient());
         arbiter.spawn(check_health(presence.registry(), presence.supervisor.clone()));
         Ok(presence)
     }

@@ -18,12 +18,16 @@ mod queries;
 mod reading;
 mod receiving;
 mod sessions;
+#[cfg(any(test, feature = "testing"))]
+mod settling;
 mod sharing;
 mod timekeeping;
 
 use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::settling::Settle;
 pub(crate) use self::{queries::DrainObservers, timekeeping::ClockOffset};
 use actix::prelude::*;
 use ahash::RandomState;
