@@ -16,7 +16,7 @@ use crate::{
     messages::{FlushError, GetStatus, Shutdown},
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{ClockOffset, DrainObservers, Inherited, Parts, Pruner, RoomRegistry},
+    registry::{ClockOffset, DrainObservers, Gauges, Inherited, Parts, Pruner, RoomRegistry},
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
         lane::HungCalls,
@@ -161,6 +161,7 @@ impl PresenceConfig {
             grace: self.grace,
             observer_queue: self.observer_queue,
             max_list_size: self.max_list_size,
+            gauges: Gauges::of(self.metrics_label),
             guard: supervisor.guard(Crashed::Registry),
         };
         let registry = RoomRegistry::start_in_arbiter(arbiter, |_| RoomRegistry::new(parts));
@@ -236,8 +237,8 @@ impl Stores {
     }
 }
 
-/// Asks the registry again and again, one question at a time. Runs on the arbiter of the registry, so that a
-/// blocked thread is noticed, too.
+/// Asks the registry again and again, one question at a time, which also reports its gauges. Runs on the arbiter
+/// of the registry, so that a blocked thread is noticed, too.
 async fn check_health(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
     while registry.send(GetStatus).await.is_ok() {
         supervisor.answered();
@@ -332,7 +333,10 @@ impl PresenceHandle {
         let mut written = None;
         let in_order = async {
             written = Some(self.registry().send(Shutdown).await);
-            self.registry().send(DrainObservers).await
+            let observed = self.registry().send(DrainObservers).await;
+            // The last report of the gauges.
+            let _ = self.registry().send(GetStatus).await;
+            observed
         };
         let observed = matches!(tokio::time::timeout(timeout, in_order).await, Ok(Ok(())));
         self.supervisor.stopping();

@@ -10,6 +10,7 @@
 
 mod commands;
 mod draining;
+mod gauges;
 mod membership;
 mod mirroring;
 mod nodes;
@@ -28,7 +29,7 @@ use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::D
 pub use self::pruner::Pruner;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::settling::Settle;
-pub(crate) use self::{queries::DrainObservers, timekeeping::ClockOffset};
+pub(crate) use self::{gauges::Gauges, queries::DrainObservers, timekeeping::ClockOffset};
 use actix::prelude::*;
 use ahash::RandomState;
 
@@ -87,6 +88,7 @@ pub(crate) struct Parts {
     pub grace: Duration,
     pub observer_queue: usize,
     pub max_list_size: usize,
+    pub gauges: Gauges,
     pub guard: Guard,
 }
 
@@ -136,6 +138,7 @@ pub struct RoomRegistry {
     /// Too many to report one by one.
     touches: u64,
     messages: Counter,
+    gauges: Gauges,
     /// The one timer for all that is due later, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
@@ -149,6 +152,7 @@ impl RoomRegistry {
             leaves: LeaveCounters::new(),
             touches: 0,
             messages: Counter::new("presence_messages_total"),
+            gauges: parts.gauges,
             rooms: parts.rooms,
             sessions: Sessions::default(),
             recent_leaves: RecentLeaves::default(),
