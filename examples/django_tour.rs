@@ -100,8 +100,10 @@ pub async fn tour() -> Result<(), Box<dyn Error>> {
     let secs = Duration::from_secs;
     let clock = ManualClock::new();
     println!("py    CHANNELS_PRESENCE_MAX_AGE = 60\nrust  PresenceConfig::max_age(secs(60))\n");
-    let presence =
-        PresenceConfig::new("sqlite::memory:").max_age(secs(60)).clock(clock.clock()).start()?;
+    let presence = PresenceConfig::new("sqlite::memory:")
+        .max_age(secs(60))
+        .clock(clock.clock_alone())
+        .start()?;
     let rooms = presence.registry();
     let (receiver, mut signals) = Probe::new();
     presence.subscribe(RoomFilter::Any, receiver.recipient()).await?;

@@ -4,12 +4,14 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering::Relaxed},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 
+use actix::prelude::*;
 use chrono::{TimeDelta, Utc};
 
 use crate::model::Moment;
@@ -24,6 +26,44 @@ use crate::model::Moment;
 pub struct Clock {
     read: Arc<dyn Fn() -> Moment + Send + Sync>,
     correction: Arc<Correction>,
+    /// Set for a clock that is moved by hand, and says so.
+    followers: Option<ClockFollowers>,
+}
+
+/// A clock that is moved by hand has been moved, or is about to be: whatever is due now is to happen.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct ClockMoved {
+    /// Dropped when that has happened.
+    _done: mpsc::Sender<()>,
+}
+
+/// Who is told when a clock is moved. A clone has the same.
+#[derive(Clone, Default)]
+pub(crate) struct ClockFollowers(Arc<Mutex<Vec<Recipient<ClockMoved>>>>);
+
+impl ClockFollowers {
+    /// How long they may take, so that nothing is blocked for good.
+    #[cfg(any(test, feature = "testing"))]
+    const MAX_WAIT: Duration = Duration::from_secs(10);
+
+    fn add(&self, follower: Recipient<ClockMoved>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(follower);
+    }
+
+    /// Has them do what is due, and blocks this thread until they have. Theirs are others.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn tell(&self) {
+        let (done, all_done) = mpsc::channel();
+        let mut followers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.retain(Recipient::connected);
+        for follower in &*followers {
+            follower.do_send(ClockMoved { _done: done.clone() });
+        }
+        drop((followers, done));
+        // Nothing is sent: it ends when all have dropped it.
+        let _ = all_done.recv_timeout(Self::MAX_WAIT);
+    }
 }
 
 /// What is known of a clock beside another one, in microseconds.
@@ -53,7 +93,26 @@ impl Clock {
     /// A clock that calls a function. Its monotonic part must never step back.
     #[must_use]
     pub fn from_fn(now: impl Fn() -> Moment + Send + Sync + 'static) -> Self {
-        Self { read: Arc::new(now), correction: Correction::none() }
+        Self { read: Arc::new(now), correction: Correction::none(), followers: None }
+    }
+
+    /// The same clock, which is moved by hand and says so to these.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn moved_by_hand(self, followers: ClockFollowers) -> Self {
+        Self { followers: Some(followers), ..self }
+    }
+
+    /// Has an actor of another thread told when the clock is moved, if it is one that is moved by hand. Otherwise
+    /// timers have to look at it.
+    pub(crate) fn follow(&self, follower: impl FnOnce() -> Recipient<ClockMoved>) {
+        if let Some(followers) = &self.followers {
+            followers.add(follower());
+        }
+    }
+
+    /// Whether the clock says itself when it was moved.
+    pub(crate) fn is_moved_by_hand(&self) -> bool {
+        self.followers.is_some()
     }
 
     /// The current time.
@@ -70,7 +129,8 @@ impl Clock {
 
     /// The same clock with a correction of its own, none at first: a clock may be given to several systems.
     pub(crate) fn correctable(&self) -> Self {
-        Self { read: Arc::clone(&self.read), correction: Correction::none() }
+        let followers = self.followers.clone();
+        Self { read: Arc::clone(&self.read), correction: Correction::none(), followers }
     }
 
     /// Corrects the clock, which was measured to be so much ahead, give or take an uncertainty. What differs

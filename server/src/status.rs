@@ -275,23 +275,9 @@ pub(crate) async fn metrics(state: web::Data<ServerState>) -> Result<HttpRespons
     let Some(metrics) = &state.options().metrics else {
         return Err(ApiError::not_found("not_found", "this server does not collect metrics"));
     };
-    let status = state.ask(GetStatus).await?;
-    gauge!("presence_connections").set(status.connections as f64);
-    gauge!("presence_presences").set(status.held as f64);
-    gauge!("presence_view_rooms").set(status.rooms as f64);
-    gauge!("presence_view_presences").set(status.presences as f64);
-    gauge!("presence_view_users").set(status.users as f64);
-    gauge!("presence_observer_lag").set(status.observer_lag as f64);
-    gauge!("presence_lease_age_seconds").set(status.lease_age.as_secs_f64());
-    if let Some(ahead) = status.clock_ahead {
-        gauge!("presence_clock_offset_seconds").set(ahead.as_seconds_f64());
-    }
+    // The registry reports its gauges when it is asked.
+    state.ask(GetStatus).await?;
     gauge!("presence_sockets_open").set(state.open_sockets() as f64);
-    gauge!("presence_rows_unwritten").set(status.unwritten as f64);
-    gauge!("presence_nodes").set(status.nodes as f64);
-    gauge!("presence_nodes_unheard").set(status.unheard.len() as f64);
-    gauge!("presence_database_up").set(f64::from(u8::from(status.database.is_none())));
-    gauge!("presence_database_lag_seconds").set(status.lag.as_secs_f64());
     Ok(HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-store"))

@@ -148,6 +148,19 @@ impl Drop for AckGuard {
 #[rtype(result = "()")]
 pub(super) struct OrderEnvelope(pub DeliveryOrder, pub Option<AckGuard>);
 
+/// Answered when the orders before are carried out.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Carried;
+
+#[cfg(any(test, feature = "testing"))]
+impl Handler<Carried> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Carried, _: &mut Context<Self>) {}
+}
+
 /// What became of an order that is to be acknowledged.
 pub(super) enum SendOutcome {
     Done(DeliveryReport),
@@ -252,6 +265,19 @@ impl Dispatchers {
         let ack = AckGuard { reports: Arc::clone(&thread.reports), report };
         thread.dispatcher.do_send(OrderEnvelope(order, Some(ack)));
         SendOutcome::Pending
+    }
+
+    /// Done when the threads have carried out all orders.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn settled(&self) -> impl Future<Output = ()> + use<> {
+        let thread = |it: &ThreadDispatcher| (it.dispatcher.clone(), Arc::downgrade(&it.reports));
+        let threads: Vec<_> = self.threads.iter().map(thread).collect();
+        async {
+            for (dispatcher, reports) in threads {
+                // Those that are not acknowledged are carried out at once; lists are handed out in slices.
+                while dispatcher.send(Carried).await.is_ok() && reports.strong_count() > 1 {}
+            }
+        }
     }
 
     #[cfg(test)]

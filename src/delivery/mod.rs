@@ -300,6 +300,12 @@ impl Delivery {
         self.memberships.is_empty()
     }
 
+    /// Done when what was given to the dispatchers is in the mailboxes of the sessions.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn settled(&self) -> impl Future<Output = ()> + use<> {
+        self.dispatchers.settled()
+    }
+
     /// All connections, in the batches in which they are to be drained.
     pub fn drain_batches(&self) -> Vec<Vec<ConnectionId>> {
         let mut all: Vec<_> = self.memberships.keys().copied().collect();

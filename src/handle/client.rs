@@ -19,7 +19,7 @@ use crate::{
         GetStatus, JoinError, Kick, Kicked, Leave, ListPresences, ListRooms, PresenceChanged,
         PrunePresences, PruneReport, PruneRooms, Publish, PublishError, QueryError, RoomFilter,
         Status, Subscribe, SubscribeUsers, SubscriptionId, Unsubscribe, UpdateInfo, UpdateUser,
-        UserUpdated, WhereIs,
+        UserChanged, UserUpdated, UsersSubscribed, WhereIs,
     },
     model::{
         ConnectionId, Info, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,

@@ -55,6 +55,7 @@ pub struct PresenceConfig {
     limits: Limits,
     observer_queue: usize,
     max_list_size: usize,
+    metrics_label: Option<String>,
     clock: Clock,
     authorize: Option<Authorize>,
     authorize_async: Option<AuthorizeAsync>,
@@ -206,6 +207,13 @@ impl PresenceConfig {
         Self { max_list_size: bytes, ..self }
     }
 
+    /// The value of the label `system` on the gauges, for a process that has several systems: without it their
+    /// gauges replace each other's values. Default no label. Counters have none; they add up.
+    #[must_use]
+    pub fn metrics_label(self, system: impl Into<String>) -> Self {
+        Self { metrics_label: Some(system.into()), ..self }
+    }
+
     /// Decides who may join. Default everybody.
     ///
     /// Called on the registry's thread for every join: it must not block; see
@@ -347,6 +355,7 @@ impl Default for PresenceConfig {
             limits: Limits::default(),
             observer_queue: 1024,
             max_list_size: Self::DEFAULT_MAX_LIST_SIZE,
+            metrics_label: None,
             clock: Clock::system(),
             authorize: None,
             authorize_async: None,
@@ -367,6 +376,7 @@ impl fmt::Debug for PresenceConfig {
             .field("limits", &self.limits)
             .field("observer_queue", &self.observer_queue)
             .field("max_list_size", &self.max_list_size)
+            .field("metrics_label", &self.metrics_label)
             .field("authorize", &self.authorize.is_some())
             .field("authorize_async", &self.authorize_async.is_some())
             .finish_non_exhaustive()

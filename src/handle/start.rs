@@ -17,7 +17,8 @@ use crate::{
     mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
     model::{Epoch, NodeName, Rooms},
     registry::{
-        AsyncHook, ClockOffset, DrainObservers, Hooks, Inherited, Parts, Pruner, RoomRegistry,
+        AsyncHook, ClockOffset, DrainObservers, Gauges, Hooks, Inherited, Parts, Pruner,
+        RoomRegistry,
     },
     store::{
         DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
@@ -132,7 +133,9 @@ impl PresenceConfig {
         let inherited = Inherited { rows: inherited, stopped };
         let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
         let arbiter = Arbiter::try_new().map_err(StartError::Thread)?.handle();
+        let clock = self.clock.clone();
         let presence = self.run(backend, &arbiter)?;
+        clock.follow(|| presence.registry().recipient());
         arbiter.spawn(check_health(presence.registry(), presence.supervisor.clone()));
         Ok(presence)
     }
@@ -169,6 +172,7 @@ impl PresenceConfig {
             grace: self.grace,
             observer_queue: self.observer_queue,
             max_list_size: self.max_list_size,
+            gauges: Gauges::of(self.metrics_label),
             guard: supervisor.guard(Crashed::Registry),
         };
         let registry = RoomRegistry::start_in_arbiter(arbiter, |_| RoomRegistry::new(parts));
@@ -248,8 +252,8 @@ impl Stores {
     }
 }
 
-/// Asks the registry again and again, one question at a time. Runs on the arbiter of the registry, so that a
-/// blocked thread is noticed, too.
+/// Asks the registry again and again, one question at a time, which also reports its gauges. Runs on the arbiter
+/// of the registry, so that a blocked thread is noticed, too.
 async fn check_health(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
     while registry.send(GetStatus).await.is_ok() {
         supervisor.answered();
@@ -344,7 +348,10 @@ impl PresenceHandle {
         let mut written = None;
         let in_order = async {
             written = Some(self.registry().send(Shutdown).await);
-            self.registry().send(DrainObservers).await
+            let observed = self.registry().send(DrainObservers).await;
+            // The last report of the gauges.
+            let _ = self.registry().send(GetStatus).await;
+            observed
         };
         let observed = matches!(tokio::time::timeout(timeout, in_order).await, Ok(Ok(())));
         self.supervisor.stopping();

@@ -210,7 +210,8 @@ impl FlushError {
     }
 }
 
-/// Asks for the state of the registry; O(1).
+/// Asks for the state of the registry; O(1). The gauges are reported to the recorder of `metrics` with it, and each
+/// second anyway.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Status")]
 pub struct GetStatus;

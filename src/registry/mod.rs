@@ -12,6 +12,7 @@
 mod authorizing;
 mod commands;
 mod draining;
+mod gauges;
 mod membership;
 mod mirroring;
 mod nodes;
@@ -21,6 +22,8 @@ mod reading;
 mod receiving;
 mod rights;
 mod sessions;
+#[cfg(any(test, feature = "testing"))]
+mod settling;
 mod sharing;
 mod timekeeping;
 mod users;
@@ -28,8 +31,11 @@ mod users;
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use self::settling::Settle;
 pub(crate) use self::{
     authorizing::{AsyncHook, Authorize, AuthorizeAsync, Hooks},
+    gauges::Gauges,
     queries::DrainObservers,
     timekeeping::ClockOffset,
 };
@@ -89,6 +95,7 @@ pub(crate) struct Parts {
     pub grace: Duration,
     pub observer_queue: usize,
     pub max_list_size: usize,
+    pub gauges: Gauges,
     pub guard: Guard,
 }
 
@@ -142,6 +149,7 @@ pub struct RoomRegistry {
     /// Too many to report one by one.
     touches: u64,
     messages: Counter,
+    gauges: Gauges,
     /// The one timer for all that is due later, and when it fires.
     timer: Option<(u64, SpawnHandle)>,
 }
@@ -155,6 +163,7 @@ impl RoomRegistry {
             leaves: LeaveCounters::new(),
             touches: 0,
             messages: Counter::new("presence_messages_total"),
+            gauges: parts.gauges,
             rooms: parts.rooms,
             sessions: Sessions::default(),
             recent_leaves: RecentLeaves::default(),

@@ -7,9 +7,9 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    clock::Clock,
+    clock::{Clock, ClockMoved},
     messages::{PrunePresences, PruneReport, PruneRooms, Pruned},
-    model::{Cause, Diff},
+    model::{Cause, Diff, Moment},
     supervision::Guard,
 };
 
@@ -65,7 +65,10 @@ impl Actor for Pruner {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_interval(self.every, |pruner, _| pruner.prune());
+        // A clock that is moved by hand has the registry itself prune.
+        if !self.clock.is_moved_by_hand() {
+            ctx.run_interval(self.every, |pruner, _| pruner.prune());
+        }
         ctx.run_interval(self.rooms_every, Self::prune_rooms);
     }
 }
@@ -115,8 +118,27 @@ impl Handler<PrunePresences> for RoomRegistry {
 
     fn handle(&mut self, msg: PrunePresences, ctx: &mut Context<Self>) -> PruneReport {
         let now = self.clock.now();
+        self.prune(msg.age.unwrap_or(self.max_age), now, ctx)
+    }
+}
+
+impl Handler<ClockMoved> for RoomRegistry {
+    type Result = ();
+
+    /// What is due by then happens at once: a move is no stall of the process.
+    fn handle(&mut self, _: ClockMoved, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        // Those whose grace is over have not expired.
+        self.end_faded(now);
+        self.prune(self.max_age, now, ctx);
+        self.end_batch(ctx);
+    }
+}
+
+impl RoomRegistry {
+    fn prune(&mut self, age: Duration, now: Moment, ctx: &mut Context<Self>) -> PruneReport {
         let _span = tracing::debug_span!("prune").entered();
-        let mut diffs = self.rooms.prune(now, msg.age.unwrap_or(self.max_age));
+        let mut diffs = self.rooms.prune(now, age);
         diffs.sort_unstable_by(|one, other| one.room.cmp(&other.room));
         let pruned = |diff: &Diff| Pruned {
             room: diff.room.clone(),

@@ -241,6 +241,7 @@ impl Handler<GetStatus> for RoomRegistry {
                 status.bus = cluster.down().map_or(BusState::Up, BusState::Down);
             }
         }
+        self.gauges.report(&status);
         status
     }
 }

@@ -49,6 +49,10 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// actix-web does not run a session while its write buffer is full, so a session whose client does not
 /// read cannot free its file descriptor by itself.
 ///
+/// Of a connection with TLS it needs the [`TcpStream`] inside, since the kinds of TLS streams are those of other
+/// crates: `io.downcast_ref::<TlsStream<TcpStream>>()`, then `get_ref().0` with rustls, or `get_ref()` with OpenSSL.
+/// The TLS stream itself is left as it is, and the log says so. A configured listener needs none of that.
+///
 /// ```no_run
 /// # use actix_web::{App, HttpServer};
 /// HttpServer::new(App::new).on_connect(|io, _| actix_presence::configure_tcp(io));
@@ -56,7 +60,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub fn configure_tcp(io: &dyn Any) {
     let stream = io.downcast_ref::<TcpStream>().map(SockRef::from);
     let listener = || io.downcast_ref::<TcpListener>().map(SockRef::from);
-    let Some(socket) = stream.or_else(listener) else { return };
+    let Some(socket) = stream.or_else(listener) else { return warn_unknown(io) };
     if let Err(error) = socket.set_tcp_nodelay(true) {
         tracing::debug!(%error, "small frames wait on a socket");
     }
@@ -81,8 +85,10 @@ pub fn configure_tcp(io: &dyn Any) {
 /// up only on a client that reads nothing at all.
 ///
 /// The descriptor is not duplicated: the socket is shut down by `shutdown(2)`, on its own thread, and
-/// unsent bytes are then dropped. Only sockets that actix-web serves as a
-/// [`TcpStream`] are watched; where the app does TLS itself, pass the stream inside of the TLS stream.
+/// unsent bytes are then dropped.
+///
+/// A connection with TLS is watched if it is given the [`TcpStream`] inside, as [`configure_tcp`] is. The TLS stream
+/// itself is not watched, and the log says so.
 ///
 /// ```no_run
 /// # use actix_web::{App, HttpServer};
@@ -94,10 +100,26 @@ pub fn configure_tcp(io: &dyn Any) {
 /// });
 /// ```
 pub fn watch_socket(io: &dyn Any, extensions: &mut Extensions) {
-    let Some(stream) = io.downcast_ref::<TcpStream>() else { return };
+    let Some(stream) = io.downcast_ref::<TcpStream>() else { return warn_unknown(io) };
     if let Some(key) = SocketKey::of(stream) {
         with_watcher(Watcher::start);
         extensions.insert(Watched(key));
+    }
+}
+
+/// Says that nothing is done for a connection, most likely one with TLS.
+fn warn_unknown(io: &dyn Any) {
+    static UNKNOWN: LogLimit = LogLimit::new();
+    // There is nothing to be done for these.
+    #[cfg(unix)]
+    if io.is::<rt::net::UnixStream>() {
+        return;
+    }
+    if let Some(suppressed) = UNKNOWN.pass() {
+        tracing::warn!(
+            suppressed,
+            "the TCP socket of a connection is not configured or not watched: on_connect has to pass the TcpStream inside of the TLS stream"
+        );
     }
 }
 

@@ -56,7 +56,7 @@ impl TestNode {
         let mut bus = fixture.bus();
         bus.listen(listener.clone().recipient());
         let name = NodeName::new(name).expect("a name");
-        Self { bus, seen: Seen(seen), name, incarnation: Epoch::new(), said: 0, gate, listener }
+        Self { bus, seen: Seen::on(seen), name, incarnation: Epoch::new(), said: 0, gate, listener }
     }
 
     /// A node whose bus is up.
@@ -183,7 +183,7 @@ impl TestNode {
 
     /// The next event of the listener.
     pub async fn next(&mut self) -> BusEvent {
-        let next = tokio::time::timeout(MAX_WAIT, self.seen.0.recv()).await;
+        let next = tokio::time::timeout(MAX_WAIT, self.seen.recv()).await;
         next.ok().flatten().unwrap_or_else(|| panic!("{} hears nothing", self.name))
     }
 
