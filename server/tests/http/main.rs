@@ -120,6 +120,7 @@ fn token(claims: &Value, secret: &str) -> String {
 }
 
 mod access;
+mod embedded;
 mod health;
 mod mount;
 mod pages;
