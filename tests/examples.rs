@@ -18,7 +18,13 @@ use std::{
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::oneshot, time::timeout};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -91,6 +97,18 @@ async fn a_session_on_actix_ws_joins_chats_lives_and_leaves() {
     app.stop.send(()).unwrap();
     assert_eq!(guest.closed().await, 1001);
     timeout(SOON, app.ended).await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn each_example_answers_a_close_with_its_code() {
+    for (name, app) in [("embed", app!(embed)), ("actix_ws", app!(chat_on_actix_ws))] {
+        let mut client = Client::connect(app.addr, "/ws/lobby").await;
+        let bye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
+        client.0.send(Message::Close(Some(bye))).await.unwrap();
+        assert_eq!(client.closed().await, 1000, "{name}");
+        app.stop.send(()).unwrap();
+        timeout(SOON, app.ended).await.unwrap().unwrap();
+    }
 }
 
 #[actix::test]
