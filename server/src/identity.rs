@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use actix_web::{HttpRequest, http::StatusCode};
+use actix_web::{HttpRequest, HttpResponse, ResponseError, http::StatusCode};
 use futures_util::future::LocalBoxFuture;
 
 use crate::{response::ApiError, token};
@@ -76,7 +76,8 @@ impl Identity {
 /// Why a client is not let in, as an [`IdentityHook`] answers: a status and a reason, which the client
 /// reads as `{"error":{"code":"identity_refused","message":…}}`.
 ///
-/// Errors of actix-web, such as those of extractors, become one with their own status and text.
+/// Errors of actix-web, such as those of extractors, become one with their own status and text; and a
+/// handler of the app can answer with one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct IdentityRefused {
@@ -127,6 +128,16 @@ impl From<IdentityRefused> for ApiError {
             false => "identity_refused",
         };
         Self::new(refused.status, code, refused.reason)
+    }
+}
+
+impl ResponseError for IdentityRefused {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        ApiError::from(self.clone()).error_response()
     }
 }
 
