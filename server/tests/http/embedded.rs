@@ -84,7 +84,8 @@ async fn an_app_keeps_its_own_routes_and_its_404() {
 async fn each_part_mounts_its_own_addresses_and_nothing_else() {
     let presence = start();
     let state = ServerState::new(&presence, options());
-    let parts: [(_, Box<dyn FnOnce(&mut web::ServiceConfig)>); 4] = [
+    type Configure = Box<dyn FnOnce(&mut web::ServiceConfig)>;
+    let parts: [(_, Configure); 4] = [
         ("sockets", Box::new(configure_sockets(state.clone()))),
         ("api", Box::new(configure_api(state.clone()))),
         ("pages", Box::new(configure_pages)),

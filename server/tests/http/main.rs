@@ -122,6 +122,5 @@ fn token(claims: &Value, secret: &str) -> String {
 mod access;
 mod embedded;
 mod health;
-mod mount;
 mod pages;
 mod rest;

@@ -1,14 +1,16 @@
 //! The examples do what they say: those that end by themselves run here, those that serve are talked
 //! to over real sockets.
 
-#[path = "../examples/actix_ws.rs"]
+#[path = "../../examples/actix_ws.rs"]
 mod chat_on_actix_ws;
-#[path = "../examples/django_tour.rs"]
+#[path = "../../examples/django_tour.rs"]
 mod django_tour;
-#[path = "../examples/embed.rs"]
+#[path = "../../examples/embed.rs"]
 mod embed;
-#[path = "../examples/observer.rs"]
+#[path = "../../examples/observer.rs"]
 mod observer;
+mod process;
+mod signals;
 
 use std::{
     net::{SocketAddr, TcpListener},

@@ -1,12 +1,8 @@
 //! Apps that are asked to stop by real signals: their clients are told, their rows are written, and the
 //! process ends in order.
 //!
-//! An app is a process of its own: this test program again, in which the test `app` runs one of them.
+//! An app is a process of its own: this test program again, in which the test `signals::app` runs one of them.
 
-#[path = "../../examples/actix_ws.rs"]
-mod chat_on_actix_ws;
-#[path = "../../examples/embed.rs"]
-mod embed;
 /// The app of the README, on a free port.
 mod readme_app {
     include!("readme_app.rs");
@@ -16,15 +12,17 @@ mod readme_app {
     }
 }
 
-mod process;
-
 use std::{fs, net::TcpListener, path::Path};
 
 use diesel::{
     Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types::Text,
 };
-use process::{APP, Process, close, closed, connect};
 use rustix::process::Signal;
+
+use crate::{
+    chat_on_actix_ws, embed,
+    process::{APP, Process, close, closed, connect},
+};
 
 /// The process of an app; the tests start it.
 #[test]

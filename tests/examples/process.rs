@@ -1,4 +1,5 @@
-//! Apps in processes of their own: a test program starts itself again, and its test `app` runs the app.
+//! Apps in processes of their own: a test program starts itself again, and its test `signals::app` runs
+//! the app.
 
 use std::{
     fs, io,
@@ -80,7 +81,7 @@ impl Process {
     pub fn start(app: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["app", "--exact", "--ignored", "--nocapture"]).env(APP, app);
+        command.args(["signals::app", "--exact", "--ignored", "--nocapture"]).env(APP, app);
         let child = command.current_dir(&directory).spawn().unwrap();
         Self { child, directory }
     }

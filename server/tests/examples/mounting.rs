@@ -13,8 +13,7 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message},
 };
 
-#[path = "../../examples/mount.rs"]
-mod example;
+use crate::mount as example;
 
 async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
