@@ -164,10 +164,8 @@ pub async fn serve(
     Ok(())
 }
 
-#[actix_web::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let listener = TcpListener::bind("127.0.0.1:8080")?;
-    println!("http://127.0.0.1:8080/ in two tabs; Ctrl-C ends it");
+/// Serves until the process is asked to stop: SIGINT (Ctrl-C) or SIGTERM.
+pub async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
@@ -175,6 +173,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         _ => Poll::Ready(()),
     });
     serve(listener, stop).await
+}
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let listener = TcpListener::bind("127.0.0.1:8080")?;
+    println!("http://127.0.0.1:8080/ in two tabs; Ctrl-C ends it");
+    run(listener).await
 }
 
 const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>actix-ws</title>

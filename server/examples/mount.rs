@@ -47,6 +47,7 @@ pub fn serve(
     };
     // Made once, so that all workers count their connections together.
     let state = ServerState::new(&presence, options);
+    let stopping = state.clone();
     let client = presence.client();
     let app = move || {
         App::new()
@@ -60,7 +61,9 @@ pub fn serve(
     });
     let stop = async move {
         stop.await;
-        // The server waits for open sockets, so they close first; and rows are written.
+        // The server waits for open sockets, so they close first: those in no room, then those in
+        // rooms, whose rows are written.
+        stopping.close();
         if let Err(error) = presence.shutdown(Duration::from_secs(5)).await {
             eprintln!("{error}");
         }
@@ -69,14 +72,18 @@ pub fn serve(
     Ok(server.workers(2).listen(listener)?.run())
 }
 
-#[actix_web::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+/// Serves until the process is asked to stop: SIGINT (Ctrl-C) or SIGTERM.
+pub async fn run(listener: TcpListener) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
         (Poll::Pending, Poll::Pending) => Poll::Pending,
         _ => Poll::Ready(()),
     });
-    serve(start()?, TcpListener::bind("127.0.0.1:8080")?, stop)?.await?;
-    Ok(())
+    Ok(serve(start()?, listener, stop)?.await?)
+}
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    run(TcpListener::bind("127.0.0.1:8080")?).await
 }

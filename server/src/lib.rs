@@ -3,14 +3,18 @@
 //!
 //! # In an app
 //!
-//! [`configure`] mounts the routes in an actix-web app, at the root or in a scope, next to the app's own.
-//! The app starts the presence system and decides who may enter which room; [`ServerOptions`] has the
+//! [`configure`] mounts the routes in an actix-web app, in a scope or at the root, next to the app's own;
+//! [`configure_sockets`], [`configure_api`], [`configure_pages`] and [`configure_health`] mount a part.
+//! The app starts the presence system and decides who may enter which room. [`ServerOptions`] has the
 //! keys of tokens and of the API, the allowed origins and the limits.
+//!
+//! Who a client is says the app's [`IdentityHook`], or a [`Token`] that the app signs and gives to its
+//! page.
 //!
 //! ```no_run
 //! use actix_presence::{Decision, PresenceConfig, configure_tcp, watch_socket};
 //! use actix_web::{App, HttpServer, web};
-//! use presence_server::{Secret, ServerOptions, ServerState, configure};
+//! use presence_server::{Identity, IdentityHook, ServerOptions, ServerState, configure};
 //!
 //! #[actix_web::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,11 +24,19 @@
 //!             _ => Decision::Allow,
 //!         })
 //!         .start()?;
-//!     let secrets = vec![Secret::new("the key of tokens")?];
-//!     let state = ServerState::new(&presence, ServerOptions { secrets, ..Default::default() });
+//!     let identity = IdentityHook::new(|req| {
+//!         let login = req.cookie("login");
+//!         // Here an app asks its table of logins.
+//!         async move { Ok(login.map_or_else(Identity::anonymous, |_| Identity::anonymous())) }
+//!     });
+//!     let options = ServerOptions { identity: Some(identity), ..Default::default() };
+//!     let state = ServerState::new(&presence, options);
+//!     let stopping = state.clone();
 //!     let stop = async move {
-//!         // Ctrl-C. The server waits for open sockets, so they close first.
+//!         // Ctrl-C. The server waits for open sockets, so they close first: those in no room, then
+//!         // those in rooms.
 //!         let _ = actix_web::rt::signal::ctrl_c().await;
+//!         stopping.close();
 //!         if let Err(error) = presence.shutdown(std::time::Duration::from_secs(5)).await {
 //!             eprintln!("{error}");
 //!         }
@@ -32,7 +44,7 @@
 //!     HttpServer::new(move || {
 //!         App::new()
 //!             .route("/hello", web::get().to(async || "hello"))
-//!             .configure(configure(state.clone()))
+//!             .service(web::scope("/realtime").configure(configure(state.clone())))
 //!     })
 //!     .on_connect(|io, extensions| {
 //!         configure_tcp(io);
@@ -69,6 +81,7 @@ mod api;
 mod cli;
 mod explain;
 mod guard;
+mod identity;
 mod metrics;
 mod origin;
 mod pages;
@@ -78,6 +91,7 @@ mod refusals;
 mod request;
 mod response;
 mod routes;
+mod signing;
 mod socket;
 mod state;
 mod status;
@@ -86,9 +100,11 @@ mod token;
 #[cfg(feature = "cli")]
 pub use self::cli::main;
 pub use self::{
+    identity::{Identity, IdentityHook, IdentityRefused},
     metrics::{Metrics, MetricsTaken},
     origin::{AllowedOrigin, InvalidOrigin},
-    routes::configure,
+    routes::{configure, configure_api, configure_health, configure_pages, configure_sockets},
+    signing::{SignError, Token},
     state::{ServerOptions, ServerState},
     token::{EmptySecret, Secret},
 };

@@ -1,5 +1,5 @@
-//! The pages `GET /`, to try the server with, and `GET /dashboard`, and their assets. They work only where
-//! the routes are mounted at the root.
+//! The pages `GET /`, to try the server with, and `GET /dashboard`, and their assets. Their addresses
+//! are relative, so they work wherever the routes are mounted.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -40,6 +40,20 @@ const ASSETS: [Asset; 14] = [
 
 pub(crate) async fn index(req: HttpRequest) -> HttpResponse {
     file(&req, HTML, include_str!("pages/index.html"))
+}
+
+/// Leads from a scope's own address to the page in it: `/realtime` to `/realtime/`.
+///
+/// The address is relative, since a proxy may have removed a prefix.
+pub(crate) async fn add_slash(req: HttpRequest) -> HttpResponse {
+    let name = req.path().rsplit('/').next().unwrap_or_default();
+    let query = match req.query_string() {
+        "" => String::new(),
+        query => format!("?{query}"),
+    };
+    HttpResponse::TemporaryRedirect()
+        .insert_header((header::LOCATION, format!("./{name}/{query}")))
+        .finish()
 }
 
 pub(crate) async fn dashboard(req: HttpRequest) -> HttpResponse {

@@ -33,7 +33,7 @@ const fn refusal(code: &'static str, advice: &'static str) -> Refusal {
 
 const MALFORMED: &str = "it is malformed";
 
-static REFUSALS: [Refusal; 24] = [
+static REFUSALS: [Refusal; 26] = [
     refusal(
         "foreign_origin",
         "allow the page's origin with --allow-origin; /api also needs --api-key",
@@ -49,7 +49,12 @@ static REFUSALS: [Refusal; 24] = [
     ),
     refusal("bad_token", "its token is not signed with --secret, or not valid now"),
     refusal("no_secret", "it has a token, but the server was started without --secret"),
-    refusal("room_not_allowed", "its token is for other rooms (presence token --room)"),
+    refusal(
+        "room_not_allowed",
+        "its token or its identity is for other rooms (presence token --room)",
+    ),
+    refusal("identity_refused", "the app's identity hook refused it"),
+    refusal("identity_unavailable", "the app's identity hook had no answer, or none in time"),
     refusal("bad_version", "a Phoenix client must ask for vsn=2.0.0"),
     refusal("too_many_connections", "all places of --max-connections are taken"),
     refusal("too_many_readers", "too many clients read the dashboard's live numbers"),
@@ -104,7 +109,8 @@ pub(crate) fn report(req: &HttpRequest, error: &ApiError) {
     counter!(REFUSALS_TOTAL, "reason" => code).increment(1);
     let refusal = REFUSALS.iter().find(|refusal| refusal.code == code).unwrap_or(&OTHER);
     let origin = loggable(req, header::ORIGIN);
-    let detail = if code == "not_allowed" { String::new() } else { error.to_string() };
+    let is_of_the_app = matches!(code, "not_allowed" | "identity_refused" | "identity_unavailable");
+    let detail = if is_of_the_app { String::new() } else { error.to_string() };
     let passed = match code {
         "foreign_origin" => ORIGINS.pass(&origin),
         "bad_token" => TOKENS.pass(&detail),

@@ -123,9 +123,10 @@ impl ApiError {
         Self::bad_request("bad_user_id", format!("invalid user id: {}", error_chain(error)))
     }
 
-    /// The same error with status 403, the only one that Phoenix clients know.
+    /// The same error with status 403, the only one that Phoenix clients know, unless it is the server's.
     pub fn into_forbidden(self) -> Self {
-        Self { status: StatusCode::FORBIDDEN, ..self }
+        let is_ours = self.status.is_server_error();
+        Self { status: if is_ours { self.status } else { StatusCode::FORBIDDEN }, ..self }
     }
 
     /// The kind of error, for programs.

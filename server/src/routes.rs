@@ -1,13 +1,16 @@
 //! Which routes there are, and the checks in front of `/api`.
+//!
+//! Each address is a resource of its own that carries the state, so that nothing is set for the app around
+//! it, and what no route matches is the app's business.
 
 use actix_cors::Cors;
 use actix_web::{
-    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError, Scope,
+    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError,
     body::{EitherBody, MessageBody},
-    dev::{ServiceFactory, ServiceRequest, ServiceResponse},
+    dev::{HttpServiceFactory, ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
     middleware::{Next, from_fn},
-    web,
+    web::{self, ServiceConfig},
 };
 
 use crate::{
@@ -17,11 +20,12 @@ use crate::{
 const GET: &[Method] = &[Method::GET];
 const READ: &[Method] = &[Method::GET, Method::HEAD];
 
-/// Mounts the routes of the server in an app or a scope.
+/// Mounts all routes of the server in an app or a scope: [sockets](configure_sockets), the
+/// [API](configure_api), [pages](configure_pages) and [health](configure_health).
 ///
-/// An address that no route of this app or scope matches is then answered 404 as JSON; set another
-/// `default_service` afterwards to change that. The pages at `/` and `/dashboard` load their assets
-/// from the root, so they work only where the routes are mounted at the root.
+/// In a scope, such as `/realtime`, all addresses begin with its prefix and nothing is in the way of the
+/// app's own. At the root the routes that were registered first win, so register an app's own `/` or
+/// `/healthz` before. Addresses that no route matches are answered by the app's default service.
 ///
 /// ```
 /// use actix_presence::PresenceConfig;
@@ -32,71 +36,197 @@ const READ: &[Method] = &[Method::GET, Method::HEAD];
 /// let presence = PresenceConfig::new("sqlite::memory:").start()?;
 /// let state = ServerState::new(&presence, ServerOptions::default());
 /// let server = HttpServer::new(move || {
-///     App::new().service(web::scope("/presence").configure(configure(state.clone())))
+///     App::new()
+///         .route("/", web::get().to(async || "the app's own"))
+///         .service(web::scope("/realtime").configure(configure(state.clone())))
 /// });
 /// # drop(server);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
-pub fn configure(state: ServerState) -> impl FnOnce(&mut web::ServiceConfig) {
+pub fn configure(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
     move |cfg| {
-        cfg.app_data(web::Data::new(state))
-            // actix-web tries patterns in this order: the most frequent requests come first.
-            .service(
-                resource("/socket/websocket", GET, socket::phoenix)
-                    .wrap(from_fn(refusals::report_errors)),
-            )
-            .service(
-                resource("/ws/{room:[^/]*}", GET, socket::json)
-                    .wrap(from_fn(refusals::report_errors)),
-            )
-            .service(resource("/", READ, pages::index))
-            .service(resource("/dashboard", READ, pages::dashboard))
-            .service(resource("/assets/{name}", READ, pages::asset))
-            .service(resource("/healthz", READ, status::healthz))
-            .service(resource("/readyz", READ, status::readyz))
-            .service(resource("/metrics", READ, status::metrics))
-            .service(api_scope())
-            .default_service(web::to(unknown_route));
+        // actix-web tries patterns in this order: the most frequent requests come first.
+        configure_sockets(state.clone())(cfg);
+        configure_pages(cfg);
+        configure_health(state.clone())(cfg);
+        configure_api(state)(cfg);
     }
 }
 
-/// `/api`, behind the checks that every request to it passes.
-fn api_scope() -> Scope<
-    impl ServiceFactory<
-        ServiceRequest,
-        Config = (),
-        Response = ServiceResponse<impl MessageBody>,
-        Error = actix_web::Error,
-        InitError = (),
-    >,
-> {
-    let cors = Cors::default()
+/// Mounts the WebSockets in an app or a scope: `/ws/{room}` for JSON, and `/socket/websocket` for Phoenix
+/// clients.
+///
+/// ```
+/// use actix_presence::PresenceConfig;
+/// use actix_web::{App, HttpServer, web};
+/// use presence_server::{ServerOptions, ServerState, configure_api, configure_sockets};
+///
+/// # actix::System::new().block_on(async {
+/// let presence = PresenceConfig::new("sqlite::memory:").start()?;
+/// let state = ServerState::new(&presence, ServerOptions::default());
+/// // `/live/ws/{room}` for everybody, `/internal/api/…` for backends, and no pages.
+/// let server = HttpServer::new(move || {
+///     App::new()
+///         .service(web::scope("/live").configure(configure_sockets(state.clone())))
+///         .service(web::scope("/internal").configure(configure_api(state.clone())))
+/// });
+/// # drop(server);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub fn configure_sockets(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
+    move |cfg| {
+        let routes = Routes::new(state);
+        cfg.service(routes.socket("/socket/websocket", socket::phoenix))
+            .service(routes.socket("/ws/{room:[^/]*}", socket::json));
+    }
+}
+
+/// Mounts the HTTP API in an app or a scope: `/api/rooms` and the other addresses below `/api` that
+/// `docs/http-api.md` lists, behind the checks of origin and [key](crate::ServerOptions::api_key). An
+/// app's own addresses below `/api` stay its own.
+///
+/// See [`configure_sockets`] for an example.
+pub fn configure_api(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
+    move |cfg| {
+        let routes = Routes::new(state);
+        cfg.service(routes.api("/stats", READ, status::stats))
+            .service(routes.api("/stats/live", GET, status::live_stats))
+            .service(routes.api("/rooms", READ, api::list_rooms))
+            .service(routes.api("/rooms/{room:[^/]*}", READ, api::show_room))
+            .service(routes.api("/rooms/{room:[^/]*}/presences", READ, api::list_presences))
+            .service(routes.api(
+                "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
+                READ,
+                explain::explain,
+            ))
+            .service(routes.api("/rooms/{room:[^/]*}/messages", &[Method::POST], api::publish))
+            .service(routes.api("/users/{id:[^/]*}", READ, api::find_user))
+            .service(routes.api("/connections/{id:[^/]*}", &[Method::DELETE], api::kick));
+    }
+}
+
+/// Mounts the pages in an app or a scope: `/` to try the rooms with, `/dashboard`, and their assets below
+/// `/assets`.
+///
+/// They use the sockets, the API and the health that are mounted beside them, in the same scope.
+///
+/// ```
+/// use actix_web::{App, web};
+/// use presence_server::configure_pages;
+///
+/// let app = App::new().service(web::scope("/realtime").configure(configure_pages));
+/// # drop(app);
+/// ```
+pub fn configure_pages(cfg: &mut ServiceConfig) {
+    cfg.service(resource("/", READ, pages::index))
+        // A scope's own address; with a slash at its end the page finds what is beside it.
+        .service(resource("", READ, pages::add_slash))
+        .service(resource("/dashboard", READ, pages::dashboard))
+        .service(resource("/assets/{name}", READ, pages::asset));
+}
+
+/// Mounts health and metrics in an app or a scope: `/healthz`, `/readyz` and `/metrics`.
+///
+/// ```
+/// use actix_presence::PresenceConfig;
+/// use actix_web::{App, HttpServer, web};
+/// use presence_server::{ServerOptions, ServerState, configure_health};
+///
+/// # actix::System::new().block_on(async {
+/// let presence = PresenceConfig::new("sqlite::memory:").start()?;
+/// let state = ServerState::new(&presence, ServerOptions::default());
+/// let server = HttpServer::new(move || {
+///     App::new().service(web::scope("/presence").configure(configure_health(state.clone())))
+/// });
+/// # drop(server);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+pub fn configure_health(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
+    move |cfg| {
+        let routes = Routes::new(state);
+        cfg.service(routes.open("/healthz", READ, status::healthz))
+            .service(routes.open("/readyz", READ, status::readyz))
+            .service(routes.open("/metrics", READ, status::metrics));
+    }
+}
+
+/// Answers all other addresses, as JSON, those below `/api` after its checks: for the server, which has no
+/// app around it. To be mounted last.
+#[cfg(any(test, feature = "cli"))]
+pub(crate) fn configure_unknown(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
+    move |cfg| {
+        let routes = Routes::new(state);
+        let unknown = || web::to(async || ApiError::unknown_route().error_response());
+        let api = web::scope("/api").app_data(routes.state.clone()).default_service(unknown());
+        cfg.service(
+            // The middleware that is wrapped last sees a request first.
+            api.wrap(from_fn(check_credentials)).wrap(cors()).wrap(from_fn(check_origin)),
+        )
+        .default_service(unknown());
+    }
+}
+
+/// Makes resources that carry the state.
+struct Routes {
+    state: web::Data<ServerState>,
+}
+
+impl Routes {
+    fn new(state: ServerState) -> Self {
+        Self { state: web::Data::new(state) }
+    }
+
+    /// A WebSocket.
+    fn socket<F, Args>(&self, path: &str, handler: F) -> impl HttpServiceFactory + 'static
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.open(path, GET, handler).wrap(from_fn(refusals::report_errors))
+    }
+
+    /// An address below `/api`, behind the checks that every request to it passes.
+    fn api<F, Args>(
+        &self,
+        path: &str,
+        methods: &'static [Method],
+        handler: F,
+    ) -> impl HttpServiceFactory + 'static
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.open(&format!("/api{path}"), methods, handler)
+            // The middleware that is wrapped last sees a request first.
+            .wrap(from_fn(check_credentials))
+            .wrap(cors())
+            .wrap(from_fn(check_origin))
+    }
+
+    /// An address for everybody.
+    fn open<F, Args>(&self, path: &str, methods: &'static [Method], handler: F) -> Resource
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        resource(path, methods, handler).app_data(self.state.clone())
+    }
+}
+
+fn cors() -> Cors {
+    Cors::default()
         // `check_origin` has refused the others.
         .allowed_origin_fn(|_, _| true)
         .allow_any_method()
         .allow_any_header()
         .expose_headers([header::ETAG])
-        .max_age(600);
-    web::scope("/api")
-        .service(resource("/stats", READ, status::stats))
-        .service(resource("/stats/live", GET, status::live_stats))
-        .service(resource("/rooms", READ, api::list_rooms))
-        .service(resource("/rooms/{room:[^/]*}", READ, api::show_room))
-        .service(resource("/rooms/{room:[^/]*}/presences", READ, api::list_presences))
-        .service(resource(
-            "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
-            READ,
-            explain::explain,
-        ))
-        .service(resource("/rooms/{room:[^/]*}/messages", &[Method::POST], api::publish))
-        .service(resource("/users/{id:[^/]*}", READ, api::find_user))
-        .service(resource("/connections/{id:[^/]*}", &[Method::DELETE], api::kick))
-        .default_service(web::to(unknown_route))
-        // The middleware that is wrapped last sees a request first.
-        .wrap(from_fn(check_credentials))
-        .wrap(cors)
-        .wrap(from_fn(check_origin))
+        .max_age(600)
 }
 
 /// A resource with one handler, which answers other methods with 405.
@@ -121,10 +251,6 @@ fn method_not_allowed(methods: &[Method]) -> HttpResponse {
         response.headers_mut().insert(header::ALLOW, allow);
     }
     response
-}
-
-async fn unknown_route() -> HttpResponse {
-    ApiError::unknown_route().error_response()
 }
 
 async fn check_credentials<B: MessageBody + 'static>(

@@ -1,7 +1,7 @@
 //! The WebSockets, `GET /ws/{room}` for JSON and `GET /socket/websocket` for Phoenix, and who may open
 //! them.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -11,18 +11,23 @@ use actix_web::{
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use chrono::Utc;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::{
     guard::{self, bearer, is_local},
+    identity::{Identity, IdentityHook, IdentityRefused},
     request,
     response::{ApiError, error_chain},
     state::ServerState,
-    token::{self, Claims},
+    token,
 };
 use actix_presence::{
     Admit, Feed, Info, PhoenixSession, RoomName, SessionKey, TakePlace, UserId, WsOptions,
     WsSession, WsSessionError,
 };
+
+/// How long a handshake waits for the app's hook to say who the client is.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET /ws/{room}`.
 ///
@@ -35,15 +40,26 @@ pub(crate) async fn json(
 ) -> Result<HttpResponse, ApiError> {
     guard::check_socket_origin(&req, &state)?;
     let room = request::room(&req, 0)?;
-    let identity = Identity::of(&req, None, &state)?;
-    identity.check_room(&room)?;
+    let identity = identify(&req, None, &state).await?;
+    if !identity.admits(&room) {
+        let message = match state.options().identity {
+            Some(_) => "the app does not let you into this room",
+            None => "the token is not valid in this room",
+        };
+        return Err(ApiError::forbidden("room_not_allowed", message));
+    }
     let feed = feed(&req)?;
     let only = room.clone();
-    let place = state.place(identity.take_place(&req, move |room| *room == only)).await?;
+    let place = state.place(take_place(&identity, &req, move |room| *room == only)).await?;
 
-    let admit = identity.admit(room.clone());
+    let admit = admit(&identity, room.clone());
     let session = WsSession::new(state.registry().clone(), room).feed(feed);
-    let session = identity.apply(session.options(options(&state).place(place)));
+    let session = session.options(options(&state).place(place));
+    let session = session.user(identity.user).session(identity.session);
+    let session = match identity.is_info_fixed {
+        true => session.fixed_info(identity.info),
+        false => session.info(identity.info),
+    };
     match session.start(&req, body).await {
         Ok(response) => Ok(response),
         Err(error @ WsSessionError::Handshake(_)) => {
@@ -72,11 +88,14 @@ pub(crate) async fn phoenix(
         return Err(ApiError::forbidden("bad_version", "`vsn` must be `2.0.0`"));
     }
     let token = phoenix_token(req.headers());
-    let identity = Identity::of(&req, token, &state).map_err(ApiError::into_forbidden)?;
-    let place = state.place(identity.take_place(&req, |_| true)).await?;
+    let identity = identify(&req, token, &state).await.map_err(ApiError::into_forbidden)?;
+    let place = state.place(take_place(&identity, &req, |_| true)).await?;
     let session = PhoenixSession::new(state.registry().clone()).until(state.stop_signal());
-    let session = identity.apply_phoenix(session.options(options(&state).place(place)));
-    Ok(session.start(&req, body)?)
+    let session = session.options(options(&state).place(place));
+    let Identity { user, session: key, info, is_info_fixed, .. } = identity.clone();
+    let session = session.user(user).session(key);
+    let session = if is_info_fixed { session.fixed_info(info) } else { session.info(info) };
+    Ok(session.rooms(move |room| identity.admits(room)).start(&req, body)?)
 }
 
 /// The token that a Phoenix client offers as a subprotocol: unpadded base64.
@@ -115,124 +134,102 @@ fn feed(req: &HttpRequest) -> Result<Feed, ApiError> {
     }
 }
 
-/// Who opens a WebSocket.
-#[derive(Debug, Default)]
-struct Identity {
-    user: Option<UserId>,
-    info: Info,
-    session: Option<SessionKey>,
-    /// The claims of the token, if there is one: its info cannot be changed by the client, and it may
-    /// be valid in some rooms only.
-    claims: Option<Arc<Claims>>,
+/// Who sends a request: as the app's hook says, if there is one; else a token in the query comes before
+/// `offered`, and that before the `Authorization` header.
+async fn identify(
+    req: &HttpRequest,
+    offered: Option<String>,
+    state: &ServerState,
+) -> Result<Identity, ApiError> {
+    #[derive(Deserialize)]
+    struct TokenQuery {
+        session: Option<String>,
+        token: Option<String>,
+    }
+    let options = state.options();
+    let query: TokenQuery = request::query(req)?;
+    let session = query.session.map(SessionKey::new).transpose().map_err(|error| {
+        let message = format!("invalid `session`: {}", error_chain(&error));
+        ApiError::bad_request("bad_session", message)
+    })?;
+    let token = query.token.or(offered);
+    let identity = match (&options.identity, token.as_deref().or_else(|| bearer(req))) {
+        (Some(hook), _) => from_hook(hook, req).await?,
+        (None, Some(_)) if options.secrets.is_empty() => {
+            return Err(ApiError::unauthorized(
+                "no_secret",
+                "tokens cannot be verified: the server was started without a secret",
+            ));
+        }
+        (None, Some(token)) => from_token(token, state)?,
+        (None, None) if options.secrets.is_empty() && options.believe_query && is_local(req) => {
+            from_query(req)?
+        }
+        (None, None) if options.secrets.is_empty() || options.allow_anonymous => {
+            Identity::anonymous()
+        }
+        (None, None) => return Err(ApiError::unauthorized("token_needed", "a token is required")),
+    };
+    Ok(Identity { session: identity.session.or(session), ..identity })
 }
 
-impl Identity {
-    /// The identity of a request; a token in the query comes before `offered`, and that before the
-    /// `Authorization` header.
-    fn of(
-        req: &HttpRequest,
-        offered: Option<String>,
-        state: &ServerState,
-    ) -> Result<Self, ApiError> {
-        #[derive(Deserialize)]
-        struct TokenQuery {
-            session: Option<String>,
-            token: Option<String>,
-        }
-        let options = state.options();
-        let query: TokenQuery = request::query(req)?;
-        let session = query.session.map(SessionKey::new).transpose().map_err(|error| {
-            let message = format!("invalid `session`: {}", error_chain(&error));
-            ApiError::bad_request("bad_session", message)
-        })?;
-        let token = query.token.or(offered);
-        let identity = match token.as_deref().or_else(|| bearer(req)) {
-            Some(_) if options.secrets.is_empty() => {
-                return Err(ApiError::unauthorized(
-                    "no_secret",
-                    "tokens cannot be verified: the server was started without a secret",
-                ));
-            }
-            Some(token) => Self::from_token(token, state)?,
-            None if options.secrets.is_empty() && options.believe_query && is_local(req) => {
-                Self::from_query(req)?
-            }
-            None if options.secrets.is_empty() || options.allow_anonymous => Self::default(),
-            None => return Err(ApiError::unauthorized("token_needed", "a token is required")),
-        };
-        Ok(Self { session: identity.session.or(session), ..identity })
-    }
+async fn from_hook(hook: &IdentityHook, req: &HttpRequest) -> Result<Identity, ApiError> {
+    let answer = timeout(IDENTITY_TIMEOUT, hook.ask(req)).await;
+    Ok(answer.unwrap_or_else(|_| {
+        Err(IdentityRefused::unavailable("it could not be found out in time who you are"))
+    })?)
+}
 
-    fn from_token(token: &str, state: &ServerState) -> Result<Self, ApiError> {
-        let bad = |message: String| ApiError::unauthorized("bad_token", message);
-        let now = Utc::now().timestamp();
-        let claims = token::verify(token, &state.options().secrets, now);
-        let claims = claims.map_err(|error| bad(error.to_string()))?;
-        let user = claims.sub.as_deref().map(UserId::new).transpose();
-        let user = user.map_err(|e| bad(format!("invalid `sub` in token: {}", error_chain(&e))))?;
-        let info = claims.info();
-        let info =
-            info.map_err(|e| bad(format!("invalid `info` in token: {}", error_chain(&e))))?;
-        let session = claims.sid.as_deref().map(SessionKey::new).transpose();
-        let session =
-            session.map_err(|e| bad(format!("invalid `sid` in token: {}", error_chain(&e))))?;
-        Ok(Self { user, info, session, claims: Some(Arc::new(claims)) })
-    }
+fn from_token(token: &str, state: &ServerState) -> Result<Identity, ApiError> {
+    let bad = |message: String| ApiError::unauthorized("bad_token", message);
+    let now = Utc::now().timestamp();
+    let claims = token::verify(token, &state.options().secrets, now);
+    let claims = claims.map_err(|error| bad(error.to_string()))?;
+    let user = claims.sub.as_deref().map(UserId::new).transpose();
+    let user = user.map_err(|e| bad(format!("invalid `sub` in token: {}", error_chain(&e))))?;
+    let info = claims.info();
+    let info = info.map_err(|e| bad(format!("invalid `info` in token: {}", error_chain(&e))))?;
+    let session = claims.sid.as_deref().map(SessionKey::new).transpose();
+    let session =
+        session.map_err(|e| bad(format!("invalid `sid` in token: {}", error_chain(&e))))?;
+    let rooms = claims.rooms.map(Into::into);
+    Ok(Identity { user, info, is_info_fixed: true, session, rooms })
+}
 
-    fn from_query(req: &HttpRequest) -> Result<Self, ApiError> {
-        #[derive(Deserialize)]
-        struct UserQuery {
-            user: Option<String>,
-            info: Option<String>,
-        }
-        let query: UserQuery = request::query(req)?;
-        let user = query.user.map(UserId::new).transpose();
-        let user = user.map_err(|error| ApiError::bad_user(&error))?;
-        let info = query.info.as_deref().map_or(Ok(Info::EMPTY), parse_info)?;
-        Ok(Self { user, info, ..Self::default() })
+fn from_query(req: &HttpRequest) -> Result<Identity, ApiError> {
+    #[derive(Deserialize)]
+    struct UserQuery {
+        user: Option<String>,
+        info: Option<String>,
     }
+    let query: UserQuery = request::query(req)?;
+    let user = query.user.map(UserId::new).transpose();
+    let user = user.map_err(|error| ApiError::bad_user(&error))?;
+    let info = query.info.as_deref().map_or(Ok(Info::EMPTY), parse_info)?;
+    Ok(Identity { user, info, ..Identity::anonymous() })
+}
 
-    /// Refuses a room in which the token is not valid.
-    fn check_room(&self, room: &RoomName) -> Result<(), ApiError> {
-        if self.claims.as_ref().is_some_and(|claims| !claims.admit(room)) {
-            let message = "the token is not valid in this room";
-            return Err(ApiError::forbidden("room_not_allowed", message));
-        }
-        Ok(())
-    }
+/// Asks whether the room would accept this identity.
+fn admit(identity: &Identity, room: RoomName) -> Admit {
+    let Identity { user, info, session, .. } = identity.clone();
+    Admit { room, user, info, session }
+}
 
-    /// Asks whether the room would accept this identity.
-    fn admit(&self, room: RoomName) -> Admit {
-        let Self { user, info, session, .. } = self;
-        Admit { room, user: user.clone(), info: info.clone(), session: session.clone() }
+/// Asks for the place of an older connection of the client session, if this request is to become a
+/// WebSocket that enters the rooms for which `enters` is true.
+fn take_place(
+    identity: &Identity,
+    req: &HttpRequest,
+    enters: impl Fn(&RoomName) -> bool + Send + 'static,
+) -> Option<TakePlace> {
+    if !req.headers().contains_key(header::UPGRADE) {
+        return None;
     }
-
-    /// Asks for the place of an older connection of the client session, if this request is to become a
-    /// WebSocket that enters the rooms for which `enters` is true.
-    fn take_place(
-        &self,
-        req: &HttpRequest,
-        enters: impl Fn(&RoomName) -> bool + Send + 'static,
-    ) -> Option<TakePlace> {
-        let session = self.session.clone().filter(|_| req.headers().contains_key(header::UPGRADE));
-        let (user, info, claims) = (self.user.clone(), self.info.clone(), self.claims.clone());
-        let admits = move |room: &RoomName| claims.as_ref().is_none_or(|claims| claims.admit(room));
-        let enters = Box::new(move |room: &RoomName| enters(room) && admits(room));
-        Some(TakePlace { user, session: session?, info, enters })
-    }
-
-    fn apply(self, session: WsSession) -> WsSession {
-        let session = session.user(self.user).session(self.session);
-        if self.claims.is_some() { session.fixed_info(self.info) } else { session.info(self.info) }
-    }
-
-    fn apply_phoenix(self, session: PhoenixSession) -> PhoenixSession {
-        let session = session.user(self.user).session(self.session);
-        match self.claims {
-            Some(claims) => session.fixed_info(self.info).rooms(move |room| claims.admit(room)),
-            None => session.info(self.info),
-        }
-    }
+    let identity = identity.clone();
+    let (user, session, info) =
+        (identity.user.clone(), identity.session.clone()?, identity.info.clone());
+    let enters = Box::new(move |room: &RoomName| enters(room) && identity.admits(room));
+    Some(TakePlace { user, session, info, enters })
 }
 
 /// Reads `info` of the query.

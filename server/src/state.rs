@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use crate::{
-    metrics::Metrics, origin::AllowedOrigin, ranking::TopRooms, response::ApiError, token::Secret,
+    identity::IdentityHook, metrics::Metrics, origin::AllowedOrigin, ranking::TopRooms,
+    response::ApiError, token::Secret,
 };
 use actix_presence::{
     PresenceConfig, PresenceHandle, RoomRegistry, SessionPlace, SessionPlaces, StopSignal,
@@ -46,6 +47,11 @@ const PLACE_TIMEOUT: Duration = Duration::from_secs(3);
 /// ```
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
+    /// Says who opens a WebSocket, in place of tokens and the query: [`secrets`](Self::secrets),
+    /// [`allow_anonymous`](Self::allow_anonymous) and [`believe_query`](Self::believe_query) then count
+    /// for nothing there. Default none. Where it reads cookies, do not allow the origin `*`: any page
+    /// could act as its visitor.
+    pub identity: Option<IdentityHook>,
     /// Keys that tokens may be signed with. Default none: everybody is anonymous.
     pub secrets: Vec<Secret>,
     /// Whether clients without a token are let in although there are [`secrets`](Self::secrets). Default
@@ -78,6 +84,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
+            identity: None,
             secrets: Vec::new(),
             allow_anonymous: false,
             believe_query: false,

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{descriptors::TooFewDescriptors, environment, log, threads::TooFewThreads};
-use crate::response::error_chain;
+use crate::{response::error_chain, signing::SignError};
 use actix_presence::{
     Crashed, InvalidInfo, InvalidName, InvalidNodeName, StartError,
     store::{InvalidDatabaseUrl, StoreError},
@@ -55,8 +55,8 @@ pub(super) enum CommandError {
     Crashed(#[from] Crashed),
     #[error("the task `{0}` of the server ended unexpectedly")]
     Task(&'static str),
-    #[error("cannot sign the token")]
-    Sign(#[from] jwt_compact::CreationError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
     #[error("cannot write to stdout")]
     Output(#[from] io::Error),
 }

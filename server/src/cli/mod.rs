@@ -16,18 +16,16 @@ mod threads;
 use std::{
     io::{self, Write},
     process::ExitCode,
-    time::Duration,
 };
 
-use chrono::Utc;
 use serde::{Serialize, de::IgnoredAny};
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 
 use self::{
     error::CommandError,
     flags::{Cli, Command, DatabaseFlags, PruneFlags, TokenFlags},
 };
-use crate::token::{self, Claims};
+use crate::signing::Token;
 use actix_presence::{
     Clock, Info, SessionKey, UserId,
     store::{self, DatabaseUrl, RoomCounts, Store, migrate},
@@ -148,23 +146,21 @@ fn print_rooms(rooms: &[RoomCounts], as_json: bool) -> Result<(), CommandError> 
 fn print_token(flags: &TokenFlags) -> Result<(), CommandError> {
     let user = UserId::new(&flags.user).map_err(CommandError::User)?;
     let info = flags.info.as_deref().map(parse_info).transpose()?;
-    flags.session.as_deref().map(SessionKey::new).transpose().map_err(CommandError::Session)?;
-    let lifetime = flags.expires_in.max(Duration::from_secs(1)).as_secs();
-    let claims = Claims {
-        exp: Utc::now().timestamp().saturating_add_unsigned(lifetime).into(),
-        nbf: None,
-        sub: Some(user.as_str().to_owned()),
-        info: info.map(|info| raw(&info)).transpose()?,
-        rooms: (!flags.rooms.is_empty()).then(|| flags.rooms.clone()),
-        sid: flags.session.clone(),
-    };
+    let session = flags.session.as_deref().map(SessionKey::new).transpose();
+    let session = session.map_err(CommandError::Session)?;
     // clap requires at least one.
     let Some(key) = flags.secrets.first() else { return Ok(()) };
-    print(&token::sign(&claims, key)?)
-}
-
-fn raw(info: &Info) -> Result<Box<RawValue>, CommandError> {
-    RawValue::from_string(info.as_json().to_owned()).map_err(CommandError::InfoJson)
+    let mut token = Token::user(user).expires_in(flags.expires_in);
+    if let Some(info) = info {
+        token = token.info(info);
+    }
+    if let Some(session) = session {
+        token = token.session(session);
+    }
+    if !flags.rooms.is_empty() {
+        token = token.rooms(&flags.rooms);
+    }
+    print(&token.sign(key)?)
 }
 
 fn parse_info(text: &str) -> Result<Info, CommandError> {

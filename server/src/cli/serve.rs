@@ -23,7 +23,7 @@ use super::{
 use crate::{
     metrics::Metrics,
     response::error_chain,
-    routes::configure,
+    routes::{configure, configure_unknown},
     state::{ServerOptions, ServerState},
 };
 use actix_presence::{PresenceConfig, PresenceHandle, watch_socket};
@@ -90,7 +90,12 @@ async fn serve(flags: ServeFlags, limits: DescriptorLimits) -> Result<(), Comman
     connections::init_gauges(&limits);
 
     let shared = state.clone();
-    let app = move || App::new().wrap(from_fn(track_request)).configure(configure(shared.clone()));
+    let app = move || {
+        App::new()
+            .wrap(from_fn(track_request))
+            .configure(configure(shared.clone()))
+            .configure(configure_unknown(shared.clone()))
+    };
     let server = HttpServer::new(app).on_connect(move |io, extensions| {
         // On Linux they inherit it from their listener.
         #[cfg(not(target_os = "linux"))]
@@ -209,6 +214,7 @@ fn options(flags: ServeFlags) -> ServerOptions {
     let metrics =
         metrics.inspect_err(|error| tracing::warn!("no /metrics: {}", error_chain(error)));
     ServerOptions {
+        identity: None,
         secrets: flags.secrets,
         allow_anonymous: flags.allow_anonymous,
         believe_query: loopback,

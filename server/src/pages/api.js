@@ -1,5 +1,5 @@
 // The server's API, with the key if there is one.
-import { recall, remember } from "./common.js";
+import { at, recall, remember } from "./common.js";
 
 const PATIENCE_MS = 8000;
 
@@ -32,7 +32,7 @@ function check(answer, body) {
 export async function ask(path, method = "GET") {
   let answer, body;
   try {
-    answer = await fetch(path, { method, headers: headers(), cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    answer = await fetch(at(path), { method, headers: headers(), cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     body = answer.status === 204 ? null : await answer.json();
   } catch {
     throw gone(answer);
@@ -52,7 +52,7 @@ export async function listen(path, signal, take) {
   };
   try {
     heard();
-    answer = await fetch(path, { headers: headers(), cache: "no-store", signal: AbortSignal.any([signal, quiet.signal]) });
+    answer = await fetch(at(path), { headers: headers(), cache: "no-store", signal: AbortSignal.any([signal, quiet.signal]) });
     if (!answer.ok) check(answer, await answer.json().catch(() => null));
     let rest = "";
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -73,7 +73,7 @@ export async function listen(path, signal, take) {
   throw gone();
 }
 
-export const roomPath = (room) => `/api/rooms/${encodeURIComponent(room)}`;
+export const roomPath = (room) => `api/rooms/${encodeURIComponent(room)}`;
 
 /** A page of a list: `after` is a cursor of the page before. */
 export function page(path, limit, after) {

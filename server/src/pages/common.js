@@ -1,5 +1,8 @@
 // Helpers of both pages.
 
+/** An address of the server, wherever its routes are mounted: the assets are one level below. */
+export const at = (path) => new URL(`../${path}`, import.meta.url);
+
 export const $ = (selector, root = document) => root.querySelector(selector);
 
 /** Makes an element; strings become text nodes, so data is never parsed as markup. */

@@ -41,7 +41,7 @@ async function read() {
   if (document.hidden) return;
   const mine = (feed = new AbortController());
   try {
-    await listen("/api/stats/live", mine.signal, (stats) => {
+    await listen("api/stats/live", mine.signal, (stats) => {
       if (mine !== feed) return;
       latest = new Date();
       show(stats);

@@ -39,7 +39,7 @@ export class Detail {
     if (room === null) return this.clear();
     $("#detail-title bdi").textContent = room;
     $("#detail-counts").textContent = "";
-    $("#detail-join").href = `/#${encodeURIComponent(room)}`;
+    $("#detail-join").href = `./#${encodeURIComponent(room)}`;
     this.restart();
     // On narrow screens the panel is below the others, and may be out of sight.
     $("#detail").scrollIntoView({ block: "nearest" });
@@ -173,7 +173,7 @@ export class Detail {
     await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
     if (dialog.returnValue !== "yes") return;
     try {
-      const kicked = await ask(`/api/connections/${id}`, "DELETE");
+      const kicked = await ask(`api/connections/${id}`, "DELETE");
       if (kicked?.partial) $("#detail-note").textContent = "The other nodes were told; whether one of them has the connection cannot be asked now.";
     } catch (refused) {
       if (refused.status !== 404) $("#detail-note").textContent = refused.message;

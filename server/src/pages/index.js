@@ -82,7 +82,7 @@ addEventListener("pageshow", ({ persisted }) => { if (persisted) each((room) => 
 
 // Browsers slow the timers of a background tab to one per minute, too slow to
 // stay present, but not the timers of a worker.
-try { new Worker("/assets/heartbeat.js").onmessage = () => each((room) => room.beat()); }
+try { new Worker(new URL("./heartbeat.js", import.meta.url)).onmessage = () => each((room) => room.beat()); }
 catch { setInterval(() => each((room) => room.beat()), HEARTBEAT_MS); }
 
 addEventListener("storage", ({ key, newValue }) => each((room) => {

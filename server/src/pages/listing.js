@@ -69,7 +69,7 @@ export class Listing {
   }
 
   async turn(asked) {
-    const { rooms, next } = await page("/api/rooms", SHOWN, this.cursors.at(-1));
+    const { rooms, next } = await page("api/rooms", SHOWN, this.cursors.at(-1));
     if (asked !== this.asked) return;
     const at = this.cursors.length;
     this.draw(rooms, `Page ${count(at)} of ${count(Math.max(at, Math.ceil(allRooms(this.stats) / SHOWN)))}`, next);
@@ -81,7 +81,7 @@ export class Listing {
     const found = [];
     let after = null, matches = 0, pieces = 0;
     do {
-      const { rooms, next } = await page("/api/rooms", SEARCH_PAGE, after);
+      const { rooms, next } = await page("api/rooms", SEARCH_PAGE, after);
       if (asked !== this.asked) return pieces;
       for (const room of rooms) {
         if (!room.channel_name.toLowerCase().includes(filter)) continue;

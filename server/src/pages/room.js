@@ -1,5 +1,5 @@
 // A joined room: its connection, its frames, its pane.
-import { $, clock, copy, el, plural, recallJson, remember } from "./common.js";
+import { $, at, clock, copy, el, plural, recallJson, remember } from "./common.js";
 import { STATUS, colourOf, noteOf, paint, statusOf, subjectOf } from "./people.js";
 import { MAX, active, clip, countUnread, hashOf, log, rooms, saveRooms, show } from "./tabs.js";
 
@@ -82,22 +82,22 @@ export class Room {
     this.connect();
   }
 
-  path(prefix = "/ws/") {
+  address() {
     const query = { presence: "diff", session: this.session, info: JSON.stringify(this.info) };
     if (this.token) query.token = this.token;
     else if (this.me !== null) query.user = this.me;
-    return `${prefix}${encodeURIComponent(this.name)}?${Object.entries(query).map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&")}`;
+    return at(`ws/${encodeURIComponent(this.name)}?${Object.entries(query).map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&")}`);
   }
 
   connect() {
     clearTimeout(this.timer);
     this.version = null;
     this.show("connecting", this.everOpen ? "reconnecting…" : "connecting…");
-    const path = this.path();
-    const ws = (this.ws = new WebSocket(location.origin.replace(/^http/, "ws") + path));
+    const address = this.address();
+    const ws = (this.ws = new WebSocket(address.href.replace(/^http/, "ws")));
     let opened = false;
     const timeout = setTimeout(() => ws.close(), CONNECT_TIMEOUT_MS);
-    log(this, "meta", `GET ${path.replace(/token=[^&]*/, "token=…")}`);
+    log(this, "meta", `GET ${(address.pathname + address.search).replace(/token=[^&]*/, "token=…")}`);
     ws.onopen = () => {
       if (this.ws !== ws) return;
       clearTimeout(timeout);
@@ -153,12 +153,12 @@ export class Room {
   async diagnose() {
     const session = this.session;
     const get = (url) => fetch(url, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    const healthy = await get("/healthz").then((answer) => answer.ok, () => false);
+    const healthy = await get(at("healthz")).then((answer) => answer.ok, () => false);
     const stale = () => rooms.get(this.name) !== this || this.session !== session || this.state === "open" || this.state === "stopped";
     if (stale()) return;
     if (!healthy) return this.notify("The server cannot be reached. Trying again…", "Try now");
     // Without the upgrade the same address is often refused for the same reason, as JSON.
-    const words = await get(this.path()).then(async (answer) =>
+    const words = await get(this.address()).then(async (answer) =>
       ([401, 403, 503].includes(answer.status) ? (await answer.json()).error.message : ""), () => "").catch(() => "");
     if (stale()) return;
     const why = `The server is up but refused this name, room or token${words ? `: ${words.replace(/\.$/, "")}` : ""}.`;

@@ -1,5 +1,5 @@
 // The rooms of this tab, which one is shown, and the frame around it.
-import { $, el, remember } from "./common.js";
+import { $, at, el, remember } from "./common.js";
 
 export const MAX = { rooms: 8, lines: 300, frames: 50, roster: 200, shown: 4000 };
 
@@ -56,7 +56,7 @@ export function show(room) {
 export function drawCurl() {
   // encodeURIComponent leaves quotes, which a shell interprets.
   const room = encodeURIComponent(active?.name ?? ($("#room").value.trim() || "lobby")).replace(/'/g, "%27");
-  $("#curl").textContent = `curl -X POST '${location.origin}/api/rooms/${room}/messages' \\\n  -H 'Content-Type: application/json' -d '{"text":"Hello from curl"}'`;
+  $("#curl").textContent = `curl -X POST '${at(`api/rooms/${room}/messages`)}' \\\n  -H 'Content-Type: application/json' -d '{"text":"Hello from curl"}'`;
 }
 
 /** A reload joins the same rooms again; rooms joined with a token need it once more. */

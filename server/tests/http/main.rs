@@ -120,8 +120,8 @@ fn token(claims: &Value, secret: &str) -> String {
 }
 
 mod access;
+mod embedded;
 mod health;
-mod mount;
 mod pages;
 mod rest;
 mod rights;

@@ -81,42 +81,73 @@ async fn the_routes_can_be_mounted_in_a_scope() {
     assert_eq!(room.json()["channel_name"], "a/b");
     let ws = send(&app, get("/presence/ws/a%2Fb")).await;
     assert_eq!(ws.refusal(), (400, "handshake".to_owned()));
-    let none = send(&app, get("/presence/nope")).await;
-    assert_eq!(none.refusal(), (404, "not_found".to_owned()));
+    assert!(send(&app, get("/presence/nope")).await.body.is_empty());
     assert_eq!(send(&app, get("/mine")).await.body, b"mine");
     assert!(send(&app, get("/nope")).await.body.is_empty());
 }
 
+/// The addresses that a text names in quotes, relative to where it is.
+fn addresses(text: &str, base: &url::Url) -> Vec<url::Url> {
+    let quoted = text.split('"').skip(1).step_by(2);
+    let relative = quoted.filter_map(|quoted| {
+        let is_script = base.path().ends_with(".js");
+        let is_address = match is_script {
+            true => quoted.starts_with("./") && quoted.ends_with(".js"),
+            // Attributes of a page that lead somewhere.
+            false => {
+                quoted.starts_with("./") || quoted.starts_with("assets/") || LINKS.contains(&quoted)
+            }
+        };
+        is_address.then(|| base.join(quoted).unwrap())
+    });
+    relative.collect()
+}
+
+const LINKS: [&str; 4] = ["dashboard", "metrics", "healthz", "readyz"];
+
 #[actix::test]
-async fn every_asset_exists_and_is_used_and_nothing_is_inline() {
+async fn every_asset_exists_and_is_used_under_any_prefix_and_nothing_is_inline() {
     let presence = start();
-    let app = app!(presence);
-    let mut paths: Vec<String> = vec!["/".into(), "/dashboard".into()];
-    let mut at = 0;
-    while let Some(path) = paths.get(at).cloned() {
-        let answer = send(&app, get(&path)).await;
-        assert_eq!(answer.status, StatusCode::OK, "{path}");
-        let text = String::from_utf8(answer.body).unwrap();
-        if at < 2 {
-            for inline in ["<style", " style=", "<script>", " onclick="] {
-                assert!(!text.contains(inline), "{path}: {inline}");
-            }
+    let metrics = Some(Metrics::install().unwrap());
+    let state = ServerState::new(&presence, ServerOptions { metrics, ..options() });
+    for prefix in ["", "/realtime", "/deep/down"] {
+        let app = match prefix {
+            "" => App::new().configure(configure(state.clone())),
+            prefix => App::new().service(web::scope(prefix).configure(configure(state.clone()))),
+        };
+        let app = init_service(app).await;
+        if !prefix.is_empty() {
+            // A relative address is relative to the last slash.
+            let answer = send(&app, get(&format!("{prefix}?a=1"))).await;
+            assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
+            let from = url::Url::parse(&format!("http://localhost{prefix}?a=1")).unwrap();
+            let to = from.join(answer.header("location")).unwrap();
+            assert_eq!(to.as_str(), format!("http://localhost{prefix}/?a=1"));
         }
-        // Assets by address, and modules by their name relative to the importing one.
-        for quoted in text.split('"').skip(1).step_by(2) {
-            let found = match quoted.strip_prefix("./") {
-                Some(module) if path.ends_with(".js") => format!("/assets/{module}"),
-                None if quoted.starts_with("/assets/") => quoted.to_owned(),
-                _ => continue,
-            };
-            if !paths.contains(&found) {
-                paths.push(found);
+        let start = url::Url::parse(&format!("http://localhost{prefix}/")).unwrap();
+        let mut urls = vec![start];
+        let mut at = 0;
+        while let Some(url) = urls.get(at).cloned() {
+            let answer = send(&app, get(url.path())).await;
+            assert_eq!(answer.status, StatusCode::OK, "{url}");
+            if answer.header("content-type").starts_with("text/html") {
+                let text = String::from_utf8(answer.body.clone()).unwrap();
+                for inline in ["<style", " style=", "<script>", " onclick="] {
+                    assert!(!text.contains(inline), "{url}: {inline}");
+                }
+                assert!(!text.contains("=\"/"), "{url} has an absolute address");
             }
+            for found in addresses(&String::from_utf8(answer.body).unwrap(), &url) {
+                if !urls.contains(&found) {
+                    urls.push(found);
+                }
+            }
+            at += 1;
         }
-        at += 1;
+        let assets = urls.iter().filter(|url| url.path().contains("/assets/")).count();
+        assert_eq!(assets, 14, "each asset is used: {urls:?}");
+        assert_eq!(urls.len(), assets + 2 + 3, "two pages, health and metrics: {urls:?}");
     }
-    assert!(paths.contains(&"/assets/heartbeat.js".to_owned()), "{paths:?}");
-    assert_eq!(paths.len(), 16, "each asset is used: {paths:?}");
 }
 
 #[actix::test]

@@ -31,8 +31,7 @@ async fn the_page_and_its_assets_have_a_policy_and_a_tag() {
     for attribute in ["src=\"", "href=\""] {
         for (_, rest) in page.match_indices(attribute).map(|(at, _)| page.split_at(at)) {
             let path = rest[attribute.len()..].split('"').next().unwrap();
-            // The dashboard is yet to come.
-            if path.starts_with("data:") || path.starts_with('#') || path == "/dashboard" {
+            if path.starts_with("data:") || path.starts_with('#') {
                 continue;
             }
             let path = format!("/{}", path.trim_start_matches("./").trim_start_matches('/'));
@@ -40,6 +39,24 @@ async fn the_page_and_its_assets_have_a_policy_and_a_tag() {
         }
     }
     assert!(!page.contains("<script>") && !page.contains(" style="), "the policy forbids these");
+}
+
+#[tokio::test]
+async fn unknown_addresses_are_answered_as_json_and_those_of_the_api_need_its_key() {
+    let server = Server::start(&["--api-key", "k"]);
+    for path in ["/nope", "/ws", "/ws/a/b", "/assets/nope.js", "/api"] {
+        let answer = server.ask("GET", path).header("Authorization", "Bearer k").send().await;
+        assert_eq!(answer.error(), (404, "not_found".to_owned()), "{path}");
+    }
+    for (path, key, expected) in [
+        ("/api/nope", "k", (404, "not_found".to_owned())),
+        ("/api/rooms/a/nope", "k", (404, "not_found".to_owned())),
+        ("/api/nope", "other", (401, "unauthorized".to_owned())),
+    ] {
+        let key = format!("Bearer {key}");
+        let answer = server.ask("GET", path).header("Authorization", &key).send().await;
+        assert_eq!(answer.error(), expected, "{path} {key}");
+    }
 }
 
 #[tokio::test]

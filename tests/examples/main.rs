@@ -1,16 +1,19 @@
 //! The examples do what they say: those that end by themselves run here, those that serve are talked
 //! to over real sockets.
 
-#[path = "../examples/actix_ws.rs"]
+#[path = "../../examples/actix_ws.rs"]
 mod chat_on_actix_ws;
-#[path = "../examples/django_tour.rs"]
+#[path = "../../examples/django_tour.rs"]
 mod django_tour;
-#[path = "../examples/embed.rs"]
+#[path = "../../examples/embed.rs"]
 mod embed;
-#[path = "../examples/observer.rs"]
+#[path = "../../examples/observer.rs"]
 mod observer;
-#[path = "../examples/webhook.rs"]
+#[path = "../../examples/webhook.rs"]
 mod webhook;
+
+mod process;
+mod signals;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -20,7 +23,13 @@ use std::{
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::oneshot, time::timeout};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -111,6 +120,18 @@ async fn a_session_on_actix_ws_joins_chats_lives_and_leaves() {
     app.stop.send(()).unwrap();
     assert_eq!(guest.closed().await, 1001);
     timeout(SOON, app.ended).await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn each_example_answers_a_close_with_its_code() {
+    for (name, app) in [("embed", app!(embed)), ("actix_ws", app!(chat_on_actix_ws))] {
+        let mut client = Client::connect(app.addr, "/ws/lobby").await;
+        let bye = CloseFrame { code: CloseCode::Normal, reason: "bye".into() };
+        client.0.send(Message::Close(Some(bye))).await.unwrap();
+        assert_eq!(client.closed().await, 1000, "{name}");
+        app.stop.send(()).unwrap();
+        timeout(SOON, app.ended).await.unwrap().unwrap();
+    }
 }
 
 #[actix::test]

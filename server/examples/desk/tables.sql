@@ -1,0 +1,7 @@
+PRAGMA journal_mode = WAL;
+CREATE TABLE IF NOT EXISTS logins (cookie TEXT PRIMARY KEY, name TEXT NOT NULL, agent BOOLEAN NOT NULL);
+CREATE TABLE IF NOT EXISTS tickets (room TEXT PRIMARY KEY, customer TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS visits (
+    id INTEGER PRIMARY KEY, room TEXT NOT NULL, name TEXT NOT NULL, event TEXT NOT NULL, at TIMESTAMP NOT NULL);
+INSERT OR IGNORE INTO logins VALUES ('ada', 'ada', TRUE), ('bob', 'bob', FALSE);
+INSERT OR IGNORE INTO tickets VALUES ('ticket:1', 'bob'), ('ticket:2', 'cleo');
