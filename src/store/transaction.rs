@@ -141,8 +141,10 @@ pub(super) struct Trial {
     /// The number of rows that could be written.
     pub written: usize,
     /// How often something could not be written before something could.
+    #[cfg(feature = "postgres")]
     futile: u32,
     /// An error that may be the fault of a row.
+    #[cfg(feature = "postgres")]
     unknown: Option<Failure>,
     /// When no further rows are tried.
     end: Option<Instant>,
@@ -150,6 +152,7 @@ pub(super) struct Trial {
 
 impl Trial {
     /// So many failures before the first success are the database's trouble, and not that of rows.
+    #[cfg(feature = "postgres")]
     const MAX_FUTILE: u32 = 16;
 
     /// A trial that ends after a time.
@@ -164,21 +167,24 @@ impl Trial {
 
     /// Notes a failure, and returns the reason if it may be the fault of a row.
     fn failed(&mut self, failure: Failure) -> Result<String, Failure> {
-        let reason = match &failure {
-            Failure::Row(reason) => return Ok(reason.clone()),
+        match failure {
+            Failure::Row(reason) => Ok(reason),
             #[cfg(feature = "postgres")]
-            Failure::Unknown(error) => error.to_string(),
-            _ => return Err(failure),
-        };
-        self.futile += u32::from(self.written == 0);
-        if self.futile > Self::MAX_FUTILE {
-            return Err(failure);
+            Failure::Unknown(error) => {
+                let reason = error.to_string();
+                self.futile += u32::from(self.written == 0);
+                if self.futile > Self::MAX_FUTILE {
+                    return Err(Failure::Unknown(error));
+                }
+                self.unknown = Some(Failure::Unknown(error));
+                Ok(reason)
+            }
+            failure => Err(failure),
         }
-        self.unknown = Some(failure);
-        Ok(reason)
     }
 
     /// The failure of a trial in which nothing could be written, though no row was at fault for certain.
+    #[cfg(feature = "postgres")]
     pub fn end(self) -> Result<(), Failure> {
         match self.unknown {
             Some(failure) if self.written == 0 => Err(failure),
