@@ -65,6 +65,7 @@ impl PresenceConfig {
         self.check()?;
         self.node_name()?;
         let url = self.database_url()?;
+        self.check_schema(&url)?;
         let bus = self.bus(url.is_shared())?;
         match url {
             #[cfg(feature = "sqlite")]
@@ -80,7 +81,8 @@ impl PresenceConfig {
             }
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => {
-                let options = PostgresOptions::for_lease(self.lease);
+                let mut options = PostgresOptions::for_lease(self.lease);
+                options.schema = self.schema_name()?;
                 let writer = Box::new(PostgresStore::open_with(&url, options)?);
                 let reader = Box::new(writer.another());
                 self.start_on(Stores::Shared { writer, reader }, bus)
@@ -107,7 +109,7 @@ impl PresenceConfig {
         reader: Box<dyn SharedStore>,
         bus: Box<dyn Bus>,
     ) -> Result<PresenceHandle, StartError> {
-        if self.database.is_some() || self.redis.is_some() {
+        if self.database.is_some() || self.redis.is_some() || self.schema.is_some() {
             return Err(StartError::TwoDatabases);
         }
         self.start_on(Stores::Shared { writer, reader }, Some(bus))
