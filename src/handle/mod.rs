@@ -108,8 +108,16 @@ pub enum StartError {
     #[cfg(feature = "sqlite")]
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// No actix system runs on this thread, so there is nothing that could run the actors.
+    #[error(
+        "no actix system runs on this thread: put `#[actix_web::main]` or `#[actix::main]` in place of \
+         `#[tokio::main]`, or start in `actix::System::new().block_on(…)`"
+    )]
+    NoSystem,
     /// The system allows no further thread.
-    #[error("cannot start a thread")]
+    #[error(
+        "cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)"
+    )]
     Thread(#[source] io::Error),
     /// The database cannot be used.
     #[error("the database cannot be used")]

@@ -1,6 +1,6 @@
 //! Starting the actors of a presence system, and the handle of a running one.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use actix::{MailboxError, prelude::*};
 
@@ -24,7 +24,7 @@ use crate::{
         lane::HungCalls,
         reader::{Reader, ReaderHandle},
     },
-    supervision::{Crashed, Supervisor},
+    supervision::{Crashed, Supervisor, check_threads},
 };
 
 /// How often the registry is asked whether it answers.
@@ -55,18 +55,24 @@ impl PresenceConfig {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is invalid or the database cannot be used.
+    /// [`StartError`] if an option is invalid, the database cannot be used, no actix system runs on this
+    /// thread, or the system does not allow the threads.
     ///
-    /// # Panics
+    /// ```
+    /// use actix_presence::{PresenceConfig, StartError};
     ///
-    /// If no actix system runs on this thread, or if the system does not allow the threads of the
-    /// database (`ulimit -u`).
+    /// // Neither `#[actix_web::main]` nor `#[actix::main]` is around this.
+    /// let refused = PresenceConfig::new("sqlite::memory:").start();
+    /// assert!(matches!(refused, Err(StartError::NoSystem)));
+    /// ```
     pub fn start(self) -> Result<PresenceHandle, StartError> {
         self.check()?;
         self.node_name()?;
         let url = self.database_url()?;
         self.check_schema(&url)?;
         let bus = self.bus(url.is_shared())?;
+        // Before the database is touched.
+        check_process()?;
         match url {
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteMemory => {
@@ -98,11 +104,7 @@ impl PresenceConfig {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is invalid or the database cannot be used.
-    ///
-    /// # Panics
-    ///
-    /// If no actix system runs on this thread.
+    /// [`StartError`], as [`start`](Self::start).
     pub fn start_shared(
         self,
         writer: Box<dyn SharedStore>,
@@ -122,6 +124,7 @@ impl PresenceConfig {
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
+        check_process()?;
         self.clock = self.clock.correctable();
         let (started, stores) = stores.start(node.clone(), self.clock.clone(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
@@ -130,7 +133,8 @@ impl PresenceConfig {
             tracing::info!(node, presences, "removed the rows of a dead node");
         }
         let supervisor = Supervisor::default();
-        let (writer, readers) = stores.start_threads(&node, self.lease, &supervisor);
+        let threads = stores.start_threads(&node, self.lease, &supervisor);
+        let (writer, readers) = threads.map_err(StartError::Thread)?;
         let inherited = Inherited { rows: inherited, stopped };
         let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
         let arbiter = Arbiter::try_new().map_err(StartError::Thread)?.handle();
@@ -217,24 +221,32 @@ impl Stores {
         node: &NodeName,
         lease: Duration,
         supervisor: &Supervisor,
-    ) -> (WriterHandle, Option<[ReaderHandle; 2]>) {
+    ) -> io::Result<(WriterHandle, Option<[ReaderHandle; 2]>)> {
         let node = node.clone();
         let (writer, reader) = match self {
             Self::Alone(writer) => {
-                return (Writer::start_alone(writer, node, lease, supervisor), None);
+                return Ok((Writer::start_alone(writer, node, lease, supervisor)?, None));
             }
             Self::Shared { writer, reader } => (writer, reader),
         };
         let hung = HungCalls::default();
         let further = reader.opener().map(|open| open());
-        let reader = Reader::start(reader, hung.clone(), supervisor);
+        let reader = Reader::start(reader, hung.clone(), supervisor)?;
         let background = match further {
-            Some(store) => Reader::start(store, hung.clone(), supervisor),
+            Some(store) => Reader::start(store, hung.clone(), supervisor)?,
             None => reader.clone(),
         };
-        let writer = Writer::start_shared(writer, node, lease, hung, supervisor);
-        (writer, Some([reader, background]))
+        let writer = Writer::start_shared(writer, node, lease, hung, supervisor)?;
+        Ok((writer, Some([reader, background])))
     }
+}
+
+/// Checks what the threads and actors need, which would panic without it.
+fn check_process() -> Result<(), StartError> {
+    if System::try_current().is_none() {
+        return Err(StartError::NoSystem);
+    }
+    check_threads().map_err(StartError::Thread)
 }
 
 /// Asks the registry again and again, one question at a time. Runs on the arbiter of the registry, so that a
