@@ -1,6 +1,6 @@
 //! The tables beside those of an app, and those of an earlier version.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Barrier, thread, time::Duration};
 
 use actix_presence::{
     ConnectionId, Flush, Join, PresenceConfig, RoomName, StartError,
@@ -191,6 +191,22 @@ fn the_search_path_of_the_url_is_as_good_as_the_option() {
     let refused = PostgresStore::open(&url(&hidden)).err().unwrap();
     let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
     assert!(reason.contains("`public`") && reason.contains("`rooms`"), "{reason}");
+}
+
+#[test]
+fn many_may_create_a_schema_at_once() {
+    const THREADS: usize = 6;
+    let (database, barrier) = (Postgres::shared().fresh_database(), Barrier::new(THREADS));
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                barrier.wait();
+                PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+            });
+        }
+    });
+    let mut conn = PgConnection::establish(&database).unwrap();
+    assert_eq!(versions(&mut conn, "realtime.presence_migrations").len(), 4);
 }
 
 #[test]

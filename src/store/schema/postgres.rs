@@ -91,4 +91,4 @@ macro_rules! postgres_tables {
     };
 }
 
-crate::postgres_tables!();
+postgres_tables!();
