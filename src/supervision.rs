@@ -2,13 +2,17 @@
 //! [`PresenceHandle::closed`](crate::PresenceHandle::closed).
 
 use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
+use actix::{Actor, Addr, SyncArbiter, SyncContext};
 use tokio::sync::watch;
 
 use crate::model::micros;
@@ -157,6 +161,23 @@ impl Drop for Guard {
             runs
         });
     }
+}
+
+/// Fails if the system allows no further thread: libraries that start one would panic.
+pub(crate) fn check_threads() -> io::Result<()> {
+    let _ = thread::Builder::new().spawn(|| ())?.join();
+    Ok(())
+}
+
+/// Starts an actor that blocks, on a thread of its own.
+pub(crate) fn start_sync<A>(factory: impl Fn() -> A + Send + Sync + 'static) -> io::Result<Addr<A>>
+where
+    A: Actor<Context = SyncContext<A>>,
+{
+    check_threads()?;
+    // Somebody else may have taken the last thread since.
+    catch_unwind(AssertUnwindSafe(|| SyncArbiter::start(1, factory)))
+        .map_err(|_| io::Error::from(io::ErrorKind::WouldBlock))
 }
 
 #[cfg(test)]

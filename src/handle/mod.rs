@@ -14,6 +14,8 @@ pub use self::{
 
 #[cfg(feature = "sqlite")]
 use crate::store::OwnerError;
+#[cfg(feature = "postgres")]
+use crate::store::{InvalidSchemaName, SchemaName};
 use crate::{
     bus::Bus,
     clock::Clock,
@@ -46,6 +48,7 @@ use crate::{
 pub struct PresenceConfig {
     database: Option<String>,
     redis: Option<String>,
+    schema: Option<String>,
     node: Option<String>,
     lease: Duration,
     max_age: Duration,
@@ -75,6 +78,13 @@ pub enum StartError {
     /// The URL of the database is invalid.
     #[error(transparent)]
     Url(#[from] InvalidDatabaseUrl),
+    /// The name of the schema is invalid.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Schema(#[from] InvalidSchemaName),
+    /// The options name a schema, and a database that is not PostgreSQL.
+    #[error("only PostgreSQL has schemas: use `postgres://…`, or no `schema`")]
+    SchemaWithoutPostgres,
     /// The name of the node is invalid.
     #[error(transparent)]
     Node(#[from] InvalidNodeName),
@@ -105,8 +115,16 @@ pub enum StartError {
     #[cfg(feature = "sqlite")]
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// No actix system runs on this thread, so there is nothing that could run the actors.
+    #[error(
+        "no actix system runs on this thread: put `#[actix_web::main]` or `#[actix::main]` in place of \
+         `#[tokio::main]`, or start in `actix::System::new().block_on(…)`"
+    )]
+    NoSystem,
     /// The system allows no further thread.
-    #[error("cannot start a thread")]
+    #[error(
+        "cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)"
+    )]
     Thread(#[source] io::Error),
     /// The database cannot be used.
     #[error("the database cannot be used")]
@@ -130,6 +148,22 @@ impl PresenceConfig {
     #[must_use]
     pub fn redis(self, url: impl Into<String>) -> Self {
         Self { redis: Some(url.into()), ..self }
+    }
+
+    /// The schema of PostgreSQL that has the tables, for a database that has other tables, too; created if
+    /// it is missing. Default none: the schema that the connection's `search_path` says.
+    ///
+    /// ```
+    /// # #[cfg(feature = "postgres")] {
+    /// use actix_presence::PresenceConfig;
+    ///
+    /// let config = PresenceConfig::new("postgres://app@db.internal/app").schema("presence");
+    /// assert!(config.validate().is_ok());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn schema(self, name: impl Into<String>) -> Self {
+        Self { schema: Some(name.into()), ..self }
     }
 
     /// How long a silent connection counts as present. Default 60 s.
@@ -282,6 +316,7 @@ impl PresenceConfig {
     pub fn validate(&self) -> Result<(), StartError> {
         self.check()?;
         let database = self.database_url()?;
+        self.check_schema(&database)?;
         self.bus(database.is_shared())?;
         self.node_name()?;
         Ok(())
@@ -312,6 +347,23 @@ impl PresenceConfig {
 
     fn database_url(&self) -> Result<DatabaseUrl, StartError> {
         Ok(self.database.as_ref().ok_or(StartError::NoDatabase)?.parse()?)
+    }
+
+    /// Checks the schema, which only some databases have.
+    fn check_schema(&self, database: &DatabaseUrl) -> Result<(), StartError> {
+        match database {
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(_) => self.schema_name().map(|_| ()),
+            #[cfg(feature = "sqlite")]
+            _ if self.schema.is_some() => Err(StartError::SchemaWithoutPostgres),
+            #[cfg(feature = "sqlite")]
+            _ => Ok(()),
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    fn schema_name(&self) -> Result<Option<SchemaName>, StartError> {
+        Ok(self.schema.as_ref().map(SchemaName::new).transpose()?)
     }
 
     fn node_name(&self) -> Result<NodeName, StartError> {
@@ -346,6 +398,7 @@ impl Default for PresenceConfig {
         Self {
             database: None,
             redis: None,
+            schema: None,
             node: None,
             lease: Duration::from_secs(15),
             max_age: Duration::from_secs(60),
@@ -367,6 +420,7 @@ impl Default for PresenceConfig {
 impl fmt::Debug for PresenceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PresenceConfig")
+            .field("schema", &self.schema)
             .field("node", &self.node)
             .field("lease", &self.lease)
             .field("max_age", &self.max_age)

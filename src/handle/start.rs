@@ -1,6 +1,6 @@
 //! Starting the actors of a presence system, and the handle of a running one.
 
-use std::{ops::Deref, time::Duration};
+use std::{io, ops::Deref, time::Duration};
 
 use actix::prelude::*;
 
@@ -25,7 +25,7 @@ use crate::{
         lane::HungCalls,
         reader::{Reader, ReaderHandle},
     },
-    supervision::{Crashed, Supervisor},
+    supervision::{Crashed, Supervisor, check_threads},
 };
 
 /// How often the registry is asked whether it answers.
@@ -56,17 +56,24 @@ impl PresenceConfig {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is invalid or the database cannot be used.
+    /// [`StartError`] if an option is invalid, the database cannot be used, no actix system runs on this
+    /// thread, or the system does not allow the threads.
     ///
-    /// # Panics
+    /// ```
+    /// use actix_presence::{PresenceConfig, StartError};
     ///
-    /// If no actix system runs on this thread, or if the system does not allow the threads of the
-    /// database (`ulimit -u`).
+    /// // Neither `#[actix_web::main]` nor `#[actix::main]` is around this.
+    /// let refused = PresenceConfig::new("sqlite::memory:").start();
+    /// assert!(matches!(refused, Err(StartError::NoSystem)));
+    /// ```
     pub fn start(self) -> Result<PresenceHandle, StartError> {
         self.check()?;
         self.node_name()?;
         let url = self.database_url()?;
+        self.check_schema(&url)?;
         let bus = self.bus(url.is_shared())?;
+        // Before the database is touched.
+        check_process()?;
         match url {
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteMemory => {
@@ -81,7 +88,8 @@ impl PresenceConfig {
             }
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => {
-                let options = PostgresOptions::for_lease(self.lease);
+                let mut options = PostgresOptions::for_lease(self.lease);
+                options.schema = self.schema_name()?;
                 let writer = Box::new(PostgresStore::open_with(&url, options)?);
                 let reader = Box::new(writer.another());
                 self.start_on(Stores::Shared { writer, reader }, bus)
@@ -97,18 +105,14 @@ impl PresenceConfig {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if an option is invalid or the database cannot be used.
-    ///
-    /// # Panics
-    ///
-    /// If no actix system runs on this thread.
+    /// [`StartError`], as [`start`](Self::start).
     pub fn start_shared(
         self,
         writer: Box<dyn SharedStore>,
         reader: Box<dyn SharedStore>,
         bus: Box<dyn Bus>,
     ) -> Result<PresenceHandle, StartError> {
-        if self.database.is_some() || self.redis.is_some() {
+        if self.database.is_some() || self.redis.is_some() || self.schema.is_some() {
             return Err(StartError::TwoDatabases);
         }
         self.start_on(Stores::Shared { writer, reader }, Some(bus))
@@ -121,6 +125,7 @@ impl PresenceConfig {
     ) -> Result<PresenceHandle, StartError> {
         self.check()?;
         let node = self.node_name()?;
+        check_process()?;
         self.clock = self.clock.correctable();
         let (started, stores) = stores.start(node.clone(), self.clock.clone(), self.lease)?;
         let Started { incarnation, dead, inherited, stopped } = started;
@@ -129,7 +134,8 @@ impl PresenceConfig {
             tracing::info!(node, presences, "removed the rows of a dead node");
         }
         let supervisor = Supervisor::default();
-        let (writer, readers) = stores.start_threads(&node, self.lease, &supervisor);
+        let threads = stores.start_threads(&node, self.lease, &supervisor);
+        let (writer, readers) = threads.map_err(StartError::Thread)?;
         let inherited = Inherited { rows: inherited, stopped };
         let backend = Backend { node, incarnation, inherited, writer, readers, bus, supervisor };
         let arbiter = Arbiter::try_new().map_err(StartError::Thread)?.handle();
@@ -232,24 +238,32 @@ impl Stores {
         node: &NodeName,
         lease: Duration,
         supervisor: &Supervisor,
-    ) -> (WriterHandle, Option<[ReaderHandle; 2]>) {
+    ) -> io::Result<(WriterHandle, Option<[ReaderHandle; 2]>)> {
         let node = node.clone();
         let (writer, reader) = match self {
             Self::Alone(writer) => {
-                return (Writer::start_alone(writer, node, lease, supervisor), None);
+                return Ok((Writer::start_alone(writer, node, lease, supervisor)?, None));
             }
             Self::Shared { writer, reader } => (writer, reader),
         };
         let hung = HungCalls::default();
         let further = reader.opener().map(|open| open());
-        let reader = Reader::start(reader, hung.clone(), supervisor);
+        let reader = Reader::start(reader, hung.clone(), supervisor)?;
         let background = match further {
-            Some(store) => Reader::start(store, hung.clone(), supervisor),
+            Some(store) => Reader::start(store, hung.clone(), supervisor)?,
             None => reader.clone(),
         };
-        let writer = Writer::start_shared(writer, node, lease, hung, supervisor);
-        (writer, Some([reader, background]))
+        let writer = Writer::start_shared(writer, node, lease, hung, supervisor)?;
+        Ok((writer, Some([reader, background])))
     }
+}
+
+/// Checks what the threads and actors need, which would panic without it.
+fn check_process() -> Result<(), StartError> {
+    if System::try_current().is_none() {
+        return Err(StartError::NoSystem);
+    }
+    check_threads().map_err(StartError::Thread)
 }
 
 /// Asks the registry again and again, one question at a time, which also reports its gauges. Runs on the arbiter

@@ -200,7 +200,8 @@ fn an_urgent_batch_waits_for_the_database_but_not_for_the_commit_interval() {
 #[actix::test]
 async fn once_it_is_closed_nothing_is_sent_to_the_writer_and_waiting_flushes_fail() {
     let store = Box::new(MemoryDatabase::new().store());
-    let writer = Writer::new(store, NodeName::new("n").unwrap(), Duration::from_secs(15)).run();
+    let writer =
+        Writer::new(store, NodeName::new("n").unwrap(), Duration::from_secs(15)).run().unwrap();
     let mut mirror = Mirror::new(writer.into(), Duration::ZERO, Duration::from_secs(5));
     let mut rooms = Rooms::default();
     let room = RoomName::new("lobby").unwrap();

@@ -1,6 +1,7 @@
 //! The thread that waits for the database.
 
 use std::{
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -15,7 +16,7 @@ use crate::{
         Applied, Batch, Renewal, Result, SharedStore, Store, StoreError,
         lane::{HungCalls, Lane, Worker},
     },
-    supervision::{Crashed, Guard, Supervisor},
+    supervision::{Crashed, Guard, Supervisor, check_threads, start_sync},
 };
 
 /// The actor that owns the store: one thread, one call at a time, in the order of the messages.
@@ -54,9 +55,9 @@ impl Writer {
         node: NodeName,
         lease: Duration,
         supervisor: &Supervisor,
-    ) -> WriterHandle {
+    ) -> io::Result<WriterHandle> {
         let guard = supervisor.guard(Crashed::Writer);
-        Self::new(store, node, lease).start_guarded(guard).into()
+        Ok(Self::new(store, node, lease).start_guarded(guard)?.into())
     }
 
     /// Starts the thread of a store, and another one when a call hangs.
@@ -66,25 +67,27 @@ impl Writer {
         lease: Duration,
         hung: HungCalls,
         supervisor: &Supervisor,
-    ) -> WriterHandle {
+    ) -> io::Result<WriterHandle> {
         let (opener, supervisor) = (store.opener(), supervisor.clone());
         let start = move |store: Box<dyn SharedStore>| {
+            // Before there is a guard, which would report a crash.
+            check_threads()?;
             let guard = supervisor.guard(Crashed::Writer);
             let (pulse, release) = (store.pulse(), guard.release());
-            let writer = Self::new(store, node.clone(), lease).start_guarded(guard);
-            Worker { address: writer.into(), pulse, release }
+            let writer = Self::new(store, node.clone(), lease).start_guarded(guard)?;
+            Ok(Worker { address: writer.into(), pulse, release })
         };
-        WriterHandle(Lane::replaceable(start(store), opener, hung, true, start))
+        Ok(WriterHandle(Lane::replaceable(start(store)?, opener, hung, true, start)))
     }
 
     /// Starts the writer's thread, which holds the guard until it ends.
-    fn start_guarded(self, guard: Guard) -> Addr<Self> {
+    fn start_guarded(self, guard: Guard) -> io::Result<Addr<Self>> {
         let _guard = Some(Arc::new(guard));
         Self { _guard, ..self }.run()
     }
 
-    pub(super) fn run(self) -> Addr<Self> {
-        SyncArbiter::start(1, move || self.clone())
+    pub(super) fn run(self) -> io::Result<Addr<Self>> {
+        start_sync(move || self.clone())
     }
 
     fn call<T>(
@@ -344,7 +347,9 @@ mod tests {
     }
 
     fn start(store: impl Store + 'static) -> Addr<Writer> {
-        Writer::new(Box::new(store), NodeName::new("n").unwrap(), Duration::from_secs(15)).run()
+        Writer::new(Box::new(store), NodeName::new("n").unwrap(), Duration::from_secs(15))
+            .run()
+            .unwrap()
     }
 
     fn write() -> Write {
@@ -366,7 +371,8 @@ mod tests {
         let store = Box::new(Scripted { script, calls });
         let supervisor = Supervisor::default();
         let name = NodeName::new("n").unwrap();
-        let writer = Writer::start_alone(store, name, Duration::from_secs(15), &supervisor);
+        let writer =
+            Writer::start_alone(store, name, Duration::from_secs(15), &supervisor).unwrap();
         assert!(writer.write(write()).await.is_ok());
         assert_eq!(supervisor.crashed(), None);
         assert!(matches!(writer.write(write()).await, Err(StoreError::Closed)));

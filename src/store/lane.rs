@@ -1,6 +1,7 @@
 //! The threads that wait for the database, and their replacement when a call hangs.
 
 use std::{
+    io,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -9,7 +10,7 @@ use std::{
 use tokio::time::timeout;
 
 use super::{Pulse, Result, SharedStore, StoreError, StoreOpener, pulse::CHECK_INTERVAL};
-use crate::supervision::Release;
+use crate::{log_limit::LogLimit, supervision::Release};
 
 /// The largest number of calls that may hang at once: each of them costs a thread and a connection.
 const MAX_HUNG_CALLS: usize = 4;
@@ -33,6 +34,11 @@ impl HungCalls {
         }
         fits
     }
+
+    /// Takes one out that goes on after all.
+    fn remove(&self, pulse: &Pulse) {
+        lock(&self.0).retain(|hung| !hung.is_same(pulse));
+    }
 }
 
 /// A thread with a store of its own.
@@ -45,7 +51,7 @@ pub(crate) struct Worker<A> {
     pub release: Release,
 }
 
-type StartWorker<A> = Box<dyn Fn() -> Worker<A> + Send>;
+type StartWorker<A> = Box<dyn Fn() -> io::Result<Worker<A>> + Send>;
 
 /// Sends calls to a thread with a store, one after the other. When a call hangs, it is given up: it and
 /// those behind it fail with [`StoreError::Stalled`], the thread is left to itself, and another one with a
@@ -86,7 +92,7 @@ impl<A: Clone> Lane<A> {
         opener: Option<StoreOpener>,
         hung: HungCalls,
         essential: bool,
-        start: impl Fn(Box<dyn SharedStore>) -> Worker<A> + Send + 'static,
+        start: impl Fn(Box<dyn SharedStore>) -> io::Result<Worker<A>> + Send + 'static,
     ) -> Self
     where
         A: 'static,
@@ -139,15 +145,28 @@ impl<A> State<A> {
         Ok(self)
     }
 
-    /// Replaces the thread with this number, unless too many calls hang already.
+    /// Replaces the thread with this number, unless too many calls hang already, or no further thread can be
+    /// started.
     fn give_up(&mut self, number: u64) -> bool {
         let Some(start) = self.next.as_ref().filter(|_| number == self.number) else { return true };
         if !can_start_threads() || !self.hung.add(&self.worker.pulse, self.max_hung) {
             return false;
         }
+        let next = match start() {
+            Ok(next) => next,
+            Err(error) => {
+                self.hung.remove(&self.worker.pulse);
+                let error = &error as &dyn std::error::Error;
+                static FAILED: LogLimit = LogLimit::new();
+                if let Some(suppressed) = FAILED.pass() {
+                    tracing::error!(error, suppressed, "no thread for another connection");
+                }
+                return false;
+            }
+        };
         self.worker.release.release();
         self.number += 1;
-        self.worker = start();
+        self.worker = next;
         metrics::counter!("presence_database_hung_total").increment(1);
         tracing::warn!("the database does not answer on a connection: it is given up");
         true
@@ -205,16 +224,24 @@ mod tests {
 
     /// A lane whose threads are numbered from 0.
     fn lane(hung: &HungCalls, essential: bool) -> Lane<Thread> {
-        let number = Arc::new(AtomicUsize::new(0));
+        limited_lane(hung, essential, &Arc::new(AtomicUsize::new(usize::MAX)))
+    }
+
+    /// A lane that may start so many threads.
+    fn limited_lane(hung: &HungCalls, essential: bool, limit: &Arc<AtomicUsize>) -> Lane<Thread> {
+        let (number, limit) = (Arc::new(AtomicUsize::new(0)), Arc::clone(limit));
         let start = move |_: Box<dyn SharedStore>| {
+            if number.load(Relaxed) == limit.load(Relaxed) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             let number = number.fetch_add(1, Relaxed);
             let pulse = Pulse::default();
             let address = Thread { number, pulse: pulse.clone() };
-            Worker { address, pulse, release: Release::default() }
+            Ok(Worker { address, pulse, release: Release::default() })
         };
         let store = MemoryDatabase::new().store();
-        let opener = store.opener();
-        Lane::replaceable(start(Box::new(store)), opener, hung.clone(), essential, start)
+        let (opener, first) = (store.opener(), start(Box::new(store)).unwrap());
+        Lane::replaceable(first, opener, hung.clone(), essential, start)
     }
 
     /// Has the next call hang, and returns what ends that.
@@ -266,5 +293,19 @@ mod tests {
         assert_eq!(writer.call(Thread::answer).await.unwrap(), 2);
         waiting.drain(..2);
         assert_eq!(reader.call(Thread::answer).await.unwrap(), 4);
+    }
+
+    #[actix::test]
+    async fn where_no_thread_can_be_started_calls_stall_until_one_can() {
+        let (hung, limit) = (HungCalls::default(), Arc::new(AtomicUsize::new(1)));
+        let lane = limited_lane(&hung, true, &limit);
+        let waiting = hang(&lane).await.unwrap();
+        // More often than calls may hang: each is the same one.
+        for _ in 0..=MAX_HUNG_CALLS {
+            assert!(matches!(lane.call(Thread::answer).await, Err(StoreError::Stalled)));
+        }
+        limit.store(2, Relaxed);
+        assert_eq!(lane.call(Thread::answer).await.unwrap(), 1, "on another thread");
+        drop(waiting);
     }
 }

@@ -5,6 +5,7 @@
 //! a thread of its own (a writer's or a reader's), or in a command.
 
 pub(crate) mod lane;
+mod migrations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
@@ -29,7 +30,7 @@ pub(crate) use self::values::OwnIncarnations;
 pub(crate) use self::values::{Fence, NodeLease};
 #[cfg(feature = "postgres")]
 pub use self::{
-    postgres::{LeaseClock, PostgresOptions, PostgresStore},
+    postgres::{InvalidSchemaName, LeaseClock, PostgresOptions, PostgresStore, SchemaName},
     url::PostgresUrl,
 };
 pub use self::{
@@ -82,7 +83,7 @@ pub fn migrate(url: &DatabaseUrl) -> Result<usize> {
             sqlite::migrate(url, SqliteOptions::default())
         }
         #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => postgres::migrate(url, PostgresOptions::default()),
+        DatabaseUrl::Postgres(url) => postgres::migrate(url, &PostgresOptions::default()),
     }
 }
 

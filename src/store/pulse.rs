@@ -78,6 +78,11 @@ impl Pulse {
         }
     }
 
+    /// Whether both are of one store.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the store is in a call.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

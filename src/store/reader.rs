@@ -1,6 +1,7 @@
 //! The thread that reads what other nodes have written.
 
 use std::{
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,7 +14,7 @@ use super::{
     SharedStore, StoreError,
     lane::{HungCalls, Lane, Worker},
 };
-use crate::supervision::{Crashed, Guard, Supervisor};
+use crate::supervision::{Crashed, Guard, Supervisor, check_threads, start_sync};
 
 /// The most queries that may wait for the reader.
 const MAX_WAITING_QUERIES: usize = 1024;
@@ -47,18 +48,22 @@ impl Reader {
         store: Box<dyn SharedStore>,
         hung: HungCalls,
         supervisor: &Supervisor,
-    ) -> ReaderHandle {
+    ) -> io::Result<ReaderHandle> {
         let (opener, supervisor) = (store.opener(), supervisor.clone());
-        let start = move |store| Self::start_thread(store, supervisor.guard(Crashed::Reader));
-        ReaderHandle(Lane::replaceable(start(store), opener, hung, false, start))
+        let start = move |store| {
+            // Before there is a guard, which would report a crash.
+            check_threads()?;
+            Self::start_thread(store, supervisor.guard(Crashed::Reader))
+        };
+        Ok(ReaderHandle(Lane::replaceable(start(store)?, opener, hung, false, start)))
     }
 
-    fn start_thread(store: Box<dyn SharedStore>, guard: Guard) -> Worker<QuerySender> {
+    fn start_thread(store: Box<dyn SharedStore>, guard: Guard) -> io::Result<Worker<QuerySender>> {
         let (pulse, release) = (store.pulse(), guard.release());
         let (store, guard) = (Arc::new(Mutex::new(store)), Arc::new(guard));
         let reader = move || Self { store: Arc::clone(&store), _guard: Arc::clone(&guard) };
-        let address = QuerySender::new(SyncArbiter::start(1, reader).recipient());
-        Worker { address, pulse, release }
+        let address = QuerySender::new(start_sync(reader)?.recipient());
+        Ok(Worker { address, pulse, release })
     }
 }
 
@@ -144,7 +149,7 @@ mod tests {
         let supervisor = Supervisor::default();
         let store = Box::new(MemoryDatabase::new().store());
         let hung = HungCalls::default();
-        let reader = Reader::start(store, hung, &supervisor);
+        let reader = Reader::start(store, hung, &supervisor).unwrap();
         let panicked = reader.ask::<(), _>(|_| panic!("as the test says")).await;
         assert!(matches!(panicked, Err(StoreError::Panicked)));
         assert!(reader.ask(|_| Ok(1)).await.is_ok());

@@ -1,4 +1,33 @@
-//! The tables, in the form `diesel print-schema` gives them; a test compares them with the migrations.
+//! The tables, for queries of an app that uses Diesel: here those of SQLite, in the form that `diesel
+//! print-schema` gives them, in [`postgres`] those of PostgreSQL, which have more columns. Tests compare both
+//! with the migrations.
+//!
+//! They are to be read: what an app writes into them is overwritten, or lost at the next start.
+//!
+//! ```
+//! use actix_presence::store::schema::{nodes, presences, rooms};
+//! use diesel::{dsl::now, prelude::*};
+//!
+//! /// Who is in a room, by the rows of nodes that live.
+//! fn users(conn: &mut SqliteConnection, room: &str) -> QueryResult<Vec<Option<String>>> {
+//!     presences::table
+//!         .inner_join(rooms::table)
+//!         .inner_join(nodes::table.on(nodes::id.eq(presences::node_id)))
+//!         .filter(rooms::channel_name.eq(room))
+//!         .filter(nodes::lease_expires_at.gt(now))
+//!         .select(presences::user_id)
+//!         .load(conn)
+//! }
+//! # let directory = tempfile::tempdir()?;
+//! # let file = directory.path().join("presence.db");
+//! # actix_presence::store::migrate(&format!("sqlite://{}", file.display()).parse()?)?;
+//! # let mut conn = SqliteConnection::establish(file.to_str().unwrap_or_default())?;
+//! # assert!(users(&mut conn, "lobby")?.is_empty());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#[cfg(feature = "postgres")]
+pub mod postgres;
 
 diesel::table! {
     /// Nodes that are, or were, alive.

@@ -4,6 +4,7 @@ use actix_presence::{
     ConnectionId, NodeName, Presence, RoomName, SessionKey, UserId,
     store::{
         DatabaseUrl, LeaseClock, PostgresOptions, PostgresStore, PostgresUrl, PresenceRecord, Row,
+        SchemaName,
     },
     testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
 };
@@ -20,12 +21,18 @@ use crate::server::Postgres;
 
 actix_presence::store_contract!(every_store, super::OnPostgres);
 actix_presence::shared_store_contract!(shared_store, super::OnPostgres);
+actix_presence::store_contract!(every_store_in_a_schema, super::InSchema);
+actix_presence::shared_store_contract!(shared_store_in_a_schema, super::InSchema);
 
 /// A database with a store that goes by the time it is given.
 pub struct OnPostgres {
     pub url: String,
     pub store: PostgresStore,
+    options: PostgresOptions,
 }
+
+/// The same in a schema of its own, while the `search_path` finds tables of somebody else.
+pub struct InSchema(OnPostgres);
 
 pub fn options() -> PostgresOptions {
     let mut options = PostgresOptions::default();
@@ -41,12 +48,20 @@ pub fn url(url: &str) -> PostgresUrl {
 impl OnPostgres {
     pub fn on(server: &Postgres) -> Self {
         let database = server.fresh_database();
-        let store = PostgresStore::open_with(&url(&database), options()).unwrap();
-        Self { url: database, store }
+        Self::open(database, options())
+    }
+
+    pub fn open(database: String, options: PostgresOptions) -> Self {
+        let store = PostgresStore::open_with(&url(&database), options.clone()).unwrap();
+        Self { url: database, store, options }
     }
 
     pub fn shell(&self) -> PgConnection {
-        PgConnection::establish(&self.url).unwrap()
+        let mut shell = PgConnection::establish(&self.url).unwrap();
+        if let Some(schema) = &self.options.schema {
+            shell.batch_execute(&format!("SET search_path = \"{schema}\"")).unwrap();
+        }
+        shell
     }
 
     pub fn sql(&self, sql: &str) {
@@ -148,6 +163,48 @@ impl StoreFixture for OnPostgres {
 
 impl SharedStoreFixture for OnPostgres {
     fn another(&mut self) -> PostgresStore {
-        PostgresStore::open_with(&url(&self.url), options()).unwrap()
+        PostgresStore::open_with(&url(&self.url), self.options.clone()).unwrap()
     }
 }
+
+impl StoreFixture for InSchema {
+    type Store = PostgresStore;
+
+    fn new() -> Self {
+        let database = Postgres::shared().fresh_database();
+        let mut app = PgConnection::establish(&database).unwrap();
+        app.batch_execute(TABLES_OF_AN_APP).unwrap();
+        let mut options = options();
+        options.schema = Some(SchemaName::new("Presence of the app").unwrap());
+        Self(OnPostgres::open(database, options))
+    }
+
+    fn store(&mut self) -> &mut PostgresStore {
+        self.0.store()
+    }
+
+    fn change_manually(&mut self, change: ManualChange<'_>) {
+        self.0.change_manually(change);
+    }
+
+    fn rows(&mut self) -> Vec<(NodeName, Row)> {
+        self.0.rows()
+    }
+
+    fn refuse(&mut self, verb: Verb, connection: ConnectionId) {
+        self.0.refuse(verb, connection);
+    }
+}
+
+impl SharedStoreFixture for InSchema {
+    fn another(&mut self) -> PostgresStore {
+        self.0.another()
+    }
+}
+
+/// Tables of the same names as those of the library, which have nothing else in common with them.
+pub const TABLES_OF_AN_APP: &str = "
+    CREATE TABLE rooms (number INTEGER PRIMARY KEY, beds INTEGER NOT NULL);
+    CREATE TABLE presences (guest TEXT PRIMARY KEY);
+    CREATE TABLE nodes (address INET PRIMARY KEY);
+    CREATE TABLE cluster (name TEXT PRIMARY KEY)";

@@ -34,23 +34,33 @@ fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     lines.into_iter().map(|line| line.line).collect()
 }
 
+/// What there is in a schema, beside records of migrations.
+fn objects(conn: &mut PgConnection, schema: &str) -> Vec<String> {
+    lines(
+        conn,
+        &format!(
+            "SELECT relkind::text || ' ' || relname AS line FROM pg_class
+             WHERE relnamespace = '{schema}'::regnamespace AND relname NOT LIKE '%\\_migrations%'
+             ORDER BY 1"
+        ),
+    )
+}
+
 #[test]
 fn migrations_go_up_down_and_up_again() {
     let database = Postgres::shared().fresh_database();
     let mut conn = PgConnection::establish(&database).unwrap();
-    let objects = "SELECT relkind::text || ' ' || relname AS line FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '%diesel%' ORDER BY 1";
+    let files = || FileBasedMigrations::from_path("migrations/postgres").unwrap();
+    assert_eq!(MigrationSource::<Pg>::migrations(&files()).unwrap().len(), MIGRATIONS);
+    conn.run_pending_migrations(files()).unwrap();
+    let made = objects(&mut conn, "public");
+    assert_eq!(made.len(), 17, "4 tables, 11 indexes, 2 sequences: {made:?}");
+    conn.revert_all_migrations(files()).unwrap();
+    assert!(objects(&mut conn, "public").is_empty());
     let parsed: DatabaseUrl = database.parse().unwrap();
     assert_eq!(migrate(&parsed).unwrap(), MIGRATIONS);
-    let made = lines(&mut conn, objects);
-    assert_eq!(made.len(), 17, "4 tables, 11 indexes, 2 sequences: {made:?}");
+    assert_eq!(objects(&mut conn, "public"), made);
     assert_eq!(migrate(&parsed).unwrap(), 0);
-    let files = FileBasedMigrations::from_path("migrations/postgres").unwrap();
-    assert_eq!(MigrationSource::<Pg>::migrations(&files).unwrap().len(), MIGRATIONS);
-    conn.revert_all_migrations(files).unwrap();
-    assert!(lines(&mut conn, objects).is_empty());
-    assert_eq!(migrate(&parsed).unwrap(), MIGRATIONS);
-    assert_eq!(lines(&mut conn, objects), made);
 }
 
 #[test]
@@ -58,16 +68,51 @@ fn both_databases_have_the_columns_that_people_read() {
     let fixture = OnPostgres::new();
     let columns = lines(
         &mut fixture.shell(),
-        "SELECT table_name || '.' || column_name AS line FROM information_schema.columns
-         WHERE table_schema = 'public' AND table_name NOT LIKE '%diesel%' ORDER BY 1",
+        "SELECT table_name || '.' || column_name || ' ' || is_nullable || ' ' || data_type AS line
+         FROM information_schema.columns WHERE table_schema = 'public'
+             AND table_name NOT LIKE '%\\_migrations' AND table_name <> 'cluster' ORDER BY 1",
     );
-    for line in include_str!("../../src/store/schema.rs").lines() {
-        if let Some((column, _)) = line.split_once(" -> ").filter(|_| line.ends_with(',')) {
-            let column = column.trim();
-            assert!(columns.iter().any(|found| found.ends_with(&format!(".{column}"))), "{column}");
+    let columns: Vec<_> = columns.iter().map(|column| as_declared(column)).collect();
+    let mut declared = declared(include_str!("../../src/store/schema/postgres.rs"));
+    declared.sort();
+    assert_eq!(columns, declared);
+    let names: Vec<_> = columns.iter().filter_map(|column| column.split(' ').next()).collect();
+    for column in self::declared(include_str!("../../src/store/schema.rs")) {
+        let name = column.split(' ').next().unwrap();
+        assert!(names.contains(&name), "{column}");
+    }
+}
+
+/// A column as `diesel::table!` has it.
+fn as_declared(column: &str) -> String {
+    let mut parts = column.splitn(3, ' ');
+    let [name, nullable, kind] = [(); 3].map(|()| parts.next().unwrap());
+    let kind = match kind {
+        "text" => "Text",
+        "timestamp without time zone" => "Timestamp",
+        "bigint" => "BigInt",
+        "integer" => "Integer",
+        "boolean" => "Bool",
+        other => panic!("{name} is {other}"),
+    };
+    match nullable {
+        "YES" => format!("{name} Nullable<{kind}>"),
+        _ => format!("{name} {kind}"),
+    }
+}
+
+/// The columns of the tables that a text declares, as `table.column type`.
+fn declared(text: &str) -> Vec<String> {
+    let (mut table, mut columns) = ("", Vec::new());
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+        let line = line.strip_prefix("$($schema.)? ").unwrap_or(line);
+        if let Some((name, _)) = line.split_once(" (id) {") {
+            table = name;
+        } else if let Some(column) = line.strip_suffix(',').filter(|line| line.contains(" -> ")) {
+            columns.push(format!("{table}.{}", column.replace(" -> ", " ")));
         }
     }
-    assert_eq!(columns.len(), 3 + 13 + 6 + 5);
+    columns
 }
 
 #[test]
@@ -143,7 +188,7 @@ fn the_tables_of_a_newer_version_go_on_working() {
     fixture.sql(
         "ALTER TABLE presences ADD mood text, ADD level int NOT NULL DEFAULT 3;
          ALTER TABLE nodes ADD region text; CREATE TABLE later (id int);
-         INSERT INTO __diesel_schema_migrations (version) VALUES ('20990101000000')",
+         INSERT INTO presence_migrations (version) VALUES ('20990101000000')",
     );
     write(&mut fixture.store, &upserts([row("a", 2, None)]));
     let mut store = PostgresStore::open(&url(&fixture.url)).unwrap();

@@ -57,8 +57,7 @@ fn a_database_that_was_read_from_a_dump_has_an_identity_of_its_own() {
     let server = Postgres::shared();
     server.admin(&format!("CREATE DATABASE copy_of_{source} OWNER presence TEMPLATE {source}"));
     let copied = fixture.url.replace(&source, &format!("copy_of_{source}"));
-    let open = |database: &str| PostgresStore::open_with(&url(database), options()).unwrap();
-    let mut copy = OnPostgres { store: open(&copied), url: copied };
+    let mut copy = OnPostgres::open(copied, options());
     let other = identity(&mut copy);
     assert_ne!(other, original);
     assert_ne!(other.channel(), original.channel());
@@ -72,7 +71,7 @@ fn a_database_that_was_read_from_a_dump_has_an_identity_of_its_own() {
     assert_ne!(next, other);
     assert_eq!(places(&copy)[1], real);
 
-    let mut fixture = OnPostgres { store: open(&fixture.url), url: fixture.url };
+    let mut fixture = OnPostgres::open(fixture.url, options());
     assert_eq!(identity(&mut fixture), original, "what it was read from keeps its own");
 }
 

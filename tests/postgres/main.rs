@@ -3,6 +3,7 @@
 #[path = "../common/postgres.rs"]
 mod server;
 
+mod beside;
 mod clock;
 mod contract;
 mod database;

@@ -69,7 +69,7 @@ fn a_database_that_stands_still_is_not_waited_for_when_opening() {
     let mut options = options();
     options.connect_timeout = Duration::from_secs(2);
     let started = Instant::now();
-    let away = PostgresStore::open_with(&url(&database), options).err().unwrap();
+    let away = PostgresStore::open_with(&url(&database), options.clone()).err().unwrap();
     assert!(matches!(away, StoreError::Unavailable { .. }), "{away:?}");
     assert!(started.elapsed() < Duration::from_secs(10));
     server.resume();

@@ -4,12 +4,13 @@ use std::{cell::RefCell, time::Duration};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
-    PgConnection, QueryableByName, RunQueryDsl,
+    PgConnection, QueryableByName,
     sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp},
 };
 
 use super::{
-    connection::{limit_statements, statement},
+    connection::limit_statements,
+    statement::{SchemaConnection, statement},
     trial::Trial,
 };
 use crate::{
@@ -27,9 +28,9 @@ const MAX_SAVEPOINT_ROWS: usize = 1024;
 ///
 /// Every node inserts in the order of the names, so that two of them never wait for each other.
 pub(super) const INSERT_ROOMS: &str = "
-    INSERT INTO rooms (channel_name, created_at)
+    INSERT INTO @rooms (channel_name, created_at)
     SELECT given.room, $1 FROM unnest($2) WITH ORDINALITY AS given (room, place)
-    WHERE NOT EXISTS (SELECT FROM rooms WHERE channel_name = given.room)
+    WHERE NOT EXISTS (SELECT FROM @rooms WHERE channel_name = given.room)
     ORDER BY given.place ON CONFLICT (channel_name) DO NOTHING";
 
 /// The rooms are locked until the commit, so that none is removed as empty before its presences are
@@ -37,9 +38,9 @@ pub(super) const INSERT_ROOMS: &str = "
 /// the number of rows written.
 pub(super) const UPSERT_PRESENCES: &str = "
     WITH room AS MATERIALIZED (
-        SELECT id, channel_name FROM rooms WHERE channel_name = ANY ($1)
+        SELECT id, channel_name FROM @rooms WHERE channel_name = ANY ($1)
         ORDER BY channel_name FOR KEY SHARE)
-    INSERT INTO presences
+    INSERT INTO @presences
         (room_id, channel_name, user_id, info, joined_at, last_seen, session_key, fixed_info,
         fading_until, turn, current_connection, updated_at, node_id)
     SELECT room.id, given.connection, given.user_id, given.info, given.joined_at, given.last_seen,
@@ -65,8 +66,8 @@ pub(super) const COUNT_OUTRANKED: &str = "
     WITH writer AS (SELECT $1 AS node_id)
     SELECT count(*) AS count
     FROM unnest($2, $3, $4) AS given (room, connection, turn) CROSS JOIN writer
-    JOIN rooms ON rooms.channel_name = given.room
-    JOIN presences ON presences.room_id = rooms.id AND presences.channel_name = given.connection
+    JOIN @rooms ON rooms.channel_name = given.room
+    JOIN @presences ON presences.room_id = rooms.id AND presences.channel_name = given.connection
     WHERE presences.node_id <> writer.node_id
         AND (presences.turn, presences.node_id) > (given.turn, writer.node_id)";
 
@@ -74,22 +75,22 @@ pub(super) const DELETE: &str = "
     WITH own AS MATERIALIZED (
         SELECT presences.id
         FROM unnest($1, $2) WITH ORDINALITY AS given (room, connection, place)
-        JOIN rooms ON rooms.channel_name = given.room
-        JOIN presences
+        JOIN @rooms ON rooms.channel_name = given.room
+        JOIN @presences
             ON presences.room_id = rooms.id AND presences.channel_name = given.connection
         WHERE presences.node_id = $3
         ORDER BY given.place FOR UPDATE OF presences)
-    DELETE FROM presences USING own WHERE presences.id = own.id";
+    DELETE FROM @presences USING own WHERE presences.id = own.id";
 
 pub(super) const TOUCH: &str = "
-    UPDATE presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
+    UPDATE @presences SET last_seen = given.at FROM unnest($1, $2) AS given (connection, at)
     WHERE presences.channel_name = given.connection AND presences.node_id = $3";
 
 /// The connections that have fewer rows of this node than they should.
 pub(super) const TOO_FEW: &str = "
     SELECT given.connection FROM unnest($1, $2) AS given (connection, rooms)
     WHERE given.rooms > (
-        SELECT count(*) FROM presences
+        SELECT count(*) FROM @presences
         WHERE presences.channel_name = given.connection AND presences.node_id = $3)";
 
 /// A batch in the order in which every node writes: by room, then by connection.
@@ -112,7 +113,7 @@ impl<'a> Sorted<'a> {
     /// Writes the batch with one statement for each kind of change, in the open transaction.
     pub(super) fn write(
         &self,
-        conn: &mut PgConnection,
+        conn: &mut SchemaConnection<'_>,
         node: &NodeName,
         now: DateTime<Utc>,
     ) -> Result<Applied, Failure> {
@@ -128,7 +129,7 @@ impl<'a> Sorted<'a> {
     /// within a time. Fails if it accepts nothing, and no row is certain to be the reason.
     pub(super) fn write_piecemeal(
         &self,
-        conn: &mut PgConnection,
+        conn: &mut SchemaConnection<'_>,
         node: &NodeName,
         now: DateTime<Utc>,
         time: Duration,
@@ -136,22 +137,27 @@ impl<'a> Sorted<'a> {
         const MAX: usize = MAX_SAVEPOINT_ROWS;
         // What somebody else has locked must not hold up all the rest.
         limit_statements(conn, time / 5, time / 20)?;
+        let (conn, schema) = conn.parts();
         let mut trial = Trial::within(time);
         let (mut set_aside, missing) = (Vec::new(), RefCell::new(Vec::new()));
         let mut refused = |change, reason| set_aside.push(SetAside { change, reason });
-        let write = |conn: &mut _, rows: &[_]| delete(conn, node, rows);
+        let write = |conn: &mut PgConnection, rows: &[_]| {
+            delete(&mut SchemaConnection::new(conn, schema), node, rows)
+        };
         write_chunks(conn, &mut trial, &self.deletes, MAX, write, |(room, connection), reason| {
             refused(BatchEntry::Delete(RoomName::clone(room), *connection), reason);
         })?;
-        let write = |conn: &mut _, rows: &[_]| {
+        let write = |conn: &mut PgConnection, rows: &[_]| {
+            let conn = &mut SchemaConnection::new(conn, schema);
             insert_rooms(conn, rows, now)?;
             upsert(conn, node, rows, now)
         };
         write_chunks(conn, &mut trial, &self.upserts, MAX, write, |row, reason| {
             refused(BatchEntry::Upsert(row.room.clone(), row.record.presence.connection), reason);
         })?;
-        let write = |conn: &mut _, rows: &[_]| {
-            missing.borrow_mut().extend(seen(conn, node, rows)?);
+        let write = |conn: &mut PgConnection, rows: &[_]| {
+            let seen = seen(&mut SchemaConnection::new(conn, schema), node, rows)?;
+            missing.borrow_mut().extend(seen);
             Ok(())
         };
         write_chunks(conn, &mut trial, self.seen, MAX, write, |seen, reason| {
@@ -169,7 +175,11 @@ fn names<'a>(rows: &[&'a Row]) -> Vec<&'a str> {
     names
 }
 
-fn insert_rooms(conn: &mut PgConnection, rows: &[&Row], now: DateTime<Utc>) -> Result<(), Failure> {
+fn insert_rooms(
+    conn: &mut SchemaConnection<'_>,
+    rows: &[&Row],
+    now: DateTime<Utc>,
+) -> Result<(), Failure> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -181,7 +191,7 @@ fn insert_rooms(conn: &mut PgConnection, rows: &[&Row], now: DateTime<Utc>) -> R
 }
 
 fn upsert(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     rows: &[&Row],
     now: DateTime<Utc>,
@@ -205,7 +215,7 @@ fn upsert(
 }
 
 fn write_presences(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     rows: &[&Row],
 ) -> Result<usize, Failure> {
@@ -238,7 +248,11 @@ fn write_presences(
     Ok(written)
 }
 
-fn outranked(conn: &mut PgConnection, node: &NodeName, rows: &[&Row]) -> Result<usize, Failure> {
+fn outranked(
+    conn: &mut SchemaConnection<'_>,
+    node: &NodeName,
+    rows: &[&Row],
+) -> Result<usize, Failure> {
     let ids: Vec<_> = rows.iter().map(|row| row.record.presence.connection.to_string()).collect();
     let OutrankedCount { count } = statement(COUNT_OUTRANKED)
         .bind::<Text>(node.as_str())
@@ -260,7 +274,7 @@ fn turn(row: &Row) -> i32 {
 }
 
 fn delete(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     rows: &[(&RoomName, ConnectionId)],
 ) -> Result<(), Failure> {
@@ -279,7 +293,7 @@ fn delete(
 
 /// Returns the connections that have fewer rows than they should.
 fn seen(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     rows: &[Seen],
 ) -> Result<Vec<ConnectionId>, Failure> {

@@ -1,24 +1,25 @@
-//! Connections to PostgreSQL: their options, their errors, and prepared statements.
+//! Connections to PostgreSQL: their options, and their errors.
 
 use std::time::Duration;
 
 use diesel::{
-    Connection, PgConnection, QueryableByName, RunQueryDsl,
+    Connection, PgConnection, QueryableByName,
     connection::{InstrumentationEvent, SimpleConnection},
-    expression::{AsExpression, TypedExpressionType},
-    pg::Pg,
-    query_builder::{AstPass, Query, QueryFragment, QueryId},
-    result::{Error as DieselError, QueryResult},
-    sql_types::{Array, Bool, SingleValue, SqlType, Text, Untyped},
+    result::Error as DieselError,
+    sql_types::{Array, Bool, Text},
 };
 
+use super::{
+    schema_name::SchemaName,
+    statement::{SchemaConnection, statement},
+};
 use crate::store::{
     PostgresUrl, Pulse, Result, StoreError, answer_timeout,
     transaction::{Classify, Failure},
 };
 
-/// The timeouts of a `PostgresStore`, and its clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The timeouts of a `PostgresStore`, its schema and its clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PostgresOptions {
     /// How long connecting to a host may take. Default 5 s, at least 2 s.
@@ -39,6 +40,9 @@ pub struct PostgresOptions {
     pub idle_transaction_timeout: Duration,
     /// How long opening waits for others that migrate the same database. Default 30 s.
     pub open_timeout: Duration,
+    /// The schema that has the tables; created if it is missing. Default none: the schema that the
+    /// connection's `search_path` says.
+    pub schema: Option<SchemaName>,
     /// The clock by which leases are judged. Default [`LeaseClock::Database`].
     pub clock: LeaseClock,
 }
@@ -67,6 +71,7 @@ impl PostgresOptions {
             lock_timeout: answer_timeout * 2 / 5,
             idle_transaction_timeout: Duration::from_secs(10),
             open_timeout: Duration::from_secs(30),
+            schema: None,
             clock: LeaseClock::Database,
         }
     }
@@ -82,7 +87,7 @@ impl Default for PostgresOptions {
 /// Opens a connection; the pulse shows each answer on it.
 pub(super) fn connect(
     url: &PostgresUrl,
-    options: PostgresOptions,
+    options: &PostgresOptions,
     pulse: &Pulse,
 ) -> Result<PgConnection> {
     let mut conn =
@@ -99,7 +104,7 @@ pub(super) fn connect(
 }
 
 /// The URL with the options that libpq needs before it connects.
-pub(super) fn with_options(url: &PostgresUrl, options: PostgresOptions) -> String {
+pub(super) fn with_options(url: &PostgresUrl, options: &PostgresOptions) -> String {
     // Keep-alives begin after half of the time, and there are three until its end.
     let tcp = options.tcp_timeout;
     let seconds = |duration: Duration| duration.as_secs().max(1).to_string();
@@ -115,7 +120,7 @@ pub(super) fn with_options(url: &PostgresUrl, options: PostgresOptions) -> Strin
 
 /// The settings of a session. The statements depend on the isolation level: each sees what was committed
 /// before it. A plan made when the tables were empty must not be cached.
-fn settings(options: PostgresOptions) -> String {
+fn settings(options: &PostgresOptions) -> String {
     format!(
         "SET TIME ZONE 'UTC';
          SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -131,7 +136,7 @@ fn settings(options: PostgresOptions) -> String {
 
 /// Limits the statements of the open transaction that follow.
 pub(super) fn limit_statements(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     statements: Duration,
     locks: Duration,
 ) -> Result<(), Failure> {
@@ -162,8 +167,15 @@ pub(super) fn query_error(error: DieselError) -> StoreError {
 
 /// What an error of no known kind is about, by trial: whether the connection still answers, and whether the
 /// tables are those that the statements are for.
-pub(super) fn diagnose(conn: &mut PgConnection, error: DieselError) -> Failure {
-    match statement(FIT).bind::<Array<Text>>(COLUMNS.to_vec()).get_result::<Fit>(conn) {
+pub(super) fn diagnose(conn: &mut SchemaConnection<'_>, error: DieselError) -> Failure {
+    let (tables, columns): (Vec<_>, Vec<_>) =
+        COLUMNS.into_iter().map(|(table, column)| (conn.table(table), column)).unzip();
+    let fit = statement(FIT)
+        .bind::<Array<Text>>(tables)
+        .bind::<Array<Text>>(columns)
+        .bind::<Text>(conn.table("rooms"))
+        .bind::<Text>(conn.table("presences"));
+    match fit.get_result(conn) {
         Ok(Fit { fit: true }) => Failure::Unknown(error),
         Ok(Fit { fit: false }) => StoreError::Schema { source: error.into() }.into(),
         // The first error says why.
@@ -171,109 +183,51 @@ pub(super) fn diagnose(conn: &mut PgConnection, error: DieselError) -> Failure {
     }
 }
 
-/// The columns of the migrations, as `table.column`.
-const COLUMNS: [&str; 22] = [
-    "rooms.id",
-    "rooms.channel_name",
-    "rooms.created_at",
-    "presences.id",
-    "presences.room_id",
-    "presences.channel_name",
-    "presences.user_id",
-    "presences.info",
-    "presences.joined_at",
-    "presences.updated_at",
-    "presences.last_seen",
-    "presences.session_key",
-    "presences.fixed_info",
-    "presences.fading_until",
-    "presences.turn",
-    "presences.current_connection",
-    "presences.node_id",
-    "nodes.id",
-    "nodes.incarnation",
-    "nodes.head",
-    "nodes.leaving",
-    "nodes.lease_expires_at",
+/// The columns that the statements need, with their tables.
+const COLUMNS: [(&str, &str); 22] = [
+    ("rooms", "id"),
+    ("rooms", "channel_name"),
+    ("rooms", "created_at"),
+    ("presences", "id"),
+    ("presences", "room_id"),
+    ("presences", "channel_name"),
+    ("presences", "user_id"),
+    ("presences", "info"),
+    ("presences", "joined_at"),
+    ("presences", "updated_at"),
+    ("presences", "last_seen"),
+    ("presences", "session_key"),
+    ("presences", "fixed_info"),
+    ("presences", "fading_until"),
+    ("presences", "turn"),
+    ("presences", "current_connection"),
+    ("presences", "node_id"),
+    ("nodes", "id"),
+    ("nodes", "incarnation"),
+    ("nodes", "head"),
+    ("nodes", "leaving"),
+    ("nodes", "lease_expires_at"),
 ];
 
 /// Whether the tables have their columns, and those two unique keys that conflicts are resolved by. Takes no
 /// lock on them.
 const FIT: &str = "
     SELECT NOT EXISTS (
-        SELECT FROM unnest($1) AS known (name)
+        SELECT FROM unnest($1, $2) AS known (table_name, column_name)
         WHERE NOT EXISTS (
             SELECT FROM pg_attribute
-            WHERE attrelid = to_regclass(split_part(known.name, '.', 1))
-                AND attname = split_part(known.name, '.', 2) AND NOT attisdropped))
+            WHERE attrelid = to_regclass(known.table_name)
+                AND attname = known.column_name AND NOT attisdropped))
     AND 2 = (
         SELECT count(DISTINCT indrelid) FROM pg_index
         WHERE indisunique AND indisvalid AND indpred IS NULL AND (
-            indrelid = to_regclass('rooms') AND indnkeyatts = 1 AND indkey[0] <> (
+            indrelid = to_regclass($3) AND indnkeyatts = 1 AND indkey[0] <> (
                 SELECT attnum FROM pg_attribute
-                WHERE attrelid = to_regclass('rooms') AND attname = 'id')
-            OR indrelid = to_regclass('presences') AND indnkeyatts = 2)) AS fit";
+                WHERE attrelid = to_regclass($3) AND attname = 'id')
+            OR indrelid = to_regclass($4) AND indnkeyatts = 2)) AS fit";
 
 #[derive(QueryableByName)]
 struct Fit {
     #[diesel(sql_type = Bool)]
     fit: bool,
 }
-
-/// SQL in which `$1`, `$2`, … are the bound values in their order; the result is read by column name.
-///
-/// Unlike `diesel::sql_query`, it is prepared once for each connection.
-pub(super) struct Statement<'a> {
-    sql: &'static str,
-    values: Vec<Box<dyn QueryFragment<Pg> + 'a>>,
-}
-
-/// A statement without values yet.
-pub(super) fn statement<'a>(sql: &'static str) -> Statement<'a> {
-    Statement { sql, values: Vec::new() }
-}
-
-impl<'a> Statement<'a> {
-    /// Adds the next value.
-    pub(super) fn bind<T>(
-        mut self,
-        value: impl AsExpression<T, Expression: QueryFragment<Pg> + 'a>,
-    ) -> Self
-    where
-        T: SqlType + TypedExpressionType + SingleValue,
-    {
-        self.values.push(Box::new(value.as_expression()));
-        self
-    }
-}
-
-impl QueryFragment<Pg> for Statement<'_> {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        let mut rest = self.sql;
-        for (number, value) in (1..).zip(&self.values) {
-            let mark = format!("${number}");
-            if let Some((before, after)) = rest.split_once(mark.as_str()) {
-                out.push_sql(before);
-                value.walk_ast(out.reborrow())?;
-                rest = after;
-            }
-        }
-        out.push_sql(rest);
-        Ok(())
-    }
-}
-
-impl QueryId for Statement<'_> {
-    type QueryId = ();
-    // Diesel caches the prepared statement by its text.
-    const HAS_STATIC_QUERY_ID: bool = false;
-}
-
-impl Query for Statement<'_> {
-    type SqlType = Untyped;
-}
-
-impl<C> RunQueryDsl<C> for Statement<'_> {}
-
-/// To run it more than once.
-impl<C> RunQueryDsl<C> for &Statement<'_> {}

@@ -1,11 +1,11 @@
 //! What the nodes of a database have in common on the bus, and for which database that was made.
 
 use diesel::{
-    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
+    OptionalExtension, QueryableByName,
     sql_types::{BigInt, Binary, Bool, Nullable},
 };
 
-use super::connection::statement;
+use super::statement::{SchemaConnection, statement};
 use crate::{
     model::ClusterIdentity,
     store::{StoreError, transaction::Failure},
@@ -20,12 +20,12 @@ const PLACE: &str = "
 
 const SYSTEM: &str = "SELECT system_identifier AS number FROM pg_catalog.pg_control_system()";
 
-const READ: &str = "SELECT key, channel, system_identifier, database_oid FROM cluster WHERE id";
+const READ: &str = "SELECT key, channel, system_identifier, database_oid FROM @cluster WHERE id";
 
 /// Creates the row, or replaces one that was made for another database. What is not known (null) is not
 /// another one. Of several that do so at once the others wait for the first, and find its row to be right.
 const WRITE: &str = "
-    INSERT INTO cluster (key, channel, system_identifier, database_oid) VALUES ($1, $2, $3, $4)
+    INSERT INTO @cluster (key, channel, system_identifier, database_oid) VALUES ($1, $2, $3, $4)
     ON CONFLICT (id) DO UPDATE SET key = excluded.key, channel = excluded.channel,
         system_identifier = excluded.system_identifier, database_oid = excluded.database_oid
     WHERE cluster.database_oid <> excluded.database_oid
@@ -33,7 +33,7 @@ const WRITE: &str = "
 
 /// Adds what the role that wrote the row could not read.
 const COMPLETE: &str =
-    "UPDATE cluster SET system_identifier = $1 WHERE id AND system_identifier IS NULL";
+    "UPDATE @cluster SET system_identifier = $1 WHERE id AND system_identifier IS NULL";
 
 #[derive(QueryableByName)]
 struct Place {
@@ -77,7 +77,7 @@ impl Stored {
 
 /// The identity of the database, which is created if there is none, and replaced if it was made for another
 /// database. Runs in a transaction, which writes in those cases only.
-pub(super) fn identity(conn: &mut PgConnection) -> Result<ClusterIdentity, Failure> {
+pub(super) fn identity(conn: &mut SchemaConnection<'_>) -> Result<ClusterIdentity, Failure> {
     let Place { database, shows_system } = statement(PLACE).get_result(conn)?;
     let system = match shows_system {
         true => Some(statement(SYSTEM).get_result::<Number>(conn)?.number),
@@ -101,7 +101,7 @@ pub(super) fn identity(conn: &mut PgConnection) -> Result<ClusterIdentity, Failu
     read(conn)?.as_ref().and_then(Stored::identity).ok_or_else(unusable)
 }
 
-fn read(conn: &mut PgConnection) -> Result<Option<Stored>, Failure> {
+fn read(conn: &mut SchemaConnection<'_>) -> Result<Option<Stored>, Failure> {
     Ok(statement(READ).get_result(conn).optional()?)
 }
 

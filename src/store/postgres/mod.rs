@@ -3,9 +3,12 @@
 mod batch;
 mod connection;
 mod identity;
+mod migrate;
 mod nodes;
 mod opening;
 mod queries;
+mod schema_name;
+mod statement;
 mod trial;
 
 use std::{thread, time::Duration};
@@ -15,17 +18,21 @@ use diesel::{PgConnection, RunQueryDsl};
 
 use self::{
     batch::Sorted,
-    connection::{connect, diagnose, limit_statements, statement},
+    connection::{connect, diagnose, limit_statements},
+    statement::{SchemaConnection, statement},
 };
 use super::{
     Applied, Batch, NodeLease, PostgresUrl, Pulse, Renewal, Result, RoomCounts, Started, Store,
     StoreError,
-    transaction::{Failure, oldest, transact},
+    transaction::{Failure, oldest},
 };
 use crate::model::NodeName;
 
-pub use self::connection::{LeaseClock, PostgresOptions};
 pub(super) use self::opening::migrate;
+pub use self::{
+    connection::{LeaseClock, PostgresOptions},
+    schema_name::{InvalidSchemaName, SchemaName},
+};
 
 /// A [`Store`] and [`SharedStore`](super::SharedStore) on PostgreSQL.
 ///
@@ -53,7 +60,7 @@ struct LongLimits {
 
 impl LongLimits {
     /// Sets the limits in the open transaction.
-    fn allow(&self, conn: &mut PgConnection, pulse: &Pulse) -> Result<(), Failure> {
+    fn allow(&self, conn: &mut SchemaConnection<'_>, pulse: &Pulse) -> Result<(), Failure> {
         limit_statements(conn, self.statements, self.locks)?;
         pulse.allow(self.statements + self.answers);
         Ok(())
@@ -85,13 +92,13 @@ impl PostgresStore {
     ///
     /// [`StoreError`].
     pub fn open_with(url: &PostgresUrl, options: PostgresOptions) -> Result<Self> {
-        migrate(url, options)?;
+        migrate(url, &options)?;
         Ok(Self::unconnected(url.clone(), options, NodeLease::default()))
     }
 
     /// A further store on the same database, for the same process.
     pub(crate) fn another(&self) -> Self {
-        Self::unconnected(self.url.clone(), self.options, self.lease.successor())
+        Self::unconnected(self.url.clone(), self.options.clone(), self.lease.successor())
     }
 
     /// A store that connects when it is first called.
@@ -103,7 +110,7 @@ impl PostgresStore {
     /// once more on a new one.
     fn call<T>(
         &mut self,
-        call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
+        call: impl FnMut(&mut SchemaConnection<'_>, &Pulse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.call_again(true, call)
     }
@@ -112,7 +119,7 @@ impl PostgresStore {
     fn call_again<T>(
         &mut self,
         again: bool,
-        mut call: impl FnMut(&mut PgConnection, &Pulse) -> Result<T, Failure>,
+        mut call: impl FnMut(&mut SchemaConnection<'_>, &Pulse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let _waiting = self.pulse.begin(self.options.answer_timeout);
         let mut was_cut = !again;
@@ -120,11 +127,12 @@ impl PostgresStore {
             // Taken out, so that a panic closes it.
             let mut conn = match self.conn.take() {
                 Some(conn) => conn,
-                None => connect(&self.url, self.options, &self.pulse)?,
+                None => connect(&self.url, &self.options, &self.pulse)?,
             };
-            let result = call(&mut conn, &self.pulse).map_err(Failure::classified::<PgConnection>);
-            let result = match result {
-                Err(Failure::Unknown(error)) => Err(diagnose(&mut conn, error)),
+            let mut tables = SchemaConnection::new(&mut conn, self.options.schema.as_ref());
+            let result = call(&mut tables, &self.pulse);
+            let result = match result.map_err(Failure::classified::<PgConnection>) {
+                Err(Failure::Unknown(error)) => Err(diagnose(&mut tables, error)),
                 result => result,
             };
             match &result {
@@ -148,7 +156,7 @@ impl PostgresStore {
     fn attempt<T>(
         &mut self,
         extent: Extent,
-        body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+        body: impl FnMut(&mut SchemaConnection<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.attempt_again(true, extent, body)
     }
@@ -157,7 +165,7 @@ impl PostgresStore {
     /// again if its connection was cut. So an idle one is asked for something else before.
     fn transact_once<T>(
         &mut self,
-        body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+        body: impl FnMut(&mut SchemaConnection<'_>) -> Result<T, Failure>,
     ) -> Result<T> {
         let wake = self.call(|conn, _| Ok(statement("SELECT").execute(conn)?));
         let done = wake.and_then(|_| self.attempt_again(false, Extent::All, body));
@@ -168,7 +176,7 @@ impl PostgresStore {
         &mut self,
         again: bool,
         extent: Extent,
-        mut body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+        mut body: impl FnMut(&mut SchemaConnection<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         const ATTEMPTS: u32 = 5;
         const CONFLICT_PAUSE: Duration = Duration::from_millis(10);
@@ -176,7 +184,7 @@ impl PostgresStore {
         self.call_again(again, |conn, pulse| {
             let mut attempt = 1;
             loop {
-                let done = transact(conn, |conn| {
+                let done = conn.transact(|conn| {
                     long.iter().try_for_each(|long| long.allow(conn, pulse))?;
                     body(conn)
                 });
@@ -194,8 +202,8 @@ impl PostgresStore {
 
     /// The limits of what may take long.
     fn long(&self) -> LongLimits {
-        let PostgresOptions { long_statement_timeout, lock_timeout, answer_timeout, .. } =
-            self.options;
+        let &PostgresOptions { long_statement_timeout, lock_timeout, answer_timeout, .. } =
+            &self.options;
         LongLimits {
             statements: long_statement_timeout,
             locks: lock_timeout,
@@ -206,7 +214,7 @@ impl PostgresStore {
     fn transact<T>(
         &mut self,
         extent: Extent,
-        body: impl FnMut(&mut PgConnection) -> Result<T, Failure>,
+        body: impl FnMut(&mut SchemaConnection<'_>) -> Result<T, Failure>,
     ) -> Result<T> {
         self.attempt(extent, body).map_err(Failure::into_error::<PgConnection>)
     }
@@ -225,7 +233,7 @@ impl Store for PostgresStore {
         let fence = self.lease.fence(node)?;
         let clock = self.clock(now);
         let sorted = Sorted::new(batch);
-        let fenced = |conn: &mut PgConnection| match fence {
+        let fenced = |conn: &mut SchemaConnection<'_>| match fence {
             Some(fence) => nodes::fence(conn, node, fence, batch.number, clock),
             None => Ok(()),
         };
@@ -261,7 +269,7 @@ impl Store for PostgresStore {
         let incarnations = self.lease.set(node, lease);
         let (clock, long, pulse) = (self.clock(now), self.long(), self.pulse.clone());
         let renewal = self.transact(Extent::Given, |conn| {
-            let before_long = |conn: &mut PgConnection| long.allow(conn, &pulse);
+            let before_long = |conn: &mut SchemaConnection<'_>| long.allow(conn, &pulse);
             nodes::renew(conn, node, &incarnations, now, clock, lease, before_long)
         })?;
         if let Renewal::Continued { incarnation } | Renewal::Lapsed { incarnation } = renewal {

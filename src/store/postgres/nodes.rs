@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
-    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
+    OptionalExtension, QueryableByName,
     sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamp},
 };
 
 use super::{
-    connection::statement,
     queries::{PresenceRow, held_columns, read_presences},
+    statement::{SchemaConnection, statement},
 };
 use crate::{
     model::{Epoch, NodeName},
@@ -20,13 +20,13 @@ use crate::{
 /// Raises the head and extends the lease, but never shortens it: the write may be late. A lower head is that of
 /// an earlier state of the database.
 const FENCE: &str = "
-    UPDATE nodes SET head = greatest(head, $1),
+    UPDATE @nodes SET head = greatest(head, $1),
         lease_expires_at = greatest(lease_expires_at,
             coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond')
     WHERE id = $4 AND incarnation = $5 AND head >= $6";
 
 const START: &str = "
-    INSERT INTO nodes (started_at, lease_expires_at, id, incarnation)
+    INSERT INTO @nodes (started_at, lease_expires_at, id, incarnation)
     VALUES ($1, coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond', $4, $5)
     ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at,
         lease_expires_at = excluded.lease_expires_at, incarnation = excluded.incarnation,
@@ -34,21 +34,21 @@ const START: &str = "
 
 /// Extends the lease of the own row, if it is not of an earlier state of the database.
 const RENEW: &str = "
-    UPDATE nodes SET
+    UPDATE @nodes SET
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
     WHERE id = $3 AND incarnation = $4 AND head >= $5";
 
 /// Takes over the row of another store of this process, or that of an earlier state of the database. Late
 /// writes in the incarnations before are refused from then on.
 const CONTINUE: &str = "
-    UPDATE nodes SET incarnation = $1, leaving = false,
+    UPDATE @nodes SET incarnation = $1, leaving = false,
         lease_expires_at = coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond'
     WHERE id = $4 AND incarnation = ANY ($5)";
 
 /// Creates the row, or finds the one that was created by a renewal whose answer was lost, or takes over one
 /// whose lease is over: in a database put back to a backup it is that of an earlier process.
 const REJOIN: &str = "
-    INSERT INTO nodes (started_at, lease_expires_at, id, incarnation)
+    INSERT INTO @nodes (started_at, lease_expires_at, id, incarnation)
     VALUES ($1, coalesce($2, now() AT TIME ZONE 'UTC') + $3 * interval '1 microsecond', $4, $5)
     ON CONFLICT (id) DO UPDATE SET started_at = excluded.started_at,
         lease_expires_at = excluded.lease_expires_at, incarnation = excluded.incarnation,
@@ -57,15 +57,15 @@ const REJOIN: &str = "
         OR nodes.lease_expires_at < coalesce($2, now() AT TIME ZONE 'UTC')";
 
 const LEAVE: &str = "
-    UPDATE nodes SET leaving = true,
+    UPDATE @nodes SET leaving = true,
         lease_expires_at = coalesce($1, now() AT TIME ZONE 'UTC') + $2 * interval '1 microsecond'
     WHERE id = $3";
 
 /// The row is checked again after it is locked: a lease that was extended meanwhile has not expired. A row
 /// that is locked already is skipped: the node writes, or another one reaps it.
 const REAP: &str = "
-    DELETE FROM nodes WHERE id = (
-        SELECT id FROM nodes
+    DELETE FROM @nodes WHERE id = (
+        SELECT id FROM @nodes
         WHERE id = $1 AND incarnation = $2
             AND lease_expires_at < coalesce($3, now() AT TIME ZONE 'UTC')
         FOR UPDATE SKIP LOCKED)
@@ -74,7 +74,7 @@ const REAP: &str = "
 pub(super) const INHERITED: &str = concat!(
     "SELECT ",
     held_columns!(),
-    " FROM presences JOIN rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1"
+    " FROM @presences JOIN @rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1"
 );
 
 /// Deletes in the order in which every node writes.
@@ -82,11 +82,11 @@ macro_rules! own {
     ($condition:literal) => {
         concat!(
             "WITH own AS MATERIALIZED (
-                SELECT presences.id FROM presences JOIN rooms ON rooms.id = presences.room_id
+                SELECT presences.id FROM @presences JOIN @rooms ON rooms.id = presences.room_id
                 WHERE presences.node_id = $1",
             $condition,
             " ORDER BY rooms.channel_name, presences.channel_name FOR UPDATE OF presences)
-            DELETE FROM presences USING own"
+            DELETE FROM @presences USING own"
         )
     };
 }
@@ -98,19 +98,19 @@ pub(super) const REMOVE_PRESENT: &str =
 
 pub(super) const TAKE: &str = concat!(
     own!(""),
-    ", rooms WHERE presences.id = own.id AND rooms.id = presences.room_id RETURNING ",
+    ", @rooms WHERE presences.id = own.id AND rooms.id = presences.room_id RETURNING ",
     held_columns!()
 );
 
 const EXPIRED: &str = "
-    SELECT id FROM nodes WHERE lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC')
+    SELECT id FROM @nodes WHERE lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC')
     ORDER BY id FOR UPDATE";
 
 /// Deletes presences of nodes whose lease has expired or which have none.
 pub(super) const PRUNE: &str = "
-    DELETE FROM presences
+    DELETE FROM @presences
     WHERE last_seen < $1 AND (node_id = ANY ($2)
-        OR NOT EXISTS (SELECT FROM nodes WHERE nodes.id = presences.node_id))
+        OR NOT EXISTS (SELECT FROM @nodes WHERE nodes.id = presences.node_id))
     RETURNING node_id AS id";
 
 #[derive(QueryableByName)]
@@ -133,7 +133,7 @@ fn micros(lease: Duration) -> i64 {
 
 /// Checks that the row of the node is as it should be, and notes the batch in it.
 pub(super) fn fence(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     fence: Fence,
     number: u64,
@@ -158,7 +158,7 @@ fn big(number: u64) -> i64 {
 /// Writes the row of the node. Returns the presences of an earlier incarnation, and whether that one had
 /// shut down.
 pub(super) fn start(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     incarnation: Epoch,
     now: DateTime<Utc>,
@@ -166,7 +166,7 @@ pub(super) fn start(
     lease: Duration,
 ) -> Result<(Vec<Row>, bool), Failure> {
     lock_starts_and_prunes(conn)?;
-    let before: Option<Leaving> = statement("SELECT leaving FROM nodes WHERE id = $1 FOR UPDATE")
+    let before: Option<Leaving> = statement("SELECT leaving FROM @nodes WHERE id = $1 FOR UPDATE")
         .bind::<Text>(node.as_str())
         .get_result(conn)
         .optional()?;
@@ -178,7 +178,7 @@ pub(super) fn start(
 
 fn insert(
     sql: &'static str,
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     incarnation: Epoch,
     now: DateTime<Utc>,
@@ -196,7 +196,7 @@ fn insert(
 }
 
 /// Serialises starts and prunes: what a start inherits must not be pruned at the same time.
-fn lock_starts_and_prunes(conn: &mut PgConnection) -> Result<(), Failure> {
+fn lock_starts_and_prunes(conn: &mut SchemaConnection<'_>) -> Result<(), Failure> {
     statement("SELECT pg_advisory_xact_lock(hashtext('actix-presence: start or prune'))")
         .execute(conn)?;
     Ok(())
@@ -205,13 +205,13 @@ fn lock_starts_and_prunes(conn: &mut PgConnection) -> Result<(), Failure> {
 /// Extends the lease, goes on in a new incarnation, or creates the row again. `before_long` is called before
 /// what may take long.
 pub(super) fn renew(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     incarnations: &OwnIncarnations,
     now: DateTime<Utc>,
     clock: Option<NaiveDateTime>,
     lease: Duration,
-    before_long: impl FnOnce(&mut PgConnection) -> Result<(), Failure>,
+    before_long: impl FnOnce(&mut SchemaConnection<'_>) -> Result<(), Failure>,
 ) -> Result<Renewal, Failure> {
     let OwnIncarnations { current, next, own, head } = incarnations;
     if let Some(current) = current {
@@ -246,19 +246,23 @@ pub(super) fn renew(
     Ok(Renewal::Lapsed { incarnation: next.life })
 }
 
-fn remove(sql: &'static str, conn: &mut PgConnection, node: &NodeName) -> Result<usize, Failure> {
+fn remove(
+    sql: &'static str,
+    conn: &mut SchemaConnection<'_>,
+    node: &NodeName,
+) -> Result<usize, Failure> {
     Ok(statement(sql).bind::<Text>(node.as_str()).execute(conn)?)
 }
 
 /// Whether the row of the node belongs to another process: to none of its `own` incarnations, if it has any.
 /// The row is locked.
 fn has_been_taken(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     own: &[Epoch],
 ) -> Result<bool, Failure> {
     let found: Option<Id> =
-        statement("SELECT incarnation AS id FROM nodes WHERE id = $1 FOR UPDATE")
+        statement("SELECT incarnation AS id FROM @nodes WHERE id = $1 FOR UPDATE")
             .bind::<Text>(node.as_str())
             .get_result(conn)
             .optional()?;
@@ -268,7 +272,7 @@ fn has_been_taken(
 
 /// Removes the node and its presences, unless they belong to another incarnation.
 pub(super) fn stop(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     own: &[Epoch],
 ) -> Result<usize, Failure> {
@@ -276,13 +280,13 @@ pub(super) fn stop(
         return Ok(0);
     }
     let removed = remove(REMOVE, conn, node)?;
-    remove("DELETE FROM nodes WHERE id = $1", conn, node)?;
+    remove("DELETE FROM @nodes WHERE id = $1", conn, node)?;
     Ok(removed)
 }
 
 /// Removes the presences that are not fading, and marks the node as leaving.
 pub(super) fn hand_over(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     own: &[Epoch],
     clock: Option<NaiveDateTime>,
@@ -301,7 +305,7 @@ pub(super) fn hand_over(
 
 /// Removes a node whose lease has expired, and returns its presences.
 pub(super) fn reap(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     node: &NodeName,
     incarnation: Epoch,
     clock: Option<NaiveDateTime>,
@@ -313,7 +317,7 @@ pub(super) fn reap(
         .get_result(conn)
         .optional()?;
     let Some(Leaving { leaving }) = dead else {
-        let row = statement("SELECT id FROM nodes WHERE id = $1").bind::<Text>(node.as_str());
+        let row = statement("SELECT id FROM @nodes WHERE id = $1").bind::<Text>(node.as_str());
         let row: Option<Id> = row.get_result(conn).optional()?;
         return Ok(if row.is_some() { Reaped::Alive } else { Reaped::Gone });
     };
@@ -324,7 +328,7 @@ pub(super) fn reap(
 
 /// Removes stale presences of nodes whose lease has expired, and the rows of those nodes.
 pub(super) fn prune_presences(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     oldest: NaiveDateTime,
     clock: Option<NaiveDateTime>,
 ) -> Result<usize, Failure> {
@@ -339,7 +343,7 @@ pub(super) fn prune_presences(
     let mut pruned_nodes: Vec<String> = pruned.into_iter().map(|node| node.id).collect();
     pruned_nodes.sort();
     pruned_nodes.dedup();
-    statement("DELETE FROM nodes WHERE id = ANY ($1)")
+    statement("DELETE FROM @nodes WHERE id = ANY ($1)")
         .bind::<Array<Text>>(pruned_nodes)
         .execute(conn)?;
     Ok(removed)

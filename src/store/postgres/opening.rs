@@ -1,47 +1,65 @@
-//! What is checked when a database is opened, and its migrations.
+//! What is checked when a database is opened.
 
 use diesel::{
     Connection, PgConnection, QueryableByName, RunQueryDsl,
     connection::SimpleConnection,
-    migration::MigrationSource,
-    pg::Pg,
     sql_query,
-    sql_types::{Bool, Integer, Text},
+    sql_types::{Integer, Text},
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::connection::{PostgresOptions, connect, millis, query_error, statement, with_options};
-use crate::store::{PostgresUrl, Pulse, Result, StoreError, transaction::migration_error};
-
-const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+use super::{
+    connection::{PostgresOptions, connect, millis, query_error, with_options},
+    migrate::{Place, create_schema},
+};
+use crate::store::{PostgresUrl, Pulse, Result, StoreError, transaction::Failure};
 
 /// Checks a database, and migrates its tables to this version. Returns the number of migrations applied.
-pub(in crate::store) fn migrate(url: &PostgresUrl, options: PostgresOptions) -> Result<usize> {
-    let (url, pulse) = (url.clone(), Pulse::default());
+pub(in crate::store) fn migrate(url: &PostgresUrl, options: &PostgresOptions) -> Result<usize> {
+    let (url, options, pulse) = (url.clone(), options.clone(), Pulse::default());
     pulse.clone().watch(move || {
         // Connecting has a timeout of its own, for each address of the host.
         let _waiting = pulse.begin(options.answer_timeout + options.connect_timeout * 4);
-        refuse_transaction_pooler(&url, options)?;
-        let mut conn = connect(&url, options, &pulse)?;
+        refuse_transaction_pooler(&url, &options)?;
+        let mut conn = connect(&url, &options, &pulse)?;
         check_encoding(&mut conn)?;
-        // Checked first without the lock, and for roles that may not create tables.
-        if is_up_to_date(&mut conn)? {
-            return Ok(0);
-        }
-        pulse.allow(options.open_timeout.max(options.long_statement_timeout) * 2);
-        // The connection is closed in any case, which releases the lock.
-        let (locks, statements) =
-            (millis(options.open_timeout), millis(options.long_statement_timeout));
-        let settings = format!("SET lock_timeout = {locks}; SET statement_timeout = {statements}");
-        conn.batch_execute(&settings).map_err(query_error)?;
-        statement("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))")
-            .execute(&mut conn)
-            .map_err(query_error)?;
-        let applied = conn
-            .run_pending_migrations(POSTGRES_MIGRATIONS)
-            .map_err(migration_error::<PgConnection>)?;
-        Ok(applied.len())
+        migrate_on(&mut conn, &options, &pulse).map_err(Failure::into_error::<PgConnection>)
     })
+}
+
+fn migrate_on(
+    conn: &mut PgConnection,
+    options: &PostgresOptions,
+    pulse: &Pulse,
+) -> Result<usize, Failure> {
+    let schema = options.schema.as_ref();
+    // Checked first without the lock, and for roles that may not create tables.
+    let is_up_to_date = Place::find(conn, schema)?.is_up_to_date(conn)?;
+    let applied = if is_up_to_date { 0 } else { migrate_locked(conn, options, pulse)? };
+    if schema.is_none() {
+        Place::find(conn, None)?.refuse_hidden(conn)?;
+    }
+    Ok(applied)
+}
+
+/// Migrates while no other process does.
+fn migrate_locked(
+    conn: &mut PgConnection,
+    options: &PostgresOptions,
+    pulse: &Pulse,
+) -> Result<usize, Failure> {
+    let schema = options.schema.as_ref();
+    pulse.allow(options.open_timeout.max(options.long_statement_timeout) * 2);
+    // The connection is closed in any case, which releases the lock.
+    let (locks, statements) =
+        (millis(options.open_timeout), millis(options.long_statement_timeout));
+    let settings = format!("SET lock_timeout = {locks}; SET statement_timeout = {statements}");
+    conn.batch_execute(&settings)?;
+    sql_query("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))").execute(conn)?;
+    if let Some(schema) = schema {
+        create_schema(conn, schema)?;
+    }
+    // Another process may have migrated meanwhile.
+    Place::find(conn, schema)?.migrate(conn)
 }
 
 #[derive(QueryableByName)]
@@ -66,7 +84,7 @@ fn backend(conn: &mut PgConnection, during: impl FnOnce() -> Result<()>) -> Resu
 ///
 /// While the first connection is idle, a pooler gives its session to the second one, and to the first
 /// afterwards another one, or none if there is none left.
-fn refuse_transaction_pooler(url: &PostgresUrl, options: PostgresOptions) -> Result<()> {
+fn refuse_transaction_pooler(url: &PostgresUrl, options: &PostgresOptions) -> Result<()> {
     let url = with_options(url, options);
     let connect = || PgConnection::establish(&url).map_err(StoreError::unavailable);
     let (mut first, mut second) = (connect()?, connect()?);
@@ -111,31 +129,4 @@ fn check_encoding(conn: &mut PgConnection) -> Result<()> {
          `ENCODING 'UTF8' TEMPLATE template0`"
     );
     Err(StoreError::Unsuitable { reason })
-}
-
-#[derive(QueryableByName)]
-struct Present {
-    #[diesel(sql_type = Bool)]
-    present: bool,
-}
-
-#[derive(QueryableByName)]
-struct Version {
-    #[diesel(sql_type = Text)]
-    version: String,
-}
-
-/// Whether every migration has been applied; there may be those of a newer version.
-fn is_up_to_date(conn: &mut PgConnection) -> Result<bool> {
-    let table = "SELECT to_regclass('__diesel_schema_migrations') IS NOT NULL AS present";
-    let Present { present } = sql_query(table).get_result(conn).map_err(query_error)?;
-    if !present {
-        return Ok(false);
-    }
-    let versions = sql_query("SELECT version FROM __diesel_schema_migrations").load(conn);
-    let versions: Vec<Version> = versions.map_err(query_error)?;
-    let known = MigrationSource::<Pg>::migrations(&POSTGRES_MIGRATIONS);
-    let known = known.map_err(migration_error::<PgConnection>)?;
-    let applied = |version: &str| versions.iter().any(|found| found.version == version);
-    Ok(known.iter().all(|migration| applied(&migration.name().version().to_string())))
 }

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use diesel::{
-    PgConnection, QueryableByName, RunQueryDsl,
+    PgConnection, QueryableByName,
     pg::Pg,
     sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamp},
 };
 
 use super::{
-    Extent, PostgresStore,
-    connection::{Statement, statement},
-    identity, nodes,
+    Extent, PostgresStore, identity, nodes,
+    statement::{SchemaConnection, Statement, statement},
 };
 use crate::{
     log_limit::LogLimit,
@@ -24,7 +23,7 @@ use crate::{
     store::{
         NodeRow, Pulse, Reaped, Result, RoomCounts, RoomRows, Row, SharedStore, StoreError,
         StoreOpener,
-        transaction::{Failure, to_count, transact_by},
+        transaction::{Failure, to_count},
     },
 };
 
@@ -45,12 +44,12 @@ const TIME: &str = "SELECT clock_timestamp() AT TIME ZONE 'UTC' AS time";
 const NODES: &str = "
     SELECT id, incarnation, head, leaving,
         lease_expires_at < coalesce($1, now() AT TIME ZONE 'UTC') AS expired
-    FROM nodes ORDER BY id";
+    FROM @nodes ORDER BY id";
 
 /// Presences with their rooms, of nodes that have a row: others do not count.
 macro_rules! held {
     ($condition:literal) => {
-        held!("rooms", $condition)
+        held!("@rooms", $condition)
     };
     ($rooms:literal, $condition:literal) => {
         concat!(
@@ -58,8 +57,8 @@ macro_rules! held {
             held_columns!(),
             " FROM ",
             $rooms,
-            " JOIN presences ON presences.room_id = rooms.id
-            JOIN nodes ON nodes.id = presences.node_id WHERE ",
+            " JOIN @presences ON presences.room_id = rooms.id
+            JOIN @nodes ON nodes.id = presences.node_id WHERE ",
             $condition
         )
     };
@@ -73,35 +72,35 @@ pub(super) const FIND: &str =
 /// By room as well: a connection may be in many more rooms than are queried.
 pub(super) const HELD: &str = held!(
     "(SELECT DISTINCT room, connection FROM unnest($1, $2) AS pairs (room, connection)) AS given
-    JOIN rooms ON rooms.channel_name = given.room",
+    JOIN @rooms ON rooms.channel_name = given.room",
     "presences.channel_name = given.connection"
 );
 
 /// Room by room, so that the cost is that of the page.
 pub(super) const LIST: &str = "
     SELECT rooms.channel_name, counts.connections, counts.users, counts.known
-    FROM rooms CROSS JOIN LATERAL (
+    FROM @rooms CROSS JOIN LATERAL (
         SELECT count(*) AS connections, count(DISTINCT user_id) AS users, count(user_id) AS known
-        FROM presences JOIN nodes ON nodes.id = presences.node_id
+        FROM @presences JOIN @nodes ON nodes.id = presences.node_id
         WHERE presences.room_id = rooms.id) AS counts
     WHERE rooms.channel_name > $1 AND counts.connections > 0
     ORDER BY rooms.channel_name LIMIT $2";
 
 pub(super) const WHERE_IS: &str = "
     SELECT rooms.channel_name, count(*) AS connections, 1::bigint AS users, count(*) AS known
-    FROM presences JOIN rooms ON rooms.id = presences.room_id
-    JOIN nodes ON nodes.id = presences.node_id
+    FROM @presences JOIN @rooms ON rooms.id = presences.room_id
+    JOIN @nodes ON nodes.id = presences.node_id
     WHERE presences.user_id = $1 GROUP BY rooms.channel_name ORDER BY rooms.channel_name";
 
 pub(super) const PLACES: &str = "
     SELECT rooms.channel_name AS room, presences.channel_name AS connection
-    FROM presences JOIN rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1";
+    FROM @presences JOIN @rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1";
 
 macro_rules! holders {
     ($condition:literal) => {
         concat!(
             "SELECT presences.channel_name AS connection, min(presences.node_id) AS node_id
-            FROM presences JOIN nodes ON nodes.id = presences.node_id WHERE ",
+            FROM @presences JOIN @nodes ON nodes.id = presences.node_id WHERE ",
             $condition,
             " GROUP BY presences.channel_name ORDER BY presences.channel_name"
         )
@@ -115,21 +114,21 @@ pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 const COUNT_ROOMS: &str = "
     SELECT rooms.channel_name, count(presences.id) AS connections,
         count(DISTINCT presences.user_id) AS users, count(presences.user_id) AS known
-    FROM rooms LEFT JOIN (
-        presences JOIN nodes ON nodes.id = presences.node_id
+    FROM @rooms LEFT JOIN (
+        @presences JOIN @nodes ON nodes.id = presences.node_id
             AND nodes.lease_expires_at >= coalesce($1, now() AT TIME ZONE 'UTC')
     ) ON presences.room_id = rooms.id
     GROUP BY rooms.id, rooms.channel_name ORDER BY rooms.channel_name";
 
 /// Rooms that somebody enters at this moment are skipped.
 const EMPTY_ROOMS: &str = "
-    SELECT id FROM rooms
-    WHERE NOT EXISTS (SELECT FROM presences WHERE presences.room_id = rooms.id)
+    SELECT id FROM @rooms
+    WHERE NOT EXISTS (SELECT FROM @presences WHERE presences.room_id = rooms.id)
     ORDER BY channel_name FOR UPDATE SKIP LOCKED";
 
 pub(super) const DELETE_EMPTY_ROOMS: &str = "
-    DELETE FROM rooms
-    WHERE id = ANY ($1) AND NOT EXISTS (SELECT FROM presences WHERE presences.room_id = rooms.id)";
+    DELETE FROM @rooms
+    WHERE id = ANY ($1) AND NOT EXISTS (SELECT FROM @presences WHERE presences.room_id = rooms.id)";
 
 #[derive(QueryableByName)]
 struct RoomId {
@@ -141,7 +140,7 @@ struct RoomId {
 ///
 /// The first statement locks the rooms, so that nobody enters them; the second one sees who entered since
 /// the first one began. Deleting a room would delete its presences.
-pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
+pub(super) fn prune_rooms(conn: &mut SchemaConnection<'_>) -> Result<usize, Failure> {
     let empty: Vec<RoomId> = statement(EMPTY_ROOMS).load(conn)?;
     if empty.is_empty() {
         return Ok(0);
@@ -151,7 +150,7 @@ pub(super) fn prune_rooms(conn: &mut PgConnection) -> Result<usize, Failure> {
 }
 
 pub(super) fn rooms(
-    conn: &mut PgConnection,
+    conn: &mut SchemaConnection<'_>,
     clock: Option<NaiveDateTime>,
 ) -> Result<Vec<RoomCounts>, Failure> {
     let counted: Vec<Counted> =
@@ -169,7 +168,7 @@ impl PostgresStore {
     where
         T: QueryableByName<Pg> + 'static,
     {
-        let found = self.call(|conn, _| Ok((&query).load(conn)?));
+        let found = self.call(|conn, _| Ok(query.load(conn)?));
         found.map_err(Failure::into_error::<PgConnection>)
     }
 }
@@ -193,16 +192,13 @@ impl SharedStore for PostgresStore {
         let rooms: Vec<&str> = rooms.iter().map(RoomName::as_str).collect();
         let clock = self.clock(now);
         let found = self.call(|conn, _| {
-            let read = |conn: &mut PgConnection| {
+            conn.read_snapshot(|conn| {
                 let nodes: Vec<StoredNode> = all_nodes(clock).load(conn)?;
                 let held: Vec<PresenceRow> = match rooms.is_empty() {
                     true => Vec::new(),
                     false => statement(READ).bind::<Array<Text>>(&rooms).load(conn)?,
                 };
                 Ok((nodes, held))
-            };
-            transact_by(read, |run| {
-                conn.build_transaction().read_only().repeatable_read().run(|conn| run(conn))
             })
         });
         let (nodes, held) = found.map_err(Failure::into_error::<PgConnection>)?;
@@ -294,8 +290,9 @@ impl SharedStore for PostgresStore {
     }
 
     fn opener(&self) -> Option<StoreOpener> {
-        let (url, options, lease) = (self.url.clone(), self.options, self.lease.successor());
-        let open = move || Self::unconnected(url.clone(), options, lease.successor());
+        let (url, options) = (self.url.clone(), self.options.clone());
+        let lease = self.lease.successor();
+        let open = move || Self::unconnected(url.clone(), options.clone(), lease.successor());
         Some(Arc::new(move || Box::new(open())))
     }
 }

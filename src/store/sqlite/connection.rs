@@ -7,7 +7,6 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -27,9 +26,12 @@ use super::{
     owner::{OwnerError, OwnerLock},
     prepare::{prepare, works_without_shared_memory},
 };
-use crate::store::{
-    DatabaseUrl, Result, SqlitePath, StoreError,
-    transaction::{Failure, transact_by},
+use crate::{
+    store::{
+        DatabaseUrl, Result, SqlitePath, StoreError,
+        transaction::{Failure, transact_by},
+    },
+    supervision::check_threads,
 };
 
 type Manager = ConnectionManager<SqliteConnection>;
@@ -363,7 +365,7 @@ fn connector() -> io::Result<Arc<ScheduledThreadPool>> {
     static CONNECTOR: OnceLock<Arc<ScheduledThreadPool>> = OnceLock::new();
     if CONNECTOR.get().is_none() {
         // The pool panics if it cannot start one.
-        let _ = thread::Builder::new().spawn(|| ())?.join();
+        check_threads()?;
     }
     let start = || {
         let name = "presence-sqlite";

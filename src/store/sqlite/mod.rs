@@ -6,6 +6,7 @@ mod connection;
 mod file_tests;
 mod files;
 mod kinds;
+mod migrate;
 mod owner;
 mod prepare;
 mod statements;

@@ -9,15 +9,12 @@ use diesel::{
     Connection, QueryableByName, RunQueryDsl, SqliteConnection, connection::SimpleConnection,
     sql_query, sql_types::Text,
 };
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::checkpoint::MAX_LOG_SIZE;
-use crate::store::{
-    Result, StoreError,
-    transaction::{Failure, migration_error, transact_by},
+use super::{
+    checkpoint::MAX_LOG_SIZE,
+    migrate::{migrate, refuse_foreign_file},
 };
-
-pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+use crate::store::{Result, StoreError, transaction::Failure};
 
 /// Prepares a new connection: write-ahead log and tables. Returns the number of migrations applied.
 ///
@@ -35,7 +32,8 @@ pub(super) fn prepare(conn: &mut SqliteConnection, timeout: Duration) -> Result<
 }
 
 fn prepare_once(conn: &mut SqliteConnection) -> Result<usize, Failure> {
-    let failed = migration_error::<SqliteConnection>;
+    // Before anything changes: the journal mode is that of the file.
+    refuse_foreign_file(conn)?;
     let mode = journal_mode(conn)?;
     if !is_usable(&mode) {
         let reason = format!("SQLite stays in the journal mode `{mode}`");
@@ -44,14 +42,7 @@ fn prepare_once(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     conn.batch_execute(&format!(
         "PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = {MAX_LOG_SIZE};"
     ))?;
-    // Checked first without the write lock, so that a database in use is not blocked.
-    if !conn.has_pending_migration(SQLITE_MIGRATIONS).map_err(failed)? {
-        return Ok(0);
-    }
-    let migrate = |conn: &mut SqliteConnection| {
-        Ok(conn.run_pending_migrations(SQLITE_MIGRATIONS).map_err(failed)?.len())
-    };
-    transact_by(migrate, |run| conn.immediate_transaction(run))
+    migrate(conn)
 }
 
 /// Asks for the write-ahead log, and returns the journal mode that SQLite has chosen: where it cannot have
@@ -84,62 +75,4 @@ pub(super) fn works_without_shared_memory(database: &str) -> bool {
         Some(is_usable(&mode))
     };
     try_it().unwrap_or(false)
-}
-
-#[cfg(test)]
-mod tests {
-    use diesel::Connection;
-
-    use super::{super::tests::lines, *};
-
-    /// The columns of all tables as `table.column type`.
-    fn columns(conn: &mut SqliteConnection) -> Vec<String> {
-        lines(
-            conn,
-            "SELECT tables.name || '.' || columns.name || ' ' ||
-                CASE \"notnull\" WHEN 1
-                THEN columns.type ELSE 'NULLABLE<' || columns.type || '>' END AS line
-             FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns
-             WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_\\_diesel%' ESCAPE '\\'
-             ORDER BY tables.name, columns.cid",
-        )
-    }
-
-    /// The same of the text of `schema.rs`.
-    fn columns_of_the_code() -> Vec<String> {
-        let mut table = "";
-        let mut columns = Vec::new();
-        for line in include_str!("../schema.rs").lines().map(str::trim) {
-            if line.starts_with("//") {
-                continue;
-            }
-            if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with('{')) {
-                table = name;
-            } else if let Some((column, kind)) =
-                line.split_once(" -> ").filter(|_| line.ends_with(','))
-            {
-                columns.push(format!(
-                    "{table}.{column} {}",
-                    kind.trim_end_matches(',').to_uppercase()
-                ));
-            }
-        }
-        columns
-    }
-
-    #[test]
-    fn migrations_go_up_down_and_up_and_make_what_the_code_expects() {
-        let mut conn = SqliteConnection::establish(":memory:").unwrap();
-        let objects = "SELECT name AS line FROM sqlite_schema
-            WHERE name NOT LIKE '%diesel_schema%' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
-        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
-        let made = lines(&mut conn, objects);
-        assert_eq!(columns(&mut conn), columns_of_the_code());
-        assert_eq!(columns(&mut conn).len(), 14);
-        conn.revert_all_migrations(SQLITE_MIGRATIONS).unwrap();
-        assert!(lines(&mut conn, objects).is_empty());
-        conn.run_pending_migrations(SQLITE_MIGRATIONS).unwrap();
-        assert_eq!(lines(&mut conn, objects), made);
-        assert_eq!(made.len(), 8, "3 tables, 4 indexes, 1 trigger: {made:?}");
-    }
 }

@@ -204,7 +204,7 @@ mod tests {
     use diesel_migrations::MigrationHarness;
 
     use super::*;
-    use crate::store::sqlite::prepare::SQLITE_MIGRATIONS;
+    use crate::store::sqlite::migrate::SQLITE_MIGRATIONS;
 
     #[test]
     fn no_statement_scans_the_table_or_the_batch_for_each_row() {
