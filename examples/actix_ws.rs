@@ -42,7 +42,7 @@ impl Handler<ForwardMessage> for Outlet {
 
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Context<Self>) {
         // Nothing for the client: it is out of one of several rooms.
-        if msg.kind == Forwarded::Closed {
+        if let Forwarded::Closed { .. } = msg.kind {
             return;
         }
         let mut session = self.0.clone();

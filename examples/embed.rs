@@ -51,9 +51,9 @@ impl Actor for Chatter {
 impl Handler<ForwardMessage> for Chatter {
     type Result = ();
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Self::Context) {
-        // Nothing for the client: it is out of one of several rooms.
-        if msg.kind != Forwarded::Closed {
-            ctx.text(msg.payload); // shared by all members, not copied
+        match msg.kind {
+            Forwarded::Closed { cause } => ctx.text(format!("* out of {}: {cause}", msg.room)),
+            _ => ctx.text(msg.payload), // shared by all members, not copied
         }
     }
 }

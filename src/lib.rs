@@ -128,9 +128,9 @@ pub use self::{
 };
 // Being in rooms, and talking there.
 pub use self::messages::{
-    Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, Touch,
-    UpdateInfo,
+    Admit, Audience, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick,
+    KickFrom, Kicked, Leave, LeaveAll, NotAMember, PrunePresences, PruneReport, PruneRooms, Pruned,
+    Publish, Touch, UpdateInfo,
 };
 // Asking and observing.
 pub use self::messages::{
@@ -143,6 +143,6 @@ pub use self::model::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, InvalidConnectionId, InvalidEpoch,
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
-    Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, SessionKey,
-    Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
+    Offline, Presence, PresenceState, RoomName, RoomSummary, Rooms, SeenPresence, Sender,
+    SessionKey, Snapshot, Superseded, UnfitJson, Update, UserId, check_info, check_payload,
 };

@@ -2,7 +2,7 @@
 
 use actix_cors::Cors;
 use actix_web::{
-    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError, Scope,
+    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError, Route, Scope,
     body::{EitherBody, MessageBody},
     dev::{ServiceFactory, ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
@@ -16,6 +16,9 @@ use crate::{
 
 const GET: &[Method] = &[Method::GET];
 const READ: &[Method] = &[Method::GET, Method::HEAD];
+const POST: &[Method] = &[Method::POST];
+const DELETE: &[Method] = &[Method::DELETE];
+const READ_AND_DELETE: &[Method] = &[Method::GET, Method::HEAD, Method::DELETE];
 
 /// Mounts the routes of the server in an app or a scope.
 ///
@@ -82,16 +85,19 @@ fn api_scope() -> Scope<
         .service(resource("/stats", READ, status::stats))
         .service(resource("/stats/live", GET, status::live_stats))
         .service(resource("/rooms", READ, api::list_rooms))
-        .service(resource("/rooms/{room:[^/]*}", READ, api::show_room))
+        .service(resource_to_delete("/rooms/{room:[^/]*}", api::show_room, api::close_room))
         .service(resource("/rooms/{room:[^/]*}/presences", READ, api::list_presences))
         .service(resource(
             "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
             READ,
             explain::explain,
         ))
-        .service(resource("/rooms/{room:[^/]*}/messages", &[Method::POST], api::publish))
-        .service(resource("/users/{id:[^/]*}", READ, api::find_user))
-        .service(resource("/connections/{id:[^/]*}", &[Method::DELETE], api::kick))
+        .service(resource("/rooms/{room:[^/]*}/messages", POST, api::publish))
+        .service(resource("/rooms/{room:[^/]*}/users/{id:[^/]*}", DELETE, api::kick_from_room))
+        .service(resource_to_delete("/users/{id:[^/]*}", api::find_user, api::kick_user))
+        .service(resource("/users/{id:[^/]*}/messages", POST, api::publish_to_user))
+        .service(resource("/connections/{id:[^/]*}", DELETE, api::kick))
+        .service(resource("/connections/{id:[^/]*}/messages", POST, api::publish_to_connection))
         .default_service(web::to(unknown_route))
         // The middleware that is wrapped last sees a request first.
         .wrap(from_fn(check_credentials))
@@ -106,10 +112,34 @@ where
     Args: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    let resource = methods.iter().fold(web::resource(path), |resource, method| {
+    with_routes(web::resource(path), methods, handler).default_service(no_other_than(methods))
+}
+
+/// A resource that is read by one handler and deleted by another.
+fn resource_to_delete<F, G, Args, Output>(path: &str, read: F, delete: G) -> Resource
+where
+    F: Handler<Args, Output = Output>,
+    G: Handler<Args, Output = Output>,
+    Args: FromRequest + 'static,
+    Output: Responder + 'static,
+{
+    let resource = with_routes(web::resource(path), READ, read);
+    with_routes(resource, DELETE, delete).default_service(no_other_than(READ_AND_DELETE))
+}
+
+fn with_routes<F, Args>(resource: Resource, methods: &[Method], handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    methods.iter().fold(resource, |resource, method| {
         resource.route(web::method(method.clone()).to(handler.clone()))
-    });
-    resource.default_service(web::to(move || async move { method_not_allowed(methods) }))
+    })
+}
+
+fn no_other_than(methods: &'static [Method]) -> Route {
+    web::to(move || async move { method_not_allowed(methods) })
 }
 
 fn method_not_allowed(methods: &[Method]) -> HttpResponse {

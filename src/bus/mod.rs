@@ -17,8 +17,8 @@ use actix::prelude::*;
 pub use self::redis::{InvalidRedisUrl, RedisBus};
 pub use self::{
     envelope::{
-        BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage,
-        RowChange,
+        AddressedMessage, BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges,
+        RoomMessage, RowChange,
     },
     identity::ClusterIdentity,
 };

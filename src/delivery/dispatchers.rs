@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{dispatcher::Dispatcher, frames::List, frames::LocalMessage, receiver::Recipients};
 use crate::{
     messages::{Disconnect, JoinError, Joined, SessionThread},
-    model::{ConnectionId, Few, RoomName, micros},
+    model::{Cause, ConnectionId, Few, RoomName, micros},
 };
 
 /// A thread is stalled if this many orders are pending there and none was finished for this long.
@@ -37,6 +37,7 @@ pub(super) enum DeliveryOrder {
     NotifyRemoved {
         connection: ConnectionId,
         room: RoomName,
+        cause: Cause,
     },
     /// Removes a connection from its last rooms, and closes it within the timeout if it has not closed
     /// itself.

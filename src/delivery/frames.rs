@@ -3,9 +3,9 @@
 //! needs it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -20,17 +20,20 @@ use crate::{
     counters::Counter,
     log_limit::LogLimit,
     messages::{Content, Dialect, Feed},
-    model::{Cause, ConnectionId, Diff, Position, RoomName, Snapshot, Update, UserId, micros},
+    model::{
+        Cause, ConnectionId, Diff, Position, RoomName, Sender, Snapshot, Update, UserId, micros,
+    },
     wire::{json, phoenix},
 };
 
 pub(crate) struct Publication {
-    pub content: Content,
-    pub from: Option<json::Sender>,
+    pub message: Arc<MessageBody>,
     /// The sender's presence and the version of its join, where both are known.
     pub joined: Option<(ConnectionId, u64)>,
     /// A connection that does not get it.
     pub except: Option<ConnectionId>,
+    /// The connections that get it, if not all.
+    pub only: Option<Arc<[ConnectionId]>>,
 }
 
 /// A message for the members of a room on this node.
@@ -40,23 +43,33 @@ pub(super) struct LocalMessage {
     /// The sender's presence, if it has one.
     pub sender: Option<ConnectionId>,
     pub except: Option<ConnectionId>,
+    /// The members that get it, if not all.
+    pub only: Option<Arc<[ConnectionId]>>,
     /// It is for the members whose entry has at most this number.
     pub last_entry: u64,
     /// The version that a listener has to be sent before.
     pub min_version: u64,
 }
 
-pub(super) struct MessageFrames {
-    room: RoomName,
+/// What is published, in the encodings that do not depend on the room.
+pub(crate) struct MessageBody {
     content: Content,
-    from: Option<json::Sender>,
+    from: Option<Sender>,
     raw: OnceLock<ByteString>,
     json: OnceLock<ByteString>,
-    phoenix: OnceLock<ByteString>,
+    /// Who has got it, if it goes to several rooms: one connection may be in many of them.
+    reached: Option<Mutex<HashSet<ConnectionId, RandomState>>>,
     taken: Arc<AtomicUsize>,
     deliveries: Counter,
     /// Closed when all threads have dropped the message, and so delivered it.
     _delivered: oneshot::Sender<()>,
+}
+
+/// The frames of a message for the members of one room.
+pub(super) struct MessageFrames {
+    room: RoomName,
+    body: Arc<MessageBody>,
+    phoenix: OnceLock<ByteString>,
 }
 
 pub(crate) struct DeliveryCount {
@@ -64,46 +77,26 @@ pub(crate) struct DeliveryCount {
     delivered: oneshot::Receiver<()>,
 }
 
-impl MessageFrames {
+impl MessageBody {
+    /// A message, for several rooms or one, and the count of its receivers.
     pub fn new(
-        room: RoomName,
         content: Content,
-        from: Option<json::Sender>,
+        from: Option<Sender>,
+        several_rooms: bool,
         deliveries: Counter,
-    ) -> (Self, DeliveryCount) {
+    ) -> (Arc<Self>, DeliveryCount) {
         let (_delivered, delivered) = oneshot::channel();
         let taken = Arc::new(AtomicUsize::new(0));
         let count = DeliveryCount { taken: Arc::clone(&taken), delivered };
-        let [raw, json, phoenix] = [const { OnceLock::new() }; 3];
-        (Self { room, content, from, raw, json, phoenix, taken, deliveries, _delivered }, count)
+        let [raw, json] = [const { OnceLock::new() }; 2];
+        let reached = several_rooms.then(Mutex::default);
+        let body = Self { content, from, raw, json, reached, taken, deliveries, _delivered };
+        (Arc::new(body), count)
     }
 
-    pub fn room(&self) -> &RoomName {
-        &self.room
-    }
-
-    /// The size of the content, without the frame of a dialect.
-    pub fn bytes(&self) -> usize {
-        match &self.content {
-            Content::Text(text) => text.len(),
-            Content::Json(value) | Content::Event { payload: value, .. } => value.get().len(),
-        }
-    }
-
-    /// Counts members that took it.
-    pub fn count_taken(&self, more: usize) {
-        self.taken.fetch_add(more, Relaxed);
-        self.deliveries.add(more);
-    }
-
-    pub fn frame(&self, dialect: Dialect) -> ByteString {
-        let (room, content, from) = (&self.room, &self.content, self.from.as_ref());
-        let frame = match dialect {
-            Dialect::Raw => &self.raw,
-            Dialect::Json(_) => &self.json,
-            Dialect::Phoenix => &self.phoenix,
-        };
-        let encode = || match (content, dialect) {
+    fn encode(&self, room: &RoomName, dialect: Dialect) -> ByteString {
+        let (content, from) = (&self.content, self.from.as_ref());
+        match (content, dialect) {
             (Content::Text(text), Dialect::Raw | Dialect::Json(_)) => text.clone(),
             (Content::Text(text), Dialect::Phoenix) => phoenix::message(room, &&**text, from),
             (Content::Json(value), Dialect::Raw) => value.get().into(),
@@ -116,17 +109,54 @@ impl MessageFrames {
             (Content::Event { event, payload }, Dialect::Phoenix) => {
                 phoenix::broadcast(room, event, payload)
             }
+        }
+    }
+}
+
+impl MessageFrames {
+    pub fn new(room: RoomName, body: Arc<MessageBody>) -> Self {
+        Self { room, body, phoenix: OnceLock::new() }
+    }
+
+    pub fn room(&self) -> &RoomName {
+        &self.room
+    }
+
+    pub fn sender(&self) -> Option<&Sender> {
+        self.body.from.as_ref()
+    }
+
+    /// The size of the content, without the frame of a dialect.
+    pub fn bytes(&self) -> usize {
+        match &self.body.content {
+            Content::Text(text) => text.len(),
+            Content::Json(value) | Content::Event { payload: value, .. } => value.get().len(),
+        }
+    }
+
+    /// Whether the connection has not got it yet, by another room; it gets it now.
+    pub fn reaches(&self, connection: ConnectionId) -> bool {
+        let Some(reached) = &self.body.reached else { return true };
+        reached.lock().unwrap_or_else(PoisonError::into_inner).insert(connection)
+    }
+
+    /// Counts members that took it.
+    pub fn count_taken(&self, more: usize) {
+        self.body.taken.fetch_add(more, Relaxed);
+        self.body.deliveries.add(more);
+    }
+
+    pub fn frame(&self, dialect: Dialect) -> ByteString {
+        let frame = match dialect {
+            Dialect::Raw => &self.body.raw,
+            Dialect::Json(_) => &self.body.json,
+            Dialect::Phoenix => &self.phoenix,
         };
-        frame.get_or_init(encode).clone()
+        frame.get_or_init(|| self.body.encode(&self.room, dialect)).clone()
     }
 }
 
 impl DeliveryCount {
-    /// No members.
-    pub fn none() -> Self {
-        Self { taken: Arc::default(), delivered: oneshot::channel().1 }
-    }
-
     /// Counts members on other nodes.
     pub fn add(&self, more: usize) {
         self.taken.fetch_add(more, Relaxed);

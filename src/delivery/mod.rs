@@ -271,7 +271,7 @@ impl Delivery {
         self.send_entries(connection, Some(room));
         let Some(known) = self.memberships.get(&connection) else { return };
         if close_code(cause).is_some() {
-            let order = DeliveryOrder::NotifyRemoved { connection, room: room.clone() };
+            let order = DeliveryOrder::NotifyRemoved { connection, room: room.clone(), cause };
             self.dispatchers.notify(known.dispatcher, order);
         }
     }

@@ -11,15 +11,15 @@ mod observing;
 mod places;
 mod queries;
 
+pub use delivered::{
+    Audience, Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
+};
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
 };
-pub use delivered::{
-    Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
-};
 pub use membership::{
-    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
+    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, Joined, Kick, KickFrom, Kicked,
+    Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
 };
 pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{

@@ -141,7 +141,7 @@ impl Snapshot {
         self.members.get(position).map(|(_, info)| info)
     }
 
-    pub(super) fn connections_of<'a>(
+    pub(crate) fn connections_of<'a>(
         &'a self,
         user: &'a UserId,
     ) -> impl Iterator<Item = ConnectionId> + 'a {

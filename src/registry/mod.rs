@@ -3,17 +3,19 @@
 //! The model says what happened, and the registry makes it known: to the members, the observers and the
 //! mirror. One short handler per message; each operation reads the clock once.
 //!
-//! On one node that is [`membership`], [`sessions`], [`queries`], [`mirroring`] and [`draining`]. Where other
-//! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
+//! On one node that is [`membership`], [`publishing`], [`kicking`], [`sessions`], [`queries`], [`mirroring`]
+//! and [`draining`]. Where other nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
 //! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
 //! their times comparable.
 
 mod commands;
 mod draining;
+mod kicking;
 mod membership;
 mod mirroring;
 mod nodes;
 mod pruner;
+mod publishing;
 mod queries;
 mod reading;
 mod receiving;
@@ -21,7 +23,7 @@ mod sessions;
 mod sharing;
 mod timekeeping;
 
-use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
 pub(crate) use self::timekeeping::ClockOffset;
@@ -118,6 +120,8 @@ pub struct RoomRegistry {
     survey_is_due: bool,
     surveying: bool,
     unanswered: Unanswered,
+    /// Shared with the counts of receivers that the database is asked for.
+    counting: Rc<()>,
     measuring_clock: bool,
     clock_is_off: bool,
     authorize: Option<Authorize>,
@@ -164,6 +168,7 @@ impl RoomRegistry {
             survey_is_due: false,
             surveying: false,
             unanswered: Unanswered::default(),
+            counting: Rc::default(),
             measuring_clock: false,
             clock_is_off: false,
             authorize: parts.authorize,

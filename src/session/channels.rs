@@ -109,7 +109,7 @@ impl Protocol for Channels {
             }
             Forwarded::Diff if !channel.has_state => {}
             Forwarded::Message | Forwarded::Diff => outgoing.forward(msg.payload, msg.reservation),
-            Forwarded::Closed => {
+            Forwarded::Closed { .. } => {
                 outgoing.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
                 left(socket, ctx, msg.room.as_str());
                 // It may have rejoined before it handled this.

@@ -120,8 +120,10 @@ impl Protocol for JsonMember {
         }
         match frame {
             Ok(ClientFrame::Heartbeat) => socket.me.batched_heartbeat(),
-            Ok(ClientFrame::Message(payload)) => {
+            Ok(ClientFrame::Message { payload, to_others }) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
+                let except = to_others.then(|| socket.me.id());
+                let publish = Publish { except, ..publish };
                 socket.publish(ctx, publish, |socket, answer| {
                     if let Err(error) = answer {
                         socket.outgoing.text(json::error("not_a_member", &error.to_string()));
