@@ -120,10 +120,13 @@ pub use self::{
 // Sessions.
 pub use self::{
     messages::{
-        Dialect, Disconnect, Feed, ForwardMessage, Forwarded, SessionPlace, SessionPlaces,
-        TakePlace, close_code,
+        Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Heard, Register, SessionPlace,
+        SessionPlaces, TakePlace, close_code,
     },
-    session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError},
+    session::{
+        Connection, ConnectionError, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession,
+        StopSignal, WsOptions, WsSession, WsSessionError,
+    },
     sockets::{configure_tcp, watch_socket},
 };
 // Being in rooms, and talking there.

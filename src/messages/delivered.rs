@@ -252,7 +252,8 @@ pub enum Forwarded {
 /// Tells a session to close; nothing follows it. The connection was removed from its last room or, during a
 /// [`Shutdown`](crate::Shutdown), stays a member until its session leaves, which it should do at once.
 ///
-/// Sent at most once, also to a full mailbox.
+/// Sent at most once, also to a full mailbox. One that has [registered](Register) is told of a shutdown in no room,
+/// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
@@ -260,6 +261,36 @@ pub struct Disconnect {
     pub code: u16,
     /// Why the session has to close.
     pub cause: Cause,
+}
+
+/// What a session is sent: see [`Connection::outlet`](crate::Connection::outlet).
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// A frame.
+    Frame(ForwardMessage),
+    /// The order to close.
+    Close(Disconnect),
+}
+
+/// Has a connection told to close during a [`Shutdown`](crate::Shutdown), also while it is in no room. Holds until
+/// its [`LeaveAll`](crate::LeaveAll); sent again, it names another recipient.
+///
+/// [`Connection::register`](crate::Connection::register) sends it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Register {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The recipient of the order to close.
+    pub disconnect: Recipient<Disconnect>,
+}
+
+impl Register {
+    /// The message for this connection.
+    #[must_use]
+    pub fn new(connection: ConnectionId, disconnect: Recipient<Disconnect>) -> Self {
+        Self { connection, disconnect }
+    }
 }
 
 /// The WebSocket close code for a cause, if the registry closes connections for it.

@@ -12,7 +12,8 @@ mod places;
 mod queries;
 
 pub use delivered::{
-    Audience, Content, Disconnect, ForwardMessage, Forwarded, NotAMember, Publish, close_code,
+    Audience, Content, Disconnect, ForwardMessage, Forwarded, Heard, NotAMember, Publish, Register,
+    close_code,
 };
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,

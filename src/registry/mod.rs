@@ -19,6 +19,7 @@ mod publishing;
 mod queries;
 mod reading;
 mod receiving;
+mod registered;
 mod sessions;
 mod sharing;
 mod timekeeping;
@@ -33,6 +34,7 @@ use ahash::RandomState;
 use self::{
     commands::CommandQueue,
     draining::Draining,
+    registered::Registered,
     sessions::{Places, UNRESUMABLE_DELAY},
     sharing::Unanswered,
 };
@@ -99,6 +101,7 @@ pub struct RoomRegistry {
     pub(crate) sessions: Sessions,
     recent_leaves: RecentLeaves,
     places: Places,
+    registered: Registered,
     clock: Clock,
     delivery: Delivery,
     /// When the batch under way began, if one is: see [`advance_batch`](Self::advance_batch).
@@ -153,6 +156,7 @@ impl RoomRegistry {
             sessions: Sessions::default(),
             recent_leaves: RecentLeaves::default(),
             places: Places::default(),
+            registered: Registered::default(),
             clock: parts.clock,
             delivery: Delivery::new(parts.max_list_size),
             batch_begun: None,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use super::{
-    batch_join,
+    batches::batch_join,
     options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},

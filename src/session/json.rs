@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Connection, batch_join,
+    Connection,
+    batches::batch_join,
     options::{WsOptions, WsSessionError, session_builder},
     ws::{Closing, Ctx, Protocol, Socket, handshake, run_until},
 };

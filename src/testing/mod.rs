@@ -20,6 +20,7 @@ pub use self::{
     memory::{MemoryDatabase, MemoryLink, MemoryStore},
     memory_bus::{MemoryBus, MemoryConnection, MemoryHub},
 };
+pub use crate::messages::Heard;
 use crate::{
     bus::BusEvent,
     clock::Clock,
@@ -122,15 +123,6 @@ impl<M> Seen<M> {
     pub fn now(&mut self) -> Option<M> {
         self.0.try_recv().ok()
     }
-}
-
-/// What a session is sent.
-#[derive(Clone, Debug)]
-pub enum Heard {
-    /// A frame.
-    Frame(ForwardMessage),
-    /// The order to close.
-    Close(Disconnect),
 }
 
 impl<M: Unpin + 'static> Actor for Probe<M> {
