@@ -61,7 +61,6 @@ pub struct IdleWatch {
 
 /// What a session has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum IdleStep {
     /// Ping the client.
     Ping,

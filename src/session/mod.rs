@@ -269,7 +269,7 @@ impl Connection {
     /// ended already.
     ///
     /// ```
-    /// # use actix_presence::{PresenceConfig, RoomName};
+    /// # use actix_presence::{GetOccupancy, PresenceConfig, RoomName};
     /// use actix_presence::{Connection, ConnectionError, Heard};
     ///
     /// async fn listen(me: Connection, room: RoomName) -> Result<(), ConnectionError> {
@@ -287,7 +287,9 @@ impl Connection {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let presence = PresenceConfig::new("sqlite::memory:").start()?;
     /// # let me = Connection::new(presence.registry());
-    /// # let listening = actix::spawn(listen(me, RoomName::new("lobby")?));
+    /// # let (registry, room) = (presence.registry(), RoomName::new("lobby")?);
+    /// # let listening = actix::spawn(listen(me, room.clone()));
+    /// # while registry.send(GetOccupancy { room: room.clone() }).await??.connections == 0 {}
     /// # presence.shutdown(std::time::Duration::from_secs(5)).await?;
     /// # Ok(listening.await??)
     /// # }
