@@ -8,7 +8,7 @@ use super::{
     Delivery, Newcomer, Route,
     dispatchers::{DeliveryOrder, DeliveryReport, DispatcherId, SendOutcome},
     frames::List,
-    frames::{DeliveryCount, LocalMessage, MessageBody, MessageFrames, Publication},
+    published::{DeliveryCount, LocalMessage, MessageBody, MessageFrames, Publication},
     schedule::{Broadcast, ListSchedule},
 };
 use crate::{

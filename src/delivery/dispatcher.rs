@@ -15,7 +15,7 @@ use super::{
         send_replies,
     },
     frames::List,
-    frames::LocalMessage,
+    published::LocalMessage,
     receiver::{Knowledge, Receiver, SendFailure},
     slices::{Handout, QueuedTask, RoomQueue, Slices},
 };

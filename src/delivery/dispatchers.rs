@@ -6,7 +6,7 @@ use std::{sync::Arc, thread::ThreadId, time::Duration};
 use actix::{WeakRecipient, dev::OneshotSender, prelude::*};
 use smallvec::SmallVec;
 
-use super::{dispatcher::Dispatcher, frames::List, frames::LocalMessage, receiver::Recipients};
+use super::{dispatcher::Dispatcher, frames::List, published::LocalMessage, receiver::Recipients};
 use crate::{
     messages::{Disconnect, JoinError, Joined, SessionThread},
     model::{Cause, ConnectionId, Few, RoomName, micros},

@@ -9,6 +9,7 @@ mod dispatcher;
 mod dispatchers;
 mod frames;
 mod observers;
+mod published;
 mod receiver;
 mod schedule;
 mod slices;
@@ -27,13 +28,13 @@ use smallvec::SmallVec;
 
 use self::{
     dispatchers::{DeliveryOrder, DispatcherId, Dispatchers, JoinReplies, RoomEntry},
-    frames::LocalMessage,
+    published::LocalMessage,
     schedule::ListSchedule,
 };
 pub(crate) use self::{
     dispatchers::{DeliveryReport, JoinReply},
-    frames::{DeliveryCount, Publication},
     observers::Observers,
+    published::{DeliveryCount, Publication},
     receiver::Recipients,
 };
 use crate::{

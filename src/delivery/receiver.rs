@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use bytestring::ByteString;
 
-use super::frames::{FullFrame, List, MessageFrames};
+use super::{
+    frames::{FullFrame, List},
+    published::MessageFrames,
+};
 use crate::{
     messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded},
     model::RoomName,

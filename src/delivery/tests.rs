@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    frames::{FullFrame, List, MessageBody, MessageFrames, Sizes, well_below},
+    frames::{FullFrame, List, Sizes, well_below},
+    published::{MessageBody, MessageFrames},
     schedule::{Broadcast, MAX_HELD_BYTES, MAX_NEWCOMER_VERSIONS, MESSAGE_OVERHEAD},
     *,
 };
