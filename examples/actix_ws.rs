@@ -7,16 +7,16 @@
 //! Open <http://127.0.0.1:8080/> in two tabs and talk. The page shows the frames as they come: the
 //! member list after each change, and messages. Ctrl-C tells everybody to close with 1001.
 //!
-//! The registry delivers to an actor, so a session has a small one that only writes to the client:
-//! `Outlet`. The task reads, and owns the [`Connection`]: however it ends, the room is left. The
-//! frames are those of the server, `Dialect::Json`; see `embed` for a protocol of one's own.
+//! One task reads and writes, and owns the [`Connection`]: however it ends, the room is left. What its room
+//! sends comes from a stream, [`Connection::outlet`]. The frames are those of the server, `Dialect::Json`; see
+//! `embed` for a protocol of one's own.
 
 use std::{error::Error, future::poll_fn, net::TcpListener, task::Poll, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{
-    Connection, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, PresenceConfig, Publish,
-    RoomName, RoomRegistry, UserId, configure_tcp,
+    Cause, Connection, Dialect, Feed, Forwarded, Heard, IdleStep, IdleWatch, PresenceConfig,
+    Publish, RoomName, RoomRegistry, UserId, close_code, configure_tcp,
 };
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -26,49 +26,11 @@ use actix_web::{
 use actix_ws::{CloseReason, Message, MessageStream, Session};
 use serde_json::value::to_raw_value;
 
-/// Writes to one client what its room sends. It ends by itself when the room no longer knows it.
-struct Outlet(Session);
+/// How often a silent client is pinged, and when it is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(25);
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
-impl Actor for Outlet {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.set_mailbox_capacity(256);
-    }
-}
-
-impl Handler<ForwardMessage> for Outlet {
-    type Result = ();
-
-    fn handle(&mut self, msg: ForwardMessage, ctx: &mut Context<Self>) {
-        // Nothing for the client: it is out of one of several rooms.
-        if msg.kind == Forwarded::Closed {
-            return;
-        }
-        let mut session = self.0.clone();
-        // While the client does not read, the mailbox fills; when it is full, the room lets go of us.
-        let writing = async move { session.text(msg.payload).await }.into_actor(self);
-        ctx.wait(writing.map(|written, _, ctx| {
-            if written.is_err() {
-                ctx.stop();
-            }
-        }));
-    }
-}
-
-impl Handler<Disconnect> for Outlet {
-    type Result = ();
-
-    fn handle(&mut self, msg: Disconnect, ctx: &mut Context<Self>) {
-        let description = Some(msg.cause.to_string());
-        let closing =
-            self.0.clone().close(Some(CloseReason { code: msg.code.into(), description }));
-        // With that the client's frames end, too, and so does the task.
-        ctx.wait(closing.into_actor(self).map(|_, _, ctx| ctx.stop()));
-    }
-}
-
-/// The session: joins, reads until the client is gone, and leaves, because `me` is dropped.
+/// The session: joins, reads and writes until one side ends it, and leaves, because `me` is dropped.
 async fn chat(
     mut me: Connection,
     room: RoomName,
@@ -76,34 +38,65 @@ async fn chat(
     mut session: Session,
     mut frames: MessageStream,
 ) -> Result<(), Box<dyn Error>> {
-    let outlet = Outlet(session.clone()).start();
+    let (outlet, mut heard) = me.outlet(256); // who falls further behind loses its place (4003)
     let join = me.join(room.clone(), outlet).user(user).dialect(Dialect::Json(Feed::Full));
-    if let Err(refused) = me.registry().send(join).await? {
-        session.text(refused.to_string()).await?;
-        return Ok(session.close(None).await?);
+    if let Err(refused) = me.enter(join).await {
+        return Ok(session.close(reason(1008, &refused)).await?);
     }
-
-    while let Some(frame) = frames.recv().await {
-        match frame? {
-            Message::Text(text) => {
+    let mut idle = IdleWatch::new(PING_INTERVAL, IDLE_LIMIT);
+    loop {
+        let frame = tokio::select! {
+            heard = heard.recv() => {
+                match heard {
+                    // Nothing for the client: it is out of one of several rooms.
+                    Some(Heard::Frame(frame)) if matches!(frame.kind, Forwarded::Closed { .. }) => {}
+                    // While the client does not read, this waits; what waits behind it is bounded.
+                    Some(Heard::Frame(frame)) => session.text(frame.payload).await?,
+                    Some(Heard::Close(order)) => {
+                        return Ok(session.close(reason(order.code, &order.cause)).await?);
+                    }
+                    None => return Ok(session.close(reason(1011, &"the registry has stopped")).await?),
+                }
+                continue;
+            }
+            step = idle.next() => {
+                if step == IdleStep::Ping {
+                    session.ping(b"").await?;
+                    continue;
+                }
+                me.leave(Cause::Expired);
+                let code = close_code(Cause::Expired).unwrap_or(1001);
+                return Ok(session.close(reason(code, &Cause::Expired)).await?);
+            }
+            frame = frames.recv() => frame,
+        };
+        idle.heard();
+        match frame.transpose()? {
+            Some(Message::Text(text)) => {
                 // Any text is a sign of life; the literal "heartbeat" is nothing else.
                 let Some(text) = me.text(&text) else { continue };
-                let message = Publish::json(room.clone(), to_raw_value(text)?).sent_by(me.id());
-                me.registry().send(message).await??;
+                // The next frame is read when this one is with the room.
+                me.publish(Publish::json(room.clone(), to_raw_value(text)?)).await?;
             }
-            Message::Ping(bytes) => {
+            Some(Message::Ping(bytes)) => {
                 me.touch();
                 session.pong(&bytes).await?;
             }
-            Message::Pong(_) | Message::Nop => me.touch(),
-            Message::Close(reason) => {
+            Some(Message::Pong(_) | Message::Nop) => me.touch(),
+            Some(Message::Close(reason)) => {
                 me.goodbye(); // it has left, and was not just cut off
                 return Ok(session.close(reason).await?);
             }
-            Message::Binary(_) | Message::Continuation(_) => break,
+            Some(Message::Binary(_) | Message::Continuation(_)) => {
+                return Ok(session.close(reason(1003, &"only short lines of text")).await?);
+            }
+            None => return Ok(()), // the connection has broken
         }
     }
-    Ok(session.close(None).await?)
+}
+
+fn reason(code: u16, why: &impl ToString) -> Option<CloseReason> {
+    Some(CloseReason { code: code.into(), description: Some(why.to_string()) })
 }
 
 #[derive(serde::Deserialize)]

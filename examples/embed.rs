@@ -38,12 +38,11 @@ impl Actor for Chatter {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256); // a burst; a client further behind loses its place (4003)
         let join = self.me.join(self.room.clone(), ctx.address()).user(self.user.clone());
-        let joining = self.me.registry().send(join).into_actor(self);
+        let joining = self.me.enter(join).into_actor(self);
         // Waiting: no frame is read before the room knows us.
         ctx.wait(joining.map(|answer, _, ctx| match answer {
-            Ok(Ok(joined)) => ctx.text(roster(&joined.snapshot)),
-            Ok(Err(refused)) => close(ctx, 1008, refused.to_string()),
-            Err(stopped) => close(ctx, 1001, stopped.to_string()),
+            Ok(joined) => ctx.text(roster(&joined.snapshot)),
+            Err(refused) => close(ctx, 1008, refused.to_string()),
         }));
     }
 }
@@ -51,9 +50,9 @@ impl Actor for Chatter {
 impl Handler<ForwardMessage> for Chatter {
     type Result = ();
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Self::Context) {
-        // Nothing for the client: it is out of one of several rooms.
-        if msg.kind != Forwarded::Closed {
-            ctx.text(msg.payload); // shared by all members, not copied
+        match msg.kind {
+            Forwarded::Closed { cause } => ctx.text(format!("* out of {}: {cause}", msg.room)),
+            _ => ctx.text(msg.payload), // shared by all members, not copied
         }
     }
 }
@@ -73,7 +72,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
                 let Some(text) = self.me.text(&text) else { return };
                 let name = self.user.as_ref().map_or("a guest", UserId::as_str);
                 let line = Publish::new(self.room.clone(), format!("{name}: {text}"));
-                let saying = self.me.registry().send(line.sent_by(self.me.id())).into_actor(self);
+                let saying = self.me.publish(line).into_actor(self);
                 ctx.wait(saying.map(|_, _, _| ())); // the next line when this one is with the room
             }
             Ok(ws::Message::Ping(bytes)) => {

@@ -123,17 +123,20 @@ pub use self::{
 // Sessions.
 pub use self::{
     messages::{
-        Dialect, Disconnect, Feed, ForwardMessage, Forwarded, SessionPlace, SessionPlaces,
-        TakePlace, close_code,
+        Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Heard, Register, SessionPlace,
+        SessionPlaces, TakePlace, close_code,
     },
-    session::{Connection, PhoenixSession, StopSignal, WsOptions, WsSession, WsSessionError},
+    session::{
+        Connection, ConnectionError, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession,
+        StopSignal, WsOptions, WsSession, WsSessionError,
+    },
     sockets::{configure_tcp, watch_socket},
 };
 // Being in rooms, and talking there.
 pub use self::messages::{
-    Admit, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick, Kicked, Leave,
-    LeaveAll, Payload, PrunePresences, PruneReport, PruneRooms, Pruned, Publish, PublishError,
-    Touch, UpdateInfo, UpdateUser, UserUpdated,
+    Admit, Audience, CloseRoom, Content, Flush, FlushError, Join, JoinError, Joined, Kick,
+    KickFrom, Kicked, Leave, LeaveAll, Payload, PrunePresences, PruneReport, PruneRooms, Pruned,
+    Publish, PublishError, Touch, UpdateInfo, UpdateUser, UserUpdated,
 };
 // Asking and observing.
 pub use self::messages::{
@@ -146,7 +149,7 @@ pub use self::model::{
     Activity, Cause, ConnectionId, Diff, Epoch, Info, InvalidConnectionId, InvalidEpoch,
     InvalidInfo, InvalidName, InvalidNodeName, Left, LimitReached, Limits, MAX_DEPTH,
     MAX_INFO_BYTES, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, Member, Moment, NodeName, Occupancy,
-    Offline, Presence, PresenceState, Rights, RoomName, RoomSummary, Rooms, SeenPresence,
+    Offline, Presence, PresenceState, Rights, RoomName, RoomSummary, Rooms, SeenPresence, Sender,
     SessionKey, Snapshot, SnapshotDiff, Superseded, UnfitJson, Update, UserId, check_info,
     check_payload,
 };

@@ -408,7 +408,8 @@ async fn closing_a_room_is_one_change_and_closes_those_who_are_nowhere_else() {
     assert_eq!(only_here.closed().await, Disconnect { code: 4004, cause: Cause::RoomClosed });
     let heard = elsewhere_too.heard().await;
     let [Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
-    assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+    let room_closed = Forwarded::Closed { cause: Cause::RoomClosed };
+    assert_eq!((closed.kind, closed.room.as_str()), (room_closed, "a"));
     let [change] = &t.changes().await[..] else { panic!("one change") };
     assert_eq!((change.leaves().len(), change.bulk_change()), (2, true));
     t.join(&only_here, "a", None).await.unwrap();

@@ -55,7 +55,8 @@ impl Guest {
         self.addr.send(marker).await.unwrap();
         let heard = std::iter::from_fn(|| self.heard.now());
         let frames = heard.filter_map(|heard| match heard {
-            Heard::Frame(frame) if frame.room == "-" || frame.kind == Forwarded::Closed => None,
+            Heard::Frame(frame) if frame.room == "-" => None,
+            Heard::Frame(ForwardMessage { kind: Forwarded::Closed { .. }, .. }) => None,
             Heard::Frame(frame) => Some(frame.payload.to_string()),
             _ => None,
         });

@@ -149,7 +149,8 @@ async fn of_several_rooms_each_is_taken_over_when_it_is_joined_and_the_others_go
         enter(&t, &new, name).await.unwrap();
         let heard = old.heard().await;
         let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
-        assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, name));
+        let replaced = Forwarded::Closed { cause: Cause::Replaced };
+        assert_eq!((closed.kind, closed.room.as_str()), (replaced, name));
     }
     for name in ["a", "b", "c"] {
         assert_eq!(states(&t, name).await, [(old.id, "live")], "{name}");
@@ -345,7 +346,8 @@ async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() 
     t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
     let heard = ada.heard().await;
     let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
-    assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+    let room_closed = Forwarded::Closed { cause: Cause::RoomClosed };
+    assert_eq!((closed.kind, closed.room.as_str()), (room_closed, "a"));
     t.registry.send(CloseRoom { room: room("b") }).await.unwrap();
     assert_eq!(ada.closed().await, Disconnect { code: 4004, cause: Cause::RoomClosed });
 }
@@ -372,7 +374,8 @@ async fn a_member_of_several_rooms_is_told_when_one_is_closed_in_every_dialect()
         let [testing::Heard::Frame(closed)] = &heard[..] else {
             panic!("one message for {dialect:?}: {heard:?}")
         };
-        assert_eq!((closed.kind, closed.room.as_str()), (Forwarded::Closed, "a"));
+        let room_closed = Forwarded::Closed { cause: Cause::RoomClosed };
+        assert_eq!((closed.kind, closed.room.as_str()), (room_closed, "a"));
         assert_eq!(closed.payload, "");
         t.leave(&ada, "b").await;
         assert!(ada.heard().await.is_empty(), "it has left by itself");

@@ -18,8 +18,9 @@ use crate::{
     state::ServerState,
 };
 use actix_presence::{
-    ConnectionId, Epoch, GetSnapshot, Info, Kick, ListPresences, ListRooms, NodeName, Occupancy,
-    Publish, RoomName, RoomSummary, Snapshot, UnfitJson, UserId, WhereIs, check_payload,
+    Audience, CloseRoom, ConnectionId, Epoch, GetSnapshot, Info, Kick, KickFrom, Kicked,
+    ListPresences, ListRooms, NodeName, Occupancy, Publish, RoomName, RoomSummary, Snapshot,
+    UnfitJson, UserId, WhereIs, check_payload,
 };
 
 /// A room in a list.
@@ -156,14 +157,44 @@ pub(crate) async fn publish(
     state: web::Data<ServerState>,
 ) -> Result<HttpResponse, ApiError> {
     let room = request::room(&req, 1)?;
-    let body = read(&req, body, state.options().max_frame_size).await?;
+    publish_to(room.into(), &req, body, &state).await
+}
+
+/// `POST /api/users/{id}/messages`: the same to every connection of a user.
+pub(crate) async fn publish_to_user(
+    req: HttpRequest,
+    body: web::Payload,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let user = request::user(&req, 1)?;
+    publish_to(user.into(), &req, body, &state).await
+}
+
+/// `POST /api/connections/{channel_name}/messages`: the same to one connection.
+pub(crate) async fn publish_to_connection(
+    req: HttpRequest,
+    body: web::Payload,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let connection = request::connection(&req, 1)?;
+    publish_to(connection.into(), &req, body, &state).await
+}
+
+async fn publish_to(
+    to: Audience,
+    req: &HttpRequest,
+    body: web::Payload,
+    state: &ServerState,
+) -> Result<HttpResponse, ApiError> {
+    let except = request::except(req)?;
+    let body = read(req, body, state.options().max_frame_size).await?;
     let payload: Box<RawValue> = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request("bad_json", format!("not JSON: {error}")))?;
     check_payload(payload.get()).map_err(|unfit| {
         let code = if unfit == UnfitJson::TooDeep { "too_deep" } else { "bad_json" };
         ApiError::bad_request(code, unfit.to_string())
     })?;
-    let published = state.ask(Publish::json(room, payload)).await?;
+    let published = state.ask(Publish { except, ..Publish::json(to, payload) }).await?;
     let recipients = published.map_err(|error| {
         let message = response::error_chain(&error);
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
@@ -203,7 +234,7 @@ pub(crate) async fn find_user(
         channel_name: RoomName,
         connections: usize,
     }
-    let id = request::user(&req)?;
+    let id = request::user(&req, 0)?;
     let rooms = state.ask(WhereIs { user: id.clone() }).await??.into_iter();
     let entry = |(channel_name, connections)| UserRoom { channel_name, connections };
     Ok(response::json(StatusCode::OK, &UserRooms { id, rooms: rooms.map(entry).collect() }))
@@ -218,11 +249,46 @@ pub(crate) async fn kick(
     let id = request::connection(&req, 0)?;
     let kicked = state.ask(Kick::Connection(id)).await?;
     match kicked.connections {
-        0 if kicked.partial => {
-            let body = json!({"connections": 0, "partial": true});
-            Ok(response::json(StatusCode::OK, &body))
-        }
+        0 if kicked.partial => Ok(removed(kicked)),
         0 => Err(ApiError::not_found("unknown_connection", "no such connection is in any room")),
         _ => Ok(HttpResponse::NoContent().finish()),
     }
+}
+
+/// `DELETE /api/users/{id}`: removes every connection of a user from all its rooms.
+pub(crate) async fn kick_user(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let id = request::user(&req, 0)?;
+    Ok(removed(state.ask(Kick::User(id)).await?))
+}
+
+/// `DELETE /api/rooms/{room}/users/{id}`: removes every connection of a user from one room.
+pub(crate) async fn kick_from_room(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let (room, user) = (request::room(&req, 2)?, request::user(&req, 0)?);
+    Ok(removed(state.ask(KickFrom { room, whom: Kick::User(user) }).await?))
+}
+
+/// `DELETE /api/rooms/{room}`: removes everybody from a room.
+pub(crate) async fn close_room(
+    req: HttpRequest,
+    state: web::Data<ServerState>,
+) -> Result<HttpResponse, ApiError> {
+    let room = request::room(&req, 0)?;
+    Ok(removed(state.ask(CloseRoom { room }).await?))
+}
+
+/// How many connections were removed, and whether others may have been.
+fn removed(Kicked { connections, partial, .. }: Kicked) -> HttpResponse {
+    #[derive(Serialize)]
+    struct Removed {
+        connections: usize,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        partial: bool,
+    }
+    response::json(StatusCode::OK, &Removed { connections, partial })
 }

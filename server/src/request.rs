@@ -6,7 +6,7 @@
 
 use actix_web::{HttpRequest, error::QueryPayloadError, web};
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::response::ApiError;
 use actix_presence::{ConnectionId, RoomName, UserId};
@@ -47,14 +47,26 @@ pub(crate) fn room(req: &HttpRequest, after: usize) -> Result<RoomName, ApiError
 /// The connection named by the path segment that is followed by `after` others.
 pub(crate) fn connection(req: &HttpRequest, after: usize) -> Result<ConnectionId, ApiError> {
     let id = segment(req, after).ok().and_then(|id| id.parse().ok());
-    id.ok_or_else(|| {
-        ApiError::bad_request("bad_connection", "a connection id has 32 hexadecimal digits")
-    })
+    id.ok_or_else(bad_connection)
 }
 
-/// The user named by the last path segment.
-pub(crate) fn user(req: &HttpRequest) -> Result<UserId, ApiError> {
-    let id = segment(req, 0).map_err(|error| ApiError::bad_user(&error))?;
+fn bad_connection() -> ApiError {
+    ApiError::bad_request("bad_connection", "a connection id has 32 hexadecimal digits")
+}
+
+/// The connection that is named to be left out, if there is one.
+pub(crate) fn except(req: &HttpRequest) -> Result<Option<ConnectionId>, ApiError> {
+    #[derive(Deserialize)]
+    struct Except {
+        except: Option<String>,
+    }
+    let Except { except } = query(req)?;
+    except.map(|id| id.parse().map_err(|_| bad_connection())).transpose()
+}
+
+/// The user named by the path segment that is followed by `after` others.
+pub(crate) fn user(req: &HttpRequest, after: usize) -> Result<UserId, ApiError> {
+    let id = segment(req, after).map_err(|error| ApiError::bad_user(&error))?;
     UserId::new(id).map_err(|error| ApiError::bad_user(&error))
 }
 
@@ -78,7 +90,6 @@ fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T, ApiError> {
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;
-    use serde::Deserialize;
 
     use super::*;
 

@@ -5,7 +5,7 @@
 
 use actix_cors::Cors;
 use actix_web::{
-    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError,
+    FromRequest, Handler, HttpResponse, Resource, Responder, ResponseError, Route,
     body::{EitherBody, MessageBody},
     dev::{HttpServiceFactory, ServiceRequest, ServiceResponse},
     http::{Method, StatusCode, header},
@@ -19,6 +19,9 @@ use crate::{
 
 const GET: &[Method] = &[Method::GET];
 const READ: &[Method] = &[Method::GET, Method::HEAD];
+const POST: &[Method] = &[Method::POST];
+const DELETE: &[Method] = &[Method::DELETE];
+const READ_AND_DELETE: &[Method] = &[Method::GET, Method::HEAD, Method::DELETE];
 
 /// Mounts all routes of the server in an app or a scope: [sockets](configure_sockets), the
 /// [API](configure_api), [pages](configure_pages) and [health](configure_health).
@@ -94,16 +97,27 @@ pub fn configure_api(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
         cfg.service(routes.api("/stats", READ, status::stats))
             .service(routes.api("/stats/live", GET, status::live_stats))
             .service(routes.api("/rooms", READ, api::list_rooms))
-            .service(routes.api("/rooms/{room:[^/]*}", READ, api::show_room))
+            .service(routes.api_to_delete("/rooms/{room:[^/]*}", api::show_room, api::close_room))
             .service(routes.api("/rooms/{room:[^/]*}/presences", READ, api::list_presences))
             .service(routes.api(
                 "/rooms/{room:[^/]*}/presences/{id:[^/]*}/explain",
                 READ,
                 explain::explain,
             ))
-            .service(routes.api("/rooms/{room:[^/]*}/messages", &[Method::POST], api::publish))
-            .service(routes.api("/users/{id:[^/]*}", READ, api::find_user))
-            .service(routes.api("/connections/{id:[^/]*}", &[Method::DELETE], api::kick));
+            .service(routes.api("/rooms/{room:[^/]*}/messages", POST, api::publish))
+            .service(routes.api(
+                "/rooms/{room:[^/]*}/users/{id:[^/]*}",
+                DELETE,
+                api::kick_from_room,
+            ))
+            .service(routes.api_to_delete("/users/{id:[^/]*}", api::find_user, api::kick_user))
+            .service(routes.api("/users/{id:[^/]*}/messages", POST, api::publish_to_user))
+            .service(routes.api("/connections/{id:[^/]*}", DELETE, api::kick))
+            .service(routes.api(
+                "/connections/{id:[^/]*}/messages",
+                POST,
+                api::publish_to_connection,
+            ));
     }
 }
 
@@ -201,11 +215,24 @@ impl Routes {
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.open(&format!("/api{path}"), methods, handler)
-            // The middleware that is wrapped last sees a request first.
-            .wrap(from_fn(check_credentials))
-            .wrap(cors())
-            .wrap(from_fn(check_origin))
+        checked_api(self.open(&format!("/api{path}"), methods, handler))
+    }
+
+    /// As [`api`](Self::api), read by one handler and deleted by another.
+    fn api_to_delete<F, G, Args, Output>(
+        &self,
+        path: &str,
+        read: F,
+        delete: G,
+    ) -> impl HttpServiceFactory + 'static
+    where
+        F: Handler<Args, Output = Output>,
+        G: Handler<Args, Output = Output>,
+        Args: FromRequest + 'static,
+        Output: Responder + 'static,
+    {
+        let resource = resource_to_delete(&format!("/api{path}"), read, delete);
+        checked_api(resource.app_data(self.state.clone()))
     }
 
     /// An address for everybody.
@@ -217,6 +244,12 @@ impl Routes {
     {
         resource(path, methods, handler).app_data(self.state.clone())
     }
+}
+
+/// Behind the checks that every request below `/api` passes.
+fn checked_api(resource: Resource) -> impl HttpServiceFactory + 'static {
+    // The middleware that is wrapped last sees a request first.
+    resource.wrap(from_fn(check_credentials)).wrap(cors()).wrap(from_fn(check_origin))
 }
 
 fn cors() -> Cors {
@@ -236,10 +269,34 @@ where
     Args: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    let resource = methods.iter().fold(web::resource(path), |resource, method| {
+    with_routes(web::resource(path), methods, handler).default_service(no_other_than(methods))
+}
+
+/// A resource that is read by one handler and deleted by another.
+fn resource_to_delete<F, G, Args, Output>(path: &str, read: F, delete: G) -> Resource
+where
+    F: Handler<Args, Output = Output>,
+    G: Handler<Args, Output = Output>,
+    Args: FromRequest + 'static,
+    Output: Responder + 'static,
+{
+    let resource = with_routes(web::resource(path), READ, read);
+    with_routes(resource, DELETE, delete).default_service(no_other_than(READ_AND_DELETE))
+}
+
+fn with_routes<F, Args>(resource: Resource, methods: &[Method], handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    methods.iter().fold(resource, |resource, method| {
         resource.route(web::method(method.clone()).to(handler.clone()))
-    });
-    resource.default_service(web::to(move || async move { method_not_allowed(methods) }))
+    })
+}
+
+fn no_other_than(methods: &'static [Method]) -> Route {
+    web::to(move || async move { method_not_allowed(methods) })
 }
 
 fn method_not_allowed(methods: &[Method]) -> HttpResponse {

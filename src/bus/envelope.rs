@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
 use super::Channel;
 use crate::{
-    messages::{Content, Kick, UpdateUser},
+    messages::{Audience, Content, Kick, UpdateUser},
     model::{
         CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, Info, NodeName, Presence,
         PresenceRecord, RoomName, SessionKey, UserId,
@@ -43,13 +43,22 @@ pub enum BusMessage {
     /// Something was published to a room.
     #[serde(rename = "said")]
     Published(RoomMessage),
+    /// Something was published to others than the members of one room.
+    Addressed(AddressedMessage),
     /// A room was closed: all its members leave.
     Close {
         /// The room.
         room: RoomName,
     },
-    /// A connection or a user was kicked.
+    /// A connection or a user was kicked from all rooms.
     Kick(Kick),
+    /// A connection or a user was kicked from one room.
+    KickFrom {
+        /// The room.
+        room: RoomName,
+        /// Whom.
+        whom: Kick,
+    },
     /// The info of all connections of a user was replaced.
     UpdateUser(#[serde(with = "update")] UpdateUser),
     /// The node lives, and the last batches that changed these rooms have these numbers: a node that
@@ -130,6 +139,19 @@ pub struct RoomMessage {
     pub except: Option<ConnectionId>,
 }
 
+/// Something that was published to several rooms, to a user or to a connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddressedMessage {
+    /// Who gets it.
+    pub to: Audience,
+    /// The content.
+    pub content: Content,
+    /// The user and the connection of the sender, if it is in some room.
+    pub from: Option<(Option<UserId>, ConnectionId)>,
+    /// A connection that does not get it.
+    pub except: Option<ConnectionId>,
+}
+
 /// Why bytes are not an [`Envelope`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -167,8 +189,10 @@ impl Envelope {
         match &self.message {
             BusMessage::Changes(RoomChanges { room, .. })
             | BusMessage::Published(RoomMessage { room, .. })
-            | BusMessage::Close { room } => Channel::Room(room.clone()),
-            BusMessage::Kick(_)
+            | BusMessage::Close { room }
+            | BusMessage::KickFrom { room, .. } => Channel::Room(room.clone()),
+            BusMessage::Addressed(_)
+            | BusMessage::Kick(_)
             | BusMessage::UpdateUser(_)
             | BusMessage::Heartbeat { .. }
             | BusMessage::Reaped { .. }

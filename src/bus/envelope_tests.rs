@@ -189,6 +189,41 @@ fn the_bytes_are_those_of_the_format() {
             published(Content::Event { event: "shout".into(), payload }),
             content(r#"{"event":["shout",[1.0]]}"#),
         ),
+        (
+            BusMessage::Addressed(AddressedMessage {
+                to: Audience::User(UserId::new("ada").unwrap()),
+                content: Content::Text("hi".into()),
+                from: None,
+                except: None,
+            }),
+            concat!(
+                r#"{"addressed":{"to":{"user":"ada"},"content":{"text":"hi"},"#,
+                r#""from":null,"except":null}}"#,
+            )
+            .to_owned(),
+        ),
+        (
+            BusMessage::Addressed(AddressedMessage {
+                to: Audience::Rooms(vec![room.clone()]),
+                content: Content::Text("hi".into()),
+                from: Some((None, connection)),
+                except: Some(connection),
+            }),
+            format!(
+                r#"{{"addressed":{{"to":{{"rooms":["lobby"]}},"content":{{"text":"hi"}},{}"#,
+                {
+                    let connection = "0000000000000000000000000000000a";
+                    format!(r#""from":[null,"{connection}"],"except":"{connection}"}}}}"#)
+                }
+            ),
+        ),
+        (
+            BusMessage::KickFrom {
+                room: room.clone(),
+                whom: Kick::User(UserId::new("ada").unwrap()),
+            },
+            r#"{"kick_from":{"room":"lobby","whom":{"user":"ada"}}}"#.to_owned(),
+        ),
         (BusMessage::Close { room: room.clone() }, r#"{"close":{"room":"lobby"}}"#.to_owned()),
         (
             BusMessage::Kick(Kick::Connection(connection)),

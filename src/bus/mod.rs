@@ -13,7 +13,8 @@ use std::borrow::Cow;
 use actix::prelude::*;
 
 pub use self::envelope::{
-    BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges, RoomMessage, RowChange,
+    AddressedMessage, BusMessage, Envelope, InvalidEnvelope, MAX_ENVELOPE_BYTES, RoomChanges,
+    RoomMessage, RowChange,
 };
 #[cfg(feature = "redis")]
 pub use self::redis::{InvalidRedisUrl, RedisBus};

@@ -8,12 +8,12 @@ use super::{
     Delivery, Newcomer, Route,
     dispatchers::{DeliveryOrder, DeliveryReport, DispatcherId, SendOutcome},
     frames::List,
-    frames::{DeliveryCount, LocalMessage, MessageFrames, Publication},
+    published::{DeliveryCount, LocalMessage, MessageBody, MessageFrames, Publication},
     schedule::{Broadcast, ListSchedule},
 };
 use crate::{
-    messages::{Dialect, Feed},
-    model::{ConnectionId, Diff, RoomName, Rooms, Snapshot},
+    messages::{Content, Dialect, Feed},
+    model::{ConnectionId, Diff, RoomName, Rooms, Sender, Snapshot},
 };
 
 /// The initial list for the newcomers of a turn.
@@ -54,13 +54,18 @@ impl Delivery {
         }
     }
 
+    /// A message to be [published](Self::publish) in several rooms or in one, and the count of its receivers.
+    pub fn message(
+        &self,
+        content: Content,
+        from: Option<Sender>,
+        several_rooms: bool,
+    ) -> (Arc<MessageBody>, DeliveryCount) {
+        MessageBody::new(content, from, several_rooms, self.deliveries.clone())
+    }
+
     /// Sends a message to the members on this node: at once, unless the sender's join has to be listed first.
-    pub fn publish(
-        &mut self,
-        room: &Snapshot,
-        publication: Publication,
-        now: u64,
-    ) -> DeliveryCount {
+    pub fn publish(&mut self, room: &Snapshot, publication: Publication, now: u64) {
         let name = room.room();
         self.send_released(now);
         // Newcomers are members, and need the room's list before its next message.
@@ -72,14 +77,13 @@ impl Delivery {
         if let Some(list) = schedule.and_then(|schedule| schedule.take_initial(room, now)) {
             self.offer_full(list, now);
         }
-        let Publication { content, from, joined, except } = publication;
-        let Some(route) = self.routes.get_mut(name) else { return DeliveryCount::none() };
-        let (frames, count) =
-            MessageFrames::new(name.clone(), content, from, self.deliveries.clone());
+        let Publication { message, joined, except, only } = publication;
+        let Some(route) = self.routes.get_mut(name) else { return };
         let message = LocalMessage {
-            frames: Arc::new(frames),
+            frames: Arc::new(MessageFrames::new(name.clone(), message)),
             sender: joined.map(|(sender, _)| sender),
             except,
+            only,
             last_entry: self.last_entry,
             min_version: joined.map_or(0, |(_, version)| version),
         };
@@ -90,7 +94,6 @@ impl Delivery {
             }
             _ => self.send_message(name, &message, now),
         }
-        count
     }
 
     /// Sends the messages that need not wait for a list any more.

@@ -15,7 +15,7 @@ use super::{
         send_replies,
     },
     frames::List,
-    frames::LocalMessage,
+    published::LocalMessage,
     receiver::{Knowledge, Receiver, SendFailure},
     slices::{Handout, QueuedTask, RoomQueue, Slices},
 };
@@ -87,10 +87,10 @@ impl Dispatcher {
                 }
             }
             DeliveryOrder::Exit { connection, room } => self.exit(connection, &room),
-            DeliveryOrder::NotifyRemoved { connection, room } => {
+            DeliveryOrder::NotifyRemoved { connection, room, cause } => {
                 if let Some(receiver) = self.receivers.get(&connection) {
                     // Bounded, as it is sent once for each entry: it may pass a full mailbox.
-                    let closed = ForwardMessage::new(room, Forwarded::Closed, "");
+                    let closed = ForwardMessage::new(room, Forwarded::Closed { cause }, "");
                     receiver.recipients.forward.do_send(closed);
                 }
             }
@@ -266,34 +266,23 @@ impl Dispatcher {
     }
 
     pub(super) fn send_message(&mut self, message: &LocalMessage, report: &mut DeliveryReport) {
-        let LocalMessage { frames, except, last_entry, min_version, .. } = message;
-        let Some(room) = self.rooms.get_mut(frames.room()) else { return };
+        let Self { rooms, receivers, .. } = self;
+        let Some(LocalRoom { members, refused, .. }) = rooms.get_mut(message.frames.room()) else {
+            return;
+        };
         let work = Stopwatch::start();
-        let mut taken = 0;
-        for (connection, member) in &mut room.members {
-            if Some(*connection) == *except || member.entry > *last_entry {
-                continue;
+        let refused = refused.as_ref();
+        let mut send = |connection: &ConnectionId, member: &mut RoomMember| {
+            usize::from(send_to_member(*connection, member, receivers, refused, message, report))
+        };
+        let taken = match &message.only {
+            None => members.iter_mut().map(|(connection, member)| send(connection, member)).sum(),
+            Some(only) => {
+                let send = |one| members.get_mut(one).map(|member| send(one, member));
+                only.iter().filter_map(send).sum()
             }
-            let Some(receiver) = live(&mut self.receivers, connection) else { continue };
-            if let Some((list, now)) = &room.refused
-                && member.knowledge.lacks(*min_version)
-            {
-                // A session too slow for this is too slow for the message, or gets it without.
-                _ = receiver.send_list_first(list, member, *now);
-            }
-            let payload = frames.frame(receiver.recipients.dialect);
-            let failed = match receiver.send_sized(frames.room(), Forwarded::Message, payload) {
-                Ok(()) => {
-                    taken += 1;
-                    continue;
-                }
-                Err(SendFailure::Full) => &mut report.slow,
-                Err(SendFailure::Closed) => &mut report.gone,
-            };
-            receiver.has_ended = true;
-            failed.push((*connection, receiver.serial));
-        }
-        frames.count_taken(taken);
+        };
+        message.frames.count_taken(taken);
         let busy = micros(work.elapsed());
         metrics::counter!("presence_fan_out_microseconds_total").increment(busy);
     }
@@ -315,6 +304,39 @@ pub(super) fn live<'a>(
     connection: &ConnectionId,
 ) -> Option<&'a mut Receiver> {
     receivers.get_mut(connection).filter(|receiver| !receiver.has_ended)
+}
+
+/// Sends a message to a member, unless it is not for it. Returns whether it took it.
+fn send_to_member(
+    connection: ConnectionId,
+    member: &mut RoomMember,
+    receivers: &mut HashMap<ConnectionId, Receiver, RandomState>,
+    refused: Option<&(Arc<List>, u64)>,
+    message: &LocalMessage,
+    report: &mut DeliveryReport,
+) -> bool {
+    let LocalMessage { frames, except, last_entry, min_version, .. } = message;
+    if Some(connection) == *except || member.entry > *last_entry {
+        return false;
+    }
+    let Some(receiver) = live(receivers, &connection) else { return false };
+    if !frames.reaches(connection) {
+        return false;
+    }
+    if let Some((list, now)) = refused
+        && member.knowledge.lacks(*min_version)
+    {
+        // A session too slow for this is too slow for the message, or gets it without.
+        _ = receiver.send_list_first(list, member, *now);
+    }
+    let failed = match receiver.send_message(frames) {
+        Ok(()) => return true,
+        Err(SendFailure::Full) => &mut report.slow,
+        Err(SendFailure::Closed) => &mut report.gone,
+    };
+    receiver.has_ended = true;
+    failed.push((connection, receiver.serial));
+    false
 }
 
 /// Notes the outcome of sending a list. Returns whether it is to be sent again.

@@ -6,10 +6,10 @@ use std::{sync::Arc, thread::ThreadId, time::Duration};
 use actix::{WeakRecipient, dev::OneshotSender, prelude::*};
 use smallvec::SmallVec;
 
-use super::{dispatcher::Dispatcher, frames::List, frames::LocalMessage, receiver::Recipients};
+use super::{dispatcher::Dispatcher, frames::List, published::LocalMessage, receiver::Recipients};
 use crate::{
     messages::{Disconnect, JoinError, Joined, SessionThread},
-    model::{ConnectionId, Few, RoomName, micros},
+    model::{Cause, ConnectionId, Few, RoomName, micros},
 };
 
 /// A thread is stalled if this many orders are pending there and none was finished for this long.
@@ -37,6 +37,7 @@ pub(super) enum DeliveryOrder {
     NotifyRemoved {
         connection: ConnectionId,
         room: RoomName,
+        cause: Cause,
     },
     /// Removes a connection from its last rooms, and closes it within the timeout if it has not closed
     /// itself.

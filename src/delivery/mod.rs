@@ -9,6 +9,7 @@ mod dispatcher;
 mod dispatchers;
 mod frames;
 mod observers;
+mod published;
 mod receiver;
 mod schedule;
 mod slices;
@@ -28,13 +29,13 @@ use smallvec::SmallVec;
 
 use self::{
     dispatchers::{DeliveryOrder, DispatcherId, Dispatchers, JoinReplies, RoomEntry},
-    frames::LocalMessage,
+    published::LocalMessage,
     schedule::ListSchedule,
 };
 pub(crate) use self::{
     dispatchers::{DeliveryReport, JoinReply},
-    frames::{DeliveryCount, Publication},
     observers::Observers,
+    published::{DeliveryCount, Publication},
     receiver::Recipients,
     user_observers::UserObservers,
 };
@@ -276,7 +277,7 @@ impl Delivery {
         self.send_entries(connection, Some(room));
         let Some(known) = self.memberships.get(&connection) else { return };
         if close_code(cause).is_some() {
-            let order = DeliveryOrder::NotifyRemoved { connection, room: room.clone() };
+            let order = DeliveryOrder::NotifyRemoved { connection, room: room.clone(), cause };
             self.dispatchers.notify(known.dispatcher, order);
         }
     }

@@ -8,9 +8,10 @@ use bytestring::ByteString;
 use super::{
     dispatcher::RoomMember,
     frames::{FullFrame, List},
+    published::MessageFrames,
 };
 use crate::{
-    messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, Reservation},
+    messages::{Backlog, Dialect, Disconnect, Feed, ForwardMessage, Forwarded},
     model::RoomName,
     sockets::{self, SocketKey},
     wire::phoenix,
@@ -271,7 +272,8 @@ impl Receiver {
             drop(place);
             return self.send_count_instead(list, frame, knowledge);
         };
-        self.send(list.room(), Forwarded::State, full, Some(place))?;
+        let (room, kind, reservation) = (list.room().clone(), Forwarded::State, Some(place));
+        self.send(ForwardMessage { room, kind, payload: full, from: None, reservation })?;
         *knowledge = Knowledge::AtVersion(list.version());
         self.full_taken = now;
         Ok(())
@@ -326,27 +328,31 @@ impl Receiver {
         Ok(())
     }
 
-    /// Sends a frame that counts by its bytes.
-    pub fn send_sized(
-        &self,
-        room: &RoomName,
-        kind: Forwarded,
-        payload: ByteString,
-    ) -> Result<(), SendFailure> {
+    /// Sends a message in the dialect of the session.
+    pub fn send_message(&self, frames: &MessageFrames) -> Result<(), SendFailure> {
+        let payload = frames.frame(self.recipients.dialect);
         let reservation = self.backlog.reserve(payload.len());
-        self.send(room, kind, payload, reservation)
+        let (room, kind) = (frames.room().clone(), Forwarded::Message);
+        let from = frames.sender().cloned();
+        self.send(ForwardMessage { room, kind, payload, from, reservation })
     }
 
-    fn send(
+    /// Sends a frame of a list that counts by its bytes.
+    fn send_sized(
         &self,
         room: &RoomName,
         kind: Forwarded,
         payload: ByteString,
-        reservation: Option<Reservation>,
     ) -> Result<(), SendFailure> {
-        let reservation = Some(reservation.ok_or(SendFailure::Full)?);
-        let forward = ForwardMessage { room: room.clone(), kind, payload, reservation };
-        self.recipients.forward.try_send(forward).map_err(|error| match error {
+        let (room, reservation) = (room.clone(), self.backlog.reserve(payload.len()));
+        self.send(ForwardMessage { room, kind, payload, from: None, reservation })
+    }
+
+    fn send(&self, message: ForwardMessage) -> Result<(), SendFailure> {
+        if message.reservation.is_none() {
+            return Err(SendFailure::Full);
+        }
+        self.recipients.forward.try_send(message).map_err(|error| match error {
             SendError::Full(_) => SendFailure::Full,
             SendError::Closed(_) => SendFailure::Closed,
         })

@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::{
     dispatchers::DispatcherId,
-    frames::LocalMessage,
     frames::{Changes, FullFrame, List, Sizes},
+    published::LocalMessage,
     throttle::Throttle,
 };
 use crate::model::{ConnectionId, Diff, Snapshot, micros};

@@ -21,7 +21,7 @@ use super::{
     dispatcher::{Dispatcher, InitialDelivery, LocalRoom, live, note_sent},
     dispatchers::{AckGuard, DeliveryReport},
     frames::List,
-    frames::LocalMessage,
+    published::LocalMessage,
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},

@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    frames::{FullFrame, List, MessageFrames, Sizes, well_below},
+    frames::{FullFrame, List, Sizes, well_below},
+    published::{MessageBody, MessageFrames},
     schedule::{Broadcast, MAX_HELD_BYTES, MAX_NEWCOMER_VERSIONS, MESSAGE_OVERHEAD},
     *,
 };
@@ -91,8 +92,10 @@ async fn run(steps: Vec<Step>) {
             }
             _ => {
                 let content = Content::Text("hello".into());
-                let message = Publication { content, from: None, joined: None, except: None };
-                let count = delivery.publish(&rooms.snapshot(&name(room)), message, 0);
+                let message = delivery.message(content, None, false);
+                let (message, count) = message;
+                let message = Publication { message, joined: None, except: None, only: None };
+                delivery.publish(&rooms.snapshot(&name(room)), message, 0);
                 assert!(delivery.take_failed().is_none());
                 let members: Vec<_> = inside.iter().filter(|(one, _)| *one == room).collect();
                 assert_eq!(count.count(std::time::Duration::ZERO).await, members.len());
@@ -106,7 +109,7 @@ async fn run(steps: Vec<Step>) {
     }
     for (address, (session, expected)) in addresses.iter().zip(sessions.iter_mut().zip(expected)) {
         // The mailbox is a queue.
-        let (room, kind) = (name(9), Forwarded::Closed);
+        let (room, kind) = (name(9), Forwarded::State);
         address.send(ForwardMessage::new(room, kind, "")).await.unwrap();
         assert_eq!(received(session), expected);
     }
@@ -169,11 +172,12 @@ impl Stage {
         let room = self.rooms.snapshot(&self.room);
         let content = Content::Text("x".repeat(bytes).into());
         let deliveries = Counter::new("presence_deliveries_total");
-        let (frames, _) = MessageFrames::new(self.room.clone(), content, None, deliveries);
+        let (body, _) = MessageBody::new(content, None, false, deliveries);
         let message = LocalMessage {
-            frames: Arc::new(frames),
+            frames: Arc::new(MessageFrames::new(self.room.clone(), body)),
             sender: Some(sender),
             except: None,
+            only: None,
             last_entry: u64::MAX,
             min_version: room.version(),
         };

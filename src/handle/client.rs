@@ -16,10 +16,10 @@ use crate::{
     log_limit::LogLimit,
     messages::{
         Admit, CloseRoom, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
-        GetStatus, JoinError, Kick, Kicked, Leave, ListPresences, ListRooms, PresenceChanged,
-        PrunePresences, PruneReport, PruneRooms, Publish, PublishError, QueryError, RoomFilter,
-        Status, Subscribe, SubscribeUsers, SubscriptionId, Unsubscribe, UpdateInfo, UpdateUser,
-        UserChanged, UserUpdated, UsersSubscribed, WhereIs,
+        GetStatus, JoinError, Kick, KickFrom, Kicked, Leave, ListPresences, ListRooms,
+        PresenceChanged, PrunePresences, PruneReport, PruneRooms, Publish, PublishError,
+        QueryError, RoomFilter, Status, Subscribe, SubscribeUsers, SubscriptionId, Unsubscribe,
+        UpdateInfo, UpdateUser, UserChanged, UserUpdated, UsersSubscribed, WhereIs,
     },
     model::{
         ConnectionId, Info, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
@@ -206,7 +206,7 @@ impl PresenceClient {
         Ok(self.ask(admit).await??)
     }
 
-    /// Sends something to the members of a room, and returns how many took it: [`Publish`].
+    /// Sends something to a room, several, a user or a connection, and returns how many took it: [`Publish`].
     ///
     /// # Errors
     ///
@@ -246,6 +246,11 @@ impl PresenceClient {
     /// Removes a connection or a user, and returns how many connections that were: [`Kick`].
     pub async fn kick(&self, whom: Kick) -> Result<Kicked, PresenceError> {
         self.ask(whom).await
+    }
+
+    /// Removes a connection or a user from one room: [`KickFrom`].
+    pub async fn kick_from(&self, room: &RoomName, whom: Kick) -> Result<Kicked, PresenceError> {
+        self.ask(KickFrom { room: room.clone(), whom }).await
     }
 
     /// Removes all members of a room, and returns how many: [`CloseRoom`].

@@ -14,60 +14,122 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::Payload;
-use crate::model::{Cause, ConnectionId, RoomName};
+use crate::model::{Cause, ConnectionId, RoomName, Sender, UserId};
 
-/// Sends something to every member of a room: to exactly those who are in it when the registry handles
-/// this. Returns how many took it; a thread that has not delivered it within a second is not counted.
+/// Sends something to every connection of an [audience](Audience): to exactly those who belong to it when the
+/// registry handles this, each once. Returns how many took it; a thread that has not delivered it within a
+/// second is not counted.
 ///
-/// A member whose mailbox is full is removed ([`Cause::SlowConsumer`]); the others never wait.
+/// A receiver whose mailbox is full is removed ([`Cause::SlowConsumer`]); the others never wait. Connections on
+/// other nodes get it at most once, and are counted as far as this node knows them or the database answers.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, PublishError>")]
 pub struct Publish {
-    /// The room.
-    pub room: RoomName,
+    /// Who gets it.
+    pub to: Audience,
     /// What to send.
     pub content: Content,
-    /// The sender, which has to be in the room; sending counts as its activity.
+    /// The sender, which has to be in the room, in each of several rooms, or in any room where the audience is
+    /// a user or a connection; sending counts as its activity.
     pub from: Option<ConnectionId>,
-    /// A member that does not get it, usually the sender.
+    /// A connection that does not get it, usually the sender.
     pub except: Option<ConnectionId>,
 }
 
 impl Publish {
-    /// A text that every member gets as it is.
+    /// A text that everybody gets as it is.
     #[must_use]
-    pub fn new(room: RoomName, text: impl Into<ByteString>) -> Self {
-        Self { room, content: Content::Text(text.into()), from: None, except: None }
+    pub fn new(to: impl Into<Audience>, text: impl Into<ByteString>) -> Self {
+        Self { to: to.into(), content: Content::Text(text.into()), from: None, except: None }
     }
 
-    /// A JSON value, which every member gets as a message of its dialect.
+    /// A JSON value, which everybody gets as a message of their dialect.
     #[must_use]
-    pub fn json(room: RoomName, payload: impl Into<Payload>) -> Self {
+    pub fn json(to: impl Into<Audience>, payload: impl Into<Payload>) -> Self {
         let content = Content::Json(payload.into().into());
-        Self { room, content, from: None, except: None }
+        Self { to: to.into(), content, from: None, except: None }
     }
 
     /// An event of a Phoenix channel: a name and a JSON value.
     #[must_use]
     pub fn event(
-        room: RoomName,
+        to: impl Into<Audience>,
         event: impl Into<ByteString>,
         payload: impl Into<Payload>,
     ) -> Self {
         let content = Content::Event { event: event.into(), payload: payload.into().into() };
-        Self { room, content, from: None, except: None }
+        Self { to: to.into(), content, from: None, except: None }
     }
 
-    /// Names the sender: a connection that has to be in the room.
+    /// Names the sender: see [`from`](Self::from).
     #[must_use]
     pub fn sent_by(self, connection: ConnectionId) -> Self {
         Self { from: Some(connection), ..self }
     }
 
-    /// Leaves one member out.
+    /// Leaves one connection out.
     #[must_use]
     pub fn except(self, connection: ConnectionId) -> Self {
         Self { except: Some(connection), ..self }
+    }
+}
+
+/// Who gets what is [published](Publish). A connection in no room gets nothing.
+///
+/// ```
+/// use actix_presence::{ConnectionId, Publish, RoomName, UserId};
+///
+/// # let (lobby, garden) = (RoomName::new("lobby")?, RoomName::new("garden")?);
+/// # let (ada, tab) = (UserId::new("ada")?, ConnectionId::new());
+/// Publish::new(lobby.clone(), "to a room");
+/// Publish::new([lobby, garden], "to both, and once to who is in both");
+/// Publish::new(ada, "to all connections of a user, on all nodes");
+/// Publish::new(tab, "to one connection");
+/// # Ok::<(), actix_presence::InvalidName>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Audience {
+    /// The members of a room.
+    Room(RoomName),
+    /// The members of several rooms. A [`ForwardMessage`] names one of the rooms that its receiver is in.
+    Rooms(Vec<RoomName>),
+    /// Every connection that is in some room as this user, on all nodes. A [`ForwardMessage`] names the room
+    /// that its receiver has been in for longest as this user.
+    User(UserId),
+    /// This connection: by its own id, or by that of its presence, which differs after it has taken over a
+    /// client session. A [`ForwardMessage`] names the room that it has been in for longest.
+    Connection(ConnectionId),
+}
+
+impl From<RoomName> for Audience {
+    fn from(room: RoomName) -> Self {
+        Self::Room(room)
+    }
+}
+
+impl From<Vec<RoomName>> for Audience {
+    fn from(rooms: Vec<RoomName>) -> Self {
+        Self::Rooms(rooms)
+    }
+}
+
+impl<const N: usize> From<[RoomName; N]> for Audience {
+    fn from(rooms: [RoomName; N]) -> Self {
+        Self::Rooms(rooms.into())
+    }
+}
+
+impl From<UserId> for Audience {
+    fn from(user: UserId) -> Self {
+        Self::User(user)
+    }
+}
+
+impl From<ConnectionId> for Audience {
+    fn from(connection: ConnectionId) -> Self {
+        Self::Connection(connection)
     }
 }
 
@@ -146,7 +208,7 @@ mod event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The sender is not in the room.
+    /// The sender is not in the room, in one of the rooms, or in any room.
     #[error("the sender is not in the room")]
     NotAMember,
     /// The sender may not publish in the room: its [rights](crate::Rights::publish) say so. Sending it again
@@ -168,6 +230,8 @@ pub struct ForwardMessage {
     pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
+    /// Who sent it, if it is a message whose [`Publish`] names the sender.
+    pub from: Option<Sender>,
     pub(crate) reservation: Option<Reservation>,
 }
 
@@ -175,14 +239,15 @@ impl ForwardMessage {
     /// A message that does not count towards a backlog.
     #[must_use]
     pub fn new(room: RoomName, kind: Forwarded, payload: impl Into<ByteString>) -> Self {
-        Self { room, kind, payload: payload.into(), reservation: None }
+        Self { room, kind, payload: payload.into(), from: None, reservation: None }
     }
 }
 
 impl Clone for ForwardMessage {
     /// The same message; only the original counts towards the backlog.
     fn clone(&self) -> Self {
-        Self::new(self.room.clone(), self.kind, self.payload.clone())
+        let (room, payload, from) = (self.room.clone(), self.payload.clone(), self.from.clone());
+        Self { room, kind: self.kind, payload, from, reservation: None }
     }
 }
 
@@ -196,15 +261,20 @@ pub enum Forwarded {
     State,
     /// What changed in the room.
     Diff,
-    /// The connection was removed from this room and is still in others: the room was closed, or a newer
-    /// connection of its client session has taken over. The payload is empty, and not for the client.
-    Closed,
+    /// The connection was removed from this room and is still in others: it was kicked, the room was closed,
+    /// or a newer connection of its client session has taken over. The payload is empty, and not for the
+    /// client. Who is removed from the last room gets [`Disconnect`] instead.
+    Closed {
+        /// Why it was removed.
+        cause: Cause,
+    },
 }
 
 /// Tells a session to close; nothing follows it. The connection was removed from its last room or, during a
 /// [`Shutdown`](crate::Shutdown), stays a member until its session leaves, which it should do at once.
 ///
-/// Sent at most once, also to a full mailbox.
+/// Sent at most once, also to a full mailbox. One that has [registered](Register) is told of a shutdown in no room,
+/// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
@@ -212,6 +282,36 @@ pub struct Disconnect {
     pub code: u16,
     /// Why the session has to close.
     pub cause: Cause,
+}
+
+/// What a session is sent: see [`Connection::outlet`](crate::Connection::outlet).
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// A frame.
+    Frame(ForwardMessage),
+    /// The order to close.
+    Close(Disconnect),
+}
+
+/// Has a connection told to close during a [`Shutdown`](crate::Shutdown), also while it is in no room. Holds until
+/// its [`LeaveAll`](crate::LeaveAll); sent again, it names another recipient.
+///
+/// [`Connection::register`](crate::Connection::register) sends it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Register {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The recipient of the order to close.
+    pub disconnect: Recipient<Disconnect>,
+}
+
+impl Register {
+    /// The message for this connection.
+    #[must_use]
+    pub fn new(connection: ConnectionId, disconnect: Recipient<Disconnect>) -> Self {
+        Self { connection, disconnect }
+    }
 }
 
 /// The WebSocket close code for a cause, if the registry closes connections for it.

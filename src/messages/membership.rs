@@ -389,6 +389,33 @@ pub enum Kick {
     User(UserId),
 }
 
+/// Removes a connection, or all connections of a user, from one room with [`Cause::Kicked`], in one change.
+/// Returns how many connections that were, on all nodes; those that fade are among them.
+///
+/// A connection that is still in other rooms hears of it by
+/// [`Forwarded::Closed`](super::Forwarded::Closed); another one is told to close. They may join the room again.
+///
+/// ```
+/// use actix_presence::{Kick, KickFrom, PresenceHandle, RoomName, UserId};
+///
+/// async fn remove(
+///     presence: &PresenceHandle,
+///     room: RoomName,
+///     user: UserId,
+/// ) -> Result<usize, actix::MailboxError> {
+///     let kicked = presence.registry().send(KickFrom { room, whom: Kick::User(user) }).await?;
+///     Ok(kicked.connections)
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "Kicked")]
+pub struct KickFrom {
+    /// The room.
+    pub room: RoomName,
+    /// Whom.
+    pub whom: Kick,
+}
+
 /// Removes all members of a room with [`Cause::RoomClosed`], in one change. Returns how many, on all nodes.
 /// They may join it again.
 #[derive(Clone, Debug, Message)]

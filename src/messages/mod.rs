@@ -14,15 +14,17 @@ mod queries;
 mod statuses;
 mod users;
 
+pub use delivered::{
+    Audience, Content, Disconnect, ForwardMessage, Forwarded, Heard, Publish, PublishError,
+    Register, close_code,
+};
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
 };
-pub use delivered::{
-    Content, Disconnect, ForwardMessage, Forwarded, Publish, PublishError, close_code,
-};
 pub use membership::{
-    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, JoinRequest, Joined, Kick, Kicked,
-    Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch, UpdateInfo,
+    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, JoinRequest, Joined, Kick,
+    KickFrom, Kicked, Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch,
+    UpdateInfo,
 };
 pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{

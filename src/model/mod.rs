@@ -38,6 +38,7 @@ pub use names::{
 pub(crate) use presence::micros;
 pub use presence::{
     Activity, Cause, Member, Moment, Occupancy, Presence, PresenceState, RoomSummary, SeenPresence,
+    Sender,
 };
 pub(crate) use recent_leaves::{RecentLeave, RecentLeaves};
 pub use remote::PresenceRecord;

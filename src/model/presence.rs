@@ -44,6 +44,16 @@ impl Presence {
     }
 }
 
+/// Who sent a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// The user; `None` is anonymous.
+    #[serde(rename = "id")]
+    pub user: Option<UserId>,
+    /// The id of its presence, under which snapshots and other clients know the connection.
+    pub connection: ConnectionId,
+}
+
 /// A user in a room: all presences of one [`UserId`] there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Activity, ConnectionId, Epoch, Occupancy, Presence, PresenceState, Remote, RoomName,
     RoomSummary, Rooms, SeenPresence, SessionKey, Snapshot, UserId,
+    membership::Membership,
     remote::{RemoteMember, RemoteMembers},
     tree::Position,
 };
@@ -66,6 +67,26 @@ impl Rooms {
     pub fn connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
         let presences = self.presences_of(user);
         each_once(presences.filter_map(|(room, presence)| self.current_connection(room, presence)))
+    }
+
+    /// The room that a connection of this node has been in for longest, of those where it is this user, if one
+    /// is given.
+    pub(crate) fn oldest_room(
+        &self,
+        connection: ConnectionId,
+        user: Option<&UserId>,
+    ) -> Option<&RoomName> {
+        let mut memberships = self.connections.get(&connection)?.memberships.iter();
+        let is_meant = |user: &UserId, one: &Membership| one.user.as_ref() == Some(user);
+        memberships.find(|one| user.is_none_or(|user| is_meant(user, one))).map(|one| &one.room)
+    }
+
+    /// The connections of other nodes that are in some room here as this user, each once, without those that
+    /// fade.
+    pub(crate) fn remote_connections_of(&self, user: &UserId) -> Vec<ConnectionId> {
+        let remotes = self.presences_of(user).filter_map(|(room, one)| self.remote(room, one));
+        let live = remotes.filter(|remote| remote.record.fading.is_none());
+        each_once(live.map(Remote::current_connection))
     }
 
     fn presences_of<'a>(

@@ -158,7 +158,7 @@ impl Snapshot {
         self.members.get(position).map(|(_, shown)| shown)
     }
 
-    pub(super) fn connections_of<'a>(
+    pub(crate) fn connections_of<'a>(
         &'a self,
         user: &'a UserId,
     ) -> impl Iterator<Item = ConnectionId> + 'a {

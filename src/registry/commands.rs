@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 use super::{RoomRegistry, authorizing::Authorizations};
 use crate::{
     messages::{
-        Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, Kicked,
-        Leave, ListPresences, PendingJoin, Publish, PublishError, QueryError, UpdateInfo,
+        Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, KickFrom,
+        Kicked, Leave, ListPresences, PendingJoin, Publish, PublishError, QueryError, UpdateInfo,
     },
     model::{
         ConnectionId, Few, Moment, Occupancy, Rights, RoomName, SeenPresence, Snapshot, UserId,
@@ -44,8 +44,9 @@ pub(super) enum RoomCommand {
     Join(PendingJoin, Option<Rights>),
     Leave(Leave, oneshot::Sender<bool>),
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
-    /// With how long its receivers may take to be counted.
-    Publish(Publish, Duration, oneshot::Sender<Result<usize, PublishError>>),
+    /// With the room that it waits for, and how long its receivers may take to be counted.
+    Publish(RoomName, Publish, Duration, oneshot::Sender<Result<usize, PublishError>>),
+    KickFrom(KickFrom, oneshot::Sender<Kicked>),
     CloseRoom(CloseRoom, oneshot::Sender<Kicked>),
     Snapshot(GetSnapshot, oneshot::Sender<Answer<Option<Snapshot>>>),
     Occupancy(GetOccupancy, oneshot::Sender<Answer<Occupancy>>),
@@ -60,7 +61,8 @@ impl RoomCommand {
             Self::Join(asked, _) => &asked.join.room,
             Self::Leave(msg, _) => &msg.room,
             Self::UpdateInfo(msg, _) => &msg.room,
-            Self::Publish(msg, ..) => &msg.room,
+            Self::Publish(room, ..) => room,
+            Self::KickFrom(msg, _) => &msg.room,
             Self::CloseRoom(msg, _) => &msg.room,
             Self::Snapshot(msg, _) => &msg.room,
             Self::Occupancy(msg, _) => &msg.room,
@@ -83,8 +85,11 @@ impl RoomCommand {
             Self::Join(asked, rights) => registry.join(asked, rights, ctx),
             Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
             Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
-            Self::Publish(msg, timeout, reply) => {
+            Self::Publish(_, msg, timeout, reply) => {
                 registry.publish(msg, timeout, ctx).send_to(reply);
+            }
+            Self::KickFrom(msg, reply) => {
+                let _ = reply.send(registry.kick_from_everywhere(msg, ctx));
             }
             Self::CloseRoom(msg, reply) => drop(reply.send(registry.close_everywhere(msg, ctx))),
             Self::Snapshot(msg, reply) => drop(reply.send(registry.snapshot(&msg))),
@@ -151,15 +156,44 @@ impl CommandQueue {
     fn release(&mut self, room: &RoomName) {
         let Some((_, commands)) = self.rooms.remove(room) else { return };
         for join in commands.iter().filter_map(RoomCommand::as_join) {
-            if let Some(rooms) = self.joins.get_mut(&join.connection) {
-                let index = rooms.iter().position(|one| one == room);
-                index.and_then(|index| rooms.remove(index));
-                if rooms.is_empty() {
-                    self.joins.remove(&join.connection);
-                }
-            }
+            self.forget_join(join.connection, room);
         }
         self.due.extend(commands);
+    }
+
+    fn forget_join(&mut self, connection: ConnectionId, room: &RoomName) {
+        let Some(rooms) = self.joins.get_mut(&connection) else { return };
+        let index = rooms.iter().position(|one| one == room);
+        index.and_then(|index| rooms.remove(index));
+        if rooms.is_empty() {
+            self.joins.remove(&connection);
+        }
+    }
+
+    /// Takes those joins to a room out that are meant.
+    fn take_joins_to(
+        &mut self,
+        room: &RoomName,
+        is_meant: impl Fn(&Join) -> bool,
+    ) -> Vec<PendingJoin> {
+        let is_meant = |one: &RoomCommand| {
+            one.as_join().is_some_and(|join| join.room == *room && is_meant(join))
+        };
+        let (mut taken, due): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.due).into_iter().partition(&is_meant);
+        self.due = due.into();
+        if let Some((_, commands)) = self.rooms.get_mut(room) {
+            let waiting: Vec<_> = commands.extract_if(.., |one| is_meant(one)).collect();
+            for join in waiting.iter().filter_map(RoomCommand::as_join) {
+                self.forget_join(join.connection, room);
+            }
+            taken.extend(waiting);
+        }
+        let joins = taken.into_iter().filter_map(|command| match command {
+            RoomCommand::Join(asked, _) => Some(asked),
+            _ => None,
+        });
+        joins.collect()
     }
 
     /// Makes the commands of all rooms due that have waited until then.
@@ -273,14 +307,27 @@ impl RoomRegistry {
     /// Refuses the joins of a connection that still wait: it has ended, or is to end. Answers whether there
     /// were any.
     pub(super) fn refuse_joins(&mut self, connection: ConnectionId, error: &JoinError) -> bool {
-        let joins = self.commands.take_joins(connection);
-        let any = !joins.is_empty();
-        for PendingJoin { reply, .. } in joins {
-            // The session may have ended.
-            let _ = reply.send(Err(error.clone()));
-        }
-        any
+        refuse(self.commands.take_joins(connection), error) > 0
     }
+
+    /// Refuses the joins to a room that still wait and are meant. Answers how many.
+    pub(super) fn refuse_joins_to(
+        &mut self,
+        room: &RoomName,
+        is_meant: impl Fn(&Join) -> bool,
+        error: &JoinError,
+    ) -> usize {
+        refuse(self.commands.take_joins_to(room, is_meant), error)
+    }
+}
+
+fn refuse(joins: Vec<PendingJoin>, error: &JoinError) -> usize {
+    let count = joins.len();
+    for PendingJoin { reply, .. } in joins {
+        // The session may have ended.
+        let _ = reply.send(Err(error.clone()));
+    }
+    count
 }
 
 /// The answer of a handler, now or later. Public because it is the `Result` of public `Handler`s; not exported.

@@ -96,12 +96,15 @@ impl RoomRegistry {
         let Some(draining) = &mut self.draining else { return };
         if let Some(batch) = draining.batches.next() {
             let now = self.clock.now().monotonic;
+            batch.iter().for_each(|connection| self.registered.is_told(*connection));
             self.delivery.drain(batch, draining.order, &self.rooms, now);
         }
         if draining.batches.len() > 0 {
             ctx.run_later(DRAIN_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));
             return;
         }
+        // Those that are in no room.
+        self.registered.tell(draining.order);
         draining.all_left = Some(done);
         ctx.run_later(LEAVE_TIMEOUT, |registry, _| registry.stop_draining());
         self.stop_draining_if_empty();
@@ -109,7 +112,7 @@ impl RoomRegistry {
 
     /// Goes on as soon as all who were told to close have left.
     pub(super) fn stop_draining_if_empty(&mut self) {
-        if self.draining.is_some() && self.delivery.is_empty() {
+        if self.draining.is_some() && self.delivery.is_empty() && self.registered.is_empty() {
             self.stop_draining();
         }
     }
@@ -118,6 +121,11 @@ impl RoomRegistry {
         if let Some(draining) = &mut self.draining {
             draining.all_left = None;
         }
+    }
+
+    /// The order to close that everybody gets, if this node stops.
+    pub(super) fn order_of_stop(&self) -> Option<Disconnect> {
+        self.draining.as_ref().map(|draining| draining.order)
     }
 
     /// How long the presences of a client session stay when its connection has ended for this cause;

@@ -1,32 +1,21 @@
-//! Joins, leaves, touches, messages and kicks: one short handler for each.
-
-use std::time::Duration;
+//! Joins, leaves, touches and updates: one short handler for each.
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::{
     RoomRegistry,
-    authorizing::{count_denial, refuse},
+    authorizing::refuse,
     commands::{Reply, RoomCommand},
 };
 use crate::{
-    delivery::{Arrival, DeliveryCount, JoinReply, Publication, Recipients},
+    delivery::{Arrival, JoinReply, Recipients},
     messages::{
-        Admit, CloseRoom, Content, Join, JoinError, Joined, Kick, Kicked, Leave, LeaveAll,
-        PendingJoin, Publish, PublishError, SessionBatch, SessionPublish, Touch, UpdateInfo,
+        Admit, Join, JoinError, Joined, Leave, LeaveAll, PendingJoin, SessionBatch, Touch,
+        UpdateInfo,
     },
-    model::{
-        Activity, Cause, ConnectionId, Entered, Entering, Moment, NotEntered, Rights, RoomName,
-    },
-    wire::json::Sender,
+    model::{Cause, ConnectionId, Entered, Entering, Moment, NotEntered, Rights},
 };
-
-/// How long all threads that have members of a room may take to deliver a message before its sender gets the
-/// count so far.
-const COUNT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same where the sender is a session that reads nothing meanwhile.
-const SESSION_COUNT_TIMEOUT: Duration = Duration::from_millis(50);
 
 // --- entering and leaving ------------------------------------------------------------------------
 
@@ -213,6 +202,7 @@ impl Handler<LeaveAll> for RoomRegistry {
         let now = self.clock.now();
         let LeaveAll { connection, cause } = msg;
         let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
+        self.registered.remove(connection);
         self.refuse_joins(connection, &JoinError::Withdrawn);
         if self.rooms.has_ended(connection) && cause != Cause::Left {
             // Its presences fade, and may be another connection's soon.
@@ -276,172 +266,5 @@ impl RoomRegistry {
         self.announce(diff, now);
         self.advance_batch(ctx, now);
         true
-    }
-}
-
-// --- messages ------------------------------------------------------------------------------------
-
-impl Handler<Publish> for RoomRegistry {
-    type Result = Reply<Result<usize, PublishError>>;
-
-    fn handle(&mut self, msg: Publish, ctx: &mut Context<Self>) -> Self::Result {
-        self.publish_or_wait(msg, COUNT_TIMEOUT, ctx)
-    }
-}
-
-impl Handler<SessionPublish> for RoomRegistry {
-    type Result = Reply<Result<usize, PublishError>>;
-
-    fn handle(
-        &mut self,
-        SessionPublish(msg): SessionPublish,
-        ctx: &mut Context<Self>,
-    ) -> Self::Result {
-        self.publish_or_wait(msg, SESSION_COUNT_TIMEOUT, ctx)
-    }
-}
-
-impl RoomRegistry {
-    fn publish_or_wait(
-        &mut self,
-        msg: Publish,
-        timeout: Duration,
-        ctx: &mut Context<Self>,
-    ) -> Reply<Result<usize, PublishError>> {
-        if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| RoomCommand::Publish(msg, timeout, reply));
-        }
-        self.publish(msg, timeout, ctx)
-    }
-
-    /// Publishes now; the number of members that took it may be known later.
-    pub(super) fn publish(
-        &mut self,
-        msg: Publish,
-        timeout: Duration,
-        ctx: &mut Context<Self>,
-    ) -> Reply<Result<usize, PublishError>> {
-        let now = self.clock.now();
-        let mut taking = match self.hand_out(msg, now) {
-            Ok(taking) => taking,
-            Err(error) => return Reply::Now(Err(error)),
-        };
-        self.advance_batch(ctx, now);
-        match taking.known() {
-            Some(count) => Reply::Now(Ok(count)),
-            None => Reply::when_done(async move { Ok(taking.count(timeout).await) }),
-        }
-    }
-
-    fn hand_out(&mut self, msg: Publish, now: Moment) -> Result<DeliveryCount, PublishError> {
-        let Publish { room, content, from, except } = msg;
-        let _span = tracing::debug_span!("publish", %room).entered();
-        let (mut sender, mut joined) = (None, None);
-        if let Some(connection) = from {
-            let presence = self.rooms.presence_of(&room, connection);
-            let presence = presence.ok_or(PublishError::NotAMember)?;
-            let seen = self.rooms.presence(&room, presence).ok_or(PublishError::NotAMember)?;
-            if !self.rights.of(&room, connection).publish {
-                count_denial("publish");
-                return Err(PublishError::NotAllowed);
-            }
-            self.rooms.touch(connection, Activity::Message, now);
-            self.mirror.heard(connection);
-            sender = Some(Sender { id: seen.presence.user, connection: presence });
-            joined = Some(seen.joined_version);
-        }
-        let except = except.map(|one| self.rooms.presence_of(&room, one).unwrap_or(one));
-        let elsewhere = self.publish_elsewhere(&room, &content, sender.as_ref(), except);
-        let taking = self.deliver(&room, content, sender, joined, except, now);
-        taking.add(elsewhere);
-        self.messages.add(1);
-        Ok(taking)
-    }
-
-    /// Sends to the members of the room that are here, but for the connection of one presence. `joined` is
-    /// the version that brought the sender, where that is known.
-    pub(super) fn deliver(
-        &mut self,
-        room: &RoomName,
-        content: Content,
-        from: Option<Sender>,
-        joined: Option<u64>,
-        except: Option<ConnectionId>,
-        now: Moment,
-    ) -> DeliveryCount {
-        let except = except.and_then(|presence| self.rooms.current_connection(room, presence));
-        let joined = from.as_ref().map(|from| from.connection).zip(joined);
-        let Some(room) = self.rooms.room(room) else { return DeliveryCount::none() };
-        self.delivery.publish(room, Publication { content, from, joined, except }, now.monotonic)
-    }
-}
-
-// --- kicking -------------------------------------------------------------------------------------
-
-impl Handler<Kick> for RoomRegistry {
-    type Result = Reply<Kicked>;
-
-    fn handle(&mut self, msg: Kick, ctx: &mut Context<Self>) -> Self::Result {
-        let now = self.clock.now();
-        let kicked = self.kick(&msg, now);
-        self.advance_batch(ctx, now);
-        self.kick_elsewhere(msg, kicked, ctx)
-    }
-}
-
-impl RoomRegistry {
-    /// Kicks connections that are here or wait to join. Returns how many.
-    pub(super) fn kick(&mut self, whom: &Kick, now: Moment) -> usize {
-        let mut connections = match whom {
-            Kick::Connection(id) => self.rooms.connections_known_as(*id),
-            Kick::User(user) => self.rooms.connections_of(user),
-        };
-        match whom {
-            Kick::Connection(id) => connections.push(*id),
-            Kick::User(user) => connections.extend(self.commands.joining_as(user)),
-        }
-        connections.sort_unstable();
-        connections.dedup();
-        let refusal = JoinError::Denied { reason: Cause::Kicked.as_str().into() };
-        let mut kicked = 0;
-        for connection in connections {
-            let was_joining = self.refuse_joins(connection, &refusal);
-            let was_here = self.leave_all(connection, Cause::Kicked, now) > 0;
-            kicked += usize::from(was_joining || was_here);
-        }
-        match whom {
-            // Its presences may have several connections by now; it counts once.
-            Kick::Connection(_) => kicked.min(1),
-            Kick::User(_) => kicked,
-        }
-    }
-}
-
-impl Handler<CloseRoom> for RoomRegistry {
-    type Result = Reply<Kicked>;
-
-    fn handle(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Self::Result {
-        if self.must_wait(&msg.room, ctx) {
-            return self.reply_later(ctx, |reply| RoomCommand::CloseRoom(msg, reply));
-        }
-        Reply::Now(self.close_everywhere(msg, ctx))
-    }
-}
-
-impl RoomRegistry {
-    pub(super) fn close_everywhere(&mut self, msg: CloseRoom, ctx: &mut Context<Self>) -> Kicked {
-        let now = self.clock.now();
-        let here = self.close_room(&msg.room, now);
-        let elsewhere = self.close_elsewhere(&msg.room);
-        self.advance_batch(ctx, now);
-        Kicked { connections: here + elsewhere.unwrap_or(0), partial: elsewhere.is_none() }
-    }
-
-    /// Ends all presences that are here. Returns how many.
-    pub(super) fn close_room(&mut self, room: &RoomName, now: Moment) -> usize {
-        let Some(diff) = self.rooms.close_room(room, Cause::RoomClosed) else { return 0 };
-        let closed = diff.leaves.len();
-        self.announce_leave(Some(diff), Cause::RoomClosed, now);
-        closed
     }
 }

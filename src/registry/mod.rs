@@ -3,9 +3,9 @@
 //! The model says what happened, and the registry makes it known: to the members, the observers and the
 //! mirror. One short handler per message; each operation reads the clock once.
 //!
-//! On one node that is [`membership`], [`authorizing`], [`sessions`], [`queries`], [`mirroring`] and
-//! [`draining`], and [`users`] over all their rooms. Where other
-//! nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
+//! On one node that is [`membership`], [`authorizing`], [`publishing`], [`kicking`], [`sessions`], [`queries`],
+//! [`mirroring`] and [`draining`], and [`users`] over all their rooms. Where other nodes share the rooms,
+//! [`commands`] holds what has to wait for them, [`sharing`] passes on what
 //! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
 //! their times comparable.
 
@@ -13,13 +13,16 @@ mod authorizing;
 mod commands;
 mod draining;
 mod gauges;
+mod kicking;
 mod membership;
 mod mirroring;
 mod nodes;
 mod pruner;
+mod publishing;
 mod queries;
 mod reading;
 mod receiving;
+mod registered;
 mod rights;
 mod sessions;
 #[cfg(any(test, feature = "testing"))]
@@ -28,7 +31,7 @@ mod sharing;
 mod timekeeping;
 mod users;
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, rc::Rc, sync::Arc, time::Duration};
 
 pub use self::pruner::Pruner;
 #[cfg(any(test, feature = "testing"))]
@@ -45,6 +48,7 @@ use ahash::RandomState;
 use self::{
     commands::CommandQueue,
     draining::Draining,
+    registered::Registered,
     rights::LimitedRights,
     sessions::{Places, UNRESUMABLE_DELAY},
     sharing::Unanswered,
@@ -110,6 +114,7 @@ pub struct RoomRegistry {
     pub(crate) sessions: Sessions,
     recent_leaves: RecentLeaves,
     places: Places,
+    registered: Registered,
     clock: Clock,
     delivery: Delivery,
     /// When the batch under way began, if one is: see [`advance_batch`](Self::advance_batch).
@@ -134,6 +139,8 @@ pub struct RoomRegistry {
     unanswered: Unanswered,
     /// Rows are to be compared with memory, once the lease is renewed.
     surplus_is_due: bool,
+    /// Shared with the counts of receivers that the database is asked for.
+    counting: Rc<()>,
     measuring_clock: bool,
     clock_is_off: bool,
     hooks: Hooks,
@@ -168,6 +175,7 @@ impl RoomRegistry {
             sessions: Sessions::default(),
             recent_leaves: RecentLeaves::default(),
             places: Places::default(),
+            registered: Registered::default(),
             clock: parts.clock,
             delivery: Delivery::new(parts.max_list_size),
             batch_begun: None,
@@ -185,6 +193,7 @@ impl RoomRegistry {
             surveying: false,
             unanswered: Unanswered::default(),
             surplus_is_due: false,
+            counting: Rc::default(),
             measuring_clock: false,
             clock_is_off: false,
             hooks: parts.hooks,

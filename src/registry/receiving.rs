@@ -4,15 +4,14 @@ use actix::prelude::*;
 
 use super::RoomRegistry;
 use crate::{
-    bus::{BusEvent, BusMessage, Envelope, InvalidEnvelope, RoomMessage},
+    bus::{AddressedMessage, BusEvent, BusMessage, Envelope, InvalidEnvelope, RoomMessage},
     cluster::{NodeEvent, RemoteChanges, SenderStatus},
     log_limit::LogLimit,
     messages::Kick,
     model::{
         Cause, Diff, Epoch, Moment, NodeName, Remote, RemoteChange, RemoteOutcome, RoomName,
-        Yielded,
+        Sender, Yielded,
     },
-    wire::json::Sender,
 };
 
 impl Handler<BusEvent> for RoomRegistry {
@@ -120,6 +119,11 @@ impl RoomRegistry {
                 }
             }
             BusMessage::Published(said) => self.deliver_remote(said, now),
+            BusMessage::Addressed(AddressedMessage { to, content, from, except }) => {
+                let from = from.map(|(user, connection)| Sender { user, connection });
+                self.deliver_addressed(&to, content, from, None, except, now);
+            }
+            BusMessage::KickFrom { room, whom } => drop(self.kick_from(&room, &whom, now)),
             BusMessage::Heartbeat { number, rooms } => {
                 cluster.beats(&node, incarnation, number, &rooms, now);
             }
@@ -161,7 +165,7 @@ impl RoomRegistry {
     /// Passes on to the members here what was published on another node.
     fn deliver_remote(&mut self, said: RoomMessage, now: Moment) {
         let RoomMessage { room, content, from, except } = said;
-        let from = from.map(|(id, connection)| Sender { id, connection });
+        let from = from.map(|(user, connection)| Sender { user, connection });
         // It may have overtaken the join of its sender; then there is nothing to wait for.
         let known = |from: &Sender| self.rooms.presence(&room, from.connection);
         let joined = from.as_ref().and_then(known).map(|seen| seen.joined_version);
@@ -263,8 +267,10 @@ fn is_irrevocable(message: &BusMessage) -> bool {
     matches!(
         message,
         BusMessage::Published(_)
+            | BusMessage::Addressed(_)
             | BusMessage::Close { .. }
             | BusMessage::Kick(_)
+            | BusMessage::KickFrom { .. }
             | BusMessage::UpdateUser(_)
     )
 }
@@ -272,9 +278,9 @@ fn is_irrevocable(message: &BusMessage) -> bool {
 fn kind_of(told: &BusMessage) -> &'static str {
     match told {
         BusMessage::Changes(_) => "changes",
-        BusMessage::Published(_) => "message",
+        BusMessage::Published(_) | BusMessage::Addressed(_) => "message",
         BusMessage::Close { .. } => "close",
-        BusMessage::Kick(_) => "kick",
+        BusMessage::Kick(_) | BusMessage::KickFrom { .. } => "kick",
         BusMessage::UpdateUser(_) => "user",
         BusMessage::Heartbeat { .. } => "beat",
         BusMessage::Reaped { .. } => "reaped",

@@ -1,8 +1,13 @@
 //! What handlers pass on to other nodes and ask of the database that they share: nothing on a single node.
 
-use std::{cell::Cell, error::Error, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell, collections::HashSet, error::Error, future::ready, rc::Rc, slice, sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
+use ahash::RandomState;
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use tokio::sync::oneshot;
 
 use super::{
@@ -10,12 +15,11 @@ use super::{
     commands::{Answer, READ_TIMEOUT, Reply},
 };
 use crate::{
-    bus::BusMessage,
+    bus::{AddressedMessage, BusMessage},
     log_limit::LogLimit,
-    messages::{Content, Kick, Kicked, QueryError},
-    model::{ConnectionId, Moment, Remote, RoomName, SeenPresence},
+    messages::{Audience, Content, Kick, KickFrom, Kicked, QueryError},
+    model::{ConnectionId, Moment, Remote, RoomName, SeenPresence, Sender},
     store::{SharedStore, StoreError, reader::ReaderHandle},
-    wire::json::Sender,
 };
 
 /// Why the database did not answer the last question, if it did not. A clone is the same.
@@ -34,6 +38,9 @@ impl Unanswered {
 
 /// How long a question about all rooms waits for the database.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many messages at a time have their receivers on other nodes counted by the database.
+const MAX_COUNTS: usize = 16;
 
 impl RoomRegistry {
     /// The reader of the database, if rooms are shared with other nodes.
@@ -81,7 +88,7 @@ impl RoomRegistry {
         except: Option<ConnectionId>,
     ) -> usize {
         let Some(cluster) = &mut self.cluster else { return 0 };
-        let from = from.map(|from| (from.id.clone(), from.connection));
+        let from = from.map(|from| (from.user.clone(), from.connection));
         if !cluster.tell_said(room.clone(), content.clone(), from, except) {
             return 0;
         }
@@ -89,6 +96,84 @@ impl RoomRegistry {
             remote.record.fading.is_none() && Some(remote.record.presence.connection) != except
         };
         self.rooms.remotes_in(room).filter(gets).count()
+    }
+
+    /// Publishes a message to the connections of an audience on other nodes, each once. The future counts them: by
+    /// the rooms that are known here, or by the database, if that answers in time.
+    pub(super) fn address_elsewhere(
+        &mut self,
+        to: &Audience,
+        content: &Content,
+        from: Option<&Sender>,
+        except: Option<ConnectionId>,
+        timeout: Duration,
+    ) -> Option<LocalBoxFuture<'static, usize>> {
+        let (reader, cluster) = (self.reader()?, self.cluster.as_mut()?);
+        let from = from.map(|from| (from.user.clone(), from.connection));
+        let (to_all, content, me) = (to.clone(), content.clone(), cluster.me().clone());
+        let message = AddressedMessage { to: to_all, content, from, except };
+        if !cluster.tell(BusMessage::Addressed(message)) {
+            return None;
+        }
+        let (whom, known) = match to {
+            Audience::Room(room) => return Some(self.count_remotes(slice::from_ref(room), except)),
+            Audience::Rooms(rooms) => return Some(self.count_remotes(rooms, except)),
+            Audience::User(user) => {
+                let mut known = self.rooms.remote_connections_of(user);
+                known.retain(|one| Some(*one) != except);
+                (Kick::User(user.clone()), known.len())
+            }
+            Audience::Connection(id) => (Kick::Connection(*id), 0),
+        };
+        let pending = Rc::clone(&self.counting);
+        if Rc::strong_count(&pending) > MAX_COUNTS {
+            return Some(ready(known).boxed_local());
+        }
+        let single = matches!(whom, Kick::Connection(_));
+        let asked = reader.ask(move |store| store.receivers(&whom));
+        let counted = async move {
+            let found = tokio::time::timeout(timeout, asked).await;
+            drop(pending);
+            // It was sent all the same.
+            let Ok(Ok(found)) = found else { return known };
+            let gets = |(one, node): &&(_, _)| *node != me && Some(*one) != except;
+            let count = found.iter().filter(gets).count();
+            if single { count.min(1) } else { count }
+        };
+        Some(counted.boxed_local())
+    }
+
+    /// Counts the connections of other nodes that are known to be in some of the rooms.
+    fn count_remotes(
+        &self,
+        rooms: &[RoomName],
+        except: Option<ConnectionId>,
+    ) -> LocalBoxFuture<'static, usize> {
+        let remotes = rooms.iter().flat_map(|room| self.rooms.remotes_in(room));
+        let gets = |remote: &&Remote| {
+            let ids = [remote.record.presence.connection, remote.current_connection()];
+            remote.record.fading.is_none() && !ids.iter().any(|id| Some(*id) == except)
+        };
+        let connections = remotes.filter(gets).map(Remote::current_connection);
+        ready(connections.collect::<HashSet<_, RandomState>>().len()).boxed_local()
+    }
+
+    /// Kicks from a room on the other nodes. Returns how many are known here to be kicked; `None` if there may be
+    /// others.
+    pub(super) fn kick_from_elsewhere(&mut self, msg: KickFrom) -> Option<usize> {
+        let is_known = self.is_known(&msg.room);
+        let cluster = self.cluster.as_mut().filter(|cluster| cluster.is_shared());
+        let Some(cluster) = cluster else { return Some(0) };
+        let KickFrom { room, whom } = msg;
+        let is_meant = |remote: &&Remote| match &whom {
+            Kick::Connection(id) => {
+                remote.record.presence.connection == *id || remote.current_connection() == *id
+            }
+            Kick::User(user) => remote.record.presence.user.as_ref() == Some(user),
+        };
+        let count = self.rooms.remotes_in(&room).filter(is_meant).count();
+        let told = cluster.tell(BusMessage::KickFrom { room, whom });
+        (is_known && (told || count == 0)).then_some(count)
     }
 
     /// Closes a room on the other nodes. Returns how many of their members are known here; `None` if there may

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use super::{
-    batch_join,
+    batches::batch_join,
     options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},
@@ -111,7 +111,7 @@ impl Protocol for Channels {
             }
             Forwarded::Diff if !channel.has_state => {}
             Forwarded::Message | Forwarded::Diff => outgoing.forward(msg.payload, msg.reservation),
-            Forwarded::Closed => {
+            Forwarded::Closed { .. } => {
                 outgoing.text(phoenix::close(&channel.join_ref, msg.room.as_str()));
                 left(socket, ctx, msg.room.as_str());
                 // It may have rejoined before it handled this.

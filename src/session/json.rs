@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    Connection, batch_join,
+    Connection,
+    batches::batch_join,
     options::{WsOptions, WsSessionError, session_builder},
     ws::{Closing, Ctx, Protocol, Socket, handshake, run_until},
 };
@@ -120,8 +121,10 @@ impl Protocol for JsonMember {
         }
         match frame {
             Ok(ClientFrame::Heartbeat) => socket.me.batched_heartbeat(),
-            Ok(ClientFrame::Message(payload)) => {
+            Ok(ClientFrame::Message { payload, to_others }) => {
                 let publish = Publish::json(socket.protocol.room.clone(), payload);
+                let except = to_others.then(|| socket.me.id());
+                let publish = Publish { except, ..publish };
                 socket.publish(ctx, publish, |socket, answer| {
                     if let Err(error) = answer {
                         let code = match error {

@@ -3,43 +3,49 @@
 //! Any session actor owns a [`Connection`], whatever carries its frames. [`WsSession`] and
 //! [`PhoenixSession`] are ready-made sessions on actix-web-actors, one for each dialect.
 
+mod batches;
 mod channels;
 mod guard;
+mod idle;
 mod json;
 mod options;
+mod outlet;
 mod phoenix;
 mod write_queue;
 mod ws;
 
-use std::{
-    cell::RefCell,
-    fmt,
-    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
-    sync::Arc,
-    time::Duration,
-};
+use std::fmt;
 
-use actix::{WeakAddr, dev::ToEnvelope, prelude::*};
+use actix::{dev::ToEnvelope, prelude::*};
 use actix_web::HttpRequest;
-use tokio::sync::oneshot;
 
+use self::batches::{batch_touch, flush_batches};
 pub use self::{
+    idle::{IdleStep, IdleWatch},
     json::WsSession,
-    options::{StopSignal, WsOptions, WsSessionError},
+    options::{ConnectionError, StopSignal, WsOptions, WsSessionError},
+    outlet::{Outlet, OutletStream},
     phoenix::PhoenixSession,
 };
 use crate::{
     messages::{
-        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, JoinError, Joined, LeaveAll,
-        PendingJoin, SessionBatch, Touch,
+        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, Joined, Leave, LeaveAll, Publish,
+        Register, SessionPublish, Touch, UpdateInfo, close_code,
     },
-    model::{Cause, ConnectionId, RoomName},
+    model::{Cause, ConnectionId, Info, RoomName},
     registry::RoomRegistry,
     sockets::{self, CLOSE_TIMEOUT, SocketKey},
     wire::json::HEARTBEAT,
 };
 
-/// One connection: its id, its touches, and its leave.
+/// How many messages may wait for a session before it counts as too slow.
+const SESSION_MAILBOX_CAPACITY: usize = 256;
+
+/// One connection: its id, what it does in its rooms, and its leave.
+///
+/// Its methods send messages to the registry. Those that answer return a future that borrows nothing, so that an
+/// actor can wait for it and a task can await it. What they send is on its way when they return, unless the
+/// mailbox of the registry is full; then it is sent while the future is awaited.
 ///
 /// Dropping it leaves every room. A session actor that owns one therefore leaves when it stops, when its
 /// response is dropped, and when it panics.
@@ -57,10 +63,10 @@ use crate::{
 ///
 ///     fn started(&mut self, ctx: &mut Self::Context) {
 ///         let join = self.me.join(self.room.clone(), ctx.address());
-///         let joining = self.me.registry().send(join).into_actor(self);
+///         let joining = self.me.enter(join).into_actor(self);
 ///         ctx.wait(joining.map(|answer, _, ctx| match answer {
-///             Ok(Ok(joined)) => println!("{} are here", joined.snapshot.occupancy().connections),
-///             Ok(Err(_)) | Err(_) => ctx.stop(),
+///             Ok(joined) => println!("{} are here", joined.snapshot.occupancy().connections),
+///             Err(_) => ctx.stop(),
 ///         }));
 ///     }
 /// }
@@ -132,8 +138,8 @@ impl Connection {
         &self.registry
     }
 
-    /// The message with which the session enters a room; add user, info and dialect, and send it to
-    /// the [registry](Self::registry).
+    /// The message with which the session enters a room; add user, info and dialect, and
+    /// [`enter`](Self::enter) with it.
     ///
     /// To be called on the session's own thread: see [`Join`].
     #[must_use]
@@ -145,6 +151,154 @@ impl Connection {
         let join = Join::new(room, self.id, session.clone().recipient());
         let (backlog_limit, socket) = (self.backlog_limit, self.socket);
         Join { backlog_limit, socket, ..join }.disconnect(session.recipient())
+    }
+
+    /// Enters a room with a message that [`join`](Self::join) has made: the answer comes when the connection is
+    /// a member, and has been sent who else is.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Join`] with the reason of a refusal, or [`ConnectionError::Stopped`].
+    pub fn enter(
+        &self,
+        join: Join,
+    ) -> impl Future<Output = Result<Joined, ConnectionError>> + use<> {
+        let joined = self.registry.send(Join { connection: self.id, ..join });
+        async { Ok(joined.await.map_err(|_| ConnectionError::Stopped)??) }
+    }
+
+    /// Leaves one room, with [`Cause::Left`]. Answers whether it was in it.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Stopped`].
+    pub fn leave_room(
+        &self,
+        room: RoomName,
+    ) -> impl Future<Output = Result<bool, ConnectionError>> + use<> {
+        let left = self.registry.send(Leave::new(room, self.id));
+        async { left.await.map_err(|_| ConnectionError::Stopped) }
+    }
+
+    /// Publishes in the name of this connection. Answers how many took it, or after 50 ms how many have taken it
+    /// so far.
+    ///
+    /// A session that waits for the answer before it reads its client's next frame cannot be flooded.
+    ///
+    /// ```
+    /// use actix_presence::{Connection, ConnectionError, Publish, RoomName};
+    ///
+    /// async fn say(me: &Connection, room: RoomName, text: String) -> Result<usize, ConnectionError> {
+    ///     me.publish(Publish::new(room, text).except(me.id())).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Publish`]: see [`Publish::from`]. Or [`ConnectionError::Stopped`].
+    pub fn publish(
+        &self,
+        publish: Publish,
+    ) -> impl Future<Output = Result<usize, ConnectionError>> + use<> {
+        let published = self.registry.send(SessionPublish(publish.sent_by(self.id)));
+        async { Ok(published.await.map_err(|_| ConnectionError::Stopped)??) }
+    }
+
+    /// Replaces the info of its presence in a room. Answers whether that changed anything.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectionError::Stopped`].
+    pub fn update_info(
+        &self,
+        room: RoomName,
+        info: Info,
+    ) -> impl Future<Output = Result<bool, ConnectionError>> + use<> {
+        let updated = self.registry.send(UpdateInfo { room, connection: self.id, info });
+        async { updated.await.map_err(|_| ConnectionError::Stopped) }
+    }
+
+    /// Has the session told to close when the app shuts down, also while it is in no room; at once, if it shuts
+    /// down or has done so. To be called once.
+    ///
+    /// ```
+    /// # use actix::prelude::*;
+    /// # use actix_presence::{Connection, Disconnect};
+    /// struct Lobbyist {
+    ///     me: Connection,
+    /// }
+    ///
+    /// impl Actor for Lobbyist {
+    ///     type Context = Context<Self>;
+    ///
+    ///     fn started(&mut self, ctx: &mut Self::Context) {
+    ///         self.me.register(ctx.address());
+    ///     }
+    /// }
+    ///
+    /// impl Handler<Disconnect> for Lobbyist {
+    ///     type Result = ();
+    ///     fn handle(&mut self, order: Disconnect, ctx: &mut Self::Context) {
+    ///         println!("close with {}", order.code);
+    ///         ctx.stop();
+    ///     }
+    /// }
+    /// ```
+    pub fn register<A>(&self, session: Addr<A>)
+    where
+        A: Actor + Handler<Disconnect>,
+        A::Context: ToEnvelope<A, Disconnect>,
+    {
+        let session = session.recipient();
+        if self.registry.connected() {
+            // Bounded: one for each connection. Its leave takes it back.
+            return self.registry.do_send(Register::new(self.id, session));
+        }
+        let cause = Cause::Shutdown;
+        if let Some(code) = close_code(cause) {
+            session.do_send(Disconnect { code, cause });
+        }
+    }
+
+    /// Starts what a session that is no actor receives with: the address to [`join`](Self::join) with, and the
+    /// stream of what the connection is sent. It is [registered](Self::register), too.
+    ///
+    /// At most `capacity` frames (at least 1) wait in the stream, and of so many bytes as for any session; a connection that
+    /// lets more wait leaves its rooms ([`Cause::SlowConsumer`]), and its stream ends with the order to close. The
+    /// outlet runs on the thread that calls this, which has to be one of an actix system; elsewhere the stream has
+    /// ended already.
+    ///
+    /// ```
+    /// # use actix_presence::{GetOccupancy, PresenceConfig, RoomName};
+    /// use actix_presence::{Connection, ConnectionError, Heard};
+    ///
+    /// async fn listen(me: Connection, room: RoomName) -> Result<(), ConnectionError> {
+    ///     let (outlet, mut heard) = me.outlet(256);
+    ///     me.enter(me.join(room, outlet)).await?;
+    ///     while let Some(heard) = heard.recv().await {
+    ///         match heard {
+    ///             Heard::Frame(frame) => println!("to the client: {}", frame.payload),
+    ///             Heard::Close(order) => println!("close with {}", order.code),
+    ///         }
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # #[actix::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let presence = PresenceConfig::new("sqlite::memory:").start()?;
+    /// # let me = Connection::new(presence.registry());
+    /// # let (registry, room) = (presence.registry(), RoomName::new("lobby")?);
+    /// # let listening = actix::spawn(listen(me, room.clone()));
+    /// # while registry.send(GetOccupancy { room: room.clone() }).await??.connections == 0 {}
+    /// # presence.shutdown(std::time::Duration::from_secs(5)).await?;
+    /// # Ok(listening.await??)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn outlet(&self, capacity: usize) -> (Addr<Outlet>, OutletStream) {
+        let (outlet, stream) = Outlet::start(self.id, self.registry.clone(), capacity);
+        self.register(outlet.clone());
+        (outlet, stream)
     }
 
     /// Sends a [`Touch`]: to be called for every frame, also for pings and pongs.
@@ -202,149 +356,5 @@ impl Drop for Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.id).field("cause", &self.cause).finish()
-    }
-}
-
-/// How long a touch may wait. A join waits until the sessions of the thread that are ready have run.
-const TOUCH_DELAY: Duration = Duration::from_millis(20);
-/// How many touches a batch has at most.
-const MAX_TOUCHES: usize = 1024;
-/// How many batches of a thread may wait in the registry's mailbox; more touches are dropped.
-const MAX_UNREAD_BATCHES: usize = 16;
-
-thread_local! {
-    static BATCHES: RefCell<Vec<RegistryBatch>> = const { RefCell::new(Vec::new()) };
-}
-
-/// The next batch of this thread for one registry: to wake the registry costs more than what it does with one
-/// more touch or join.
-struct RegistryBatch {
-    /// Hash of the registry's address, unique for as long as `registry` is kept.
-    id: u64,
-    registry: WeakAddr<RoomRegistry>,
-    batch: SessionBatch,
-    /// Shared with the batches that the registry has not read, which are thereby counted.
-    unread: Arc<()>,
-}
-
-/// Queues a touch. One that finds too many batches unread is dropped; the next one makes up for it.
-fn batch_touch(registry: &Addr<RoomRegistry>, touch: Touch) {
-    let (is_first, full) = with_batch(registry, |pending| {
-        let touches = &mut pending.batch.touches;
-        // A client that floods is no more alive than others.
-        let is_repeated = touches.last() == Some(&touch);
-        if !is_repeated {
-            touches.push(touch);
-        }
-        let (is_first, is_full) = (touches.len() == 1, touches.len() >= MAX_TOUCHES);
-        (is_first && !is_repeated, if is_full { pending.take() } else { None })
-    });
-    if let Some((registry, batch)) = full {
-        registry.do_send(batch);
-    }
-    if is_first {
-        actix::spawn(async {
-            actix::clock::sleep(TOUCH_DELAY).await;
-            flush_batches();
-        });
-    }
-}
-
-/// Joins; `None` if the registry has stopped.
-async fn batch_join(registry: Addr<RoomRegistry>, join: Join) -> Option<Result<Joined, JoinError>> {
-    let (reply, joined) = oneshot::channel();
-    let is_first = with_batch(&registry, |pending| {
-        pending.batch.joins.push(PendingJoin { join, reply });
-        pending.batch.joins.len() == 1
-    });
-    if is_first {
-        actix::spawn(async { flush_batches() });
-    }
-    joined.await.ok()
-}
-
-/// Sends the batches of this thread: before anything that must not overtake them.
-fn flush_batches() {
-    // A thread that is ending has nothing to send.
-    let batches = BATCHES.try_with(|batches| {
-        batches.borrow_mut().iter_mut().filter_map(RegistryBatch::take).collect::<Vec<_>>()
-    });
-    for (registry, batch) in batches.unwrap_or_default() {
-        // Not refused by a full mailbox: it stands for many messages, each join is awaited by its
-        // session, and batches of touches are bounded by `MAX_UNREAD_BATCHES`.
-        registry.do_send(batch);
-    }
-}
-
-fn with_batch<T>(registry: &Addr<RoomRegistry>, act: impl FnOnce(&mut RegistryBatch) -> T) -> T {
-    let id = BuildHasherDefault::<DefaultHasher>::default().hash_one(registry);
-    BATCHES.with_borrow_mut(|batches| {
-        let known = batches.iter().position(|pending| pending.id == id);
-        let index = known.unwrap_or_else(|| {
-            batches.retain(|pending| pending.registry.upgrade().is_some());
-            let (registry, batch) = (registry.downgrade(), SessionBatch::default());
-            batches.push(RegistryBatch { id, registry, batch, unread: Arc::default() });
-            batches.len() - 1
-        });
-        act(&mut batches[index])
-    })
-}
-
-impl RegistryBatch {
-    /// Takes what is to be sent, if there is anything.
-    fn take(&mut self) -> Option<(Addr<RoomRegistry>, SessionBatch)> {
-        let batch = std::mem::take(&mut self.batch);
-        let unread = Arc::strong_count(&self.unread) - 1;
-        let is_dropped = batch.touches.is_empty() || unread >= MAX_UNREAD_BATCHES;
-        if batch.joins.is_empty() && is_dropped {
-            return None;
-        }
-        let unread = Some(Arc::clone(&self.unread));
-        Some((self.registry.upgrade()?, SessionBatch { unread, ..batch }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{Mutex, mpsc};
-
-    use super::*;
-    use crate::{
-        handle::PresenceConfig,
-        messages::{Decision, GetStatus},
-        model::{Info, UserId},
-        testing::{Heard, Probe},
-    };
-
-    #[actix::test]
-    async fn batches_of_touches_are_not_lost_to_a_full_mailbox_and_a_bounded_number_waits() {
-        let (open, gate) = mpsc::channel::<()>();
-        let gate = Mutex::new(gate);
-        // The registry waits there.
-        let authorize = move |room: &RoomName, _: Option<&UserId>, _: &Info| {
-            if *room == *"gate" {
-                _ = gate.lock().unwrap().recv();
-            }
-            Decision::Allow
-        };
-        let presence = PresenceConfig::new("sqlite::memory:").authorize(authorize).start().unwrap();
-        let registry = presence.registry();
-        let connections = [0, 1].map(|_| Connection::new(registry.clone()));
-        let (session, _heard) = Probe::<Heard>::new();
-        let join = |me: &Connection, room| me.join(RoomName::new(room).unwrap(), session.clone());
-        for me in &connections {
-            registry.send(join(me, "lobby")).await.unwrap().unwrap();
-        }
-        for batches in [4, 100] {
-            let before = registry.send(GetStatus).await.unwrap().counters.touches;
-            registry.do_send(join(&connections[0], "gate"));
-            (0..5000).for_each(|_| registry.do_send(GetStatus));
-            for touch in 0..batches * 1024 {
-                connections[touch % 2].batched_touch();
-            }
-            open.send(()).unwrap();
-            let touches = registry.send(GetStatus).await.unwrap().counters.touches - before;
-            assert_eq!(touches, batches.min(16) as u64 * 1024);
-        }
     }
 }

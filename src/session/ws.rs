@@ -19,7 +19,7 @@ use futures_util::{
 use tokio::sync::oneshot;
 
 use super::{
-    Connection,
+    Connection, SESSION_MAILBOX_CAPACITY,
     guard::{FrameError, FrameGuard, Input},
     options::{RateLimit, WsOptions, WsSessionError},
     write_queue::{SessionBody, WriteQueue},
@@ -33,8 +33,6 @@ use crate::{
     model::{Cause, ConnectionId},
 };
 
-/// How many messages may wait for a session before it counts as too slow.
-const SESSION_MAILBOX_CAPACITY: usize = 256;
 /// How long a peer may take to answer our close frame.
 const CLOSE_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -199,6 +199,9 @@ pub trait SharedStore: Store {
     /// The connections to kick that are in some room, each once, with a node that holds them.
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
 
+    /// The connections meant, each once, that are in some room and do not fade, with a node that holds them.
+    fn receivers(&mut self, of: &Kick) -> Result<Vec<(ConnectionId, NodeName)>>;
+
     /// The places of all rows of a node.
     fn places(&mut self, node: &NodeName) -> Result<Vec<(RoomName, ConnectionId)>>;
 

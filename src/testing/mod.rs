@@ -13,8 +13,9 @@ pub use self::{
     manual_clock::ManualClock,
     memory::{MemoryDatabase, MemoryLink, MemoryStore},
     memory_bus::{MemoryBus, MemoryConnection, MemoryHub},
-    probe::{Heard, Probe, Seen, settle},
+    probe::{Probe, Seen, settle},
 };
+pub use crate::messages::Heard;
 
 /// The payload of a panic, which panics when it is dropped, so that it cannot be caught.
 #[cfg(test)]

@@ -10,7 +10,7 @@ use super::ManualClock;
 use crate::{
     bus::BusEvent,
     handle::PresenceClient,
-    messages::{Disconnect, ForwardMessage, PresenceChanged, UserChanged},
+    messages::{Disconnect, ForwardMessage, Heard, PresenceChanged, UserChanged},
     registry::Settle,
 };
 
@@ -122,15 +122,6 @@ impl<M: Unpin + 'static> Handler<Handled> for Probe<M> {
     type Result = ();
 
     fn handle(&mut self, _: Handled, _: &mut Context<Self>) {}
-}
-
-/// What a session is sent.
-#[derive(Clone, Debug)]
-pub enum Heard {
-    /// A frame.
-    Frame(ForwardMessage),
-    /// The order to close.
-    Close(Disconnect),
 }
 
 impl<M: Unpin + 'static> Actor for Probe<M> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::model::{
-    Cause, ConnectionId, Epoch, Info, Member, Occupancy, RoomName, Snapshot, UnfitJson, UserId,
+    Cause, Epoch, Info, Member, Occupancy, RoomName, Sender, Snapshot, UnfitJson, UserId,
     check_info, check_payload,
 };
 
@@ -138,15 +138,6 @@ pub fn presence_diff<'a>(
     frame("presence_diff", JsonDiff { channel_name, since, version, joins, leaves, lurkers })
 }
 
-/// The sender of a message.
-#[derive(Clone, Debug, Serialize)]
-pub struct Sender {
-    /// The user; `None` is anonymous.
-    pub id: Option<UserId>,
-    /// The connection.
-    pub connection: ConnectionId,
-}
-
 /// The frame `message`; `event` is the event's name if a Phoenix client sent it.
 #[must_use]
 pub fn message(event: Option<&str>, payload: &RawValue, from: Option<&Sender>) -> ByteString {
@@ -178,7 +169,12 @@ pub enum ClientFrame {
     /// A heartbeat.
     Heartbeat,
     /// A message to the room.
-    Message(Box<RawValue>),
+    Message {
+        /// What it says.
+        payload: Box<RawValue>,
+        /// Whether it is not for the sender itself.
+        to_others: bool,
+    },
     /// New info for the sender's presence.
     Update(Map<String, Value>),
 }
@@ -198,6 +194,9 @@ pub enum BadFrame {
     /// A `message` has no `payload`.
     #[error("a message needs a \"payload\"")]
     NoPayload,
+    /// The `to` of a `message` is not known.
+    #[error("\"to\" of a message can only be \"others\"")]
+    UnknownReceivers,
     /// A `payload` or an `info` cannot be passed on to others.
     #[error(transparent)]
     Unfit(#[from] UnfitJson),
@@ -212,7 +211,11 @@ impl BadFrame {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotJson(_) => "not_json",
-            Self::NoType | Self::NoPayload | Self::NoInfo | Self::Unfit(_) => "bad_frame",
+            Self::NoType
+            | Self::NoPayload
+            | Self::UnknownReceivers
+            | Self::NoInfo
+            | Self::Unfit(_) => "bad_frame",
             Self::UnknownType => "unknown_type",
         }
     }
@@ -232,6 +235,8 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         r#type: Option<Value>,
         #[serde(default, deserialize_with = "given")]
         payload: Option<Box<RawValue>>,
+        #[serde(default, deserialize_with = "given")]
+        to: Option<Box<RawValue>>,
         info: Option<Box<RawValue>>,
     }
     // `null` is a valid payload.
@@ -254,7 +259,14 @@ pub fn read(text: &str) -> Result<ClientFrame, BadFrame> {
         Some("message") => {
             let payload = any.payload.ok_or(BadFrame::NoPayload)?;
             check_payload(payload.get())?;
-            Ok(ClientFrame::Message(payload))
+            let to_others = match any.to.as_deref().map(RawValue::get) {
+                None => false,
+                Some(to) if serde_json::from_str::<String>(to).is_ok_and(|to| to == "others") => {
+                    true
+                }
+                Some(_) => return Err(BadFrame::UnknownReceivers),
+            };
+            Ok(ClientFrame::Message { payload, to_others })
         }
         Some("update") => {
             let info = any.info.ok_or(BadFrame::NoInfo)?;
@@ -271,7 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{MAX_DEPTH, Moment, Rooms};
+    use crate::model::{ConnectionId, MAX_DEPTH, Moment, Rooms};
 
     fn value(frame: &ByteString) -> Value {
         serde_json::from_str(frame).unwrap()
@@ -356,7 +368,19 @@ mod tests {
         assert!(matches!(read("\"heartbeat\""), Ok(ClientFrame::Heartbeat)));
         assert!(matches!(
             read(r#"{"type":"message","payload":null}"#),
-            Ok(ClientFrame::Message(_))
+            Ok(ClientFrame::Message { to_others: false, .. })
         ));
+    }
+
+    #[test]
+    fn a_message_is_to_all_or_to_the_others_and_to_nobody_else() {
+        let message = |to: &str| read(&format!(r#"{{"type":"message","payload":1,"to":{to}}}"#));
+        let others = message("\"others\"");
+        assert!(matches!(others, Ok(ClientFrame::Message { to_others: true, .. })), "{others:?}");
+        for to in ["\"all\"", "null", "[\"others\"]", "7"] {
+            assert_eq!(message(to).unwrap_err(), BadFrame::UnknownReceivers, "{to}");
+        }
+        // Nowhere else does it mean anything.
+        assert!(read(r#"{"type":"update","info":{},"to":7}"#).is_ok());
     }
 }

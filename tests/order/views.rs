@@ -50,7 +50,7 @@ impl View {
 
     /// Takes the next frame.
     pub fn take(&mut self, log: &Log, frame: &ForwardMessage) -> TestCaseResult {
-        if frame.kind == Forwarded::Closed {
+        if let Forwarded::Closed { .. } = frame.kind {
             return Ok(());
         }
         if frame.kind == Forwarded::Message {

@@ -83,6 +83,10 @@ fn no_query_walks_the_tables() {
         assert_ne!(store.connections(&Kick::User(user.clone())).unwrap(), []);
         assert_ne!(store.connections(&Kick::Connection(id(72))).unwrap(), []);
     });
+    check("receivers", &mut |store| {
+        assert_ne!(store.receivers(&Kick::User(user.clone())).unwrap(), []);
+        assert_ne!(store.receivers(&Kick::Connection(id(72))).unwrap(), []);
+    });
     check("reap", &mut |store| {
         let second: Epoch = "0000000000000002".parse().unwrap();
         let _ = store.reap(&node("node-2"), second, at(100)).unwrap();

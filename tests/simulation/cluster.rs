@@ -339,7 +339,7 @@ impl World {
         while let Some(heard) = connection.seen.now() {
             match heard {
                 Heard::Close(order) => closed = Some(order.cause),
-                Heard::Frame(frame) if frame.kind == Forwarded::Closed => {
+                Heard::Frame(frame) if matches!(frame.kind, Forwarded::Closed { .. }) => {
                     connection.rooms.remove(&frame.room);
                 }
                 Heard::Frame(frame) if frame.kind == Forwarded::Message => {

@@ -10,8 +10,11 @@ use super::{
     scripts::{LOST, MOMENT, enter, heard, lobby, story},
 };
 use crate::{
-    bus::{BusMessage, Channel, ClusterIdentity, Envelope, RoomChanges, RoomMessage, RowChange},
-    messages::{Content, Kick},
+    bus::{
+        AddressedMessage, BusMessage, Channel, ClusterIdentity, Envelope, RoomChanges, RoomMessage,
+        RowChange,
+    },
+    messages::{Audience, Content, Kick},
     model::{
         Cause, ConnectionId, Epoch, Info, NodeName, Presence, PresenceRecord, RoomName, UserId,
     },
@@ -216,6 +219,8 @@ fn who_does_not_have_the_key_is_not_believed_at_all() {
             BusMessage::Close { room: lobby() },
             BusMessage::Kick(Kick::Connection(real[1])),
             BusMessage::Kick(Kick::User(UserId::new("user 0").unwrap())),
+            BusMessage::KickFrom { room: lobby(), whom: Kick::Connection(real[1]) },
+            addressed(real[1]),
             BusMessage::Heartbeat { number: u64::MAX, rooms: vec![(lobby(), u64::MAX)] },
             BusMessage::Reaped { node, incarnation, leaving: false },
             BusMessage::Stopping,
@@ -311,6 +316,11 @@ fn said(text: &str) -> BusMessage {
     let payload = RawValue::from_string(format!("\"{text}\"")).unwrap();
     let content = Content::Json(payload);
     BusMessage::Published(RoomMessage { room: lobby(), content, from: None, except: None })
+}
+
+fn addressed(connection: ConnectionId) -> BusMessage {
+    let (to, content) = (Audience::Connection(connection), Content::Text("forged".into()));
+    BusMessage::Addressed(AddressedMessage { to, content, from: None, except: None })
 }
 
 /// How many messages a client has heard.

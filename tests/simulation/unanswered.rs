@@ -10,11 +10,11 @@ use super::{
 };
 use crate::{
     messages::{
-        CloseRoom, Explain, GetOccupancy, GetSnapshot, GetStatus, Kick, Kicked, ListPresences,
-        ListRooms, QueryError, WhereIs,
+        CloseRoom, Explain, GetOccupancy, GetSnapshot, GetStatus, Heard, Join, JoinError, Kick,
+        KickFrom, Kicked, ListPresences, ListRooms, Publish, QueryError, WhereIs,
     },
     model::{ConnectionId, RoomName, UserId},
-    testing::MemoryLink,
+    testing::{MemoryLink, Probe},
 };
 
 /// A room that no node follows.
@@ -129,6 +129,53 @@ fn a_room_that_cannot_be_read_is_not_called_empty() {
         tokio::time::sleep(LOST).await;
         let snapshot = registry.send(GetSnapshot { room }).await.unwrap().unwrap();
         assert_eq!(snapshot.unwrap().occupancy().connections, 1);
+    });
+}
+
+#[test]
+fn a_kick_from_a_room_on_another_node_refuses_the_joins_that_wait_there() {
+    story(|world| async move {
+        tokio::time::sleep(MOMENT).await;
+        let Node { registry, stalled, .. } = node(&world, 1);
+        stalled.set(true);
+        let (session, _heard) = Probe::<Heard>::new();
+        let join = |room: RoomName, name: &str| {
+            let join = Join::new(room, ConnectionId::new(), session.clone().recipient());
+            actix::spawn(registry.send(join.user(UserId::new(name).unwrap())))
+        };
+        let begun = Instant::now();
+        let kicked = join(attic(), "user 0");
+        let others = [join(attic(), "user 1"), join(RoomName::new("loft").unwrap(), "user 0")];
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let kick = KickFrom { room: attic(), whom: Kick::User(user()) };
+        let answer = node(&world, 0).registry.send(kick).await.unwrap();
+        assert_eq!(answer, Kicked { connections: 0, partial: false }, "none is known there");
+        let refused = kicked.await.unwrap().unwrap().unwrap_err();
+        assert_eq!(refused, JoinError::Denied { reason: "kicked".into() });
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        for other in others {
+            assert!(other.await.unwrap().unwrap().is_ok());
+        }
+    });
+}
+
+#[test]
+fn a_message_goes_on_and_is_counted_by_what_is_known() {
+    story(|mut world| async move {
+        let ada = enter(&mut world, 0, 0, &lobby());
+        tokio::time::sleep(MOMENT).await;
+        let registry = node(&world, 1).registry.clone();
+        let to_user = || Publish::new(user(), "hello");
+        let to_connection = || Publish::new(ada, "hello");
+        assert_eq!(registry.send(to_user()).await.unwrap(), Ok(1));
+        assert_eq!(registry.send(to_connection()).await.unwrap(), Ok(1));
+        cut(&world, 1);
+        assert_eq!(registry.send(to_user()).await.unwrap(), Ok(1), "by the rooms that it follows");
+        assert_eq!(registry.send(to_connection()).await.unwrap(), Ok(0), "only the database knows");
+        tokio::time::sleep(MOMENT).await;
+        world.observe(0);
+        assert_eq!(world.clients[0].connection.as_ref().unwrap().heard.len(), 4);
+        heal(&world, 1);
     });
 }
 

@@ -20,7 +20,7 @@ impl Handler<ForwardMessage> for Outlet {
     type Result = ();
 
     fn handle(&mut self, msg: ForwardMessage, ctx: &mut Context<Self>) {
-        if msg.kind != Forwarded::Closed {
+        if !matches!(msg.kind, Forwarded::Closed { .. }) {
             // While the client does not read, the mailbox fills; when it is full, the room lets go of it.
             let mut session = self.0.clone();
             let writing = async move { session.text(msg.payload).await };

@@ -11,6 +11,7 @@ mod redis;
 
 mod nodes;
 
+mod addressing;
 mod commands;
 mod deaths;
 mod deploys;

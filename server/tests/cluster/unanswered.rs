@@ -65,6 +65,19 @@ async fn what_only_the_database_knows_is_503_without_it_and_a_kick_is_carried_ou
     assert!(metrics.contains(counter), "{metrics}");
     b.logs("all rooms cannot be queried");
 
+    // A message goes on, and is counted by the rooms that are known.
+    let post = b.ask("POST", "/api/users/ada/messages").body("\"still here?\"").send().await;
+    assert_eq!((post.status, post.json()), (200, json!({"recipients": 1})));
+    assert_eq!(ada.next_of("message").await["payload"], "still here?");
+    for (path, connections) in
+        [("/api/users/zoe", 0), ("/api/rooms/cellar", 0), ("/api/rooms/cellar/users/zoe", 0)]
+    {
+        let removed = b.ask("DELETE", path).send().await;
+        assert_eq!(removed.json(), json!({"connections": connections, "partial": true}), "{path}");
+    }
+    // Who is in this room is known.
+    let removed = b.ask("DELETE", "/api/rooms/lobby/users/zoe").send().await;
+    assert_eq!(removed.json(), json!({"connections": 0}));
     for connection in [stranger, &ids[0]] {
         let (status, body) = delete(&b, connection).await;
         assert_eq!((status, body.as_str()), (200, r#"{"connections":0,"partial":true}"#));

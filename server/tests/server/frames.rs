@@ -39,6 +39,28 @@ async fn a_message_reaches_every_member_the_sender_too_and_says_who_it_is_from()
 }
 
 #[tokio::test]
+async fn a_message_to_the_others_does_not_come_back() {
+    let server = Server::start(&[]);
+    let mut ada = server.ws("/ws/lobby?user=ada&presence=none").await;
+    let mut tab = server.ws("/ws/lobby?user=ada&presence=none").await;
+    let mut bob = server.ws("/ws/lobby?user=bob&presence=none").await;
+    ada.json(json!({"type": "message", "payload": "psst", "to": "others"})).await;
+    ada.message("to all").await;
+    for other in [&mut tab, &mut bob] {
+        let first = other.next().await;
+        assert_eq!((&first["payload"], &first["from"]["id"]), (&json!("psst"), &json!("ada")));
+        assert_eq!(other.next().await["payload"], "to all");
+    }
+    assert_eq!(ada.next().await["payload"], "to all");
+    ada.json(json!({"type": "message", "payload": 1, "to": "bob"})).await;
+    let refused = ada.next().await;
+    assert_eq!(
+        (&refused["type"], &refused["payload"]["code"]),
+        (&json!("error"), &json!("bad_frame"))
+    );
+}
+
+#[tokio::test]
 async fn a_payload_is_forwarded_as_it_was_written() {
     let server = Server::start(&[]);
     let mut ada = server.ws("/ws/lobby?presence=none").await;

@@ -31,6 +31,7 @@ mod operations;
 mod origins;
 mod overdue;
 mod phoenix;
+mod removing;
 mod rest;
 mod resuming;
 mod sessions;

@@ -14,7 +14,7 @@ mod trial;
 use std::{thread, time::Duration};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use diesel::{PgConnection, RunQueryDsl};
+use diesel::PgConnection;
 
 use self::{
     batch::Sorted,

@@ -111,6 +111,23 @@ pub(super) const CONNECTION: &str =
     holders!("(presences.channel_name = $1 OR presences.current_connection = $1)");
 pub(super) const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 
+macro_rules! receivers {
+    ($condition:literal) => {
+        concat!(
+            "SELECT coalesce(presences.current_connection, presences.channel_name) AS connection,
+                min(presences.node_id) AS node_id
+            FROM presences JOIN nodes ON nodes.id = presences.node_id
+            WHERE presences.fading_until IS NULL AND ",
+            $condition,
+            " GROUP BY 1 ORDER BY 1"
+        )
+    };
+}
+
+pub(super) const RECEIVER: &str =
+    receivers!("(presences.channel_name = $1 OR presences.current_connection = $1)");
+pub(super) const RECEIVERS_OF_USER: &str = receivers!("presences.user_id = $1");
+
 const COUNT_ROOMS: &str = "
     SELECT rooms.channel_name, count(presences.id) AS connections,
         count(DISTINCT presences.user_id) AS users, count(presences.user_id) AS known
@@ -273,6 +290,17 @@ impl SharedStore for PostgresStore {
                 statement(CONNECTION).bind::<Text>(connection.to_string())
             }
             Kick::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
+        };
+        let holders: Vec<Holder> = self.load(query)?;
+        Ok(all("presences", holders.into_iter().map(Holder::read)))
+    }
+
+    fn receivers(&mut self, of: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
+        let query = match of {
+            Kick::Connection(connection) => {
+                statement(RECEIVER).bind::<Text>(connection.to_string())
+            }
+            Kick::User(user) => statement(RECEIVERS_OF_USER).bind::<Text>(user.as_str()),
         };
         let holders: Vec<Holder> = self.load(query)?;
         Ok(all("presences", holders.into_iter().map(Holder::read)))

@@ -282,20 +282,28 @@ impl SharedStore for MemoryStore {
     }
 
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
-        let is_meant = |row: &Row| match kick {
-            Kick::Connection(connection) => {
-                row.record.presence.connection == *connection
-                    || row.record.current_connection == Some(*connection)
-            }
-            Kick::User(user) => row.record.presence.user.as_ref() == Some(user),
-        };
         self.call(|tables| {
             let mut found = BTreeMap::new();
             for (node, row) in tables.vouched(tables.presences.values()) {
-                if is_meant(row) {
+                if is_meant(kick, row) {
                     let holder = found.entry(row.record.presence.connection).or_insert(node);
                     *holder = (*holder).min(node);
                 }
+            }
+            found.into_iter().map(|(connection, node)| (connection, node.clone())).collect()
+        })
+    }
+
+    fn receivers(&mut self, of: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
+        self.call(|tables| {
+            let mut found = BTreeMap::new();
+            for (node, Row { record, .. }) in tables
+                .vouched(tables.presences.values())
+                .filter(|(_, row)| is_meant(of, row) && row.record.fading.is_none())
+            {
+                let connection = record.current_connection.unwrap_or(record.presence.connection);
+                let holder = found.entry(connection).or_insert(node);
+                *holder = (*holder).min(node);
             }
             found.into_iter().map(|(connection, node)| (connection, node.clone())).collect()
         })
@@ -436,4 +444,14 @@ fn occupancy<'a>(held: impl Iterator<Item = &'a (NodeName, Row)>) -> Occupancy {
     }
     occupancy.users = users.len();
     occupancy
+}
+
+fn is_meant(kick: &Kick, row: &Row) -> bool {
+    match kick {
+        Kick::Connection(connection) => {
+            row.record.presence.connection == *connection
+                || row.record.current_connection == Some(*connection)
+        }
+        Kick::User(user) => row.record.presence.user.as_ref() == Some(user),
+    }
 }

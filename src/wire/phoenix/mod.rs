@@ -16,10 +16,10 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json, value::RawValue};
 
 pub use self::read::{Frame, TooLong, read};
-use super::json::{Sender, encode, encode_within};
+use super::json::{encode, encode_within};
 use crate::model::{
-    ANONYMOUS_PREFIX, Cause, ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot,
-    UserId,
+    ANONYMOUS_PREFIX, Cause, ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Sender,
+    Snapshot, UserId,
 };
 
 /// The event with the full list of a room.

@@ -22,6 +22,7 @@ use std::{
 use tempfile::TempDir;
 
 pub use self::{
+    http::Answer,
     raw::{Raw, TEXT, frame},
     rows::{Database, PresenceRow},
     somebody::Somebody,

@@ -185,6 +185,24 @@ pub fn connections_are_each_named_once_with_their_node<B: SharedStoreFixture>(mu
     assert_eq!(connections(Kick::Connection(id(1))), [(id(1), node("n"))]);
     assert_eq!(connections(Kick::Connection(id(9))), [(id(3), node("m"))], "its current one");
     assert_eq!(connections(Kick::Connection(id(4))), []);
+
+    // A message reaches its current connections, and nobody who is away.
+    let mut away = row("d", 5, ada);
+    away.record.fading = Some(at(3));
+    let mut again = row("e", 6, ada);
+    again.record.current_connection = Some(id(9));
+    write_as("m", &mut other, &upserts([away, again]));
+    let mut receivers = |whom| {
+        let mut found = store.receivers(&whom).unwrap();
+        found.sort();
+        found
+    };
+    assert_eq!(receivers(user("ada")), [(id(1), node("n")), (id(9), node("m"))]);
+    assert_eq!(receivers(user("eve")), []);
+    for id in [3, 6, 9].map(id) {
+        assert_eq!(receivers(Kick::Connection(id)).len(), 1);
+    }
+    assert_eq!(receivers(Kick::Connection(id(5))), []);
 }
 
 /// So the next node knows whose place a client takes, what of its info is fixed, and how long to wait.

@@ -1,0 +1,84 @@
+//! Connections that are told of a shutdown, whether or not they are in a room.
+
+use std::collections::HashMap;
+
+use actix::prelude::*;
+use ahash::RandomState;
+
+use super::RoomRegistry;
+use crate::{
+    messages::{Disconnect, Register},
+    model::{ConnectionId, Shrink},
+};
+
+/// How many entries there are before those of sessions that have ended are looked for.
+const FIRST_PURGE: usize = 1024;
+
+/// The recipient of a connection's order to close.
+struct Session {
+    disconnect: Recipient<Disconnect>,
+    /// Whether it was told to close.
+    is_told: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Registered {
+    sessions: HashMap<ConnectionId, Session, RandomState>,
+    /// How many there may be before those that have ended without a leave are forgotten.
+    purge_at: usize,
+}
+
+impl Registered {
+    fn insert(&mut self, connection: ConnectionId, disconnect: Recipient<Disconnect>) {
+        if self.sessions.len() >= self.purge_at.max(FIRST_PURGE) {
+            self.purge();
+            self.purge_at = self.sessions.len() * 2;
+        }
+        self.sessions.insert(connection, Session { disconnect, is_told: false });
+    }
+
+    fn purge(&mut self) {
+        self.sessions.retain(|_, session| session.disconnect.connected());
+        self.sessions.shrink();
+    }
+
+    /// The connection has ended.
+    pub fn remove(&mut self, connection: ConnectionId) {
+        if !self.sessions.is_empty() {
+            self.sessions.remove(&connection);
+        }
+    }
+
+    /// The connection was told to close in another way: it is told once.
+    pub fn is_told(&mut self, connection: ConnectionId) {
+        if let Some(session) = self.sessions.get_mut(&connection) {
+            session.is_told = true;
+        }
+    }
+
+    /// Tells those to close that were not told yet.
+    pub fn tell(&mut self, order: Disconnect) {
+        for session in self.sessions.values_mut() {
+            if !std::mem::replace(&mut session.is_told, true) {
+                session.disconnect.do_send(order);
+            }
+        }
+    }
+
+    /// Whether all sessions have ended.
+    pub fn is_empty(&self) -> bool {
+        !self.sessions.values().any(|session| session.disconnect.connected())
+    }
+}
+
+impl Handler<Register> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: Register, _: &mut Context<Self>) {
+        let Register { connection, disconnect } = msg;
+        match self.order_of_stop() {
+            Some(order) => disconnect.do_send(order),
+            None => self.registered.insert(connection, disconnect),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What a session does with its connection, as an actor or as a task.
+
+mod common;
+
+use actix::prelude::*;
+use actix_presence::{
+    testing::{Probe, Seen},
+    *,
+};
+use bytestring::ByteString;
+use common::{Harness, room, secs, user};
+use futures_util::StreamExt;
+
+fn probe(registry: &Addr<RoomRegistry>) -> (Connection, Addr<Probe<Heard>>, Seen<Heard>) {
+    let (session, heard) = Probe::new();
+    (Connection::new(registry.clone()), session, heard)
+}
+
+fn text(heard: Option<Heard>) -> String {
+    match heard {
+        Some(Heard::Frame(frame)) => frame.payload.to_string(),
+        other => panic!("no frame but {other:?}"),
+    }
+}
+
+fn order(heard: Option<Heard>) -> Disconnect {
+    match heard {
+        Some(Heard::Close(order)) => order,
+        other => panic!("no order to close but {other:?}"),
+    }
+}
+
+#[actix::test]
+async fn a_connection_enters_speaks_changes_its_info_and_leaves_one_room() {
+    let t = Harness::with("sqlite::memory:", |config| {
+        config.authorize(|room, _, _| match room.as_str() {
+            "closed" => Decision::deny("closed"),
+            _ => Decision::Allow,
+        })
+    })
+    .await;
+    let (me, session, mut heard) = probe(&t.registry);
+    for name in ["a", "b"] {
+        let join = me.join(room(name), session.clone()).user(user("ada"));
+        assert!(me.enter(join).await.unwrap().changed);
+    }
+    let refused = me.enter(me.join(room("closed"), session.clone())).await;
+    let denied = JoinError::Denied { reason: "closed".into() };
+    assert_eq!(refused.unwrap_err(), ConnectionError::Join(denied));
+
+    let mut bob = t.enter("a", Some("bob")).await;
+    let says = me.publish(Publish::new(room("a"), "hello"));
+    assert_eq!(says.await, Ok(2));
+    assert_eq!(text(heard.next().await), "hello");
+    let to_others = Publish::new(["a", "b"].map(room), "others").except(me.id());
+    assert_eq!(me.publish(to_others).await, Ok(1));
+    assert_eq!(bob.frames().await, ["hello", "others"]);
+    let elsewhere = me.publish(Publish::new(room("c"), "hello")).await;
+    assert_eq!(elsewhere, Err(ConnectionError::Publish(PublishError::NotAMember)));
+
+    let info = Info::new(serde_json::json!({"status": "away"})).unwrap();
+    assert_eq!(me.update_info(room("a"), info.clone()).await, Ok(true));
+    assert_eq!(me.update_info(room("a"), info.clone()).await, Ok(false));
+    assert_eq!(me.update_info(room("c"), info).await, Ok(false));
+    for expected in [true, false] {
+        assert_eq!(me.leave_room(room("a")).await, Ok(expected));
+    }
+    assert_eq!((t.users("a").await, t.users("b").await), (vec!["bob".into()], vec!["ada".into()]));
+
+    t.presence.shutdown(secs(5)).await.unwrap();
+    let stopped = me.enter(me.join(room("a"), session)).await.unwrap_err();
+    assert_eq!(stopped, ConnectionError::Stopped);
+    assert_eq!(me.leave_room(room("b")).await, Err(ConnectionError::Stopped));
+}
+
+#[actix::test]
+async fn a_registered_connection_is_told_of_a_shutdown_once_in_a_room_or_in_none() {
+    let t = Harness::new().await;
+    let (nowhere, session, mut alone) = probe(&t.registry);
+    nowhere.register(session);
+    let (member, session, mut inside) = probe(&t.registry);
+    member.register(session.clone());
+    member.enter(member.join(room("a"), session)).await.unwrap();
+    let (gone, session, mut left) = probe(&t.registry);
+    gone.register(session);
+    drop(gone);
+    let (kicked, session, mut out) = probe(&t.registry);
+    kicked.register(session.clone());
+    kicked.enter(kicked.join(room("a"), session)).await.unwrap();
+    t.registry.send(Kick::Connection(kicked.id())).await.unwrap();
+    assert_eq!(order(out.next().await).code, 4001);
+    let (back, session, mut again) = probe(&t.registry);
+    back.register(session.clone());
+    back.enter(back.join(room("a"), session)).await.unwrap();
+    back.leave_room(room("a")).await.unwrap();
+
+    // Sessions leave when they are told.
+    let sessions = async {
+        for heard in [&mut alone, &mut inside, &mut again] {
+            let cause = Cause::Shutdown;
+            assert_eq!(order(heard.next().await), Disconnect { code: 1001, cause });
+        }
+        drop((nowhere, member, back));
+    };
+    let (stopped, ()) = tokio::join!(t.presence.shutdown(secs(5)), sessions);
+    stopped.unwrap();
+    for heard in [&mut alone, &mut inside, &mut again, &mut left, &mut out] {
+        assert!(heard.now().is_none());
+    }
+    let (late, session, mut heard) = probe(&t.registry);
+    late.register(session);
+    assert_eq!(order(heard.next().await).code, 1001);
+}
+
+#[actix::test]
+async fn a_session_that_is_no_actor_hears_through_an_outlet() {
+    let t = Harness::new().await;
+    let me = Connection::new(t.registry.clone());
+    let (outlet, mut heard) = me.outlet(16);
+    let join = me.join(room("a"), outlet.clone()).dialect(Dialect::Json(Feed::Count));
+    me.enter(join).await.unwrap();
+    assert!(text(heard.recv().await).contains("presence_count"));
+    me.enter(me.join(room("b"), outlet)).await.unwrap();
+    t.say("b", "hello").await;
+    assert_eq!(text(heard.next().await), "hello");
+    t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
+    let Some(Heard::Frame(closed)) = heard.recv().await else { panic!("no word") };
+    assert_eq!(closed.kind, Forwarded::Closed { cause: Cause::RoomClosed });
+    t.say("b", "last").await;
+    t.registry.send(Kick::Connection(me.id())).await.unwrap();
+    assert_eq!(text(heard.recv().await), "last", "what was sent before comes first");
+    assert_eq!(order(heard.recv().await), Disconnect { code: 4001, cause: Cause::Kicked });
+    assert!(heard.recv().await.is_none());
+
+    // In no room, and told of the shutdown all the same.
+    let nowhere = Connection::new(t.registry.clone());
+    let (_outlet, mut heard) = nowhere.outlet(16);
+    let told = async {
+        assert_eq!(order(heard.recv().await).code, 1001);
+        drop(nowhere);
+    };
+    let (stopped, ()) = tokio::join!(t.presence.shutdown(secs(5)), told);
+    stopped.unwrap();
+}
+
+#[actix::test]
+async fn an_outlet_holds_no_more_frames_and_no_more_bytes_than_it_may() {
+    let t = Harness::new().await;
+    for (name, capacity, text, fits) in
+        [("few", 8, "x".to_owned(), 8), ("large", 4096, "x".repeat(300_000), 3)]
+    {
+        let me = Connection::new(t.registry.clone());
+        let (outlet, mut heard) = me.outlet(capacity);
+        me.enter(me.join(room(name), outlet)).await.unwrap();
+        let text = ByteString::from(text);
+        for _ in 0..fits {
+            assert_eq!(
+                t.registry.send(Publish::new(room(name), text.clone())).await.unwrap(),
+                Ok(1)
+            );
+        }
+        common::dispatched().await;
+        let explained = Explain { room: room(name), connection: me.id() };
+        let there = t.registry.send(explained.clone()).await.unwrap().unwrap().unwrap();
+        assert!(there.departed.is_none(), "{name}");
+        t.registry.send(Publish::new(room(name), text.clone())).await.unwrap().unwrap();
+        // Not what waits, which nobody reads any more: the order comes first.
+        let mut last = heard.recv().await;
+        while let Some(Heard::Frame(_)) = last {
+            last = heard.recv().await;
+        }
+        assert_eq!(order(last), Disconnect { code: 4003, cause: Cause::SlowConsumer });
+        assert!(heard.recv().await.is_none());
+        let gone = t.registry.send(explained).await.unwrap().unwrap().unwrap();
+        assert_eq!(gone.departed.unwrap().cause, Cause::SlowConsumer);
+    }
+
+    // Bytes count until the frame is dropped, not until it is taken.
+    let me = Connection::new(t.registry.clone());
+    let (outlet, mut heard) = me.outlet(4096);
+    me.enter(me.join(room("held"), outlet)).await.unwrap();
+    let text = ByteString::from("x".repeat(300_000));
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        t.registry.send(Publish::new(room("held"), text.clone())).await.unwrap().unwrap();
+        held.push(heard.recv().await.expect("it is in time"));
+        if held.len() == 3 {
+            held.clear();
+        }
+    }
+}
+
+#[actix::test]
+async fn whoever_drops_the_stream_is_sent_nothing_and_leaves() {
+    let mut t = Harness::new().await;
+    let me = Connection::new(t.registry.clone());
+    let (outlet, heard) = me.outlet(16);
+    me.enter(me.join(room("a"), outlet).user(user("ada"))).await.unwrap();
+    t.changes().await;
+    drop(heard);
+    common::dispatched().await;
+    assert_eq!(t.say("a", "hello").await, 0);
+    assert_eq!(t.change().await.cause(), Some(Cause::Disconnected));
+}
+
+#[test]
+fn where_no_arbiter_runs_an_outlet_has_ended_and_nothing_panics() {
+    let system = System::new();
+    let registry = system.block_on(async {
+        let presence = PresenceConfig::new("sqlite::memory:").start().unwrap();
+        presence.registry()
+    });
+    let on_no_arbiter = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let me = Connection::new(registry);
+            let (outlet, mut heard) = me.outlet(16);
+            assert!(heard.recv().await.is_none());
+            assert!(me.enter(me.join(room("a"), outlet)).await.is_ok());
+        });
+    });
+    on_no_arbiter.join().unwrap();
+}
