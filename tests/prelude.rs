@@ -1,20 +1,21 @@
 //! The prelude beside those of the crates that an app of actix-web and Diesel has.
 
 // A name that two of them have is ambiguous where it is used, so each is used here.
-#![allow(unused_imports, reason = "the imports are what is tested")]
+#![deny(ambiguous_glob_imports)]
 
+#[allow(unused_imports, reason = "the import is what is tested")]
 use actix::prelude::*;
 use actix_presence::prelude::*;
 use diesel::prelude::*;
 
 /// Uses each name.
 macro_rules! use_all {
-    ($($name:ident)*) => {
-        const NAMES: &[&str] = &[$(stringify!($name)),*];
-        #[expect(unused_imports, reason = "a name is used by importing it again")]
-        mod all {
-            $(use super::$name;)*
-        }
+    ($($name:ident)*; $($function:ident)*) => {
+        const NAMES: &[&str] = &[$(stringify!($name),)* $(stringify!($function)),*];
+        const _: () = {
+            $(let _ = size_of::<$name>();)*
+            $(let _ = $function;)*
+        };
     };
 }
 
@@ -91,6 +92,7 @@ use_all! {
     WsOptions
     WsSession
     WsSessionError
+    ;
     configure_tcp
     watch_socket
 }
