@@ -98,6 +98,7 @@ mod tests {
             user: user.map(|user| UserId::new(user).unwrap()),
             info: Info::new(json!({ "n": 1.5, "big": u64::MAX })).unwrap(),
             joined_at: DateTime::from_timestamp_micros(1_767_225_600_000_001).unwrap(),
+            updated_at: DateTime::from_timestamp_micros(1_767_225_601_000_000).unwrap(),
         }
     }
 
@@ -107,6 +108,7 @@ mod tests {
             "user": user,
             "info": { "n": 1.5, "big": u64::MAX },
             "joined_at": "2026-01-01T00:00:00.000001Z",
+            "updated_at": "2026-01-01T00:00:01.000000Z",
         })
     }
 

@@ -32,6 +32,7 @@ pub struct Presence {
     pub joined_at: DateTime<Utc>,
     /// When it joined, or its info or user was set last: of a user's presences in a room the info of the one with
     /// the latest time stands for the user, and of two with the same time that of the higher connection id.
+    #[serde(with = "time")]
     pub updated_at: DateTime<Utc>,
 }
 

@@ -106,7 +106,7 @@ impl Columns {
             user: self.user_id.map(|user| UserId::new(user).unwrap()),
             info: serde_json::from_str(&self.info).unwrap(),
             joined_at: self.joined_at.and_utc(),
-            updated_at: self.updated_at.unwrap().and_utc(),
+            updated_at: self.updated_at.unwrap_or(self.joined_at).and_utc(),
         };
         let record = PresenceRecord {
             presence,

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How many there are.
-const MIGRATIONS: usize = 4;
+const MIGRATIONS: usize = 5;
 
 #[derive(QueryableByName)]
 struct Line {

@@ -83,10 +83,11 @@ async fn an_update_replaces_the_senders_info() {
     ada.json(json!({"type": "update", "info": {}})).await;
     info(&mut ada, json!({})).await;
 
-    // The newest connection's info is the user's.
+    // The info of the connection that joined or updated last is the user's.
     let mut tab = server.ws("/ws/lobby?user=ada&info=%7B%22tab%22%3A2%7D").await;
     info(&mut ada, json!({"tab": 2})).await;
     ada.json(json!({"type": "update", "info": {"old": true}})).await;
+    info(&mut ada, json!({"old": true})).await;
     tab.json(json!({"type": "update", "info": {"tab": 3}})).await;
     info(&mut ada, json!({"tab": 3})).await;
     tab.close(Some(1000)).await;

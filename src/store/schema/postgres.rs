@@ -70,6 +70,8 @@ macro_rules! postgres_tables {
                 fixed_info -> Text,
                 /// The connection behind it, if that is another one than `channel_name`.
                 current_connection -> Nullable<Text>,
+                /// When it joined or its info was set last; null is the time of the join.
+                updated_at -> Nullable<Timestamp>,
             }
         }
 
