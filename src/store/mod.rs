@@ -24,8 +24,10 @@ use chrono::{DateTime, Utc};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::transaction::oldest;
 pub(crate) use self::values::Committed;
+#[cfg(feature = "postgres")]
+pub(crate) use self::values::OwnIncarnations;
 #[cfg(any(test, feature = "postgres", feature = "testing"))]
-pub(crate) use self::values::{Fence, NodeLease, OwnIncarnations};
+pub(crate) use self::values::{Fence, NodeLease};
 #[cfg(feature = "postgres")]
 pub use self::{
     postgres::{InvalidSchemaName, LeaseClock, PostgresOptions, PostgresStore, SchemaName},
