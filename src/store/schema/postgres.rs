@@ -17,8 +17,10 @@
 ///     .inner_join(rooms::table)
 ///     .filter(rooms::channel_name.eq("lobby"))
 ///     .select(presences::user_id);
+/// # #[cfg(feature = "postgres")] {
 /// let sql = diesel::debug_query::<diesel::pg::Pg, _>(&members).to_string();
 /// assert!(sql.contains(r#""realtime"."presences" INNER JOIN "realtime"."rooms""#), "{sql}");
+/// # }
 /// ```
 #[macro_export]
 macro_rules! postgres_tables {
