@@ -21,6 +21,7 @@ mod sessions;
 mod sessions_tests;
 mod snapshot;
 mod tree;
+mod updates;
 
 pub(crate) use collections::{Few, Shrink};
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES};
