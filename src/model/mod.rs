@@ -24,6 +24,7 @@ mod sessions_tests;
 mod snapshot;
 mod snapshot_diff;
 mod tree;
+mod updates;
 
 pub(crate) use collections::{Few, Shrink};
 pub(crate) use identity::CODE_BYTES;

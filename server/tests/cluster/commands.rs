@@ -21,7 +21,7 @@ fn the_commands_work_on_postgres() {
         let (code, said, error) = run(command, &database);
         assert_eq!((code, said.trim()), (Some(0), answer), "{}", String::from_utf8_lossy(&error));
     };
-    says("migrate", "applied 4 migrations");
+    says("migrate", "applied 5 migrations");
     says("migrate", "the database is up to date");
     let mut store = PostgresStore::open(&PostgresUrl::new(&database).unwrap()).unwrap();
     write(&mut store, &upserts([row("lobby", 1, None), row("café", 2, Some("ada"))]));
