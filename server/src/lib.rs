@@ -12,9 +12,11 @@
 //! page.
 //!
 //! ```no_run
-//! use actix_presence::{Decision, PresenceConfig, configure_tcp, watch_socket};
+//! use actix_presence::{Decision, PresenceConfig, UserId, configure_tcp, watch_socket};
 //! use actix_web::{App, HttpServer, web};
-//! use presence_server::{Identity, IdentityHook, ServerOptions, ServerState, configure};
+//! use presence_server::{
+//!     Identity, IdentityHook, IdentityRefused, ServerOptions, ServerState, configure,
+//! };
 //!
 //! #[actix_web::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,8 +28,12 @@
 //!         .start()?;
 //!     let identity = IdentityHook::new(|req| {
 //!         let login = req.cookie("login");
-//!         // Here an app asks its table of logins.
-//!         async move { Ok(login.map_or_else(Identity::anonymous, |_| Identity::anonymous())) }
+//!         async move {
+//!             let login = login.ok_or(IdentityRefused::unauthorized("log in first"))?;
+//!             // Here an app asks its table of logins.
+//!             let user = UserId::new(login.value());
+//!             Ok(Identity::user(user.map_err(|_| IdentityRefused::unauthorized("log in again"))?))
+//!         }
 //!     });
 //!     let options = ServerOptions { identity: Some(identity), ..Default::default() };
 //!     let state = ServerState::new(&presence, options);
@@ -58,9 +64,10 @@
 //! }
 //! ```
 //!
-//! `examples/mount.rs` is a whole app. [`Metrics::install`] collects what `/metrics` answers, unless the
-//! app has a recorder of its own. Routes, frames and flags are described in `docs/` of the repository:
-//! `clients.md`, `http-api.md`, `server.md`.
+//! `examples/mount.rs` mounts the routes in a small app, `examples/desk` in a whole one.
+//! [`Metrics::install`] collects what `/metrics` answers, unless the app has a recorder of its own.
+//! Routes, frames and flags are described in `docs/` of the repository: `clients.md`, `http-api.md`,
+//! `server.md`.
 //!
 //! # As a program
 //!

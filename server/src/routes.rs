@@ -169,7 +169,7 @@ pub fn configure_health(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
 
 /// Answers all other addresses, as JSON, those below `/api` after its checks: for the server, which has no
 /// app around it. To be mounted last.
-#[cfg(any(test, feature = "cli"))]
+#[cfg(feature = "cli")]
 pub(crate) fn configure_unknown(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
     move |cfg| {
         let routes = Routes::new(state);
