@@ -55,7 +55,6 @@ use_all! {
     ListRooms
     Member
     NodeName
-    PublishError
     Occupancy
     Offline
     Payload
@@ -70,7 +69,9 @@ use_all! {
     PruneReport
     PruneRooms
     Publish
+    PublishError
     QueryError
+    Rights
     RoomFilter
     RoomName
     RoomRegistry
@@ -82,11 +83,15 @@ use_all! {
     StartError
     Status
     Subscribe
+    SubscribeUsers
     SubscriptionId
     Touch
     Unsubscribe
     Update
     UpdateInfo
+    UpdateUser
+    UserChange
+    UserChanged
     UserId
     WhereIs
     WsOptions

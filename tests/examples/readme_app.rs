@@ -1,8 +1,7 @@
 use std::{future::poll_fn, io, task::Poll, time::Duration};
 
-use actix::Addr;
 use actix_presence::{
-    PresenceConfig, RoomName, RoomRegistry, WsSession, WsSessionError, configure_tcp, watch_socket,
+    PresenceClient, PresenceConfig, RoomName, WsSession, WsSessionError, configure_tcp, watch_socket,
 };
 use actix_web::rt::signal::unix::{SignalKind, signal};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
@@ -11,18 +10,18 @@ async fn enter(
     req: HttpRequest,
     body: web::Payload,
     room: web::Path<RoomName>,
-    registry: web::Data<Addr<RoomRegistry>>,
+    presence: PresenceClient,
 ) -> Result<HttpResponse, WsSessionError> {
-    WsSession::new(registry.get_ref().clone(), room.into_inner()).start(&req, body).await
+    WsSession::new(presence.registry(), room.into_inner()).start(&req, body).await
 }
 
 #[actix_web::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let presence = PresenceConfig::new("sqlite://presence.db").start()?;
-    let registry = web::Data::new(presence.registry());
+    let client = presence.client();
     let stop = stop_signal()?;
     HttpServer::new(move || {
-        App::new().app_data(registry.clone()).route("/ws/{room}", web::get().to(enter))
+        App::new().app_data(client.clone()).route("/ws/{room}", web::get().to(enter))
     })
     .on_connect(|io, extensions| {
         configure_tcp(io);

@@ -116,7 +116,7 @@ macro_rules! receivers {
         concat!(
             "SELECT coalesce(presences.current_connection, presences.channel_name) AS connection,
                 min(presences.node_id) AS node_id
-            FROM presences JOIN nodes ON nodes.id = presences.node_id
+            FROM @presences JOIN @nodes ON nodes.id = presences.node_id
             WHERE presences.fading_until IS NULL AND ",
             $condition,
             " GROUP BY 1 ORDER BY 1"
