@@ -102,7 +102,7 @@ fn a_call_that_is_answered_piece_by_piece_is_not_overdue() {
          'BEGIN PERFORM pg_sleep(0.4); RETURN NULL; END';
          CREATE TRIGGER slow BEFORE INSERT ON rooms FOR EACH STATEMENT EXECUTE FUNCTION slow();
          CREATE TRIGGER slow BEFORE INSERT ON presences FOR EACH STATEMENT EXECUTE FUNCTION slow();
-         CREATE TRIGGER slow BEFORE DELETE ON presences FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+         CREATE TRIGGER slow_delete BEFORE DELETE ON presences FOR EACH STATEMENT EXECUTE FUNCTION slow()",
     );
     let pulse = store.pulse();
     let started = Instant::now();
