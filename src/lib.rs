@@ -113,9 +113,10 @@ mod wire;
 // Starting, and what runs then.
 pub use self::{
     clock::Clock,
-    handle::{PresenceClient, PresenceConfig, PresenceError, PresenceHandle, StartError},
+    handle::{PresenceClient, PresenceConfig, PresenceHandle, StartError},
     messages::{
-        BusState, Counters, Decision, GetStatus, JoinRequest, Shutdown, Status, UnheardNode,
+        BusState, Counters, Decision, GetStatus, JoinRequest, PresenceError, Shutdown, Status,
+        UnheardNode,
     },
     registry::{Pruner, RoomRegistry},
     supervision::Crashed,
@@ -127,8 +128,8 @@ pub use self::{
         SessionPlaces, TakePlace, close_code,
     },
     session::{
-        Connection, ConnectionError, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession,
-        StopSignal, WsOptions, WsSession, WsSessionError,
+        Connection, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession, StopSignal,
+        WsOptions, WsSession, WsSessionError,
     },
     sockets::{configure_tcp, watch_socket},
 };

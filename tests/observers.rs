@@ -64,15 +64,20 @@ async fn every_leave_of_a_shutdown_is_heard_before_it_returns() {
     let t = Harness::new().await;
     let (observer, mut seen) = Probe::new();
     t.presence.subscribe(RoomFilter::Any, observer.recipient()).await.unwrap();
+    let (observer, mut users) = Probe::new();
+    t.presence.client().subscribe_users(observer.recipient()).await.unwrap();
     let mut sessions = Vec::new();
     for n in 0..20 {
-        sessions.push(t.enter(&format!("room {n}"), None).await);
+        sessions.push(t.enter(&format!("room {n}"), Some(&format!("user {n}"))).await);
     }
     t.presence.shutdown(secs(10)).await.unwrap();
     let events = all(&mut seen);
     let leaves = events.iter().flat_map(PresenceChanged::leaves);
     assert_eq!(leaves.filter(|left| left.cause == Cause::Shutdown).count(), 20);
     assert_eq!(events.len(), 40);
+    let changes = std::iter::from_fn(|| users.now()).map(|event| event.change);
+    let gone = changes.filter(|change| matches!(change, UserChange::Offline(_)));
+    assert_eq!(gone.count(), 20);
 }
 
 #[actix::test]

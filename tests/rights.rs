@@ -174,7 +174,7 @@ async fn a_join_that_waits_is_found_by_leaves_and_kicks() {
     let gates = Gates::default();
     let gate = gates.close("gate");
     let t = gates.harness().await;
-    for number in 0..4 {
+    for number in 0..6 {
         let session = t.session();
         let waiting = actix::spawn(send(&t, session.joining("gate", Some("ada"))));
         called(&gates, "gate", number + 1).await;
@@ -188,19 +188,45 @@ async fn a_join_that_waits_is_found_by_leaves_and_kicks() {
                 JoinError::Withdrawn
             }
             _ => {
-                let kick = match number {
-                    2 => Kick::Connection(session.id),
+                let whom = match number {
+                    2 | 4 => Kick::Connection(session.id),
                     _ => Kick::User(user("ada")),
                 };
-                assert_eq!(t.registry.send(kick).await.unwrap().connections, 1);
+                let kicked = if number < 4 {
+                    t.registry.send(whom).await
+                } else {
+                    t.registry.send(KickFrom { room: room("gate"), whom }).await
+                };
+                assert_eq!(kicked.unwrap().connections, 1);
                 JoinError::Denied { reason: "kicked".into() }
             }
         };
         assert_eq!(waiting.await.unwrap().unwrap().unwrap_err(), expected);
     }
-    gate.add_permits(4);
+    gate.add_permits(6);
     handled(&t).await;
     assert!(t.snapshot("gate").await.is_none());
+}
+
+#[actix::test]
+async fn who_is_kicked_from_a_room_takes_only_its_own_joins_along() {
+    let gates = Gates::default();
+    let gate = gates.close("gate");
+    let t = gates.harness().await;
+    let session = t.session();
+    let joins =
+        ["ada", "bob", "ada"].map(|who| actix::spawn(send(&t, session.joining("gate", Some(who)))));
+    called(&gates, "gate", 1).await;
+    handled(&t).await;
+    let kick = KickFrom { room: room("gate"), whom: Kick::User(user("ada")) };
+    assert_eq!(t.registry.send(kick).await.unwrap().connections, 2);
+    gate.add_permits(2);
+    let [first, second, third] = joins;
+    for refused in [first, third] {
+        assert_eq!(reason(refused.await.unwrap().unwrap()), "kicked");
+    }
+    assert!(second.await.unwrap().unwrap().unwrap().changed);
+    assert_eq!(t.users("gate").await, ["bob"]);
 }
 
 #[actix::test]

@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError, http::StatusCode};
 use futures_util::future::LocalBoxFuture;
 
 use crate::{response::ApiError, token};
-use actix_presence::{Info, RoomName, SessionKey, UserId};
+use actix_presence::{Info, RoomName, SessionKey, UserId, log_limit::LogLimit};
 
 /// Who opens a WebSocket, as an [`IdentityHook`] answers.
 ///
@@ -74,10 +74,12 @@ impl Identity {
 }
 
 /// Why a client is not let in, as an [`IdentityHook`] answers: a status and a reason, which the client
-/// reads as `{"error":{"code":"identity_refused","message":…}}`.
+/// reads as `{"error":{"code":"identity_refused","message":…}}`. For statuses of 500 and above the code is
+/// `identity_unavailable`.
 ///
-/// Errors of actix-web, such as those of extractors, become one with their own status and text; and a
-/// handler of the app can answer with one.
+/// Errors of actix-web, such as those of extractors, become one with their own status and text. The text of
+/// one of 500 and above is logged instead, and the client gets a fixed reason. A handler of the app can
+/// answer with a refusal, too.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct IdentityRefused {
@@ -117,7 +119,15 @@ impl IdentityRefused {
 
 impl From<actix_web::Error> for IdentityRefused {
     fn from(error: actix_web::Error) -> Self {
-        Self::new(error.as_response_error().status_code(), error.to_string())
+        static FAILED: LogLimit = LogLimit::new();
+        let status = error.as_response_error().status_code();
+        if !status.is_server_error() {
+            return Self::new(status, error.to_string());
+        }
+        if let Some(suppressed) = FAILED.pass() {
+            tracing::warn!(%error, suppressed, "it cannot be found out who a client is");
+        }
+        Self::new(status, "it cannot be found out now who you are")
     }
 }
 

@@ -4,7 +4,6 @@
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{self, ETag, EntityTag},
-    web,
 };
 
 use crate::response::{ApiError, is_cached};
@@ -60,11 +59,10 @@ pub(crate) async fn dashboard(req: HttpRequest) -> HttpResponse {
     file(&req, HTML, include_str!("pages/dashboard.html"))
 }
 
-pub(crate) async fn asset(
-    req: HttpRequest,
-    name: web::Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    match ASSETS.iter().find(|(known, ..)| *known == name.as_str()) {
+/// The name is the end of the address; a scope may have parameters of its own.
+pub(crate) async fn asset(req: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let name = req.path().rsplit('/').next().unwrap_or_default();
+    match ASSETS.iter().find(|(known, ..)| *known == name) {
         Some((_, content_type, body)) => Ok(file(&req, content_type, body)),
         None => Err(ApiError::unknown_route()),
     }

@@ -126,6 +126,9 @@ pub fn configure_api(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
 ///
 /// They use the sockets, the API and the health that are mounted beside them, in the same scope.
 ///
+/// Not behind [`NormalizePath::trim`](actix_web::middleware::NormalizePath::trim): it takes away the slash
+/// that the page's address needs, and the redirect to it never ends. `TrailingSlash::MergeOnly` is fine.
+///
 /// ```
 /// use actix_web::{App, web};
 /// use presence_server::configure_pages;

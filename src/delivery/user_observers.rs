@@ -47,6 +47,8 @@ struct UserObserver {
 struct UserQueue {
     events: RefCell<UserEvents>,
     wake: Notify,
+    /// Notified whenever there is nothing to do.
+    idle: Notify,
 }
 
 impl UserObservers {
@@ -63,6 +65,16 @@ impl UserObservers {
     pub fn lag(&self) -> usize {
         let lags = self.observers.iter().map(|observer| observer.queue.events.borrow().len());
         lags.max().unwrap_or(0)
+    }
+
+    /// Done when the observers have handled all that is queued for them, or have stopped.
+    pub fn drained(&self) -> impl Future<Output = ()> + use<> {
+        let queues: Vec<_> = self.observers.iter().map(|observer| observer.queue.clone()).collect();
+        async move {
+            for queue in queues {
+                queue.drained().await;
+            }
+        }
     }
 
     /// Adds an observer; `online` are the users that are online now. Returns whom the observers know to be.
@@ -162,6 +174,17 @@ impl UserQueue {
     fn close(&self) {
         self.events.borrow_mut().is_closed = true;
         self.wake.notify_one();
+        self.idle.notify_waiters();
+    }
+
+    async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.events.borrow().is_drained() {
+                return;
+            }
+            idle.await;
+        }
     }
 
     async fn next(&self) -> Option<UserChanged> {
@@ -171,11 +194,16 @@ impl UserQueue {
                 if events.is_closed {
                     return None;
                 }
-                events.pop()
+                let event = events.pop();
+                events.is_in_flight = event.is_some();
+                event
             };
             match event {
                 Some(event) => return Some(event),
-                None => self.wake.notified().await,
+                None => {
+                    self.idle.notify_waiters();
+                    self.wake.notified().await;
+                }
             }
         }
     }
@@ -195,6 +223,8 @@ struct UserEvents {
     /// One event of each further user, which differs from what the observer has been or will be told before.
     conflated: LinkedHashMap<UserId, UserChanged, RandomState>,
     is_closed: bool,
+    /// Whether the observer has an event that it has not handled yet.
+    is_in_flight: bool,
 }
 
 impl UserEvents {
@@ -220,6 +250,11 @@ impl UserEvents {
 
     fn len(&self) -> usize {
         self.single.len() + self.conflated.len()
+    }
+
+    /// Whether there is nothing that the observer has not handled, or never will.
+    fn is_drained(&self) -> bool {
+        self.is_closed || (!self.is_in_flight && self.len() == 0)
     }
 
     fn pop(&mut self) -> Option<UserChanged> {

@@ -6,20 +6,17 @@ use std::{
 };
 
 use actix::{MailboxError, prelude::*};
-use actix_web::{
-    FromRequest, HttpRequest, ResponseError, dev::Payload, error::ErrorInternalServerError,
-    http::StatusCode, web,
-};
+use actix_web::{FromRequest, HttpRequest, dev::Payload, error::ErrorInternalServerError, web};
 
 use super::PresenceHandle;
 use crate::{
     log_limit::LogLimit,
     messages::{
-        Admit, CloseRoom, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
-        GetStatus, JoinError, Kick, KickFrom, Kicked, Leave, ListPresences, ListRooms,
-        PresenceChanged, PrunePresences, PruneReport, PruneRooms, Publish, PublishError,
-        QueryError, RoomFilter, Status, Subscribe, SubscribeUsers, SubscriptionId, Unsubscribe,
-        UpdateInfo, UpdateUser, UserChanged, UserUpdated, UsersSubscribed, WhereIs,
+        Admit, CloseRoom, Explain, Explained, Flush, GetOccupancy, GetSnapshot, GetStatus, Kick,
+        KickFrom, Kicked, Leave, ListPresences, ListRooms, PresenceChanged, PresenceError,
+        PrunePresences, PruneReport, PruneRooms, Publish, RoomFilter, Status, Subscribe,
+        SubscribeUsers, SubscriptionId, Unsubscribe, UpdateInfo, UpdateUser, UserChanged,
+        UserUpdated, UsersSubscribed, WhereIs,
     },
     model::{
         ConnectionId, Info, Occupancy, Presence, RoomName, RoomSummary, SeenPresence, Snapshot,
@@ -63,40 +60,6 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct PresenceClient {
     registry: Addr<RoomRegistry>,
-}
-
-/// Why a [`PresenceClient`] has no answer. In a handler `?` answers with a fitting status and with the error's
-/// text.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PresenceError {
-    /// The registry has ended: the process is stopping, or a part of the system has crashed. 503.
-    #[error("the presence system has ended")]
-    Ended,
-    /// The question cannot be answered now. 503.
-    #[error(transparent)]
-    Query(#[from] QueryError),
-    /// Rows are not in the database. 503.
-    #[error(transparent)]
-    Flush(#[from] FlushError),
-    /// A join would be refused. 403, or 503 where another node may let it in.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The sender of a message is not in the room (409), or may not publish there (403).
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-}
-
-impl ResponseError for PresenceError {
-    fn status_code(&self) -> StatusCode {
-        match self {
-            Self::Ended => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Query(error) => error.status_code(),
-            Self::Flush(error) => error.status_code(),
-            Self::Join(error) => error.status_code(),
-            Self::Publish(error) => error.status_code(),
-        }
-    }
 }
 
 /// # Errors

@@ -7,10 +7,7 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 #[cfg(test)]
 pub(crate) use self::start::Backend;
-pub use self::{
-    client::{PresenceClient, PresenceError},
-    start::PresenceHandle,
-};
+pub use self::{client::PresenceClient, start::PresenceHandle};
 
 #[cfg(feature = "sqlite")]
 use crate::store::OwnerError;
@@ -263,8 +260,12 @@ impl PresenceConfig {
     /// Decides who may join, and with which rights, by asking somebody. Default everybody, with all rights.
     ///
     /// Called for every join on a thread of its own, beside [`authorize`](Self::authorize), which is asked
-    /// first; a member has the rights that both give. A slow answer delays its own join and nothing else. At
-    /// most 256 answers are outstanding and 16,384 joins wait; more are refused with
+    /// first; a member has the rights that both give. A slow answer delays its own join and nobody else's: the
+    /// session goes on meanwhile, but [`PhoenixSession`](crate::PhoenixSession), where one socket joins many rooms,
+    /// reads and writes nothing until it has the answer. A newer connection of a client session takes the
+    /// [place](crate::TakePlace) of the older one if `authorize` lets it, before this is asked.
+    ///
+    /// At most 256 answers are outstanding and 16,384 joins wait; more are refused with
     /// [`JoinError::Busy`](crate::JoinError::Busy). If the hook panics or does not answer within the
     /// [timeout](Self::authorize_timeout), the join is denied. It must not block its thread, which serves
     /// all calls: blocking work goes to `actix_web::web::block` or `tokio::task::spawn_blocking`.

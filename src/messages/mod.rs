@@ -6,6 +6,7 @@
 //! [`PresenceChanged`].
 
 mod delivered;
+mod error;
 mod membership;
 mod observing;
 mod payload;
@@ -21,6 +22,7 @@ pub use delivered::{
 pub(crate) use delivered::{
     Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
 };
+pub use error::PresenceError;
 pub use membership::{
     Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, JoinRequest, Joined, Kick,
     KickFrom, Kicked, Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch,

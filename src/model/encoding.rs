@@ -5,9 +5,10 @@
 use std::collections::HashSet;
 
 use ahash::RandomState;
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::{Epoch, Presence, RoomName, Snapshot};
+use super::{ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
 
 /// Times as the HTTP API has them: RFC 3339 in UTC, with microseconds.
 pub(super) mod time {
@@ -21,6 +22,38 @@ pub(super) mod time {
     /// Reads any precision: presences have microseconds.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<DateTime<Utc>, D::Error> {
         Ok(DateTime::deserialize(from)?.trunc_subsecs(6))
+    }
+}
+
+/// A presence as JSON.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PresenceFields {
+    channel_name: ConnectionId,
+    user: Option<UserId>,
+    info: Info,
+    #[serde(with = "time")]
+    joined_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    updated_at: Option<Time>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Time(#[serde(with = "time")] DateTime<Utc>);
+
+impl From<Presence> for PresenceFields {
+    fn from(presence: Presence) -> Self {
+        let Presence { connection, user, info, joined_at, updated_at } = presence;
+        let updated_at = Some(updated_at).filter(|at| *at != joined_at).map(Time);
+        Self { channel_name: connection, user, info, joined_at, updated_at }
+    }
+}
+
+impl From<PresenceFields> for Presence {
+    fn from(fields: PresenceFields) -> Self {
+        let PresenceFields { channel_name, user, info, joined_at, updated_at } = fields;
+        let updated_at = updated_at.map_or(joined_at, |Time(at)| at);
+        Self { connection: channel_name, user, info, joined_at, updated_at }
     }
 }
 

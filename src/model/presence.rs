@@ -5,11 +5,15 @@ use std::{fmt, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionId, Info, NodeName, RoomName, UserId, encoding::time};
+use super::{
+    ConnectionId, Info, NodeName, RoomName, UserId,
+    encoding::{PresenceFields, time},
+};
 
 /// A presence: one connection in one room.
 ///
-/// As JSON it is an entry of the HTTP API's list of connections:
+/// As JSON it is an entry of the HTTP API's list of connections, where `updated_at` is left out if it is
+/// `joined_at`:
 ///
 /// ```
 /// # use actix_presence::Presence;
@@ -19,20 +23,18 @@ use super::{ConnectionId, Info, NodeName, RoomName, UserId, encoding::time};
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PresenceFields", into = "PresenceFields")]
 pub struct Presence {
     /// The connection that created it.
-    #[serde(rename = "channel_name")]
     pub connection: ConnectionId,
     /// The user; `None` is anonymous.
     pub user: Option<UserId>,
     /// What the app attached to it.
     pub info: Info,
     /// When the connection joined the room.
-    #[serde(with = "time")]
     pub joined_at: DateTime<Utc>,
     /// When it joined, or its info or user was set last: of a user's presences in a room the info of the one with
     /// the latest time stands for the user, and of two with the same time that of the higher connection id.
-    #[serde(with = "time")]
     pub updated_at: DateTime<Utc>,
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::RoomRegistry;
 use crate::{
     log_limit::LogLimit,
-    messages::{Admit, Decision, JoinError, JoinRequest, PendingJoin},
+    messages::{Admit, Decision, Join, JoinError, JoinRequest, PendingJoin},
     model::{ConnectionId, Few, Info, Moment, Rights, RoomName, UserId, micros},
 };
 
@@ -123,7 +123,7 @@ impl Authorizations {
     }
 
     fn is_full(&self) -> bool {
-        self.waiting.len() + self.later >= MAX_WAITING_JOINS
+        self.waiting.len().max(self.uncalled.len()) + self.later >= MAX_WAITING_JOINS
     }
 
     fn push(&mut self, question: Question, deadline: u64) {
@@ -163,6 +163,10 @@ impl Authorizations {
                 self.joins.remove(&join.connection);
             }
         }
+        // Those that were given up are skipped when it is their turn, which a hook that hangs never lets come.
+        while self.uncalled.front().is_some_and(|id| !self.waiting.contains_key(id)) {
+            self.uncalled.pop_front();
+        }
         Some(waiting)
     }
 
@@ -197,6 +201,41 @@ impl Authorizations {
                 taken.push(asked);
             }
             taken.extend(later);
+        }
+        taken
+    }
+
+    /// Takes those joins to a room out that are meant. Who has waited behind them is asked for until `deadline`.
+    pub fn take_joins_to(
+        &mut self,
+        room: &RoomName,
+        is_meant: impl Fn(&Join) -> bool,
+        deadline: u64,
+    ) -> Vec<PendingJoin> {
+        let (mut taken, mut ids) = (Vec::new(), Vec::new());
+        for (id, waiting) in &mut self.waiting {
+            let Question::Join(first) = &waiting.question else { continue };
+            if first.join.room != *room {
+                continue;
+            }
+            let later = std::mem::take(&mut waiting.later);
+            let (meant, others): (VecDeque<_>, VecDeque<_>) =
+                later.into_iter().partition(|asked| is_meant(&asked.join));
+            self.later -= meant.len();
+            waiting.later = others;
+            taken.extend(meant);
+            if is_meant(&first.join) {
+                ids.push(*id);
+            }
+        }
+        for id in ids {
+            let Some(Waiting { question, later, .. }) = self.take(id) else { continue };
+            if let Question::Join(asked) = question {
+                taken.push(asked);
+            }
+            for asked in later {
+                self.push(Question::Join(asked), deadline);
+            }
         }
         taken
     }
@@ -256,7 +295,10 @@ impl RoomRegistry {
         if self.hooks.later.is_none() || self.closing {
             return self.admit_when_known(msg, reply, ctx);
         }
-        self.authorize(Question::Admit(msg, reply), ctx);
+        match self.admit(&msg.room, msg.user.as_ref(), &msg.info) {
+            Ok(_) => self.authorize(Question::Admit(msg, reply), ctx),
+            Err(error) => Question::Admit(msg, reply).refuse(error),
+        }
     }
 
     fn authorize(&mut self, question: Question, ctx: &mut Context<Self>) {
@@ -265,11 +307,16 @@ impl RoomRegistry {
             return question.refuse(JoinError::Busy);
         }
         let now = self.clock.now();
-        let timeout = self.hooks.later.as_ref().map_or(Duration::ZERO, |later| later.timeout);
-        let deadline = now.monotonic.saturating_add(micros(timeout));
+        let deadline = self.hook_deadline(now);
         self.commands.authorizations.push(question, deadline);
         self.call_hook(ctx, now);
         self.set_timer(ctx, now);
+    }
+
+    /// Until when the asynchronous hook has to answer what is asked now.
+    pub(super) fn hook_deadline(&self, now: Moment) -> u64 {
+        let timeout = self.hooks.later.as_ref().map_or(Duration::ZERO, |later| later.timeout);
+        now.monotonic.saturating_add(micros(timeout))
     }
 
     /// Calls the asynchronous hook for the joins whose turn it is.

@@ -170,12 +170,15 @@ impl CommandQueue {
         }
     }
 
-    /// Takes those joins to a room out that are meant.
+    /// Takes those joins to a room out that are meant. Who waits behind them for the hook has it asked until
+    /// `deadline`.
     fn take_joins_to(
         &mut self,
         room: &RoomName,
         is_meant: impl Fn(&Join) -> bool,
+        deadline: u64,
     ) -> Vec<PendingJoin> {
+        let unauthorized = self.authorizations.take_joins_to(room, &is_meant, deadline);
         let is_meant = |one: &RoomCommand| {
             one.as_join().is_some_and(|join| join.room == *room && is_meant(join))
         };
@@ -193,7 +196,7 @@ impl CommandQueue {
             RoomCommand::Join(asked, _) => Some(asked),
             _ => None,
         });
-        joins.collect()
+        joins.chain(unauthorized).collect()
     }
 
     /// Makes the commands of all rooms due that have waited until then.
@@ -316,8 +319,10 @@ impl RoomRegistry {
         room: &RoomName,
         is_meant: impl Fn(&Join) -> bool,
         error: &JoinError,
+        now: Moment,
     ) -> usize {
-        refuse(self.commands.take_joins_to(room, is_meant), error)
+        let deadline = self.hook_deadline(now);
+        refuse(self.commands.take_joins_to(room, is_meant, deadline), error)
     }
 }
 

@@ -117,7 +117,7 @@ impl RoomRegistry {
             Kick::Connection(id) => join.connection == *id,
             Kick::User(user) => join.user.as_ref() == Some(user),
         };
-        let joining = self.refuse_joins_to(room, is_meant, &refusal());
+        let joining = self.refuse_joins_to(room, is_meant, &refusal(), now);
         let presences: Vec<_> = match whom {
             Kick::Connection(id) => {
                 vec![self.rooms.presence_of(room, *id).unwrap_or(*id)]

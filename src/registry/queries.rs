@@ -269,7 +269,11 @@ impl Handler<DrainObservers> for RoomRegistry {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: DrainObservers, _: &mut Context<Self>) -> Self::Result {
-        Box::pin(self.observers.drained())
+        let (rooms, users) = (self.observers.drained(), self.user_observers.drained());
+        Box::pin(async {
+            rooms.await;
+            users.await;
+        })
     }
 }
 

@@ -23,14 +23,14 @@ use self::batches::{batch_touch, flush_batches};
 pub use self::{
     idle::{IdleStep, IdleWatch},
     json::WsSession,
-    options::{ConnectionError, StopSignal, WsOptions, WsSessionError},
+    options::{StopSignal, WsOptions, WsSessionError},
     outlet::{Outlet, OutletStream},
     phoenix::PhoenixSession,
 };
 use crate::{
     messages::{
-        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, Joined, Leave, LeaveAll, Publish,
-        Register, SessionPublish, Touch, UpdateInfo, close_code,
+        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, Joined, Leave, LeaveAll,
+        PresenceError, Publish, Register, SessionPublish, Touch, UpdateInfo, close_code,
     },
     model::{Cause, ConnectionId, Info, RoomName},
     registry::RoomRegistry,
@@ -158,26 +158,23 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Join`] with the reason of a refusal, or [`ConnectionError::Stopped`].
-    pub fn enter(
-        &self,
-        join: Join,
-    ) -> impl Future<Output = Result<Joined, ConnectionError>> + use<> {
+    /// [`PresenceError::Join`] with the reason of a refusal, or [`PresenceError::Ended`].
+    pub fn enter(&self, join: Join) -> impl Future<Output = Result<Joined, PresenceError>> + use<> {
         let joined = self.registry.send(Join { connection: self.id, ..join });
-        async { Ok(joined.await.map_err(|_| ConnectionError::Stopped)??) }
+        async { Ok(joined.await.map_err(|_| PresenceError::Ended)??) }
     }
 
     /// Leaves one room, with [`Cause::Left`]. Answers whether it was in it.
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Stopped`].
+    /// [`PresenceError::Ended`].
     pub fn leave_room(
         &self,
         room: RoomName,
-    ) -> impl Future<Output = Result<bool, ConnectionError>> + use<> {
+    ) -> impl Future<Output = Result<bool, PresenceError>> + use<> {
         let left = self.registry.send(Leave::new(room, self.id));
-        async { left.await.map_err(|_| ConnectionError::Stopped) }
+        async { left.await.map_err(|_| PresenceError::Ended) }
     }
 
     /// Publishes in the name of this connection. Answers how many took it, or after 50 ms how many have taken it
@@ -186,36 +183,36 @@ impl Connection {
     /// A session that waits for the answer before it reads its client's next frame cannot be flooded.
     ///
     /// ```
-    /// use actix_presence::{Connection, ConnectionError, Publish, RoomName};
+    /// use actix_presence::{Connection, PresenceError, Publish, RoomName};
     ///
-    /// async fn say(me: &Connection, room: RoomName, text: String) -> Result<usize, ConnectionError> {
+    /// async fn say(me: &Connection, room: RoomName, text: String) -> Result<usize, PresenceError> {
     ///     me.publish(Publish::new(room, text).except(me.id())).await
     /// }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Publish`]: see [`Publish::from`]. Or [`ConnectionError::Stopped`].
+    /// [`PresenceError::Publish`]: see [`Publish::from`]. Or [`PresenceError::Ended`].
     pub fn publish(
         &self,
         publish: Publish,
-    ) -> impl Future<Output = Result<usize, ConnectionError>> + use<> {
+    ) -> impl Future<Output = Result<usize, PresenceError>> + use<> {
         let published = self.registry.send(SessionPublish(publish.sent_by(self.id)));
-        async { Ok(published.await.map_err(|_| ConnectionError::Stopped)??) }
+        async { Ok(published.await.map_err(|_| PresenceError::Ended)??) }
     }
 
     /// Replaces the info of its presence in a room. Answers whether that changed anything.
     ///
     /// # Errors
     ///
-    /// [`ConnectionError::Stopped`].
+    /// [`PresenceError::Ended`].
     pub fn update_info(
         &self,
         room: RoomName,
         info: Info,
-    ) -> impl Future<Output = Result<bool, ConnectionError>> + use<> {
+    ) -> impl Future<Output = Result<bool, PresenceError>> + use<> {
         let updated = self.registry.send(UpdateInfo { room, connection: self.id, info });
-        async { updated.await.map_err(|_| ConnectionError::Stopped) }
+        async { updated.await.map_err(|_| PresenceError::Ended) }
     }
 
     /// Has the session told to close when the app shuts down, also while it is in no room; at once, if it shuts
@@ -270,9 +267,9 @@ impl Connection {
     ///
     /// ```
     /// # use actix_presence::{GetOccupancy, PresenceConfig, RoomName};
-    /// use actix_presence::{Connection, ConnectionError, Heard};
+    /// use actix_presence::{Connection, PresenceError, Heard};
     ///
-    /// async fn listen(me: Connection, room: RoomName) -> Result<(), ConnectionError> {
+    /// async fn listen(me: Connection, room: RoomName) -> Result<(), PresenceError> {
     ///     let (outlet, mut heard) = me.outlet(256);
     ///     me.enter(me.join(room, outlet)).await?;
     ///     while let Some(heard) = heard.recv().await {

@@ -9,7 +9,7 @@ use actix_web::{ResponseError, http::StatusCode};
 use tokio::sync::watch;
 
 use super::Connection;
-use crate::messages::{JoinError, PublishError, SessionPlace};
+use crate::messages::{JoinError, SessionPlace};
 
 /// Limits of a WebSocket session.
 ///
@@ -121,21 +121,6 @@ macro_rules! session_builder {
     };
 }
 pub(super) use session_builder;
-
-/// Why a [`Connection`](crate::Connection) could not do something.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectionError {
-    /// The registry has refused the join.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The connection is not in the room that it speaks to, or may not publish there.
-    #[error(transparent)]
-    Publish(#[from] PublishError),
-    /// The registry has stopped.
-    #[error("the registry has stopped")]
-    Stopped,
-}
 
 /// Why a session did not start.
 #[derive(Debug, thiserror::Error)]

@@ -1,32 +1,25 @@
 //! Who may enter which room: agents all, customers those of their own tickets.
 //!
-//! The hook runs on the registry's thread, so it must not wait for a database. It judges by what was
-//! looked up when the person's socket was opened. A hook that may wait would ask the database right here.
+//! The hook asks the database at each join. It runs off the registry's thread and has five seconds for an
+//! answer; until then the join waits, and nothing else does.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use actix_presence::{Decision, JoinRequest};
+use diesel::{dsl::exists, prelude::*, select};
 
-use actix_presence::{Decision, RoomName, UserId};
+use super::tables::{Database, Failure, ask, logins, tickets};
 
-use super::login::Person;
+/// The answer of [`PresenceConfig::authorize_async`](actix_presence::PresenceConfig::authorize_async).
+pub async fn decide(database: Database, join: JoinRequest) -> Decision {
+    ask(database, move |database| look_up(database, &join)).await.unwrap_or_else(|error| {
+        eprintln!("a join is refused, because the database does not answer: {error}");
+        Decision::deny("try again later")
+    })
+}
 
-/// What is known of the people who have opened a socket: at most one entry for each login.
-#[derive(Clone, Default)]
-pub struct Access(Arc<RwLock<HashMap<UserId, Person>>>);
-
-impl Access {
-    pub fn learn(&self, person: &Person) {
-        let mut people = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        people.insert(person.user.clone(), person.clone());
-    }
-
-    /// The answer of [`PresenceConfig::authorize`](actix_presence::PresenceConfig::authorize).
-    pub fn decide(&self, room: &RoomName, user: Option<&UserId>) -> Decision {
-        let people = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        match user.and_then(|user| people.get(user)) {
-            None => Decision::deny("log in first"),
-            Some(person) if person.is_agent || person.tickets.contains(room) => Decision::Allow,
-            Some(_) => Decision::deny("this is somebody else's ticket"),
-        }
-    }
+fn look_up(database: &mut SqliteConnection, join: &JoinRequest) -> Result<Decision, Failure> {
+    let Some(user) = &join.user else { return Ok(Decision::deny("log in first")) };
+    let agent = logins::table.filter(logins::name.eq(user.as_str()).and(logins::agent));
+    let own = tickets::table.find(join.room.as_str()).filter(tickets::customer.eq(user.as_str()));
+    let may = select(exists(agent).or(exists(own))).get_result(database)?;
+    Ok(if may { Decision::Allow } else { Decision::deny("this is somebody else's ticket") })
 }

@@ -1,18 +1,24 @@
 //! The session of agents: an actor on actix-web-actors, with a protocol of lines of text.
 
+use std::time::Duration;
+
 use actix::prelude::*;
-use actix_presence::{Connection, Dialect, Disconnect, Feed, ForwardMessage, Publish, RoomName};
+use actix_presence::{
+    Cause, Connection, Dialect, Disconnect, Feed, ForwardMessage, IdleStep, IdleWatch,
+    PresenceClient, PresenceError, Publish, RoomName,
+};
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws;
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{Value, json};
 
-use super::{app::Desk, login::Person};
+use super::login::Person;
 
 /// One agent in one room. Dropping `me` leaves the room.
 struct Agent {
     me: Connection,
     room: RoomName,
     person: Person,
+    idle: IdleWatch,
 }
 
 impl Actor for Agent {
@@ -20,15 +26,16 @@ impl Actor for Agent {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(256);
+        watch(self, ctx);
         let join = self.me.join(self.room.clone(), ctx.address());
         let join = join.user(self.person.user.clone()).info(self.person.info.clone());
         let join = join.dialect(Dialect::Json(Feed::None)); // messages with their senders, no lists
-        let joining = self.me.registry().send(join).into_actor(self);
+        let joining = self.me.enter(join).into_actor(self);
         // No line is read before the room knows this agent.
         ctx.wait(joining.map(|answer, _, ctx| match answer {
-            Ok(Ok(room)) => ctx.text(format!("* {} here", room.snapshot.occupancy().connections)),
-            Ok(Err(refused)) => close(ctx, 1008, refused.to_string()),
-            Err(stopped) => close(ctx, 1001, stopped.to_string()),
+            Ok(room) => ctx.text(format!("* {} here", room.snapshot.occupancy().connections)),
+            Err(PresenceError::Join(refused)) => close(ctx, 1008, refused.to_string()),
+            Err(ended) => close(ctx, 1001, ended.to_string()),
         }));
     }
 }
@@ -55,16 +62,19 @@ impl Handler<Disconnect> for Agent {
 
 impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Agent {
     fn handle(&mut self, frame: Result<ws::Message, ws::ProtocolError>, ctx: &mut Self::Context) {
+        self.idle.heard();
         self.me.touch();
         match frame {
             Ok(ws::Message::Text(line)) => {
                 let Some(line) = self.me.text(&line) else { return };
-                let line = to_raw_value(&json!({ "text": line }));
-                let Ok(line) = line else { return ctx.text("* that cannot be said") };
-                let message = Publish::json(self.room.clone(), line).sent_by(self.me.id());
-                let saying = self.me.registry().send(message).into_actor(self);
+                let message = Publish::json(self.room.clone(), json!({ "text": line }));
+                let saying = self.me.publish(message).into_actor(self);
                 // The next line is read when this one is with the room.
-                ctx.wait(saying.map(|_, _, _| ()));
+                ctx.wait(saying.map(|said, _, ctx| {
+                    if let Err(refused) = said {
+                        ctx.text(format!("* {refused}"));
+                    }
+                }));
             }
             Ok(ws::Message::Ping(bytes)) => ctx.pong(&bytes),
             Ok(ws::Message::Pong(_)) => {}
@@ -79,6 +89,21 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Agent {
     }
 }
 
+/// Pings a silent client, and closes when it stays silent.
+fn watch(agent: &Agent, ctx: &mut ws::WebsocketContext<Agent>) {
+    ctx.run_later(agent.idle.wait(), |agent, ctx| {
+        match agent.idle.step() {
+            Some(IdleStep::Close) => {
+                agent.me.leave(Cause::Expired);
+                return close(ctx, 4000, Cause::Expired.to_string());
+            }
+            Some(IdleStep::Ping) => ctx.ping(b""),
+            None => {}
+        }
+        watch(agent, ctx);
+    });
+}
+
 fn close(ctx: &mut ws::WebsocketContext<Agent>, code: u16, why: String) {
     ctx.close(Some(ws::CloseReason { code: code.into(), description: Some(why) }));
     ctx.stop();
@@ -89,9 +114,10 @@ pub async fn enter(
     req: HttpRequest,
     body: web::Payload,
     room: web::Path<RoomName>,
-    desk: web::Data<Desk>,
+    presence: PresenceClient,
+    person: Person,
 ) -> actix_web::Result<HttpResponse> {
-    let person = desk.logins.person(&req).await?;
-    let me = Connection::new(desk.registry.clone()).watched(&req);
-    ws::start(Agent { me, room: room.into_inner(), person }, &req, body)
+    let me = Connection::new(presence.registry()).watched(&req);
+    let idle = IdleWatch::new(Duration::from_secs(25), Duration::from_secs(60));
+    ws::start(Agent { me, room: room.into_inner(), person, idle }, &req, body)
 }

@@ -3,48 +3,37 @@
 use std::{error::Error, net::TcpListener, pin::pin, time::Duration};
 
 use actix::prelude::*;
-use actix_presence::{PresenceConfig, RoomFilter, RoomRegistry, configure_tcp, watch_socket};
-use actix_web::rt::signal::unix::{SignalKind, signal};
-use actix_web::{App, HttpServer, web};
+use actix_presence::{PresenceConfig, RoomFilter, configure_tcp, watch_socket};
+use actix_web::{App, HttpServer, rt::signal::unix, web};
 use futures_util::future::select;
 use presence_server::{ServerOptions, ServerState, configure};
 
-use super::{
-    access::Access, agent, journal::Journal, listen, login, login::Logins, tables::Database,
-    waiting, waiting::Waiting,
-};
-
-/// What the handlers share.
-pub struct Desk {
-    pub registry: Addr<RoomRegistry>,
-    pub logins: Logins,
-    pub waiting: Waiting,
-}
+use super::{access, agent, journal::Journal, listen, login, tables::Database, waiting};
 
 /// Serves until the process is asked to stop: SIGINT (Ctrl-C) or SIGTERM.
 pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), Box<dyn Error>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let access = Access::default();
-    let logins = Logins { database: db.clone(), access: access.clone() };
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let (tables, visits) = (db.clone(), db.clone());
     let presence = PresenceConfig::new(url)
-        .authorize(move |room, user, _| access.decide(room, user))
+        .authorize_async(move |join| access::decide(tables.clone(), join))
         .start()?;
-    let waiting = Waiting::default();
+    let waiting = waiting::Waiting::default();
     presence.subscribe(RoomFilter::Any, waiting.clone().start().recipient()).await?;
-    let journal = SyncArbiter::start(1, move || Journal(db.clone()));
+    let journal = SyncArbiter::start(1, move || Journal(visits.clone()));
     presence.subscribe(RoomFilter::Any, journal.recipient()).await?;
 
-    let identity = Some(logins.clone().hook());
-    let ping_interval = Some(Duration::from_secs(25));
+    let (identity, ping_interval) = (Some(login::hook()), Some(Duration::from_secs(25)));
     let options = ServerOptions { identity, ping_interval, ..ServerOptions::default() };
     // Made once, outside of the closure that makes an app for each worker.
     let state = ServerState::new(&presence, options);
     let stopping = state.clone();
-    let desk = web::Data::new(Desk { registry: presence.registry(), logins, waiting });
+    let (client, waiting) = (presence.client(), web::Data::new(waiting));
     let app = move || {
         App::new()
-            .app_data(desk.clone())
+            .app_data(client.clone())
+            .app_data(db.clone())
+            .app_data(waiting.clone())
             .route("/", web::get().to(async || "the desk"))
             .route("/login/{name}", web::get().to(login::log_in))
             .route("/agent/{room}", web::get().to(agent::enter))
@@ -61,9 +50,8 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
         // The server waits for open sockets, so they close first: those in no room, then those in
         // rooms, whose rows are written.
         stopping.close();
-        if let Err(error) = presence.shutdown(Duration::from_secs(5)).await {
-            eprintln!("{error}");
-        }
+        let stopped = presence.shutdown(Duration::from_secs(5)).await;
+        stopped.unwrap_or_else(|error| eprintln!("{error}"));
     });
     Ok(server.listen(listener)?.run().await?)
 }

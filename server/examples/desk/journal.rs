@@ -1,14 +1,11 @@
 //! An observer that writes each visit into the app's own table. It is an actor of a `SyncArbiter`, where
 //! Diesel may block: the next event comes when a row is written, and nobody else waits for it.
 
-use std::error::Error;
-
 use actix::prelude::*;
 use actix_presence::{Change, PresenceChanged, UserId};
-use chrono::{NaiveDateTime, Utc};
 use diesel::prelude::*;
 
-use super::tables::{Database, visits};
+use super::tables::{Database, Failure, visits};
 
 pub struct Journal(pub Database);
 
@@ -27,26 +24,24 @@ impl Handler<PresenceChanged> for Journal {
 }
 
 impl Journal {
-    fn write(&self, event: &PresenceChanged) -> Result<(), Box<dyn Error>> {
+    fn write(&self, event: &PresenceChanged) -> Result<(), Failure> {
         let mut database = self.0.get()?;
-        let mut write = |what: &str, who: &Option<UserId>, at: NaiveDateTime| {
+        let at = event.at.naive_utc();
+        let mut write = |what: &str, who: &Option<UserId>| {
             let name = who.as_ref().map_or("", UserId::as_str);
             let visit = (visits::room.eq(event.room.as_str()), visits::name.eq(name));
             let row = (visit, visits::event.eq(what), visits::at.eq(at));
             diesel::insert_into(visits::table).values(row).execute(&mut database)
         };
         for join in event.joins() {
-            write("joined", &join.user, join.joined_at.naive_utc())?;
+            write("joined", &join.user)?;
         }
-        // It happened just now, unless this observer lags.
-        let now = Utc::now().naive_utc();
         for left in event.leaves() {
-            write(left.cause.as_str(), &left.presence.user, now)?;
+            write(left.cause.as_str(), &left.presence.user)?;
         }
         // Where more happened than it could follow, the journal says that it has a gap.
-        match event.change {
-            Change::Diff(_) => {}
-            Change::Resync | Change::ResyncAll => drop(write("gap", &None, now)?),
+        if !matches!(event.change, Change::Diff(_)) {
+            write("gap", &None)?;
         }
         Ok(())
     }

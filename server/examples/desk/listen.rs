@@ -1,74 +1,76 @@
 //! A session that only reads: a task on `actix-ws`, with the JSON frames of the server. It is for agents
 //! who learn, and is seen in the room like everybody.
 
-use actix::prelude::*;
-use actix_presence::{Connection, Dialect, Disconnect, Feed, ForwardMessage, Forwarded, RoomName};
-use actix_web::error::{ErrorForbidden, ErrorServiceUnavailable};
+use std::time::Duration;
+
+use actix_presence::{
+    Cause, Connection, Dialect, Feed, Forwarded, Heard, IdleStep, IdleWatch, OutletStream,
+    PresenceClient, RoomName,
+};
 use actix_web::{HttpRequest, HttpResponse, web};
-use actix_ws::{CloseReason, Message, Session};
+use actix_ws::{CloseReason, Closed, Message, MessageStream, Session};
 
-use super::app::Desk;
-
-/// Writes to one client what its room sends: the registry delivers to an actor.
-struct Outlet(Session);
-
-impl Actor for Outlet {
-    type Context = Context<Self>;
-}
-
-impl Handler<ForwardMessage> for Outlet {
-    type Result = ();
-
-    fn handle(&mut self, msg: ForwardMessage, ctx: &mut Context<Self>) {
-        if !matches!(msg.kind, Forwarded::Closed { .. }) {
-            // While the client does not read, the mailbox fills; when it is full, the room lets go of it.
-            let mut session = self.0.clone();
-            let writing = async move { session.text(msg.payload).await };
-            ctx.wait(writing.into_actor(self).map(|_, _, _| ()));
-        }
-    }
-}
-
-impl Handler<Disconnect> for Outlet {
-    type Result = ();
-
-    fn handle(&mut self, order: Disconnect, ctx: &mut Context<Self>) {
-        let (code, description) = (order.code.into(), Some(order.cause.to_string()));
-        let closing = self.0.clone().close(Some(CloseReason { code, description }));
-        ctx.wait(closing.into_actor(self).map(|_, _, ctx| ctx.stop()));
-    }
-}
+use super::login::Person;
 
 /// `GET /listen/{room}`. It joins before the handshake is answered, so that a refusal has a status.
 pub async fn enter(
     req: HttpRequest,
     body: web::Payload,
     room: web::Path<RoomName>,
-    desk: web::Data<Desk>,
+    presence: PresenceClient,
+    person: Person,
 ) -> actix_web::Result<HttpResponse> {
-    let person = desk.logins.person(&req).await?;
-    let (response, mut session, mut frames) = actix_ws::handle(&req, body)?;
-    let mut me = Connection::new(desk.registry.clone()).watched(&req);
-    let join = me.join(room.into_inner(), Outlet(session.clone()).start());
-    let join = join.user(person.user).info(person.info).dialect(Dialect::Json(Feed::Diff));
-    let joined = me.registry().send(join).await.map_err(ErrorServiceUnavailable)?;
-    joined.map_err(ErrorForbidden)?;
-    actix_web::rt::spawn(async move {
-        let mut reason = None;
-        while let Some(Ok(frame)) = frames.recv().await {
-            me.touch();
-            match frame {
-                Message::Ping(bytes) if session.pong(&bytes).await.is_err() => break,
-                Message::Close(given) => {
-                    me.goodbye();
-                    reason = given;
-                    break;
+    let (response, session, frames) = actix_ws::handle(&req, body)?;
+    let me = Connection::new(presence.registry()).watched(&req);
+    let (outlet, heard) = me.outlet(256); // who falls further behind loses its place (4003)
+    let join = me.join(room.into_inner(), outlet).user(person.user).info(person.info);
+    me.enter(join.dialect(Dialect::Json(Feed::Diff))).await?;
+    actix_web::rt::spawn(listen(me, heard, session, frames));
+    Ok(response)
+}
+
+/// The session. However it ends, the room is left, because `me` is dropped.
+async fn listen(
+    mut me: Connection,
+    mut heard: OutletStream,
+    mut session: Session,
+    mut frames: MessageStream,
+) -> Result<(), Closed> {
+    let mut idle = IdleWatch::new(Duration::from_secs(25), Duration::from_secs(60));
+    let end = loop {
+        tokio::select! {
+            heard = heard.recv() => match heard {
+                // It is out of its only room: the order to close comes next.
+                Some(Heard::Frame(frame)) if matches!(frame.kind, Forwarded::Closed { .. }) => {}
+                Some(Heard::Frame(frame)) => session.text(frame.payload).await?,
+                Some(Heard::Close(order)) => break reason(order.code, order.cause),
+                None => break reason(1011, Cause::Shutdown),
+            },
+            step = idle.next() => match step {
+                IdleStep::Ping => session.ping(b"").await?,
+                IdleStep::Close => {
+                    me.leave(Cause::Expired);
+                    break reason(4000, Cause::Expired);
                 }
-                _ => {}
+            },
+            frame = frames.recv() => {
+                let Some(Ok(frame)) = frame else { return Ok(()) }; // the connection has broken
+                idle.heard();
+                me.touch();
+                match frame {
+                    Message::Ping(bytes) => session.pong(&bytes).await?,
+                    Message::Close(reason) => {
+                        me.goodbye(); // it has left, and was not just cut off
+                        break reason;
+                    }
+                    _ => {}
+                }
             }
         }
-        // It may be closed already. Dropping `me` leaves the room.
-        let _ = session.close(reason).await;
-    });
-    Ok(response)
+    };
+    session.close(end).await
+}
+
+fn reason(code: u16, cause: Cause) -> Option<CloseReason> {
+    Some(CloseReason { code: code.into(), description: Some(cause.to_string()) })
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use actix::prelude::*;
 use actix_presence::{PresenceChanged, RoomName};
 use actix_web::{HttpResponse, web};
+use presence_server::IdentityRefused;
 
-use super::app::Desk;
+use super::login::Person;
 
 /// The customers in each room that has no agent. Clones share one count.
 #[derive(Clone, Default)]
@@ -35,8 +36,11 @@ impl Handler<PresenceChanged> for Waiting {
     }
 }
 
-/// `GET /waiting`.
-pub async fn show(desk: web::Data<Desk>) -> HttpResponse {
-    let rooms = desk.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
-    HttpResponse::Ok().json(&*rooms)
+/// `GET /waiting`, for agents.
+pub async fn show(person: Person, waiting: web::Data<Waiting>) -> actix_web::Result<HttpResponse> {
+    if !person.is_agent {
+        return Err(IdentityRefused::forbidden("for agents only").into());
+    }
+    let rooms = waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(HttpResponse::Ok().json(&*rooms))
 }

@@ -77,7 +77,7 @@ fn text(frame: &str) -> Value {
 async fn agents_and_customers_meet_in_a_ticket_whatever_their_session() {
     let app = Process::start("desk");
     let port = app.port().await;
-    let waiting = async || body(&get(port, "/waiting", "").await);
+    let waiting = async || body(&get(port, "/waiting", ADA).await);
     let (mut bob, list) = connect(port, "/realtime/ws/ticket:1?presence=diff", BOB).await.unwrap();
     assert!(list.contains(r#"{"id":"bob","info":{"agent":false},"connections":1}"#), "{list}");
     until(json!({"ticket:1": 1}), waiting).await;
@@ -131,6 +131,11 @@ async fn nobody_enters_without_a_login_or_somebody_elses_ticket() {
     for route in ["/listen", "/realtime/ws"] {
         assert_eq!(refusal(port, &format!("{route}/ticket:2"), BOB).await, 403, "{route}");
         assert_eq!(refusal(port, &format!("{route}/staff"), BOB).await, 403, "{route}");
+    }
+    // Who waits is for agents.
+    for (cookie, status) in [("", 401), ("desk=eve", 401), (BOB, 403), (ADA, 200)] {
+        let answer = get(port, "/waiting", cookie).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{cookie}: {answer}");
     }
     // The agents' actor joins when its socket is open.
     let request = format!("ws://127.0.0.1:{port}/agent/ticket:2");

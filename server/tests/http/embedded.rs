@@ -149,7 +149,8 @@ async fn pages_of_other_origins_are_judged_at_each_address_of_the_api() {
     assert_eq!(send(&app, get("/api/rooms")).await.refusal(), (401, "unauthorized".to_owned()));
 }
 
-/// Each client is the user that its cookie names; `down` finds no database, and `slow` no end.
+/// Each client is the user that its cookie names; `down` finds no database, and `slow` no end. `failed` and
+/// `broken` are errors of actix-web.
 fn cookies() -> IdentityHook {
     IdentityHook::new(|req| {
         let login = req.cookie("login").map(|cookie| cookie.value().to_owned());
@@ -160,6 +161,7 @@ fn cookies() -> IdentityHook {
                 Some("slow") => std::future::pending().await,
                 Some("odd") => Err(IdentityRefused::new(StatusCode::OK, "no error at all")),
                 Some("broken") => Err(actix_web::error::ErrorBadRequest("half a cookie"))?,
+                Some("failed") => Err(actix_web::error::ErrorBadGateway("host=db password=x"))?,
                 Some("guest") => Ok(Identity::anonymous().rooms(["lobby"])),
                 Some(user) => {
                     let user = UserId::new(user)
@@ -209,6 +211,10 @@ async fn a_hook_says_who_opens_a_socket_or_refuses_with_its_own_status() {
     assert_eq!(refusal("/ws/lobby", Some("toString")).await, refused(403, "no such user"));
     let (status, code, message) = refusal("/ws/lobby", Some("down")).await;
     assert_eq!((status, &*code, &*message), (503, "identity_unavailable", "the database is away"));
+    // What has failed inside is not for the client.
+    let (status, code, message) = refusal("/ws/lobby", Some("failed")).await;
+    let fixed = "it cannot be found out now who you are";
+    assert_eq!((status, &*code, &*message), (502, "identity_unavailable", fixed));
     for (room, login, code) in [
         ("lobby", "guest", "handshake"),
         ("team:red", "guest", "room_not_allowed"),
@@ -229,9 +235,14 @@ async fn a_hook_that_does_not_answer_delays_its_own_client_only_and_not_for_ever
     let app = app!(presence, with_cookies());
     // Time that nobody needs passes at once.
     tokio::time::pause();
-    let slow = get("/ws/lobby").cookie(Cookie::new("login", "slow"));
-    let other = async { send(&app, get("/ws/lobby")).await };
-    let (slow, other) = futures_util::future::join(send(&app, slow), other).await;
+    let begin = tokio::time::Instant::now();
+    let timed = async |request| (send(&app, request).await, begin.elapsed());
+    let slow = timed(get("/ws/lobby").cookie(Cookie::new("login", "slow")));
+    let other = timed(get("/ws/lobby"));
+    let ((slow, slow_took), (other, other_took)) = futures_util::future::join(slow, other).await;
+    assert!(other_took < Duration::from_secs(1), "{other_took:?}");
+    let bound = Duration::from_secs(10)..=Duration::from_secs(11);
+    assert!(bound.contains(&slow_took), "{slow_took:?}");
     assert_eq!(other.refusal(), (401, "identity_refused".to_owned()));
     assert_eq!(slow.refusal(), (503, "identity_unavailable".to_owned()));
 }

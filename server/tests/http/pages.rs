@@ -110,10 +110,16 @@ async fn every_asset_exists_and_is_used_under_any_prefix_and_nothing_is_inline()
     let presence = start();
     let metrics = Some(Metrics::install().unwrap());
     let state = ServerState::new(&presence, ServerOptions { metrics, ..options() });
-    for prefix in ["", "/realtime", "/deep/down"] {
-        let app = match prefix {
+    let mounts = [
+        ("", ""),
+        ("/realtime", "/realtime"),
+        ("/deep/down", "/deep/down"),
+        ("/{tenant}", "/acme"),
+    ];
+    for (scope, prefix) in mounts {
+        let app = match scope {
             "" => App::new().configure(configure(state.clone())),
-            prefix => App::new().service(web::scope(prefix).configure(configure(state.clone()))),
+            scope => App::new().service(web::scope(scope).configure(configure(state.clone()))),
         };
         let app = init_service(app).await;
         if !prefix.is_empty() {
