@@ -95,7 +95,7 @@ async fn a_file_that_has_reached_its_limit_is_a_full_disk_until_the_limit_is_rai
 /// While somebody reads, the log can only grow; afterwards it must not stay full.
 #[tokio::test]
 async fn a_log_that_has_reached_its_limit_is_emptied_once_nobody_reads_it() {
-    let server = Server::start(&["--max-updates", "1000"]);
+    let server = Server::start(&[]);
     let mut ada = server.ws("/ws/lobby?user=ada&presence=none").await;
     until("the row", async || (server.database().count("presences") == 1).then_some(())).await;
     let mut reader = server.database();
