@@ -8,6 +8,7 @@ mod broadcast;
 mod dispatcher;
 mod dispatchers;
 mod frames;
+mod observer_queue;
 mod observers;
 mod published;
 mod receiver;

@@ -5,7 +5,6 @@
 //! rooms the queue is replaced by one event to read all rooms again ([`Change::ResyncAll`]).
 
 use std::{
-    cell::RefCell,
     collections::{HashMap, VecDeque},
     rc::Rc,
 };
@@ -13,8 +12,8 @@ use std::{
 use actix::prelude::*;
 use ahash::RandomState;
 use chrono::{DateTime, Utc};
-use tokio::sync::Notify;
 
+use super::observer_queue::{ObserverQueue, Waiting};
 use crate::{
     log_limit::LogLimit,
     messages::{Change, PresenceChanged, RoomFilter, Scope, SubscriptionId},
@@ -36,16 +35,7 @@ struct Observer {
     scope: Scope,
     /// Shows whether its actor has stopped, also when there is nothing to send.
     recipient: Recipient<PresenceChanged>,
-    queue: Rc<ObserverQueue>,
-}
-
-/// The queue between the registry and one observer's task.
-#[derive(Default)]
-struct ObserverQueue {
-    events: RefCell<Events>,
-    wake: Notify,
-    /// Notified whenever there is nothing to do.
-    idle: Notify,
+    queue: Rc<ObserverQueue<Events>>,
 }
 
 impl Observers {
@@ -73,18 +63,12 @@ impl Observers {
 
     /// Queued events of the observer that lags most.
     pub fn lag(&self) -> usize {
-        let lags = self.observers.iter().map(|observer| observer.queue.events.borrow().len());
-        lags.max().unwrap_or(0)
+        self.observers.iter().map(|observer| observer.queue.len()).max().unwrap_or(0)
     }
 
     /// Done when the observers have handled all that is queued for them, or have stopped.
     pub fn drained(&self) -> impl Future<Output = ()> + use<> {
-        let queues: Vec<_> = self.observers.iter().map(|observer| observer.queue.clone()).collect();
-        async move {
-            for queue in queues {
-                queue.drained().await;
-            }
-        }
+        ObserverQueue::all_drained(self.observers.iter().map(|one| one.queue.clone()).collect())
     }
 
     pub fn subscribe(
@@ -95,8 +79,7 @@ impl Observers {
     ) -> SubscriptionId {
         self.next_id += 1;
         let id = SubscriptionId(self.next_id);
-        let queue = Rc::new(ObserverQueue::default());
-        actix::spawn(send_events(observer.clone(), queue.clone()));
+        let queue = ObserverQueue::start(observer.clone());
         self.forget_stopped();
         self.observers.push(Observer { id, filter, scope, recipient: observer, queue });
         id
@@ -127,15 +110,15 @@ impl Observers {
     pub fn tell(&mut self, event: &PresenceChanged, ours: bool) {
         let capacity = self.capacity;
         self.observers.retain(|observer| {
-            let mut events = observer.queue.events.borrow_mut();
+            let queue = &observer.queue;
             let admits = ours || observer.scope == Scope::Cluster;
-            if admits && !events.is_closed && observer.filter.admits(&event.room) {
-                if events.push(event, capacity) {
+            if admits && !queue.is_closed() && observer.filter.admits(&event.room) {
+                if queue.waiting.borrow_mut().push(event, capacity) {
                     warn_overflow(observer.id);
                 }
-                observer.queue.wake.notify_one();
+                queue.wake();
             }
-            !events.is_closed
+            !queue.is_closed()
         });
     }
 }
@@ -159,62 +142,12 @@ impl Drop for Observers {
     }
 }
 
-impl ObserverQueue {
-    fn close(&self) {
-        self.events.borrow_mut().is_closed = true;
-        self.wake.notify_one();
-        self.idle.notify_waiters();
-    }
-
-    async fn drained(&self) {
-        loop {
-            let idle = self.idle.notified();
-            if self.events.borrow().is_drained() {
-                return;
-            }
-            idle.await;
-        }
-    }
-
-    async fn next(&self) -> Option<PresenceChanged> {
-        loop {
-            let event = {
-                let mut events = self.events.borrow_mut();
-                if events.is_closed {
-                    return None;
-                }
-                let event = events.pop();
-                events.is_in_flight = event.is_some();
-                event
-            };
-            match event {
-                Some(event) => return Some(event),
-                None => {
-                    self.idle.notify_waiters();
-                    self.wake.notified().await;
-                }
-            }
-        }
-    }
-}
-
-async fn send_events(observer: Recipient<PresenceChanged>, queue: Rc<ObserverQueue>) {
-    while let Some(event) = queue.next().await {
-        if observer.send(event).await.is_err() {
-            queue.close();
-        }
-    }
-}
-
 #[derive(Default)]
 struct Events {
     single: VecDeque<PresenceChanged>,
     /// Rooms whose further changes are conflated, in the order in which that began.
     conflated: VecDeque<RoomName>,
     latest: HashMap<RoomName, Latest, RandomState>,
-    /// Whether the observer handles an event.
-    is_in_flight: bool,
-    is_closed: bool,
 }
 
 /// The latest state of a room whose changes are conflated.
@@ -239,20 +172,18 @@ impl Events {
             self.latest.insert(event.room.clone(), latest());
         } else {
             let resync = PresenceChanged { change: Change::ResyncAll, ..event.clone() };
-            let (single, is_in_flight) = (VecDeque::from([resync]), self.is_in_flight);
-            *self = Self { single, is_in_flight, ..Self::default() };
+            *self = Self { single: VecDeque::from([resync]), ..Self::default() };
             return true;
         }
         false
     }
+}
+
+impl Waiting for Events {
+    type Event = PresenceChanged;
 
     fn len(&self) -> usize {
         self.single.len() + self.conflated.len()
-    }
-
-    /// Whether there is nothing that the observer has not handled, or never will.
-    fn is_drained(&self) -> bool {
-        self.is_closed || (!self.is_in_flight && self.len() == 0)
     }
 
     fn pop(&mut self) -> Option<PresenceChanged> {

@@ -5,7 +5,6 @@
 //! out. For too many users the queue is replaced by one event that names all who are online.
 
 use std::{
-    cell::RefCell,
     collections::{HashSet, VecDeque},
     rc::Rc,
     sync::Arc,
@@ -14,8 +13,8 @@ use std::{
 use actix::prelude::*;
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
-use tokio::sync::Notify;
 
+use super::observer_queue::{ObserverQueue, Waiting};
 use crate::{
     log_limit::LogLimit,
     messages::{SubscriptionId, UserChange, UserChanged},
@@ -39,16 +38,7 @@ pub(crate) struct UserObservers {
 struct UserObserver {
     id: SubscriptionId,
     recipient: Recipient<UserChanged>,
-    queue: Rc<UserQueue>,
-}
-
-/// The queue between the registry and one observer's task.
-#[derive(Default)]
-struct UserQueue {
-    events: RefCell<UserEvents>,
-    wake: Notify,
-    /// Notified whenever there is nothing to do.
-    idle: Notify,
+    queue: Rc<ObserverQueue<UserEvents>>,
 }
 
 impl UserObservers {
@@ -63,18 +53,12 @@ impl UserObservers {
 
     /// Queued events of the observer that lags most.
     pub fn lag(&self) -> usize {
-        let lags = self.observers.iter().map(|observer| observer.queue.events.borrow().len());
-        lags.max().unwrap_or(0)
+        self.observers.iter().map(|observer| observer.queue.len()).max().unwrap_or(0)
     }
 
     /// Done when the observers have handled all that is queued for them, or have stopped.
     pub fn drained(&self) -> impl Future<Output = ()> + use<> {
-        let queues: Vec<_> = self.observers.iter().map(|observer| observer.queue.clone()).collect();
-        async move {
-            for queue in queues {
-                queue.drained().await;
-            }
-        }
+        ObserverQueue::all_drained(self.observers.iter().map(|one| one.queue.clone()).collect())
     }
 
     /// Adds an observer; `online` are the users that are online now. Returns whom the observers know to be.
@@ -89,8 +73,7 @@ impl UserObservers {
         self.forget_stopped();
         self.next_id += 1;
         let id = SubscriptionId(self.next_id);
-        let queue = Rc::new(UserQueue::default());
-        actix::spawn(send_events(observer.clone(), Rc::clone(&queue)));
+        let queue = ObserverQueue::start(observer.clone());
         self.observers.push(UserObserver { id, recipient: observer, queue });
         (id, self.online.iter().cloned().collect())
     }
@@ -138,15 +121,16 @@ impl UserObservers {
         let event = UserChanged { at: now.utc(), change };
         let mut all: Option<Arc<[UserId]>> = None;
         observers.retain(|observer| {
-            let mut events = observer.queue.events.borrow_mut();
-            if !events.is_closed && !events.push(&event, user, *capacity) {
+            let queue = &observer.queue;
+            let mut events = queue.waiting.borrow_mut();
+            if !queue.is_closed() && !events.push(&event, user, *capacity) {
                 let all = all.get_or_insert_with(|| online.iter().cloned().collect());
                 let change = UserChange::Resync(Arc::clone(all));
                 events.replace_all(UserChanged { change, ..event.clone() });
                 warn_overflow(observer.id);
             }
-            observer.queue.wake.notify_one();
-            !events.is_closed
+            queue.wake();
+            !queue.is_closed()
         });
     }
 }
@@ -170,61 +154,11 @@ impl Drop for UserObservers {
     }
 }
 
-impl UserQueue {
-    fn close(&self) {
-        self.events.borrow_mut().is_closed = true;
-        self.wake.notify_one();
-        self.idle.notify_waiters();
-    }
-
-    async fn drained(&self) {
-        loop {
-            let idle = self.idle.notified();
-            if self.events.borrow().is_drained() {
-                return;
-            }
-            idle.await;
-        }
-    }
-
-    async fn next(&self) -> Option<UserChanged> {
-        loop {
-            let event = {
-                let mut events = self.events.borrow_mut();
-                if events.is_closed {
-                    return None;
-                }
-                let event = events.pop();
-                events.is_in_flight = event.is_some();
-                event
-            };
-            match event {
-                Some(event) => return Some(event),
-                None => {
-                    self.idle.notify_waiters();
-                    self.wake.notified().await;
-                }
-            }
-        }
-    }
-}
-
-async fn send_events(observer: Recipient<UserChanged>, queue: Rc<UserQueue>) {
-    while let Some(event) = queue.next().await {
-        if observer.send(event).await.is_err() {
-            queue.close();
-        }
-    }
-}
-
 #[derive(Default)]
 struct UserEvents {
     single: VecDeque<UserChanged>,
     /// One event of each further user, which differs from what the observer has been or will be told before.
     conflated: LinkedHashMap<UserId, UserChanged, RandomState>,
-    is_closed: bool,
-    /// Whether the observer has an event that it has not handled yet.
-    is_in_flight: bool,
 }
 
 impl UserEvents {
@@ -247,14 +181,13 @@ impl UserEvents {
         self.conflated.clear();
         self.single = VecDeque::from([event]);
     }
+}
+
+impl Waiting for UserEvents {
+    type Event = UserChanged;
 
     fn len(&self) -> usize {
         self.single.len() + self.conflated.len()
-    }
-
-    /// Whether there is nothing that the observer has not handled, or never will.
-    fn is_drained(&self) -> bool {
-        self.is_closed || (!self.is_in_flight && self.len() == 0)
     }
 
     fn pop(&mut self) -> Option<UserChanged> {

@@ -10,25 +10,15 @@ use actix_presence::{
         store_contract::{at, row, upserts, write},
     },
 };
-use diesel::{PgConnection, connection::SimpleConnection, prelude::*, sql_query, sql_types::Text};
+use diesel::{PgConnection, connection::SimpleConnection, prelude::*};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
 use tempfile::TempDir;
 
 use crate::{
     contract::{TABLES_OF_AN_APP, url},
+    database::{MIGRATIONS, lines},
     server::Postgres,
 };
-
-#[derive(QueryableByName)]
-struct Line {
-    #[diesel(sql_type = Text)]
-    line: String,
-}
-
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
-    let lines: Vec<Line> = sql_query(sql).load(conn).unwrap();
-    lines.into_iter().map(|line| line.line).collect()
-}
 
 /// The recorded versions.
 fn versions(conn: &mut PgConnection, record: &str) -> Vec<String> {
@@ -45,11 +35,6 @@ fn in_schema(name: &str) -> PostgresOptions {
     let mut options = PostgresOptions::default();
     options.schema = Some(SchemaName::new(name).unwrap());
     options
-}
-
-/// How many migrations the library has.
-fn migrations() -> usize {
-    fs::read_dir("migrations/postgres").unwrap().count()
 }
 
 /// A database with the tables that an earlier version made, by Diesel alone.
@@ -131,7 +116,7 @@ fn a_database_of_an_earlier_version_is_taken_over_with_its_rows() {
     )
     .unwrap();
     assert_eq!(migrate(&database.parse().unwrap()).unwrap(), 0, "there was nothing to apply");
-    assert_eq!(versions(&mut conn, "presence_migrations").len(), migrations());
+    assert_eq!(versions(&mut conn, "presence_migrations").len(), MIGRATIONS);
     assert_eq!(versions(&mut conn, "__diesel_schema_migrations"), ["20240101000000"]);
     let mut store = PostgresStore::open(&url(&database)).unwrap();
     assert_eq!(store.rooms(at(0)).unwrap()[0].channel_name, "lobby");
@@ -149,7 +134,7 @@ fn a_database_of_which_an_earlier_version_made_a_part_is_taken_over_and_complete
         conn.revert_last_migration(files()).unwrap();
     }
     assert_eq!(migrate(&database.parse().unwrap()).unwrap(), 3);
-    assert_eq!(versions(&mut conn, "presence_migrations").len(), migrations());
+    assert_eq!(versions(&mut conn, "presence_migrations").len(), MIGRATIONS);
     assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
 }
 
@@ -160,7 +145,7 @@ fn nothing_moves_between_schemas() {
     assert!(store.is_ok());
     assert_eq!(schemas_with(&mut conn, "rooms"), ["public", "realtime"]);
     assert_eq!(schemas_with(&mut conn, "presence_migrations"), ["realtime"]);
-    assert_eq!(versions(&mut conn, "__diesel_schema_migrations").len(), migrations());
+    assert_eq!(versions(&mut conn, "__diesel_schema_migrations").len(), MIGRATIONS);
     // The tables where they are can be named, too.
     assert!(PostgresStore::open_with(&url(&database), in_schema("public")).is_ok());
     assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
@@ -211,7 +196,7 @@ fn many_may_create_a_schema_at_once() {
         }
     });
     let mut conn = PgConnection::establish(&database).unwrap();
-    assert_eq!(versions(&mut conn, "realtime.presence_migrations").len(), migrations());
+    assert_eq!(versions(&mut conn, "realtime.presence_migrations").len(), MIGRATIONS);
 }
 
 #[test]

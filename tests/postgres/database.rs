@@ -20,8 +20,8 @@ use crate::{
     server::Postgres,
 };
 
-/// How many there are.
-const MIGRATIONS: usize = 5;
+/// How many migrations the library has.
+pub const MIGRATIONS: usize = 5;
 
 #[derive(QueryableByName)]
 struct Line {
@@ -29,7 +29,8 @@ struct Line {
     line: String,
 }
 
-fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
+/// What a query answers in its column `line`.
+pub fn lines(conn: &mut PgConnection, sql: &str) -> Vec<String> {
     let lines: Vec<Line> = sql_query(sql).load(conn).unwrap();
     lines.into_iter().map(|line| line.line).collect()
 }
