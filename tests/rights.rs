@@ -219,7 +219,7 @@ async fn who_is_kicked_from_a_room_takes_only_its_own_joins_along() {
     called(&gates, "gate", 1).await;
     handled(&t).await;
     let kick = KickFrom { room: room("gate"), whom: Kick::User(user("ada")) };
-    assert_eq!(t.registry.send(kick).await.unwrap().connections, 2);
+    assert_eq!(t.registry.send(kick).await.unwrap().connections, 1, "one with two joins");
     gate.add_permits(2);
     let [first, second, third] = joins;
     for refused in [first, third] {
@@ -227,6 +227,33 @@ async fn who_is_kicked_from_a_room_takes_only_its_own_joins_along() {
     }
     assert!(second.await.unwrap().unwrap().unwrap().changed);
     assert_eq!(t.users("gate").await, ["bob"]);
+}
+
+#[actix::test]
+async fn a_room_that_is_closed_takes_the_joins_along_that_wait_for_it() {
+    let gates = Gates::default();
+    let gate = gates.close("gate");
+    let t = gates.harness().await;
+    gate.add_permits(1);
+    let member = t.enter("gate", Some("ada")).await;
+    let (stranger, other) = (t.session(), t.session());
+    let joins = [&member, &stranger, &stranger]
+        .map(|one| actix::spawn(send(&t, one.joining("gate", None))));
+    called(&gates, "gate", 3).await;
+    let lobby = actix::spawn(send(&t, other.joining("lobby", None)));
+    let close = CloseRoom { room: room("gate") };
+    // The member and the stranger.
+    assert_eq!(t.registry.send(close.clone()).await.unwrap().connections, 2);
+    for join in joins {
+        assert_eq!(reason(join.await.unwrap().unwrap()), "room_closed");
+    }
+    assert!(lobby.await.unwrap().unwrap().is_ok());
+    gate.add_permits(3);
+    handled(&t).await;
+    assert!(t.snapshot("gate").await.is_none());
+    assert_eq!(t.registry.send(close).await.unwrap().connections, 0);
+    // Nobody is banned.
+    assert!(t.join(&stranger, "gate", None).await.unwrap().changed);
 }
 
 #[actix::test]

@@ -260,10 +260,10 @@ impl PresenceConfig {
     /// Decides who may join, and with which rights, by asking somebody. Default everybody, with all rights.
     ///
     /// Called for every join on a thread of its own, beside [`authorize`](Self::authorize), which is asked
-    /// first; a member has the rights that both give. A slow answer delays its own join and nobody else's: the
-    /// session goes on meanwhile, but [`PhoenixSession`](crate::PhoenixSession), where one socket joins many rooms,
-    /// reads and writes nothing until it has the answer. A newer connection of a client session takes the
-    /// [place](crate::TakePlace) of the older one if `authorize` lets it, before this is asked.
+    /// first; a member has the rights that both give. A slow answer delays its own join and nothing else: the
+    /// session goes on in its other rooms, a [`PhoenixSession`](crate::PhoenixSession) too. A newer connection of a
+    /// client session takes the [place](crate::TakePlace) of the older one if `authorize` lets it, before this is
+    /// asked.
     ///
     /// At most 256 answers are outstanding and 16,384 joins wait; more are refused with
     /// [`JoinError::Busy`](crate::JoinError::Busy). If the hook panics or does not answer within the

@@ -171,32 +171,24 @@ impl CommandQueue {
     }
 
     /// Takes those joins to a room out that are meant. Who waits behind them for the hook has it asked until
-    /// `deadline`.
+    /// `deadline`. Commands that are due stay: they come later than the one that is being carried out.
     fn take_joins_to(
         &mut self,
         room: &RoomName,
         is_meant: impl Fn(&Join) -> bool,
         deadline: u64,
     ) -> Vec<PendingJoin> {
-        let unauthorized = self.authorizations.take_joins_to(room, &is_meant, deadline);
-        let is_meant = |one: &RoomCommand| {
-            one.as_join().is_some_and(|join| join.room == *room && is_meant(join))
-        };
-        let (mut taken, due): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.due).into_iter().partition(&is_meant);
-        self.due = due.into();
-        if let Some((_, commands)) = self.rooms.get_mut(room) {
-            let waiting: Vec<_> = commands.extract_if(.., |one| is_meant(one)).collect();
-            for join in waiting.iter().filter_map(RoomCommand::as_join) {
-                self.forget_join(join.connection, room);
+        let mut taken = self.authorizations.take_joins_to(room, &is_meant, deadline);
+        let Some((_, commands)) = self.rooms.get_mut(room) else { return taken };
+        let waiting: Vec<_> =
+            commands.extract_if(.., |one| one.as_join().is_some_and(&is_meant)).collect();
+        for command in waiting {
+            if let RoomCommand::Join(asked, _) = command {
+                self.forget_join(asked.join.connection, room);
+                taken.push(asked);
             }
-            taken.extend(waiting);
         }
-        let joins = taken.into_iter().filter_map(|command| match command {
-            RoomCommand::Join(asked, _) => Some(asked),
-            _ => None,
-        });
-        joins.chain(unauthorized).collect()
+        taken
     }
 
     /// Makes the commands of all rooms due that have waited until then.
@@ -310,29 +302,30 @@ impl RoomRegistry {
     /// Refuses the joins of a connection that still wait: it has ended, or is to end. Answers whether there
     /// were any.
     pub(super) fn refuse_joins(&mut self, connection: ConnectionId, error: &JoinError) -> bool {
-        refuse(self.commands.take_joins(connection), error) > 0
+        !refuse(self.commands.take_joins(connection), error).is_empty()
     }
 
-    /// Refuses the joins to a room that still wait and are meant. Answers how many.
+    /// Refuses the joins to a room that still wait and are meant. Answers whose they were.
     pub(super) fn refuse_joins_to(
         &mut self,
         room: &RoomName,
         is_meant: impl Fn(&Join) -> bool,
         error: &JoinError,
         now: Moment,
-    ) -> usize {
+    ) -> Vec<ConnectionId> {
         let deadline = self.hook_deadline(now);
         refuse(self.commands.take_joins_to(room, is_meant, deadline), error)
     }
 }
 
-fn refuse(joins: Vec<PendingJoin>, error: &JoinError) -> usize {
-    let count = joins.len();
-    for PendingJoin { reply, .. } in joins {
+/// Refuses joins. Answers whose they were.
+fn refuse(joins: Vec<PendingJoin>, error: &JoinError) -> Vec<ConnectionId> {
+    let refused = joins.into_iter().map(|PendingJoin { join, reply }| {
         // The session may have ended.
         let _ = reply.send(Err(error.clone()));
-    }
-    count
+        join.connection
+    });
+    refused.collect()
 }
 
 /// The answer of a handler, now or later. Public because it is the `Result` of public `Handler`s; not exported.

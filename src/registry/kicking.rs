@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     messages::{CloseRoom, Join, JoinError, Kick, KickFrom, Kicked},
-    model::{Cause, Moment, RoomName},
+    model::{Cause, ConnectionId, Moment, RoomName},
 };
 
-/// How a join that waits is refused when its connection is kicked.
-fn refusal() -> JoinError {
-    JoinError::Denied { reason: Cause::Kicked.as_str().into() }
+/// How a join that waits is refused when its connection is kicked, or its room is closed.
+fn refusal(cause: Cause) -> JoinError {
+    JoinError::Denied { reason: cause.as_str().into() }
 }
 
 impl Handler<Kick> for RoomRegistry {
@@ -42,7 +42,7 @@ impl RoomRegistry {
         connections.dedup();
         let mut kicked = 0;
         for connection in connections {
-            let was_joining = self.refuse_joins(connection, &refusal());
+            let was_joining = self.refuse_joins(connection, &refusal(Cause::Kicked));
             let was_here = self.leave_all(connection, Cause::Kicked, now) > 0;
             kicked += usize::from(was_joining || was_here);
         }
@@ -74,12 +74,35 @@ impl RoomRegistry {
         Kicked { connections: here + elsewhere.unwrap_or(0), partial: elsewhere.is_none() }
     }
 
-    /// Ends all presences that are here. Returns how many.
+    /// Ends all presences that are here, and refuses the joins that wait. Returns how many connections that were.
     pub(super) fn close_room(&mut self, room: &RoomName, now: Moment) -> usize {
-        let Some(diff) = self.rooms.close_room(room, Cause::RoomClosed) else { return 0 };
-        let closed = diff.leaves.len();
-        self.announce_leave(Some(diff), Cause::RoomClosed, now);
-        closed
+        let members = self.rooms.room(room);
+        let members = members.map(|room| room.connections().collect()).unwrap_or_default();
+        self.end_in(room, members, |_| true, Cause::RoomClosed, now)
+    }
+
+    /// Ends presences in a room, and refuses those joins to it that wait and are meant. Returns how many connections
+    /// that were.
+    fn end_in(
+        &mut self,
+        room: &RoomName,
+        presences: Vec<ConnectionId>,
+        is_meant: impl Fn(&Join) -> bool,
+        cause: Cause,
+        now: Moment,
+    ) -> usize {
+        let mut joining = self.refuse_joins_to(room, is_meant, &refusal(cause), now);
+        joining.sort_unstable();
+        joining.dedup();
+        // A member that joins again is one connection.
+        joining.retain(|connection| {
+            let presence = self.rooms.presence_of(room, *connection);
+            presence.is_none_or(|presence| !presences.contains(&presence))
+        });
+        let diff = self.rooms.leave_together(room, &presences, cause);
+        let ended = diff.as_ref().map_or(0, |diff| diff.leaves.len());
+        self.announce_leave(diff, cause, now);
+        joining.len() + ended
     }
 }
 
@@ -117,19 +140,13 @@ impl RoomRegistry {
             Kick::Connection(id) => join.connection == *id,
             Kick::User(user) => join.user.as_ref() == Some(user),
         };
-        let joining = self.refuse_joins_to(room, is_meant, &refusal(), now);
         let presences: Vec<_> = match whom {
-            Kick::Connection(id) => {
-                vec![self.rooms.presence_of(room, *id).unwrap_or(*id)]
-            }
+            Kick::Connection(id) => vec![self.rooms.presence_of(room, *id).unwrap_or(*id)],
             Kick::User(user) => match self.rooms.room(room) {
                 Some(state) => state.connections_of(user).collect(),
                 None => Vec::new(),
             },
         };
-        let diff = self.rooms.leave_together(room, &presences, Cause::Kicked);
-        let kicked = diff.as_ref().map_or(0, |diff| diff.leaves.len());
-        self.announce_leave(diff, Cause::Kicked, now);
-        joining + kicked
+        self.end_in(room, presences, is_meant, Cause::Kicked, now)
     }
 }

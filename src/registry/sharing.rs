@@ -184,8 +184,9 @@ impl RoomRegistry {
         let Some(cluster) = self.cluster.as_mut().filter(|cluster| cluster.is_shared()) else {
             return Some(0);
         };
+        let count = self.rooms.remotes_in(room).count();
         let told = cluster.tell(BusMessage::Close { room: room.clone() });
-        (told && is_known).then(|| self.rooms.remotes_in(room).count())
+        (is_known && (told || count == 0)).then_some(count)
     }
 
     /// Kicks on other nodes, after `kicked` connections here. Their number is read from the database; if it

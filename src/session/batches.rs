@@ -60,20 +60,20 @@ pub(super) fn batch_touch(registry: &Addr<RoomRegistry>, touch: Touch) {
     }
 }
 
-/// Joins; `None` if the registry has stopped.
-pub(super) async fn batch_join(
-    registry: Addr<RoomRegistry>,
+/// Queues a join. The answer is `None` if the registry has stopped.
+pub(super) fn batch_join(
+    registry: &Addr<RoomRegistry>,
     join: Join,
-) -> Option<Result<Joined, JoinError>> {
+) -> impl Future<Output = Option<Result<Joined, JoinError>>> + use<> {
     let (reply, joined) = oneshot::channel();
-    let is_first = with_batch(&registry, |pending| {
+    let is_first = with_batch(registry, |pending| {
         pending.batch.joins.push(PendingJoin { join, reply });
         pending.batch.joins.len() == 1
     });
     if is_first {
         actix::spawn(async { flush_batches() });
     }
-    joined.await.ok()
+    async { joined.await.ok() }
 }
 
 /// Sends the batches of this thread: before anything that must not overtake them.

@@ -2,23 +2,31 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`.
 
-use std::{borrow::Cow, fmt, future::pending, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    fmt,
+    future::{pending, ready},
+    time::Duration,
+};
 
 use actix::prelude::*;
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use super::{
-    batches::batch_join,
+    batches::{batch_join, flush_batches},
+    joining::{PendingJoin, PendingJoins, Queued, reason},
     options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},
 };
 use crate::{
     messages::{
-        Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Leave, Publish, PublishError,
+        Dialect, Disconnect, ForwardMessage, Forwarded, JoinError, Joined, Leave, Publish,
+        PublishError,
     },
-    model::{Cause, Info, LimitReached, RoomName, SessionKey, UserId, check_info, check_payload},
+    model::{Cause, Info, RoomName, SessionKey, UserId, check_info, check_payload},
     wire::phoenix::{self, Frame, TooLong},
 };
 
@@ -36,6 +44,8 @@ pub(super) struct Channels {
     pub stop: Option<StopSignal>,
     /// By room; nearly always one.
     joined: SmallVec<[JoinedChannel; 1]>,
+    /// Those whose join is not answered yet.
+    joining: PendingJoins,
     /// Waits for the idle timeout and the stop signal while there is no channel.
     idle_watch: SpawnHandle,
 }
@@ -59,6 +69,7 @@ impl Default for Channels {
             allowed: Box::new(|_| true),
             stop: None,
             joined: SmallVec::new(),
+            joining: PendingJoins::default(),
             idle_watch: SpawnHandle::default(),
         }
     }
@@ -92,6 +103,9 @@ impl Protocol for Channels {
             let refusal = phoenix::refused(None, None, topic, &too_long.to_string());
             return socket.outgoing.text(refusal);
         }
+        if wait_for_join(socket, &frame, text) {
+            return;
+        }
         match &*frame.event {
             phoenix::ACCESS_TOKEN => access_token(socket, &frame),
             "phx_join" => join(socket, ctx, &frame),
@@ -101,6 +115,9 @@ impl Protocol for Channels {
     }
 
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
+        if let Some(joining) = socket.protocol.joining.get(msg.room.as_str()) {
+            return joining.hold_back(msg);
+        }
         let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
         let outgoing = &socket.outgoing;
         match msg.kind {
@@ -129,6 +146,7 @@ impl Protocol for Channels {
         for channel in socket.protocol.joined.drain(..) {
             socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
         }
+        socket.protocol.joining.refuse_all(&socket.outgoing, msg.cause.as_str());
         socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
     }
 }
@@ -197,6 +215,7 @@ impl Channels {
         self.joined.get_mut(place)
     }
 
+    /// The info with which the client joins.
     fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
         let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
         let Some(info) = params.get("info") else { return Ok(self.info.clone()) };
@@ -212,52 +231,106 @@ fn refuse(outgoing: &WriteQueue, join_ref: Option<&str>, frame: &Frame<'_>, reas
     outgoing.text(phoenix::refused(join_ref, frame.r#ref.as_deref(), &frame.topic, reason));
 }
 
+/// Handles a `phx_join` on a topic whose last join is answered.
 fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
     let channels = &socket.protocol;
     let room = match RoomName::new(&*frame.topic) {
         Ok(room) if room != "phoenix" => room,
         _ => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
     };
-    let join_ref = frame.join_ref.as_deref().or(frame.r#ref.as_deref()).unwrap_or_default();
+    let reference = frame.r#ref.as_deref();
+    let join_ref = frame.join_ref.as_deref().or(reference).unwrap_or_default();
+    let pending = PendingJoin::new(room.clone(), join_ref, reference);
     if !(channels.allowed)(&room) {
-        return refuse(&socket.outgoing, Some(join_ref), frame, "unauthorized");
+        return pending.refuse(&socket.outgoing, "unauthorized");
     }
     let info = match channels.info_of(frame) {
         Ok(info) => info,
-        Err(reason) => return refuse(&socket.outgoing, Some(join_ref), frame, &reason),
+        Err(reason) => return pending.refuse(&socket.outgoing, &reason),
     };
     let join = socket.me.join(room.clone(), ctx.address()).user(channels.user.clone()).info(info);
     let join = join.fixed_info(channels.fixed.clone()).session(channels.session.clone());
     let join = join.dialect(Dialect::Phoenix);
-    let joining = batch_join(socket.me.registry().clone(), join).into_actor(socket);
-    let (join_ref, reference) =
-        (Box::<str>::from(join_ref), frame.r#ref.as_deref().map(Box::<str>::from));
-    // What the room sends waits in the mailbox meanwhile, so the answer comes first.
-    ctx.wait(joining.map(move |answer, socket, ctx| match answer {
+    let answer = batch_join(socket.me.registry(), join).into_actor(socket);
+    let is_waited_for = socket.protocol.joining.push(pending);
+    let answered = answer.map(move |answer, socket, ctx| answered(socket, ctx, &room, answer));
+    if is_waited_for {
+        ctx.wait(answered);
+    } else {
+        ctx.spawn(answered);
+    }
+}
+
+/// Goes on with a topic whose join is answered; `None` if the registry has stopped.
+fn answered(
+    socket: &mut Socket<Channels>,
+    ctx: &mut Ctx<Channels>,
+    room: &RoomName,
+    answer: Option<Result<Joined, JoinError>>,
+) {
+    if socket.is_closing() {
+        return;
+    }
+    let Some(mut join) = socket.protocol.joining.take(room) else { return };
+    match answer {
         Some(Ok(_)) => {
-            let topic = room.as_str();
-            let answer = phoenix::ok(Some(&join_ref), reference.as_deref(), topic);
+            let (join_ref, topic) = (std::mem::take(&mut join.join_ref), room.as_str());
+            let answer = phoenix::ok(Some(&join_ref), join.reference.as_deref(), topic);
             socket.outgoing.text(answer);
             if let Some(before) = joined(socket, ctx, room.clone(), join_ref) {
                 socket.outgoing.text(phoenix::close(&before, topic));
             }
         }
         Some(Err(error)) => {
-            let reason = match &error {
-                JoinError::Limit(LimitReached::TooManyRooms { .. }) => "too many channels joined",
-                JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
-                JoinError::Denied { reason } => reason,
-                JoinError::Busy => "busy",
-                JoinError::Superseded(_) => "replaced",
-                JoinError::Withdrawn => "withdrawn",
-                JoinError::ShuttingDown => "shutting down",
-            };
-            let (join_ref, reference) = (Some(&*join_ref), reference.as_deref());
-            let refusal = phoenix::refused(join_ref, reference, room.as_str(), reason);
-            socket.outgoing.text(refusal);
+            join.refuse(&socket.outgoing, reason(&error));
+            // A leave ends what the client has joined before, too.
+            if join.is_withdrawn
+                && let Some(before) = left(socket, ctx, room.as_str())
+            {
+                socket.outgoing.text(phoenix::close(&before, room.as_str()));
+            }
         }
-        None => socket.registry_stopped(ctx),
-    }));
+        None => return socket.registry_stopped(ctx),
+    }
+    for msg in join.held_back {
+        Channels::forward(socket, ctx, msg);
+    }
+    handle_waiting(socket, ctx, join.waiting);
+}
+
+/// Has a frame of the client wait for the join on its topic, if one is pending; otherwise answers `false`. A leave
+/// withdraws that join.
+fn wait_for_join(socket: &mut Socket<Channels>, frame: &Frame<'_>, text: &str) -> bool {
+    match socket.protocol.joining.queue(frame, text) {
+        Queued::NoJoin => return false,
+        Queued::Waits => {}
+        Queued::Withdraws(room) => {
+            // The join may not have been sent.
+            flush_batches();
+            // Bounded: one for each join.
+            socket.me.registry().do_send(Leave::new(room, socket.me.id()));
+        }
+        Queued::Full => refuse(&socket.outgoing, frame.join_ref.as_deref(), frame, "busy"),
+    }
+    true
+}
+
+/// Handles the frames that have waited for a join, one after the other: what one of them waits for comes before the
+/// next, and all of them before what the client sends now.
+fn handle_waiting(
+    socket: &mut Socket<Channels>,
+    ctx: &mut Ctx<Channels>,
+    mut waiting: VecDeque<Box<str>>,
+) {
+    let Some(text) = waiting.pop_front() else { return };
+    if !waiting.is_empty() {
+        let next = ready(()).into_actor(socket);
+        // Of what a context waits for, it polls the newest first.
+        ctx.wait(next.map(|(), socket, ctx| handle_waiting(socket, ctx, waiting)));
+    }
+    if !socket.is_closing() {
+        Channels::text(socket, ctx, &text);
+    }
 }
 
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
@@ -345,6 +418,7 @@ impl fmt::Debug for Channels {
         f.debug_struct("Channels")
             .field("user", &self.user)
             .field("joined", &self.joined)
+            .field("joining", &self.joining)
             .finish_non_exhaustive()
     }
 }

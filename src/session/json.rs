@@ -101,7 +101,7 @@ impl Protocol for JsonMember {
         let join = join.info(std::mem::take(info)).fixed_info(fixed.clone());
         let join = join.session(session.take()).dialect(Dialect::Json(*feed));
         // No frame is read before the join is answered.
-        let joining = batch_join(socket.me.registry().clone(), join).into_actor(socket);
+        let joining = batch_join(socket.me.registry(), join).into_actor(socket);
         ctx.wait(joining.map(move |answer, _, _| {
             let joined = match answer {
                 Some(joined) => joined.map(drop).map_err(WsSessionError::from),

@@ -227,6 +227,11 @@ impl<P: Protocol> Socket<P> {
         ctx.run_later(CLOSE_FRAME_TIMEOUT, |_, ctx| ctx.stop());
     }
 
+    /// Whether the close frame was sent: nothing may follow it.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
     /// Publishes a message of the client. Its next frame waits for the answer, which is the backpressure.
     pub fn publish(
         &mut self,

@@ -160,6 +160,35 @@ fn a_kick_from_a_room_on_another_node_refuses_the_joins_that_wait_there() {
 }
 
 #[test]
+fn a_kick_that_waits_for_its_room_refuses_the_joins_before_it_and_none_after_it() {
+    story(|world| async move {
+        tokio::time::sleep(MOMENT).await;
+        let Node { registry, stalled, .. } = node(&world, 1);
+        stalled.set(true);
+        let (session, _heard) = Probe::<Heard>::new();
+        let join = |name: &str| {
+            let join = Join::new(attic(), ConnectionId::new(), session.clone().recipient());
+            registry.send(join.user(UserId::new(name).unwrap()))
+        };
+        let kick = KickFrom { room: attic(), whom: Kick::User(user()) };
+        let close = CloseRoom { room: attic() };
+        let (first, kicked, second, other, closed, last) = tokio::join!(
+            join("user 0"),
+            registry.send(kick),
+            join("user 0"),
+            join("user 1"),
+            registry.send(close),
+            join("user 1"),
+        );
+        assert_eq!((kicked.unwrap().connections, closed.unwrap().connections), (1, 2));
+        for joined in [first, second, other, last] {
+            assert!(joined.unwrap().is_ok());
+        }
+        assert_eq!(world.seen(1, &attic()).await.len(), 1);
+    });
+}
+
+#[test]
 fn a_message_goes_on_and_is_counted_by_what_is_known() {
     story(|mut world| async move {
         let ada = enter(&mut world, 0, 0, &lobby());

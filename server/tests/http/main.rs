@@ -122,6 +122,7 @@ fn token(claims: &Value, secret: &str) -> String {
 mod access;
 mod embedded;
 mod health;
+mod joining;
 mod pages;
 mod rest;
 mod rights;

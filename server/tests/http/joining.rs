@@ -1,0 +1,339 @@
+//! A Phoenix socket one of whose joins waits for the app's hook, on real sockets.
+
+use std::{
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use actix_presence::{CloseRoom, Decision, Kick, PresenceConfig, PresenceHandle, RoomName, UserId};
+use actix_web::{App, HttpServer, dev::ServerHandle};
+use futures_util::{SinkExt, StreamExt};
+use presence_server::{ServerOptions, ServerState, configure};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, sync::Semaphore};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, protocol::CloseFrame},
+};
+
+/// A server whose hook holds the rooms `slow:*` up.
+struct World {
+    presence: PresenceHandle,
+    server: ServerHandle,
+    url: String,
+    /// Lets one join of a slow room through for each permit.
+    gate: Arc<Semaphore>,
+    /// How many joins of slow rooms the hook was asked for.
+    asked: Arc<AtomicUsize>,
+}
+
+impl World {
+    fn start() -> Self {
+        let gate = Arc::new(Semaphore::new(0));
+        let asked = Arc::<AtomicUsize>::default();
+        let hook = (Arc::clone(&gate), Arc::clone(&asked));
+        let presence = PresenceConfig::new("sqlite::memory:")
+            .authorize_timeout(Duration::from_secs(3600))
+            .authorize_async(move |join| {
+                let (gate, asked) = hook.clone();
+                async move {
+                    if join.room.as_str().starts_with("slow:") {
+                        asked.fetch_add(1, SeqCst);
+                        gate.acquire().await.unwrap().forget();
+                    }
+                    Decision::Allow
+                }
+            })
+            .start()
+            .unwrap();
+        let options = ServerOptions { believe_query: true, ..ServerOptions::default() };
+        let state = ServerState::new(&presence, options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap());
+        let server = HttpServer::new(move || App::new().configure(configure(state.clone())))
+            .workers(1)
+            .disable_signals()
+            .listen(listener)
+            .unwrap()
+            .run();
+        let handle = server.handle();
+        actix::spawn(server);
+        Self { presence, server: handle, url, gate, asked }
+    }
+
+    async fn open(&self, path: &str) -> Client {
+        Client(connect_async(format!("{}{path}", self.url)).await.unwrap().0)
+    }
+
+    async fn phoenix(&self, user: &str) -> Client {
+        self.open(&format!("/socket/websocket?vsn=2.0.0&user={user}")).await
+    }
+
+    async fn users(&self, room: &str) -> Vec<String> {
+        let snapshot = self.presence.snapshot(&name(room)).await.unwrap();
+        snapshot.iter().flat_map(|room| room.users()).map(|user| user.id.to_string()).collect()
+    }
+
+    /// Waits until the hook was asked for so many slow joins.
+    async fn asked(&self, times: usize) {
+        while self.asked.load(SeqCst) < times {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stop(self) {
+        self.presence.shutdown(Duration::from_secs(5)).await.unwrap();
+        self.server.stop(false).await;
+    }
+}
+
+struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Client {
+    async fn say(&mut self, frame: Value) {
+        self.0.send(Message::text(frame.to_string())).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Value, Option<CloseFrame>> {
+        loop {
+            match self.0.next().await.unwrap().unwrap() {
+                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
+                Message::Close(frame) => return Err(frame),
+                _ => {}
+            }
+        }
+    }
+
+    /// The frames up to the next one that satisfies the condition, that one too; diffs are left out, as some
+    /// come later than others.
+    async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.next().await.unwrap();
+            let is_last = wanted(&frame);
+            if frame[3] != "presence_diff" {
+                frames.push(frame);
+            }
+            if is_last {
+                return frames;
+            }
+        }
+    }
+
+    /// All frames that the server has sent to what it has read so far.
+    async fn heard(&mut self) -> Vec<Value> {
+        self.say(json!([null, "until", "phoenix", "heartbeat", {}])).await;
+        let mut frames = self.until(|frame| frame[1] == "until").await;
+        frames.pop();
+        frames
+    }
+
+    /// Joins, and waits for the state.
+    async fn join(&mut self, reference: &str, room: &str) {
+        self.say(json!([reference, reference, room, "phx_join", {}])).await;
+        let frames = self.until(|frame| frame[3] == "presence_state").await;
+        assert_eq!(frames[0], ok(reference, reference, room));
+    }
+}
+
+fn name(room: &str) -> RoomName {
+    RoomName::new(room).unwrap()
+}
+
+fn ok(join_ref: &str, reference: &str, topic: &str) -> Value {
+    json!([join_ref, reference, topic, "phx_reply", {"response": {}, "status": "ok"}])
+}
+
+fn refused(join_ref: &str, reference: &str, topic: &str, reason: &str) -> Value {
+    let payload = json!({"response": {"reason": reason}, "status": "error"});
+    json!([join_ref, reference, topic, "phx_reply", payload])
+}
+
+fn closed(join_ref: &str, topic: &str) -> Value {
+    json!([join_ref, join_ref, topic, "phx_close", {}])
+}
+
+#[actix::test]
+async fn other_channels_go_on_while_a_join_waits_and_what_is_sent_on_its_topic_waits_with_it() {
+    let world = World::start();
+    let mut ada = world.phoenix("ada").await;
+    ada.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    ada.say(json!(["1", "2", "slow:a", "eager", {"n": 2}])).await;
+    ada.say(json!(["1", "3", "slow:a", "eager", {"n": 3}])).await;
+    world.asked(1).await;
+    ada.join("4", "lobby").await;
+    ada.say(json!(["4", "5", "lobby", "shout", {}])).await;
+    // The message of a newcomer waits for the list that has it.
+    let frames = ada.until(|frame| frame[3] == "shout").await;
+    assert_eq!(frames, [ok("4", "5", "lobby"), json!([null, null, "lobby", "shout", {}])]);
+    assert_eq!(ada.heard().await, [Value::Null; 0]);
+    assert!(world.users("slow:a").await.is_empty());
+
+    world.gate.add_permits(1);
+    let frames = ada.until(|frame| frame[3] == "eager" && frame[4]["n"] == 3).await;
+    // The reply comes before all else of the topic, and the pushes in their order.
+    assert_eq!(frames[0], ok("1", "1", "slow:a"));
+    assert_eq!(frames[1][3], "presence_state");
+    let pushes: Vec<_> = frames.iter().filter(|frame| frame[3] == "eager").collect();
+    assert_eq!(pushes.iter().map(|frame| &frame[4]["n"]).collect::<Vec<_>>(), [2, 3]);
+    let replies: Vec<_> = frames.iter().filter(|frame| frame[3] == "phx_reply").collect();
+    assert_eq!(replies[1..], [&ok("1", "2", "slow:a"), &ok("1", "3", "slow:a")]);
+    assert_eq!(world.users("slow:a").await, ["ada"]);
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_client_that_leaves_withdraws_a_join_that_waits() {
+    let world = World::start();
+    let mut ada = world.phoenix("ada").await;
+    // As the package does when its join has timed out: it leaves, and joins again.
+    ada.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(1).await;
+    ada.say(json!(["0", "2", "slow:a", "phx_leave", {}])).await;
+    ada.say(json!(["1", "3", "slow:a", "push", {}])).await;
+    assert_eq!(ada.heard().await, [Value::Null; 0], "a leave of an older join is none");
+    ada.say(json!(["1", "4", "slow:a", "phx_leave", {}])).await;
+    let frames = ada.until(|frame| frame[1] == "4").await;
+    let unmatched = json!([null, "3", "slow:a", "phx_reply",
+        {"response": {"reason": "unmatched topic"}, "status": "error"}]);
+    let expected = [
+        refused("1", "1", "slow:a", "withdrawn"),
+        ok("0", "2", "slow:a"),
+        unmatched,
+        ok("1", "4", "slow:a"),
+    ];
+    assert_eq!(frames, expected);
+
+    for reference in ["5", "6"] {
+        ada.say(json!([reference, reference, "slow:a", "phx_join", {}])).await;
+    }
+    world.asked(2).await;
+    // One for the answer that nobody waits for any more.
+    world.gate.add_permits(3);
+    let frames = ada.until(|frame| frame[3] == "phx_close").await;
+    let replies: Vec<_> = frames.iter().filter(|frame| frame[3] != "presence_state").collect();
+    let expected = [ok("5", "5", "slow:a"), ok("6", "6", "slow:a"), closed("5", "slow:a")];
+    assert_eq!(replies, expected.iter().collect::<Vec<_>>());
+    assert_eq!(world.users("slow:a").await, ["ada"]);
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_leave_that_withdraws_a_second_join_ends_the_channel_of_the_first() {
+    let world = World::start();
+    let mut ada = world.phoenix("ada").await;
+    world.gate.add_permits(1);
+    ada.join("1", "slow:a").await;
+    ada.say(json!(["2", "2", "slow:a", "phx_join", {}])).await;
+    world.asked(2).await;
+    ada.say(json!(["2", "3", "slow:a", "phx_leave", {}])).await;
+    let frames = ada.until(|frame| frame[1] == "3").await;
+    let expected =
+        [refused("2", "2", "slow:a", "withdrawn"), closed("1", "slow:a"), ok("2", "3", "slow:a")];
+    assert_eq!(frames, expected);
+    assert!(world.users("slow:a").await.is_empty());
+    world.stop().await;
+}
+
+#[actix::test]
+async fn what_the_room_sends_while_a_member_joins_again_comes_after_the_answer() {
+    let world = World::start();
+    world.gate.add_permits(2);
+    let (mut ada, mut bob) = (world.phoenix("ada").await, world.open("/ws/slow:a?user=bob").await);
+    ada.join("1", "slow:a").await;
+    let before = world.asked.load(SeqCst);
+    ada.say(json!(["2", "2", "slow:a", "phx_join", {}])).await;
+    world.asked(before + 1).await;
+    for number in 0..300 {
+        bob.say(json!({"type": "message", "payload": number})).await;
+        bob.until(|frame| frame["payload"] == number).await;
+    }
+    assert_eq!(ada.heard().await, [Value::Null; 0]);
+    world.gate.add_permits(1);
+    let frames = ada.until(|frame| frame[4]["payload"] == 299).await;
+    assert_eq!(frames[..2], [ok("2", "2", "slow:a"), closed("1", "slow:a")]);
+    let messages: Vec<_> = frames.iter().filter(|frame| frame[3] == "message").collect();
+    assert!(
+        messages
+            .iter()
+            .map(|frame| &frame[4]["payload"])
+            .eq(&(0..300).map(Value::from).collect::<Vec<_>>())
+    );
+    world.stop().await;
+}
+
+#[actix::test]
+async fn one_client_has_a_bounded_number_of_joins_waiting_and_bounded_bytes_behind_them() {
+    let world = World::start();
+    let mut eve = world.phoenix("eve").await;
+    eve.say(json!(["0", "0", "slow:0", "phx_join", {}])).await;
+    let large = "x".repeat(60_000);
+    for reference in ["large", "larger"] {
+        eve.say(json!(["0", reference, "slow:0", "push", {"x": large}])).await;
+    }
+    assert_eq!(eve.heard().await, [refused("0", "larger", "slow:0", "busy")]);
+    for number in 1..20 {
+        let (reference, room) = (number.to_string(), format!("slow:{number}"));
+        eve.say(json!([reference, reference, room, "phx_join", {}])).await;
+    }
+    // The 17th join is waited for before anything else is read.
+    world.asked(17).await;
+    eve.say(json!([null, "h", "phoenix", "heartbeat", {}])).await;
+    let other = world.open("/ws/lobby").await;
+    world.presence.status().await.unwrap();
+    assert_eq!(world.asked.load(SeqCst), 17);
+    world.gate.add_permits(20);
+    let mut joined = Vec::new();
+    while joined.len() < 20 {
+        let frames = eve.until(|frame| frame[3] == "phx_reply").await;
+        let reply = frames.into_iter().last().unwrap();
+        if reply[0] == reply[1] {
+            assert_eq!(reply[4]["status"], "ok");
+            joined.push(reply[2].clone());
+        }
+    }
+    drop(other);
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_join_that_waits_is_refused_when_its_room_closes_its_client_is_kicked_or_the_server_stops()
+ {
+    let world = World::start();
+    let mut ada = world.phoenix("ada").await;
+    ada.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(1).await;
+    let close = CloseRoom { room: name("slow:a") };
+    assert_eq!(world.presence.registry().send(close).await.unwrap().connections, 1);
+    let frames = ada.until(|frame| frame[1] == "1").await;
+    assert_eq!(frames, [refused("1", "1", "slow:a", "room_closed")]);
+
+    ada.join("2", "lobby").await;
+    ada.say(json!(["3", "3", "slow:a", "phx_join", {}])).await;
+    world.asked(2).await;
+    let kick = Kick::User(UserId::new("ada").unwrap());
+    assert_eq!(world.presence.registry().send(kick).await.unwrap().connections, 1);
+    let mut frames = Vec::new();
+    let close = loop {
+        match ada.next().await {
+            Ok(frame) => frames.push(frame),
+            Err(close) => break close.unwrap(),
+        }
+    };
+    frames.sort_by_key(|frame| frame[0].to_string());
+    assert_eq!(frames, [closed("2", "lobby"), refused("3", "3", "slow:a", "kicked")]);
+    assert_eq!(u16::from(close.code), 1000);
+
+    let mut bob = world.phoenix("bob").await;
+    bob.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(3).await;
+    let stopping = actix::spawn(world.presence.clone().shutdown(Duration::from_secs(5)));
+    let frames = bob.until(|frame| frame[1] == "1").await;
+    assert_eq!(frames, [refused("1", "1", "slow:a", "shutting down")]);
+    stopping.await.unwrap().unwrap();
+    world.server.stop(false).await;
+}
