@@ -221,3 +221,30 @@ fn where_no_arbiter_runs_an_outlet_has_ended_and_nothing_panics() {
     });
     on_no_arbiter.join().unwrap();
 }
+
+#[actix::test]
+async fn a_join_that_a_full_mailbox_has_not_taken_does_not_follow_the_end_of_its_connection() {
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    // The registry waits there.
+    let t = Harness::with("sqlite::memory:", |config| {
+        config.authorize(move |room, _, _| {
+            if *room == *"gate" {
+                _ = gate.lock().unwrap().recv();
+            }
+            Decision::Allow
+        })
+    })
+    .await;
+    let (me, session, _heard) = probe(&t.registry);
+    t.registry.do_send(me.join(room("gate"), session.clone()));
+    (0..5000).for_each(|_| t.registry.do_send(GetStatus));
+    let (other, _, _) = probe(&t.registry);
+    let mut joining = Box::pin(other.enter(other.join(room("lobby"), session)));
+    assert!(futures_util::poll!(&mut joining).is_pending());
+    drop(other);
+    open.send(()).unwrap();
+    let refused = joining.await.unwrap_err();
+    assert!(matches!(refused, PresenceError::Join(JoinError::Withdrawn)), "{refused:?}");
+    assert!(t.snapshot("lobby").await.is_none());
+}

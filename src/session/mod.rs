@@ -15,7 +15,7 @@ mod phoenix;
 mod write_queue;
 mod ws;
 
-use std::fmt;
+use std::{fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use actix::{dev::ToEnvelope, prelude::*};
 use actix_web::HttpRequest;
@@ -30,8 +30,8 @@ pub use self::{
 };
 use crate::{
     messages::{
-        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, Joined, Leave, LeaveAll,
-        PresenceError, Publish, Register, SessionPublish, Touch, UpdateInfo, close_code,
+        DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, JoinError, Joined, Leave,
+        LeaveAll, PresenceError, Publish, Register, SessionPublish, Touch, UpdateInfo, close_code,
     },
     model::{Cause, ConnectionId, Info, RoomName},
     registry::RoomRegistry,
@@ -95,6 +95,8 @@ pub struct Connection {
     socket: Option<SocketKey>,
     /// Why it leaves if it is dropped now.
     cause: Cause,
+    /// Dropped with it.
+    alive: Arc<()>,
 }
 
 impl Connection {
@@ -103,7 +105,7 @@ impl Connection {
     pub fn new(registry: Addr<RoomRegistry>) -> Self {
         let backlog_limit = DEFAULT_BACKLOG_LIMIT;
         let (id, socket, cause) = (ConnectionId::new(), None, Cause::Disconnected);
-        Self { registry, id, backlog_limit, socket, cause }
+        Self { registry, id, backlog_limit, socket, cause, alive: Arc::default() }
     }
 
     /// Adds the socket of a request, if the app [watches](crate::watch_socket) it: ten seconds after the
@@ -155,14 +157,27 @@ impl Connection {
     }
 
     /// Enters a room with a message that [`join`](Self::join) has made: the answer comes when the connection is
-    /// a member, and has been sent who else is.
+    /// a member, and has been sent who else is. A join that has not been answered when the connection is dropped is
+    /// withdrawn.
     ///
     /// # Errors
     ///
     /// [`PresenceError::Join`] with the reason of a refusal, or [`PresenceError::Ended`].
     pub fn enter(&self, join: Join) -> impl Future<Output = Result<Joined, PresenceError>> + use<> {
         let joined = self.registry.send(Join { connection: self.id, ..join });
-        async { Ok(joined.await.map_err(|_| PresenceError::Ended)??) }
+        let alive = Arc::downgrade(&self.alive);
+        async move {
+            let mut joined = pin!(joined);
+            // A poll sends a message that a full mailbox has not taken, and it must not follow the leave.
+            let joined = poll_fn(|cx| match alive.strong_count() {
+                0 => Poll::Ready(None),
+                _ => joined.as_mut().poll(cx).map(Some),
+            });
+            match joined.await {
+                Some(joined) => Ok(joined.map_err(|_| PresenceError::Ended)??),
+                None => Err(JoinError::Withdrawn.into()),
+            }
+        }
     }
 
     /// Leaves one room, with [`Cause::Left`]. Answers whether it was in it.
