@@ -89,6 +89,17 @@ async fn a_registered_connection_is_told_of_a_shutdown_once_in_a_room_or_in_none
     kicked.enter(kicked.join(room("a"), session)).await.unwrap();
     t.registry.send(Kick::Connection(kicked.id())).await.unwrap();
     assert_eq!(order(out.next().await).code, 4001);
+    // The recipient that was registered counts for joins that name none.
+    let (own, session, mut by_hand) = probe(&t.registry);
+    own.register(session.clone());
+    let (other, session, mut by_hand_too) = probe(&t.registry);
+    other.register(session.clone());
+    for me in [&own, &other] {
+        let join = Join::new(room("a"), me.id(), session.clone().recipient());
+        me.enter(join).await.unwrap();
+    }
+    t.registry.send(Kick::Connection(other.id())).await.unwrap();
+    assert_eq!(order(by_hand_too.next().await).code, 4001);
     let (back, session, mut again) = probe(&t.registry);
     back.register(session.clone());
     back.enter(back.join(room("a"), session)).await.unwrap();
@@ -96,15 +107,17 @@ async fn a_registered_connection_is_told_of_a_shutdown_once_in_a_room_or_in_none
 
     // Sessions leave when they are told.
     let sessions = async {
-        for heard in [&mut alone, &mut inside, &mut again] {
+        for heard in [&mut alone, &mut inside, &mut by_hand, &mut again] {
             let cause = Cause::Shutdown;
             assert_eq!(order(heard.next().await), Disconnect { code: 1001, cause });
         }
-        drop((nowhere, member, back));
+        drop((nowhere, member, own, back));
     };
     let (stopped, ()) = tokio::join!(t.presence.shutdown(secs(5)), sessions);
     stopped.unwrap();
-    for heard in [&mut alone, &mut inside, &mut again, &mut left, &mut out] {
+    for heard in
+        [&mut alone, &mut inside, &mut by_hand, &mut by_hand_too, &mut again, &mut left, &mut out]
+    {
         assert!(heard.now().is_none());
     }
     let (late, session, mut heard) = probe(&t.registry);

@@ -124,6 +124,7 @@ impl RoomRegistry {
         let PendingJoin { join, reply } = asked;
         let Join { room, connection, user, info, fixed, session, .. } = join;
         let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
+        let disconnect = disconnect.or_else(|| self.registered.recipient(connection));
         let _span = tracing::debug_span!("join", %room, %connection).entered();
         let entering = Entering { room: room.clone(), connection, user, info, fixed, session };
         let (presence, changed) = match self.let_in(entering, now) {

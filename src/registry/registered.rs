@@ -49,6 +49,11 @@ impl Registered {
         }
     }
 
+    /// The recipient of a connection's order to close, for a join that names none.
+    pub fn recipient(&self, connection: ConnectionId) -> Option<Recipient<Disconnect>> {
+        Some(self.sessions.get(&connection)?.disconnect.clone())
+    }
+
     /// The connection was told to close in another way: it is told once.
     pub fn is_told(&mut self, connection: ConnectionId) {
         if let Some(session) = self.sessions.get_mut(&connection) {
