@@ -7,10 +7,12 @@ use std::{
     error::Error as _,
     fs,
     path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
 };
 
 use actix_presence::{
-    store::{OwnerError, StoreError},
+    store::{OwnerError, OwnerLock, SqlitePath, StoreError},
     *,
 };
 use chrono::NaiveDateTime;
@@ -182,6 +184,30 @@ async fn a_shutdown_leaves_no_presences_and_no_lease() {
     assert!(database.rows().is_empty());
     let left = sql_query("DELETE FROM nodes").execute(&mut database.connect()).unwrap();
     assert_eq!(left, 0);
+}
+
+#[actix::test]
+async fn a_start_waits_for_the_lock_and_touches_nothing_before() {
+    let database = Database::new();
+    let path = SqlitePath::new(database.path.to_str().unwrap()).unwrap();
+    let owner = Mutex::new(Some(OwnerLock::take(&path).unwrap()));
+    let timeout = Duration::from_millis(50);
+    let refused = PresenceConfig::new(database.url()).wait_for_lock(timeout).start();
+    let Err(StartError::Owner(OwnerError::Taken { waited, .. })) = refused else {
+        panic!("not refused: {refused:?}")
+    };
+    assert_eq!(waited, timeout);
+    assert!(!database.path.exists(), "the database was touched");
+
+    // The first line says that the lock is waited for.
+    let release = move || {
+        drop(owner.lock().unwrap().take());
+        std::io::sink()
+    };
+    let subscriber = tracing_subscriber::fmt().with_writer(release).finish();
+    let start = || PresenceConfig::new(database.url()).wait_for_lock(secs(60)).start();
+    let presence = tracing::subscriber::with_default(subscriber, start).unwrap();
+    presence.shutdown(secs(10)).await.unwrap();
 }
 
 #[actix::test]

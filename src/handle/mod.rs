@@ -48,6 +48,7 @@ pub struct PresenceConfig {
     schema: Option<String>,
     node: Option<String>,
     lease: Duration,
+    wait_for_lock: Duration,
     max_age: Duration,
     grace: Duration,
     prune_every: Option<Duration>,
@@ -108,7 +109,8 @@ pub enum StartError {
     /// The options name Redis, and a database that only one node can use.
     #[error("nodes on one Redis have to share a database: use `postgres://…`")]
     RedisWithoutSharedDatabase,
-    /// Another server uses the database file.
+    /// Another server uses the database file, also after [`PresenceConfig::wait_for_lock`]; or its lock cannot
+    /// be taken.
     #[cfg(feature = "sqlite")]
     #[error(transparent)]
     Owner(#[from] OwnerError),
@@ -161,6 +163,38 @@ impl PresenceConfig {
     #[must_use]
     pub fn schema(self, name: impl Into<String>) -> Self {
         Self { schema: Some(name.into()), ..self }
+    }
+
+    /// How long [`start`](Self::start) waits for another process to release the file of SQLite. Default 0 s: a
+    /// file that another process uses is refused at once.
+    ///
+    /// For a deploy that starts the new process while the old one still shuts down: make it longer than the
+    /// shutdown may take. Nothing of the database is touched before. Other errors are not waited for, and other
+    /// databases have no such lock.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use actix_presence::{PresenceConfig, StartError};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let url = format!("sqlite://{}/presence.db", directory.path().display());
+    /// let first = PresenceConfig::new(&url).start()?;
+    ///
+    /// // Nobody stops the first one here. A real deploy waits for 30 s or so.
+    /// let second = PresenceConfig::new(&url).wait_for_lock(Duration::from_millis(20)).start();
+    /// assert!(matches!(second, Err(StartError::Owner(_))));
+    ///
+    /// first.shutdown(Duration::from_secs(5)).await?;
+    /// let third = PresenceConfig::new(&url).wait_for_lock(Duration::from_secs(30)).start()?;
+    /// # third.shutdown(Duration::from_secs(5)).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn wait_for_lock(self, timeout: Duration) -> Self {
+        Self { wait_for_lock: timeout, ..self }
     }
 
     /// How long a silent connection counts as present. Default 60 s.
@@ -402,6 +436,7 @@ impl Default for PresenceConfig {
             schema: None,
             node: None,
             lease: Duration::from_secs(15),
+            wait_for_lock: Duration::ZERO,
             max_age: Duration::from_secs(60),
             grace: Duration::ZERO,
             prune_every: None,
@@ -424,6 +459,7 @@ impl fmt::Debug for PresenceConfig {
             .field("schema", &self.schema)
             .field("node", &self.node)
             .field("lease", &self.lease)
+            .field("wait_for_lock", &self.wait_for_lock)
             .field("max_age", &self.max_age)
             .field("grace", &self.grace)
             .field("prune_every", &self.prune_every)

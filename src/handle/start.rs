@@ -52,7 +52,8 @@ impl PresenceConfig {
     /// Migrates the database, removes the rows of dead processes, and starts the actors:
     /// [`RoomRegistry`] on a thread of its own, [`Pruner`] beside it.
     ///
-    /// Blocks on the database: call it before the server runs.
+    /// Blocks on the database, and on another process that uses its file
+    /// ([`wait_for_lock`](Self::wait_for_lock)): call it before the server runs.
     ///
     /// # Errors
     ///
@@ -82,7 +83,7 @@ impl PresenceConfig {
             }
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteFile(ref path) => {
-                let owner = OwnerLock::take(path)?;
+                let owner = OwnerLock::take_within(path, self.wait_for_lock)?;
                 let store = SqliteStore::open(&url)?.owned(Some(owner));
                 self.start_on(Stores::Alone(Box::new(store)), bus)
             }
