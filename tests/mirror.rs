@@ -4,7 +4,6 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    error::Error as _,
     fs,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -239,7 +238,7 @@ async fn a_read_only_database_costs_freshness_and_the_rows_converge_when_it_is_b
     t.leave(&ada, "lobby").await;
     let error = flush(&t).await.unwrap_err();
     assert_eq!(error.reason(), "read_only", "a flush never lies");
-    assert_eq!(error.source().unwrap().to_string(), StoreError::ReadOnly.to_string());
+    assert!(error.to_string().contains(&StoreError::ReadOnly.to_string()), "{error}");
     assert_eq!(t.users("lobby").await, ["bob"], "presence goes on");
     assert_eq!(t.changes().await.len(), 3);
     let status = t.registry.send(GetStatus).await.unwrap();

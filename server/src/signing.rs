@@ -7,7 +7,10 @@ use jwt_compact::{AlgorithmExt, CreationError, Header, alg::Hs256};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::token::{Claims, Secret};
+use crate::{
+    response::error_chain,
+    token::{Claims, Secret},
+};
 use actix_presence::{Info, SessionKey, UserId};
 
 /// What a token says, to be signed: who its bearer is, where, and for how long.
@@ -73,8 +76,8 @@ enum Lifetime {
 
 /// A token cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot sign the token")]
-pub struct SignError(#[source] CreationError);
+#[error("cannot sign the token: {}", error_chain(.0))]
+pub struct SignError(CreationError);
 
 impl Token {
     /// How long a token is valid unless it says otherwise.

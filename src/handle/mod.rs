@@ -16,6 +16,7 @@ use crate::store::{InvalidSchemaName, SchemaName};
 use crate::{
     bus::Bus,
     clock::Clock,
+    error_chain::error_chain,
     messages::{Decision, JoinRequest},
     model::{Info, InvalidNodeName, Limits, NodeName, RoomName, UserId},
     registry::{Authorize, AuthorizeAsync},
@@ -63,7 +64,7 @@ pub struct PresenceConfig {
     authorize_timeout: Duration,
 }
 
-/// Why a presence system did not start.
+/// Why a presence system did not start. The text has the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -122,12 +123,19 @@ pub enum StartError {
     NoSystem,
     /// The system allows no further thread.
     #[error(
-        "cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)"
+        "cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container): {}",
+        error_chain(.0)
     )]
-    Thread(#[source] io::Error),
+    Thread(io::Error),
     /// The database cannot be used.
-    #[error("the database cannot be used")]
-    Store(#[from] StoreError),
+    #[error("the database cannot be used: {0}")]
+    Store(StoreError),
+}
+
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 impl PresenceConfig {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::files::{FileId, beside, directory};
-use crate::store::SqlitePath;
+use crate::{error_chain::error_chain, store::SqlitePath};
 
 /// The lock of the one server that uses a SQLite file, held until it is dropped.
 ///
@@ -36,12 +36,12 @@ pub enum OwnerError {
         waited: Duration,
     },
     /// The lock file cannot be created or locked.
-    #[error("cannot lock `{}`", lock.display())]
+    #[error("cannot lock `{}`: {}", lock.display(), error_chain(source))]
     Io {
         /// The lock file.
         lock: PathBuf,
         /// The error of the operating system.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
