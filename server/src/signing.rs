@@ -170,6 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn an_error_says_its_cause_once() {
+        let cause = serde_json::from_str::<Value>("").unwrap_err();
+        let said = format!("cannot sign the token: cannot serialize claims: {cause}");
+        let error = SignError(CreationError::Claims(cause));
+        assert_eq!(error.to_string(), said);
+        assert_eq!(error_chain(&error), said);
+        assert!(std::error::Error::source(&error).is_none());
+    }
+
+    #[test]
     fn another_implementation_accepts_what_this_one_signs() {
         let exp = DateTime::from_timestamp(4_102_444_800, 0).unwrap();
         let full = Token::user(UserId::new("ada").unwrap())
