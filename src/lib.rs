@@ -91,6 +91,7 @@ mod clock;
 mod cluster;
 mod counters;
 mod delivery;
+mod error_chain;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod handle;

@@ -4,13 +4,14 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    error::Error as _,
     fs,
     path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
 };
 
 use actix_presence::{
-    store::{OwnerError, StoreError},
+    store::{OwnerError, OwnerLock, SqlitePath, StoreError},
     *,
 };
 use chrono::NaiveDateTime;
@@ -185,6 +186,30 @@ async fn a_shutdown_leaves_no_presences_and_no_lease() {
 }
 
 #[actix::test]
+async fn a_start_waits_for_the_lock_and_touches_nothing_before() {
+    let database = Database::new();
+    let path = SqlitePath::new(database.path.to_str().unwrap()).unwrap();
+    let owner = Mutex::new(Some(OwnerLock::take(&path).unwrap()));
+    let timeout = Duration::from_millis(50);
+    let refused = PresenceConfig::new(database.url()).wait_for_lock(timeout).start();
+    let Err(StartError::Owner(OwnerError::Taken { waited, .. })) = refused else {
+        panic!("not refused: {refused:?}")
+    };
+    assert_eq!(waited, timeout);
+    assert!(!database.path.exists(), "the database was touched");
+
+    // The first line says that the lock is waited for.
+    let release = move || {
+        drop(owner.lock().unwrap().take());
+        std::io::sink()
+    };
+    let subscriber = tracing_subscriber::fmt().with_writer(release).finish();
+    let start = || PresenceConfig::new(database.url()).wait_for_lock(secs(60)).start();
+    let presence = tracing::subscriber::with_default(subscriber, start).unwrap();
+    presence.shutdown(secs(10)).await.unwrap();
+}
+
+#[actix::test]
 async fn one_file_serves_one_server() {
     let database = Database::new();
     let t = database.start().await;
@@ -213,7 +238,7 @@ async fn a_read_only_database_costs_freshness_and_the_rows_converge_when_it_is_b
     t.leave(&ada, "lobby").await;
     let error = flush(&t).await.unwrap_err();
     assert_eq!(error.reason(), "read_only", "a flush never lies");
-    assert_eq!(error.source().unwrap().to_string(), StoreError::ReadOnly.to_string());
+    assert!(error.to_string().contains(&StoreError::ReadOnly.to_string()), "{error}");
     assert_eq!(t.users("lobby").await, ["bob"], "presence goes on");
     assert_eq!(t.changes().await.len(), 3);
     let status = t.registry.send(GetStatus).await.unwrap();

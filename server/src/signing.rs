@@ -7,7 +7,10 @@ use jwt_compact::{AlgorithmExt, CreationError, Header, alg::Hs256};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::token::{Claims, Secret};
+use crate::{
+    response::error_chain,
+    token::{Claims, Secret},
+};
 use actix_presence::{Info, SessionKey, UserId};
 
 /// What a token says, to be signed: who its bearer is, where, and for how long.
@@ -73,8 +76,8 @@ enum Lifetime {
 
 /// A token cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot sign the token")]
-pub struct SignError(#[source] CreationError);
+#[error("cannot sign the token: {}", error_chain(.0))]
+pub struct SignError(CreationError);
 
 impl Token {
     /// How long a token is valid unless it says otherwise.
@@ -164,6 +167,16 @@ mod tests {
         let key = DecodingKey::from_secret(b"s");
         let validation = Validation::new(Algorithm::HS256);
         jsonwebtoken::decode::<Value>(token, &key, &validation).unwrap().claims
+    }
+
+    #[test]
+    fn an_error_says_its_cause_once() {
+        let cause = serde_json::from_str::<Value>("").unwrap_err();
+        let said = format!("cannot sign the token: cannot serialize claims: {cause}");
+        let error = SignError(CreationError::Claims(cause));
+        assert_eq!(error.to_string(), said);
+        assert_eq!(error_chain(&error), said);
+        assert!(std::error::Error::source(&error).is_none());
     }
 
     #[test]

@@ -1,38 +1,27 @@
-//! Starting the actors of a presence system, and the handle of a running one.
+//! Starting the actors of a presence system.
 
-use std::{io, ops::Deref, time::Duration};
+use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::{PresenceClient, PresenceConfig, StartError};
+use super::{PresenceClient, PresenceConfig, PresenceHandle, StartError, stores::Stores};
 #[cfg(feature = "sqlite")]
 use crate::store::{OwnerLock, SqliteStore};
 #[cfg(feature = "postgres")]
 use crate::store::{PostgresOptions, PostgresStore};
 use crate::{
     bus::Bus,
-    clock::Clock,
     cluster::Cluster,
-    messages::{FlushError, GetStatus, Shutdown},
-    mirror::{COMMIT_INTERVAL, Mirror, Writer, WriterHandle},
+    messages::GetStatus,
+    mirror::{COMMIT_INTERVAL, Mirror, WriterHandle},
     model::{Epoch, NodeName, Rooms},
-    registry::{
-        AsyncHook, ClockOffset, DrainObservers, Gauges, Hooks, Inherited, Parts, Pruner,
-        RoomRegistry,
-    },
-    store::{
-        DatabaseUrl, SharedStore, Started, Store, StoreError, answer_timeout,
-        lane::HungCalls,
-        reader::{Reader, ReaderHandle},
-    },
+    registry::{AsyncHook, Gauges, Hooks, Inherited, Parts, Pruner, RoomRegistry},
+    store::{DatabaseUrl, SharedStore, Started, answer_timeout, reader::ReaderHandle},
     supervision::{Crashed, Supervisor, check_threads},
 };
 
 /// How often the registry is asked whether it answers.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long the actors may take to stop after a shutdown.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a registry works with: the database, and the bus to other nodes.
 pub(crate) struct Backend {
@@ -52,7 +41,8 @@ impl PresenceConfig {
     /// Migrates the database, removes the rows of dead processes, and starts the actors:
     /// [`RoomRegistry`] on a thread of its own, [`Pruner`] beside it.
     ///
-    /// Blocks on the database: call it before the server runs.
+    /// Blocks on the database, and on another process that uses its file
+    /// ([`wait_for_lock`](Self::wait_for_lock)): call it before the server runs.
     ///
     /// # Errors
     ///
@@ -82,7 +72,7 @@ impl PresenceConfig {
             }
             #[cfg(feature = "sqlite")]
             DatabaseUrl::SqliteFile(ref path) => {
-                let owner = OwnerLock::take(path)?;
+                let owner = OwnerLock::take_within(path, self.wait_for_lock)?;
                 let store = SqliteStore::open(&url)?.owned(Some(owner));
                 self.start_on(Stores::Alone(Box::new(store)), bus)
             }
@@ -196,68 +186,6 @@ impl PresenceConfig {
     }
 }
 
-/// The stores of a database.
-enum Stores {
-    /// One that is for this process alone.
-    Alone(Box<dyn Store>),
-    /// Two that share it with each other and with other nodes.
-    Shared { writer: Box<dyn SharedStore>, reader: Box<dyn SharedStore> },
-}
-
-impl Stores {
-    /// Has the writer's store started, unless the database stops answering. A clock is corrected before, by
-    /// that of a shared database.
-    fn start(
-        self,
-        node: NodeName,
-        clock: Clock,
-        lease: Duration,
-    ) -> Result<(Started, Self), StoreError> {
-        match self {
-            Self::Alone(mut writer) => {
-                let started = writer.start(&node, clock.now().utc(), lease)?;
-                Ok((started, Self::Alone(writer)))
-            }
-            Self::Shared { mut writer, mut reader } => {
-                let measured = clock.clone();
-                let reader = reader.pulse().watch(move || {
-                    ClockOffset::correct_first(&measured, &mut *reader);
-                    Ok(reader)
-                })?;
-                let (started, writer) = writer
-                    .pulse()
-                    .watch(move || Ok((writer.start(&node, clock.now().utc(), lease)?, writer)))?;
-                Ok((started, Self::Shared { writer, reader }))
-            }
-        }
-    }
-
-    /// Starts a thread for each store, and one more for what may take long.
-    fn start_threads(
-        self,
-        node: &NodeName,
-        lease: Duration,
-        supervisor: &Supervisor,
-    ) -> io::Result<(WriterHandle, Option<[ReaderHandle; 2]>)> {
-        let node = node.clone();
-        let (writer, reader) = match self {
-            Self::Alone(writer) => {
-                return Ok((Writer::start_alone(writer, node, lease, supervisor)?, None));
-            }
-            Self::Shared { writer, reader } => (writer, reader),
-        };
-        let hung = HungCalls::default();
-        let further = reader.opener().map(|open| open());
-        let reader = Reader::start(reader, hung.clone(), supervisor)?;
-        let background = match further {
-            Some(store) => Reader::start(store, hung.clone(), supervisor)?,
-            None => reader.clone(),
-        };
-        let writer = Writer::start_shared(writer, node, lease, hung, supervisor)?;
-        Ok((writer, Some([reader, background])))
-    }
-}
-
 /// Checks what the threads and actors need, which would panic without it.
 fn check_process() -> Result<(), StartError> {
     if System::try_current().is_none() {
@@ -272,128 +200,6 @@ async fn check_health(registry: Addr<RoomRegistry>, supervisor: Supervisor) {
     while registry.send(GetStatus).await.is_ok() {
         supervisor.answered();
         tokio::time::sleep(HEALTH_CHECK_INTERVAL).await;
-    }
-}
-
-/// A handle of a running presence system: its [`client`](Self::client), and what ends it. A clone is a handle
-/// of the same system.
-///
-/// It has the methods of [`PresenceClient`], too. Dropping a handle, or all of them, stops nothing: the actors go on until
-/// [`shutdown`](Self::shutdown), or until the actix system ends.
-#[derive(Clone, Debug)]
-pub struct PresenceHandle {
-    client: PresenceClient,
-    pruner: Addr<Pruner>,
-    arbiter: ArbiterHandle,
-    node: NodeName,
-    supervisor: Supervisor,
-}
-
-impl PresenceHandle {
-    /// A client of the registry, for handlers and whatever else is no actor.
-    #[must_use]
-    pub fn client(&self) -> PresenceClient {
-        self.client.clone()
-    }
-
-    /// The pruner.
-    #[must_use]
-    pub fn pruner(&self) -> Addr<Pruner> {
-        self.pruner.clone()
-    }
-
-    /// The name of this node.
-    #[must_use]
-    pub fn node(&self) -> &NodeName {
-        &self.node
-    }
-
-    /// Waits until the system has ended: `Ok` once a [`shutdown`](Self::shutdown) has returned, an error
-    /// as soon as a part of it has crashed.
-    ///
-    /// A crashed part is not restarted; end the process, so that its supervisor restarts it:
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use actix_presence::PresenceConfig;
-    /// # actix::System::new().block_on(async {
-    /// let presence = PresenceConfig::new("sqlite::memory:").start()?;
-    /// let watched = presence.clone();
-    /// actix::spawn(async move {
-    ///     if let Err(error) = watched.closed().await {
-    ///         eprintln!("{error}");
-    ///         std::process::exit(70);
-    ///     }
-    /// });
-    /// presence.shutdown(Duration::from_secs(5)).await?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// # }).unwrap();
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Crashed`] is the part.
-    pub async fn closed(&self) -> Result<(), Crashed> {
-        self.supervisor.closed().await
-    }
-
-    /// The part that has crashed, if one has; [`closed`](Self::closed) waits for that.
-    #[must_use]
-    pub fn crashed(&self) -> Option<Crashed> {
-        self.supervisor.crashed()
-    }
-
-    /// How long the registry has not answered. It is asked every second, so up to a second is normal.
-    #[must_use]
-    pub fn registry_silence(&self) -> Duration {
-        self.supervisor.silence()
-    }
-
-    /// Shuts the system down, see [`Shutdown`], within the timeout: when it returns, the rows are written and the
-    /// observers have handled all events, the leaves of the shutdown among them.
-    ///
-    /// Rows are first: while an observer takes its time, they are written already.
-    ///
-    /// # Errors
-    ///
-    /// [`FlushError`] if the rows could not be written in time, and the next start removes them; or if they are
-    /// written, and observers had not handled all events in time ([`FlushError::Unobserved`]).
-    pub async fn shutdown(self, timeout: Duration) -> Result<(), FlushError> {
-        let mut written = None;
-        let in_order = async {
-            written = Some(self.registry().send(Shutdown).await);
-            let observed = self.registry().send(DrainObservers).await;
-            // The last report of the gauges.
-            let _ = self.registry().send(GetStatus).await;
-            observed
-        };
-        let observed = matches!(tokio::time::timeout(timeout, in_order).await, Ok(Ok(())));
-        self.supervisor.stopping();
-        self.arbiter.stop();
-        // The registry must not be reachable any more when this returns.
-        let stopped = async {
-            while self.registry().connected() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
-            tracing::warn!("the registry did not stop in time: it stops when it is idle");
-        }
-        self.supervisor.stopped();
-        match written {
-            Some(Ok(Ok(()))) if !observed => Err(FlushError::Unobserved),
-            Some(Ok(written)) => written,
-            Some(Err(_)) => Err(FlushError::Closed),
-            None => Err(FlushError::Timeout),
-        }
-    }
-}
-
-impl Deref for PresenceHandle {
-    type Target = PresenceClient;
-
-    fn deref(&self) -> &PresenceClient {
-        &self.client
     }
 }
 

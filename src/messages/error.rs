@@ -1,11 +1,12 @@
 //! The error that the calls of clients and connections share.
 
-use actix_web::{ResponseError, http::StatusCode};
+use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 
-use super::{FlushError, JoinError, PublishError, QueryError};
+use super::{FlushError, JoinError, PublishError, QueryError, statuses::answer};
 
 /// Why a [`PresenceClient`](crate::PresenceClient) has no answer, or a [`Connection`](crate::Connection) could
-/// not do something. In a handler `?` answers with a fitting status and with the error's text.
+/// not do something. In a handler `?` answers with a fitting status and with the error's text, without what the
+/// database said: that is for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PresenceError {
@@ -34,6 +35,16 @@ impl ResponseError for PresenceError {
             Self::Flush(error) => error.status_code(),
             Self::Join(error) => error.status_code(),
             Self::Publish(error) => error.status_code(),
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        match self {
+            Self::Ended => answer(self.status_code(), self.to_string()),
+            Self::Query(error) => error.error_response(),
+            Self::Flush(error) => error.error_response(),
+            Self::Join(error) => error.error_response(),
+            Self::Publish(error) => error.error_response(),
         }
     }
 }

@@ -5,10 +5,17 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::model::{
-    Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary, SeenPresence,
-    Snapshot, UserId,
+use crate::{
+    error_chain::error_chain,
+    model::{
+        Cause, ConnectionId, Epoch, NodeName, Occupancy, Presence, RoomName, RoomSummary,
+        SeenPresence, Snapshot, UserId,
+    },
 };
+
+const NOT_ASKED: &str = "the database that the nodes share cannot be asked";
+const NOT_WRITTEN: &str = "the database cannot be written now";
+const WRITTEN_LATER: &str = "the rows are written once it works again";
 
 /// Why a question cannot be answered. Only where rooms are shared with other nodes: a single node answers
 /// from its memory.
@@ -16,12 +23,12 @@ use crate::model::{
 #[non_exhaustive]
 pub enum QueryError {
     /// The database that the nodes share failed. Ask again after a pause.
-    #[error("the database that the nodes share cannot be asked")]
+    #[error("{NOT_ASKED}: {}", error_chain(&**source))]
     Database {
         /// A short label, such as `locked`, `unavailable`, `schema`.
         reason: &'static str,
         /// The error of the store.
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        r#source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The database that the nodes share has not answered in time: within two seconds about one room, within
     /// five about all. Ask again after a pause.
@@ -33,6 +40,14 @@ pub enum QueryError {
 }
 
 impl QueryError {
+    /// The text without the words of the database, which may name its host or its role: for clients.
+    pub(super) fn without_cause(&self) -> String {
+        match self {
+            Self::Database { .. } => NOT_ASKED.to_owned(),
+            error => error.to_string(),
+        }
+    }
+
     /// A short label, such as `locked`, `unavailable`, `timeout`.
     #[must_use]
     pub fn reason(&self) -> &'static str {
@@ -169,14 +184,12 @@ pub struct Flush;
 #[non_exhaustive]
 pub enum FlushError {
     /// The database failed. Presence goes on, and the rows are written once it works again.
-    #[error(
-        "the database cannot be written now ({reason}); the rows are written once it works again"
-    )]
+    #[error("{NOT_WRITTEN}: {}; {WRITTEN_LATER}", error_chain(&**source))]
     Database {
         /// A short label, such as `locked`, `full`, `read_only`, `gone`.
         reason: &'static str,
         /// The error of the store.
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        r#source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The database does not answer. The rows are written once it does.
     #[error("the database does not answer; the rows are written once it does")]
@@ -196,6 +209,14 @@ pub enum FlushError {
 }
 
 impl FlushError {
+    /// The text without the words of the database, which may name its host or its role: for clients.
+    pub(super) fn without_cause(&self) -> String {
+        match self {
+            Self::Database { .. } => format!("{NOT_WRITTEN}; {WRITTEN_LATER}"),
+            error => error.to_string(),
+        }
+    }
+
     /// A short label, such as `locked`, `full`, `stalled`, `rows_refused`.
     #[must_use]
     pub fn reason(&self) -> &'static str {

@@ -1,6 +1,9 @@
 //! The errors of messages and of values as answers to HTTP requests.
 
-use actix_web::{ResponseError, http::StatusCode};
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header::ContentType},
+};
 
 use super::{FlushError, JoinError, PublishError, QueryError};
 use crate::model::{InvalidConnectionId, InvalidEpoch, InvalidInfo, InvalidName, UnfitJson};
@@ -25,6 +28,33 @@ impl ResponseError for PublishError {
     }
 }
 
+/// 503: a later request may be answered. The client is not told what the database said.
+impl ResponseError for QueryError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        answer(self.status_code(), self.without_cause())
+    }
+}
+
+/// 503: the rows may be written later. The client is not told what the database said.
+impl ResponseError for FlushError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        answer(self.status_code(), self.without_cause())
+    }
+}
+
+/// The answer of an error with this text, as actix-web makes it.
+pub(super) fn answer(status: StatusCode, text: String) -> HttpResponse {
+    HttpResponse::build(status).content_type(ContentType::plaintext()).body(text)
+}
+
 /// An error that is always answered with the same status.
 macro_rules! status {
     ($(#[$doc:meta] $error:ident => $status:ident)*) => {
@@ -40,10 +70,6 @@ macro_rules! status {
 }
 
 status! {
-    /// 503: a later request may be answered.
-    QueryError => SERVICE_UNAVAILABLE
-    /// 503: the rows may be written later.
-    FlushError => SERVICE_UNAVAILABLE
     /// 400.
     InvalidName => BAD_REQUEST
     /// 400.

@@ -448,17 +448,11 @@ impl Mirror {
 
     fn trouble_begins(&mut self, error: &StoreError, since: Moment) {
         let reason = error.as_str();
-        let cause = error_chain(error);
+        let cause = error.to_string();
         if self.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason) {
             let error = error as &dyn std::error::Error;
             tracing::error!(error, "rows cannot be written; presence goes on");
         }
         self.trouble = Some(Trouble { reason, cause, since });
     }
-}
-
-/// The error with its sources, on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(|error| error.to_string().trim().replace('\n', " ")).collect::<Vec<_>>().join(": ")
 }

@@ -48,6 +48,7 @@ pub use self::{
 };
 pub use crate::model::PresenceRecord;
 use crate::{
+    error_chain::error_chain,
     messages::Kick,
     model::{ClusterIdentity, ConnectionId, Epoch, NodeName, RoomName, RoomSummary, UserId},
 };
@@ -233,7 +234,7 @@ pub type Source = Box<dyn std::error::Error + Send + Sync>;
 /// The result of a call of a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// Why a call of a store failed, by what the caller can do about it.
+/// Why a call of a store failed, by what the caller can do about it. The text has the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -248,58 +249,59 @@ pub enum StoreError {
     #[error("the database is read-only")]
     ReadOnly,
     /// The process may not use a file of the database, or its directory. Try again once it may.
-    #[error("the database may not be used")]
+    #[error("the database may not be used: {}", error_chain(&**source))]
     Denied {
         /// The error of the operating system.
-        source: Source,
+        r#source: Source,
     },
     /// The write-ahead log of SQLite needs memory that processes share, which this file system does not
     /// have, as network file systems do not. Use a directory on a local disk.
     #[error(
-        "the file system has no shared memory for `{}`: put the database into a directory on a local disk",
-        file.display()
+        "the file system has no shared memory for `{}`: put the database into a directory on a local disk: {}",
+        file.display(),
+        error_chain(&**source)
     )]
     NoSharedMemory {
         /// The file of the shared memory.
         file: PathBuf,
         /// The error of the database.
-        source: Source,
+        r#source: Source,
     },
     /// Another server has taken the database, since the lock file of this one was deleted. Try again once
     /// that server has ended.
-    #[error("another server has taken the database after its lock file was deleted")]
+    #[error("another server has taken the database after its lock file was deleted: {}", error_chain(&**source))]
     Taken {
         /// The error of the lock.
-        source: Source,
+        r#source: Source,
     },
     /// The database was lost or replaced, and another one is open. Call [`Store::start`], then write
     /// every row again. Reported once.
     #[error("the database was lost or replaced, its rows have to be written again")]
     Gone,
     /// The database cannot be reached. Try again.
-    #[error("the database cannot be reached")]
+    #[error("the database cannot be reached: {}", error_chain(&**source))]
     Unavailable {
         /// The error of the database or the operating system.
-        source: Source,
+        r#source: Source,
     },
     /// The file is damaged or not a database. Try again once it has been replaced.
-    #[error("the database is damaged, or not a database")]
+    #[error("the database is damaged, or not a database: {}", error_chain(&**source))]
     Corrupt {
         /// The error of the database.
-        source: Source,
+        r#source: Source,
     },
     /// Tables or columns of the migrations are missing.
-    #[error("the tables of the database are not those of this version; run its migrations")]
+    #[error("the tables of the database are not those of this version; run its migrations: {}", error_chain(&**source))]
     Schema {
         /// The error of the database.
-        source: Source,
+        r#source: Source,
     },
     /// The database reports an error that says nothing about a row, such as a missing right or a lock that
     /// somebody else holds for too long. Try again later.
-    #[error("the database reports an error")]
+    #[error("the database reports an error: {}", error_chain(&**source))]
     Failed {
         /// The error of the database, in the language of its messages.
-        source: Source,
+        r#source: Source,
     },
     /// The database is not one that can be used: its encoding, or what is in between. Trying again does
     /// not help.

@@ -62,9 +62,7 @@ fn a_question_about_all_rooms_is_answered_by_the_database_or_not_at_all() {
         assert_eq!(reason(rooms), "unavailable");
         let places = registry.send(WhereIs { user: user() }).await.unwrap();
         let error = places.unwrap_err();
-        let source = std::error::Error::source(&error).unwrap();
-        let cause = std::error::Error::source(source).unwrap();
-        assert_eq!(cause.to_string(), "the link is cut");
+        assert!(error.to_string().ends_with(": the link is cut"), "{error}");
         assert_eq!(registry.send(GetStatus).await.unwrap().unanswered, Some("unavailable"));
         heal(&world, 1);
         tokio::time::sleep(LOST).await;

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use actix_presence::PresenceConfig;
+
 use crate::harness::{
     Server, Somebody, finish, presence, run, stderr, success, until, until_within,
 };
@@ -157,6 +159,23 @@ async fn a_second_server_is_refused_also_after_the_files_were_deleted() {
         (rows.len() == 1).then_some(())
     })
     .await;
+}
+
+#[test]
+fn an_app_that_waits_for_the_lock_starts_when_the_server_before_it_has_stopped() {
+    let server = Server::start(&[]);
+    let (_directory, url) = (server.directory(), server.database_url());
+    // The first line says that the lock is waited for.
+    let stop = move || {
+        server.signal("TERM");
+        std::io::stderr()
+    };
+    let subscriber = tracing_subscriber::fmt().with_writer(stop).finish();
+    actix::System::new().block_on(async {
+        let start = || PresenceConfig::new(url).wait_for_lock(LONG).start();
+        let presence = tracing::subscriber::with_default(subscriber, start).unwrap();
+        presence.shutdown(Duration::from_secs(10)).await.unwrap();
+    });
 }
 
 #[tokio::test]

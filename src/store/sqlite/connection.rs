@@ -357,8 +357,10 @@ impl Open {
 
 /// The thread that makes connections cannot be started.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container)")]
-struct NoThread(#[source] io::Error);
+#[error(
+    "cannot start a thread: raise the limit (`ulimit -u`, the pids limit of the container): {0}"
+)]
+struct NoThread(io::Error);
 
 /// The thread on which r2d2 makes connections, for all stores of the process.
 fn connector() -> io::Result<Arc<ScheduledThreadPool>> {

@@ -4,10 +4,12 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::files::{FileId, beside, directory};
-use crate::store::SqlitePath;
+use crate::{error_chain::error_chain, store::SqlitePath};
 
 /// The lock of the one server that uses a SQLite file, held until it is dropped.
 ///
@@ -26,19 +28,26 @@ pub struct OwnerLock {
 #[non_exhaustive]
 pub enum OwnerError {
     /// Another server uses the file; stop it, or use another file.
-    #[error("another server uses this database (`{}` is locked)", lock.display())]
+    #[error("another server uses this database (`{}` is locked{})", lock.display(), after(*waited))]
     Taken {
         /// The lock file.
         lock: PathBuf,
+        /// How long the lock was waited for.
+        waited: Duration,
     },
     /// The lock file cannot be created or locked.
-    #[error("cannot lock `{}`", lock.display())]
+    #[error("cannot lock `{}`: {}", lock.display(), error_chain(source))]
     Io {
         /// The lock file.
         lock: PathBuf,
         /// The error of the operating system.
-        source: io::Error,
+        r#source: io::Error,
     },
+}
+
+/// How a lock that was waited for in vain goes on to be described.
+fn after(waited: Duration) -> String {
+    if waited.is_zero() { String::new() } else { format!(", also after a wait of {waited:?}") }
 }
 
 impl OwnerLock {
@@ -51,6 +60,35 @@ impl OwnerLock {
         Self::take_at(beside(&resolved(database.as_path()), ".lock"))
     }
 
+    /// Takes the lock, and waits for as long for another server to release it. The database need not exist yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OwnerError::Taken`] if another server still has it then. [`OwnerError::Io`] is not waited for.
+    pub fn take_within(database: &SqlitePath, timeout: Duration) -> Result<Self, OwnerError> {
+        /// No lock of a file has a timeout, so it is tried again and again.
+        const RETRY_PAUSE: Duration = Duration::from_millis(10);
+        let started = Instant::now();
+        let mut waits = false;
+        loop {
+            // Read before the attempt, so that the last one is at the end of the wait.
+            let left = timeout.saturating_sub(started.elapsed());
+            // The path is resolved anew: a deploy may change a link.
+            let lock = match Self::take(database) {
+                Err(OwnerError::Taken { lock, .. }) => lock,
+                taken => return taken,
+            };
+            if left.is_zero() {
+                return Err(OwnerError::Taken { lock, waited: timeout });
+            }
+            if !std::mem::replace(&mut waits, true) {
+                let lock = lock.display();
+                tracing::info!(%lock, ?timeout, "another server uses this database: waiting for it to stop");
+            }
+            thread::sleep(left.min(RETRY_PAUSE));
+        }
+    }
+
     fn take_at(path: PathBuf) -> Result<Self, OwnerError> {
         /// The lock file may be deleted between opening and locking it, but not again and again.
         const ATTEMPTS: usize = 10;
@@ -60,7 +98,9 @@ impl OwnerLock {
             let locked = options.map_err(io)?;
             match locked.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(OwnerError::Taken { lock: path }),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(OwnerError::Taken { lock: path, waited: Duration::ZERO });
+                }
                 Err(TryLockError::Error(source)) => return Err(io(source)),
             }
             let lock = Self { path: path.clone(), locked };
@@ -115,6 +155,8 @@ fn resolved(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     fn database(directory: &Path, name: &str) -> SqlitePath {
@@ -132,6 +174,34 @@ mod tests {
         assert!(matches!(refused, OwnerError::Taken { .. }));
         drop(first);
         OwnerLock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_until_its_owner_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = database(directory.path(), "a.db");
+        let first = Mutex::new(Some(OwnerLock::take(&path).unwrap()));
+        // The first line says that the lock is waited for.
+        let release = move || {
+            drop(first.lock().unwrap().take());
+            io::sink()
+        };
+        let subscriber = tracing_subscriber::fmt().with_writer(release).finish();
+        let take = || OwnerLock::take_within(&path, Duration::MAX);
+        tracing::subscriber::with_default(subscriber, take).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_stays_taken_is_refused_at_the_end_of_the_wait_and_not_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = database(directory.path(), "a.db");
+        let _first = OwnerLock::take(&path).unwrap();
+        let (started, timeout) = (Instant::now(), Duration::from_millis(50));
+        let refused = OwnerLock::take_within(&path, timeout).unwrap_err();
+        assert!(started.elapsed() >= timeout);
+        assert!(matches!(refused, OwnerError::Taken { waited, .. } if waited == timeout));
+        let said = refused.to_string();
+        assert!(said.contains("a.db.lock` is locked, also after a wait of 50ms"), "{said}");
     }
 
     #[cfg(unix)]
@@ -169,9 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_reported_with_the_path() {
+    fn a_missing_directory_is_reported_with_the_path_and_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
-        let refused = OwnerLock::take(&database(directory.path(), "none/a")).unwrap_err();
+        let missing = database(directory.path(), "none/a");
+        let refused = OwnerLock::take_within(&missing, Duration::MAX).unwrap_err();
         assert!(matches!(&refused, OwnerError::Io { lock, .. } if lock.ends_with("none/a.lock")));
     }
 }
