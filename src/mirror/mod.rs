@@ -5,16 +5,14 @@
 //! back and retried.
 
 mod dirty;
+mod lease;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use ahash::RandomState;
 use tokio::sync::oneshot;
@@ -22,7 +20,8 @@ use tokio::sync::oneshot;
 pub use self::writer::{CloseStore, PruneRoomRows, Renew, Write, Writer};
 pub(crate) use self::{
     dirty::Memory,
-    schedule::{COMMIT_INTERVAL, NextStep, Trouble, flush_error},
+    schedule::{COMMIT_INTERVAL, NextStep, flush_error},
+    trouble::Trouble,
     writer::WriterHandle,
 };
 use self::{
@@ -32,9 +31,8 @@ use self::{
 use crate::{
     counters::Counter,
     log_limit::LogLimit,
-    messages::FlushError,
     model::{ConnectionId, Diff, Moment, RoomName, Rooms},
-    store::{Applied, Batch, BatchEntry, Committed, Renewal, Row, StoreError},
+    store::{Applied, Batch, BatchEntry, Committed, Row, StoreError},
 };
 
 /// The largest number of presences in one transaction: enough to be fast, few enough to be short.
@@ -169,43 +167,6 @@ impl Mirror {
         self.rows_written.count()
     }
 
-    /// The time of the last renewal of the lease, if there was one since the start.
-    pub fn lease_renewed(&self) -> Option<Moment> {
-        self.lease_renewed
-    }
-
-    /// Why the database cannot be written, if it fails or hangs.
-    pub fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
-    }
-
-    /// Notes it if the database has not answered for too long, and answers the waiting flushes. Where the
-    /// writer gives up calls that hang, these have an answer.
-    pub fn look(&mut self, now: Moment) {
-        if self.writer.gives_up() {
-            return;
-        }
-        let in_flight = self.in_flight.as_ref().map(|flight| flight.since);
-        let since = in_flight.into_iter().chain(self.renewing).min_by_key(|at| at.monotonic);
-        let Some(since) = since.filter(|since| now.since(*since) > self.patience) else { return };
-        if self.trouble.is_none() {
-            self.trouble_begins(&StoreError::Stalled, since);
-            self.waiters.fail(&FlushError::Stalled);
-        }
-    }
-
-    /// The renewal of the lease, unless one is under way.
-    pub fn renew(
-        &mut self,
-        now: Moment,
-    ) -> Option<impl Future<Output = Result<Renewal, StoreError>> + use<>> {
-        if self.closed || self.renewing.is_some() {
-            return None;
-        }
-        self.renewing = Some(now);
-        Some(self.writer.renew(Renew { now: now.utc() }))
-    }
-
     /// The next batch, if there is one, the writer is free and it is time.
     pub fn next(
         &mut self,
@@ -257,52 +218,6 @@ impl Mirror {
                 self.failed(error, rooms, now)
             }
         }
-    }
-
-    /// Handles the writer's answer to a renewal of the lease.
-    pub fn renewed(
-        &mut self,
-        answer: Result<Renewal, StoreError>,
-        rooms: &Rooms,
-        now: Moment,
-    ) -> NextStep {
-        self.renewing = None;
-        if answer.is_ok() {
-            self.lease_renewed = Some(now);
-            self.schedule.resume();
-        }
-        match answer {
-            Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
-            Ok(Renewal::Held) => {}
-            Ok(Renewal::Continued { incarnation }) => {
-                return NextStep::ContinueAs(incarnation);
-            }
-            Ok(Renewal::Lapsed { incarnation }) => {
-                tracing::warn!("the lease of this node had expired: every row is written again");
-                return NextStep::BeginIncarnation(incarnation);
-            }
-            Err(error) => return self.failed(error, rooms, now),
-        }
-        NextStep::Write
-    }
-
-    /// Begins a new incarnation, in which all rows are written again. Returns the presences of this node
-    /// that others may have seen end with the old incarnation, by room.
-    pub fn begin_incarnation(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
-        let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
-        for (room, presence) in rooms.held_presences() {
-            if self.dirty.is_stored(&(room.clone(), presence)) {
-                seen.entry(room.clone()).or_default().push(presence);
-            }
-        }
-        self.dirty.mark_all(rooms);
-        seen
-    }
-
-    /// Goes on in a new incarnation without anybody having seen an end of the old one: rows may differ from
-    /// memory in whatever way, and all are written again.
-    pub fn continue_incarnation(&mut self, rooms: &Rooms) {
-        self.dirty.mark_all(rooms);
     }
 
     /// Marks the rows among these that should not be there.
@@ -414,51 +329,4 @@ impl Mirror {
         self.undeleted.extend(presences.cloned());
         applied.set_aside.into_iter().map(|aside| aside.change).collect()
     }
-
-    fn succeeded(&mut self, now: Moment) {
-        self.schedule.succeeded();
-        if let Some(trouble) = self.trouble.take() {
-            let after = now.since(trouble.since);
-            tracing::info!(?after, "the database takes rows again");
-        }
-    }
-
-    fn failed(&mut self, error: StoreError, rooms: &Rooms, now: Moment) -> NextStep {
-        let reason = error.as_str();
-        metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
-        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        self.trouble_begins(&error, since);
-        let next = match error {
-            StoreError::Gone => {
-                // Another database is open already, and it is empty.
-                self.dirty.mark_all(rooms);
-                NextStep::Write
-            }
-            StoreError::Lapsed => {
-                self.schedule.pause();
-                NextStep::Renew
-            }
-            // A new connection has to take over before anything is written.
-            StoreError::Stalled => NextStep::RenewAfter(self.schedule.pause_after_failure()),
-            _ => NextStep::RetryAfter(self.schedule.pause_after_failure()),
-        };
-        self.waiters.fail(&flush_error(error));
-        next
-    }
-
-    fn trouble_begins(&mut self, error: &StoreError, since: Moment) {
-        let reason = error.as_str();
-        let cause = error_chain(error);
-        if self.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason) {
-            let error = error as &dyn std::error::Error;
-            tracing::error!(error, "rows cannot be written; presence goes on");
-        }
-        self.trouble = Some(Trouble { reason, cause, since });
-    }
-}
-
-/// The error with its sources, on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(error), |error| error.source());
-    sources.map(|error| error.to_string().trim().replace('\n', " ")).collect::<Vec<_>>().join(": ")
 }
