@@ -221,3 +221,23 @@ fn where_no_arbiter_runs_an_outlet_has_ended_and_nothing_panics() {
     });
     on_no_arbiter.join().unwrap();
 }
+
+#[actix::test]
+async fn dropping_a_connection_leaves_every_room_with_the_cause_it_was_given() {
+    let mut t = Harness::new().await;
+    for (goodbye, cause) in [(false, Cause::Disconnected), (true, Cause::Left)] {
+        let mut me = Connection::new(t.registry.clone());
+        let (addr, _heard) = Probe::<Heard>::new();
+        for name in ["a", "b"] {
+            t.registry.send(me.join(room(name), addr.clone())).await.unwrap().unwrap();
+        }
+        t.changes().await;
+        if goodbye {
+            me.goodbye();
+        }
+        drop(me);
+        let changes = t.changes().await;
+        assert_eq!(changes.len(), 2);
+        assert!(changes.iter().all(|change| change.cause() == Some(cause)));
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod nodes;
+pub mod stuck;
 
 use std::time::Duration;
 
