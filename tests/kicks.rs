@@ -1,4 +1,4 @@
-//! Kicks and closed rooms: who is put out, and what it hears.
+//! Kicks and closed rooms: who is removed, and what it is told.
 
 mod common;
 
@@ -6,7 +6,7 @@ use actix_presence::{testing::Heard, *};
 use common::{Harness, room, secs, user};
 
 #[actix::test]
-async fn a_kick_puts_a_connection_or_all_of_a_user_out_of_every_room() {
+async fn a_kick_removes_a_connection_or_all_of_a_user_from_every_room() {
     let mut t = Harness::new().await;
     let mut tab = t.enter("a", Some("ada")).await;
     t.join(&tab, "b", Some("ada")).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_kick_from_one_room_says_so_and_closes_who_is_in_no_other() {
     assert_eq!((kicked.connections, kicked.partial), (3, false));
     assert_eq!(here.closed().await, Disconnect { code: 4001, cause: Cause::Kicked });
     let heard = elsewhere_too.heard().await;
-    let [Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
+    let [Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
     let out = Forwarded::Closed { cause: Cause::Kicked };
     assert_eq!((closed.kind, closed.room.as_str()), (out, "a"));
     let [change] = &t.changes().await[..] else { panic!("one change") };

@@ -92,7 +92,7 @@ async fn messages_reach_each_dialect_in_its_own_words() {
 }
 
 #[actix::test]
-async fn a_member_that_takes_nothing_is_put_out_with_4003_and_the_others_get_everything() {
+async fn a_member_that_takes_nothing_is_removed_with_4003_and_the_others_get_everything() {
     let mut t = Harness::new().await;
     let (slow, seen, let_go) = stuck::<ForwardMessage>();
     let (closer, mut closed) = Probe::<Heard>::new();

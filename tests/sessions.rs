@@ -148,7 +148,7 @@ async fn of_several_rooms_each_is_taken_over_when_it_is_joined_and_the_others_go
     for name in ["a", "b"] {
         enter(&t, &new, name).await.unwrap();
         let heard = old.heard().await;
-        let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
+        let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
         let replaced = Forwarded::Closed { cause: Cause::Replaced };
         assert_eq!((closed.kind, closed.room.as_str()), (replaced, name));
     }

@@ -1,4 +1,5 @@
-//! Who may join: the question that hooks of an app are asked, what they decide, and the same question in advance.
+//! Who may join: what the app's hooks are asked and what they decide, and the question whether a join would be
+//! allowed.
 
 use std::borrow::Cow;
 
@@ -7,7 +8,7 @@ use actix::prelude::*;
 use super::JoinError;
 use crate::model::{Info, Rights, RoomName, SessionKey, UserId};
 
-/// A join that the hook of [`authorize_async`](crate::PresenceConfig::authorize_async) decides.
+/// A join as the hook of [`authorize_async`](crate::PresenceConfig::authorize_async) sees it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct JoinRequest {
@@ -40,7 +41,7 @@ impl Decision {
     }
 }
 
-/// Asks whether a user could join now. The [`Join`] itself may still be refused.
+/// Asks whether a user could join now. The [`Join`](crate::Join) itself may still be refused.
 ///
 /// A browser does not tell a page why a WebSocket failed: only a request that cannot become a session, such
 /// as a plain GET of the same address, can show the reason.

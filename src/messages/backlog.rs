@@ -1,4 +1,4 @@
-//! The backlog of a connection: frames that its socket has not taken yet, wherever they wait.
+//! The backlog of a connection: the frames sent to it that its socket has not taken yet, wherever they wait.
 //!
 //! A mailbox is bounded in frames, which may be large. So each delivered frame carries a [`Reservation`] of
 //! its bytes, which ends when the frame is dropped.
@@ -33,6 +33,7 @@ pub(crate) struct Reservation {
     part: ReservedPart,
 }
 
+/// What a [`Reservation`] holds.
 #[derive(Debug)]
 enum ReservedPart {
     Bytes(usize),

@@ -1,4 +1,4 @@
-//! What a session is sent: frames of its rooms, and the order to close.
+//! What a session is sent: frames of its rooms, and the order to close, for which it may register.
 
 use actix::prelude::*;
 use bytestring::ByteString;
@@ -19,7 +19,7 @@ pub struct ForwardMessage {
     pub kind: Forwarded,
     /// The text of the frame.
     pub payload: ByteString,
-    /// Who sent it, if it is a message whose [`Publish`] names the sender.
+    /// Who sent it, if it is a message whose [`Publish`](crate::Publish) names the sender.
     pub from: Option<Sender>,
     pub(crate) reservation: Option<Reservation>,
 }
@@ -52,7 +52,7 @@ pub enum Forwarded {
     Diff,
     /// The connection was removed from this room and is still in others: it was kicked, the room was closed,
     /// or a newer connection of its client session has taken over. The payload is empty, and not for the
-    /// client. Who is removed from the last room gets [`Disconnect`] instead.
+    /// client. A connection that is removed from its last room gets [`Disconnect`] instead.
     Closed {
         /// Why it was removed.
         cause: Cause,
@@ -62,8 +62,8 @@ pub enum Forwarded {
 /// Tells a session to close; nothing follows it. The connection was removed from its last room or, during a
 /// [`Shutdown`](crate::Shutdown), stays a member until its session leaves, which it should do at once.
 ///
-/// Sent at most once, also to a full mailbox. One that has [registered](Register) is told of a shutdown in no room,
-/// too.
+/// Sent at most once, also to a full mailbox. A connection that has [registered](Register) is told of a shutdown
+/// even while it is in no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
@@ -82,8 +82,8 @@ pub enum Heard {
     Close(Disconnect),
 }
 
-/// Has a connection told to close during a [`Shutdown`](crate::Shutdown), also while it is in no room. Holds until
-/// its [`LeaveAll`](crate::LeaveAll); sent again, it names another recipient.
+/// Registers a connection to be told to close during a [`Shutdown`](crate::Shutdown), even while it is in no room.
+/// Holds until its [`LeaveAll`](crate::LeaveAll); a later one replaces the recipient.
 ///
 /// [`Connection::register`](crate::Connection::register) sends it.
 #[derive(Debug, Message)]

@@ -1,4 +1,4 @@
-//! Joining, staying and leaving.
+//! What a session tells the registry: that its connection joins, is still there, changes its info, leaves.
 
 use std::{
     borrow::Cow,
@@ -17,7 +17,7 @@ use crate::{
     sockets::SocketKey,
 };
 
-/// The frames that a connection gets from its rooms.
+/// The protocol of the frames that a connection gets from its rooms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {

@@ -1,4 +1,4 @@
-//! Removing what is stale: silent presences, and the rows of empty rooms.
+//! Removing what is stale: presences of silent connections, and the rows of empty rooms.
 
 use std::time::Duration;
 

@@ -12,8 +12,9 @@ use crate::model::{ConnectionId, RoomName, UserId};
 /// registry handles this, each once. Returns how many took it; a thread that has not delivered it within a
 /// second is not counted.
 ///
-/// A receiver whose mailbox is full is removed ([`Cause::SlowConsumer`]); the others never wait. Connections on
-/// other nodes get it at most once, and are counted as far as this node knows them or the database answers.
+/// A receiver whose mailbox is full is removed ([`Cause::SlowConsumer`](crate::Cause::SlowConsumer)); the others
+/// never wait. Connections on other nodes get it at most once, and are counted as far as this node knows them or
+/// the database answers.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, PublishError>")]
 pub struct Publish {
@@ -85,13 +86,15 @@ impl Publish {
 pub enum Audience {
     /// The members of a room.
     Room(RoomName),
-    /// The members of several rooms. A [`ForwardMessage`] names one of the rooms that its receiver is in.
+    /// The members of several rooms. A [`ForwardMessage`](crate::ForwardMessage) names one of the rooms that its
+    /// receiver is in.
     Rooms(Vec<RoomName>),
-    /// Every connection that is in some room as this user, on all nodes. A [`ForwardMessage`] names the room
-    /// that its receiver has been in for longest as this user.
+    /// Every connection that is in some room as this user, on all nodes. A
+    /// [`ForwardMessage`](crate::ForwardMessage) names the room that its receiver has been in for longest as this
+    /// user.
     User(UserId),
     /// This connection: by its own id, or by that of its presence, which differs after it has taken over a
-    /// client session. A [`ForwardMessage`] names the room that it has been in for longest.
+    /// client session. A [`ForwardMessage`](crate::ForwardMessage) names the room that it has been in for longest.
     Connection(ConnectionId),
 }
 

@@ -1,4 +1,4 @@
-//! The lease of this node: its renewal, and what becomes of the rows when it had lapsed.
+//! The lease of this node: its renewal, and what is written again if it had lapsed.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ impl Mirror {
         self.lease_renewed
     }
 
-    /// The renewal of the lease, unless one is under way.
+    /// Begins to renew the lease, unless a renewal is under way.
     pub fn renew(
         &mut self,
         now: Moment,

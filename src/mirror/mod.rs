@@ -48,8 +48,8 @@ pub(crate) struct Mirror {
     in_flight: Option<InFlight>,
     /// Since when a renewal of the lease is under way.
     renewing: Option<Moment>,
-    /// After which time without an answer the database is in trouble.
-    patience: Duration,
+    /// How long a call may be unanswered before the database counts as stalled.
+    stall_timeout: Duration,
     waiters: Waiters,
     /// Whether the store is being closed.
     closed: bool,
@@ -71,16 +71,16 @@ struct InFlight {
 }
 
 impl Mirror {
-    /// A mirror with this time between commits that nobody waits for, and this time after which a database
-    /// that does not answer is in trouble.
-    pub fn new(writer: WriterHandle, commit_interval: Duration, patience: Duration) -> Self {
+    /// A mirror with this time between commits that nobody waits for. A call that is unanswered for longer than
+    /// `stall_timeout` is trouble.
+    pub fn new(writer: WriterHandle, commit_interval: Duration, stall_timeout: Duration) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
             number: 0,
             in_flight: None,
             renewing: None,
-            patience,
+            stall_timeout,
             waiters: Waiters::default(),
             closed: false,
             trouble: None,
@@ -167,7 +167,7 @@ impl Mirror {
         self.rows_written.count()
     }
 
-    /// The next batch, if there is one, the writer is free and it is time.
+    /// Begins to write the next batch, if there is one, the writer is free and it is time.
     pub fn next(
         &mut self,
         memory: &Memory<'_>,
@@ -252,14 +252,14 @@ impl Mirror {
         }
     }
 
-    /// Waits until everything marked so far is committed. Asks the database even if nothing is marked, and
-    /// at once even after a failure.
+    /// Has everything marked so far written; the result arrives when it is committed. Asks the database even
+    /// if nothing is marked, and at once even after a failure.
     pub fn commit(&mut self) -> Flushed {
         self.schedule.resume();
         self.wait()
     }
 
-    /// Waits until the presences marked so far are committed, unless the database is in trouble.
+    /// When the presences marked so far are committed; `None` if they are, or the database is in trouble.
     pub fn settled(&mut self) -> Option<Flushed> {
         if self.trouble.is_some() || self.dirty.is_empty() && self.in_flight.is_none() {
             return None;
@@ -301,11 +301,13 @@ impl Mirror {
         self.schedule.end_interval();
     }
 
+    /// Marks again the ended presences whose rows the database did not delete.
     fn retry_deletes(&mut self) {
         let presences = std::mem::take(&mut self.undeleted);
         self.dirty.put_back(Taken { presences, ..Taken::default() }, false);
     }
 
+    /// Remembers the rows that the database refuses, to be tried again later, and returns them.
     fn set_aside(&mut self, applied: Applied, taken: &Taken) -> Vec<BatchEntry> {
         let mut undeleted: HashSet<RowKey, RandomState> = HashSet::default();
         for aside in &applied.set_aside {

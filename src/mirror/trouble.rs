@@ -1,4 +1,4 @@
-//! A database that fails or hangs: what is said about it, and what to do next.
+//! A database that fails or hangs: since when, why, and what the mirror does next.
 
 use super::{Mirror, NextStep, flush_error};
 use crate::{
@@ -23,21 +23,24 @@ impl Mirror {
         self.trouble.as_ref()
     }
 
-    /// Notes it if the database has not answered for too long, and answers the waiting flushes. Where the
-    /// writer gives up calls that hang, these have an answer.
-    pub fn look(&mut self, now: Moment) {
+    /// Checks whether the database has left a call unanswered for too long, and then fails the waiting flushes.
+    /// There is nothing to check where the writer gives up calls that hang: these have an answer.
+    pub fn check_stall(&mut self, now: Moment) {
         if self.writer.gives_up() {
             return;
         }
         let in_flight = self.in_flight.as_ref().map(|flight| flight.since);
         let since = in_flight.into_iter().chain(self.renewing).min_by_key(|at| at.monotonic);
-        let Some(since) = since.filter(|since| now.since(*since) > self.patience) else { return };
+        let Some(since) = since.filter(|since| now.since(*since) > self.stall_timeout) else {
+            return;
+        };
         if self.trouble.is_none() {
-            self.trouble_begins(&StoreError::Stalled, since);
+            self.note_trouble(&StoreError::Stalled, since);
             self.waiters.fail(&FlushError::Stalled);
         }
     }
 
+    /// Ends the trouble, if there was any.
     pub(super) fn succeeded(&mut self, now: Moment) {
         self.schedule.succeeded();
         if let Some(trouble) = self.trouble.take() {
@@ -46,11 +49,12 @@ impl Mirror {
         }
     }
 
+    /// Counts a failure, fails the waiting flushes, and returns when and how to go on.
     pub(super) fn failed(&mut self, error: StoreError, rooms: &Rooms, now: Moment) -> NextStep {
         let reason = error.as_str();
         metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
         let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        self.trouble_begins(&error, since);
+        self.note_trouble(&error, since);
         let next = match error {
             StoreError::Gone => {
                 // Another database is open already, and it is empty.
@@ -69,7 +73,8 @@ impl Mirror {
         next
     }
 
-    fn trouble_begins(&mut self, error: &StoreError, since: Moment) {
+    /// Notes why the database cannot be written, and logs it if that is news.
+    fn note_trouble(&mut self, error: &StoreError, since: Moment) {
         let reason = error.as_str();
         let cause = error_chain(error);
         if self.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason) {

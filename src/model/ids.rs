@@ -30,8 +30,10 @@ use uuid::{ContextV7, Timestamp, Uuid};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(Uuid);
 
-/// Of the process, since the ids of one process ascend whatever systems run in it.
+/// By how many microseconds the clock that makes ids is corrected. There is one for the process, since its ids
+/// ascend whatever systems run in it.
 static ID_CORRECTION: AtomicI64 = AtomicI64::new(0);
+/// Has ids of the same instant ascend.
 static ID_ORDER: Mutex<ContextV7> = Mutex::new(ContextV7::new());
 
 impl ConnectionId {
@@ -50,9 +52,9 @@ impl ConnectionId {
         Self(Uuid::new_v7(Timestamp::from_unix(&*order, time.as_secs(), time.subsec_nanos())))
     }
 
-    /// Makes ids as if the clock of this machine were so many microseconds later, from now on: ids of nodes
-    /// that compare them have to be made by one clock. Ids of this process ascend whatever is set.
-    /// A correction that differs from that of before by no more than the `uncertainty` is none.
+    /// Makes ids from now on as if the clock of this machine were so many microseconds later: nodes compare
+    /// their ids, so these have to be made by one clock. Ids of this process ascend whatever is set. A
+    /// correction within the `uncertainty` of the one before is ignored.
     pub(crate) fn set_correction(micros: i64, uncertainty: u64) {
         if ID_CORRECTION.load(Relaxed).abs_diff(micros) > uncertainty {
             ID_CORRECTION.store(micros, Relaxed);

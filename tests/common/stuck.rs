@@ -1,4 +1,4 @@
-//! Actors that take nothing.
+//! Actors that block their thread, as sessions and observers with a fault do.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -17,17 +17,20 @@ impl<M: Send + Unpin + 'static> Actor for Stuck<M> {
 impl<M: Message<Result = ()> + Send + Unpin + 'static> Handler<M> for Stuck<M> {
     type Result = ();
     fn handle(&mut self, msg: M, _: &mut Context<Self>) {
+        // The test may have ended.
         let _ = self.entered.send(msg);
         let _ = self.go.recv();
     }
 }
 
-/// Starts one on a thread of its own; dropping the sender lets it go for good.
+/// Starts a stuck actor on a thread of its own. Returns it, what enters its handler, and what lets it go: once
+/// for each unit sent, and for good when dropped.
 pub fn stuck<M: Message<Result = ()> + Send + Unpin + 'static>()
 -> (Addr<Stuck<M>>, Receiver<M>, Sender<()>) {
     stuck_on(&Arbiter::new())
 }
 
+/// As [`stuck`], on the thread of this arbiter.
 pub fn stuck_on<M: Message<Result = ()> + Send + Unpin + 'static>(
     arbiter: &Arbiter,
 ) -> (Addr<Stuck<M>>, Receiver<M>, Sender<()>) {

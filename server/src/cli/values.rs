@@ -1,4 +1,4 @@
-//! The values of flags: what each is read from, and why it may be refused.
+//! How the values of flags are read, and why they may be refused.
 
 use std::{
     net::{SocketAddr, ToSocketAddrs},
@@ -13,15 +13,17 @@ use crate::{
     token::{EmptySecret, Secret},
 };
 
-/// No clock here is more precise.
+/// The shortest duration: no clock here is more precise.
 const MIN_DURATION: Duration = Duration::from_millis(1);
-/// Ten years: longer than anything here lasts, and far from every overflow.
+/// The longest duration, ten years: longer than anything here lasts, and far from every overflow.
 const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
+/// A [duration], or 0.
 pub(super) fn duration_or_zero(text: &str) -> Result<Duration, &'static str> {
     if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
+/// A number of seconds, or a number with a unit.
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     const TOO_LONG: &str = "a duration must be at most 10 years";
     let malformed = "a duration must be `60s`, `2m`, `500ms` or a number of seconds";
@@ -42,6 +44,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
+/// An origin, or a pattern of origins.
 pub(super) fn origin(text: &str) -> Result<AllowedOrigin, InvalidOrigin> {
     text.trim().parse()
 }
@@ -50,6 +53,7 @@ pub(super) fn origin(text: &str) -> Result<AllowedOrigin, InvalidOrigin> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BindFlag(pub Vec<SocketAddr>);
 
+/// The addresses of `HOST:PORT`, looked up now.
 pub(super) fn bind(text: &str) -> Result<BindFlag, String> {
     let addresses: Vec<SocketAddr> = match text.trim().to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
@@ -63,6 +67,7 @@ pub(super) fn bind(text: &str) -> Result<BindFlag, String> {
     Ok(BindFlag(addresses))
 }
 
+/// A secret, which is not empty.
 pub(super) fn secret(text: &str) -> Result<Secret, EmptySecret> {
     Secret::new(text)
 }
@@ -72,6 +77,7 @@ pub(super) fn pattern(text: &str) -> Result<String, InvalidName> {
     RoomName::new(text).map(|name| name.as_str().to_owned())
 }
 
+/// A log level, or levels by module.
 pub(super) fn log(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |part: &str| LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level));

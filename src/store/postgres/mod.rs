@@ -297,11 +297,11 @@ impl Store for PostgresStore {
     }
 
     fn prune_rooms(&mut self) -> Result<usize> {
-        self.transact(Extent::All, rooms::prune_rooms)
+        self.transact(Extent::All, rooms::prune)
     }
 
     fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
         let clock = self.clock(now);
-        self.transact(Extent::All, |conn| rooms::rooms(conn, clock))
+        self.transact(Extent::All, |conn| rooms::count(conn, clock))
     }
 }

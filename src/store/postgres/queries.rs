@@ -1,4 +1,4 @@
-//! What nodes ask of the database that they share.
+//! What nodes ask the database that they share.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use diesel::{
 
 use super::{
     Extent, PostgresStore, identity, nodes,
-    rows::{Counted, Holder, Place, PresenceRow, StoredNode, all, held_columns, read_presences},
+    rows::{Counted, Holder, Place, PresenceRow, StoredNode, held_columns, read_presences, valid},
     statement::{Statement, statement},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Not that of the transaction, which may have waited.
+/// The time now: that of the transaction is when it began, and it may have waited.
 const TIME: &str = "SELECT clock_timestamp() AT TIME ZONE 'UTC' AS time";
 
 const NODES: &str = "
@@ -53,14 +53,14 @@ const READ: &str = held!("rooms.channel_name = ANY ($1)");
 
 const FIND: &str = held!("rooms.channel_name = $1 AND presences.channel_name = ANY ($2)");
 
-/// By room as well: a connection may be in many more rooms than are queried.
+/// Presences by room and connection: a connection may be in many more rooms than are queried.
 const HELD: &str = held!(
     "(SELECT DISTINCT room, connection FROM unnest($1, $2) AS pairs (room, connection)) AS given
     JOIN @rooms ON rooms.channel_name = given.room",
     "presences.channel_name = given.connection"
 );
 
-/// Room by room, so that the cost is that of the page.
+/// A page of rooms. Counted room by room, so that the cost is that of the page.
 const LIST: &str = "
     SELECT rooms.channel_name, counts.connections, counts.users, counts.known
     FROM @rooms CROSS JOIN LATERAL (
@@ -80,6 +80,7 @@ const PLACES: &str = "
     SELECT rooms.channel_name AS room, presences.channel_name AS connection
     FROM @presences JOIN @rooms ON rooms.id = presences.room_id WHERE presences.node_id = $1";
 
+/// Connections of presences, each with the node that holds it, or the first of several.
 macro_rules! holders {
     ($condition:literal) => {
         concat!(
@@ -95,6 +96,7 @@ const CONNECTION: &str =
     holders!("(presences.channel_name = $1 OR presences.current_connection = $1)");
 const CONNECTIONS_OF_USER: &str = holders!("presences.user_id = $1");
 
+/// As `holders!`, but the current connections behind the presences, without those that fade.
 macro_rules! receivers {
     ($condition:literal) => {
         concat!(
@@ -153,14 +155,14 @@ impl SharedStore for PostgresStore {
         });
         let (nodes, held) = found.map_err(Failure::into_error::<PgConnection>)?;
         Ok(RoomRows {
-            nodes: all("nodes", nodes.into_iter().map(StoredNode::read)),
+            nodes: valid("nodes", nodes.into_iter().map(StoredNode::read)),
             rows: read_presences(held),
         })
     }
 
     fn nodes(&mut self, now: DateTime<Utc>) -> Result<Vec<NodeRow>> {
         let nodes: Vec<StoredNode> = self.load(all_nodes(self.clock(now)))?;
-        Ok(all("nodes", nodes.into_iter().map(StoredNode::read)))
+        Ok(valid("nodes", nodes.into_iter().map(StoredNode::read)))
     }
 
     fn reap(&mut self, node: &NodeName, incarnation: Epoch, now: DateTime<Utc>) -> Result<Reaped> {
@@ -202,7 +204,7 @@ impl SharedStore for PostgresStore {
                 let (room, occupancy) = (counted.room()?, counted.occupancy());
                 Ok(RoomSummary { room, occupancy, version: 0 })
             });
-            summaries.extend(all("rooms", read));
+            summaries.extend(valid("rooms", read));
             if is_last {
                 break;
             }
@@ -214,7 +216,7 @@ impl SharedStore for PostgresStore {
         let counted: Vec<Counted> = self.load(statement(WHERE_IS).bind::<Text>(user.as_str()))?;
         let read =
             counted.iter().map(|counted| Ok((counted.room()?, to_count(counted.connections))));
-        Ok(all("rooms", read))
+        Ok(valid("rooms", read))
     }
 
     fn connections(&mut self, kick: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
@@ -225,7 +227,7 @@ impl SharedStore for PostgresStore {
             Kick::User(user) => statement(CONNECTIONS_OF_USER).bind::<Text>(user.as_str()),
         };
         let holders: Vec<Holder> = self.load(query)?;
-        Ok(all("presences", holders.into_iter().map(Holder::read)))
+        Ok(valid("presences", holders.into_iter().map(Holder::read)))
     }
 
     fn receivers(&mut self, of: &Kick) -> Result<Vec<(ConnectionId, NodeName)>> {
@@ -236,14 +238,14 @@ impl SharedStore for PostgresStore {
             Kick::User(user) => statement(RECEIVERS_OF_USER).bind::<Text>(user.as_str()),
         };
         let holders: Vec<Holder> = self.load(query)?;
-        Ok(all("presences", holders.into_iter().map(Holder::read)))
+        Ok(valid("presences", holders.into_iter().map(Holder::read)))
     }
 
     fn places(&mut self, node: &NodeName) -> Result<Vec<(RoomName, ConnectionId)>> {
         let places: Vec<Place> = self.transact(Extent::All, |conn| {
             Ok(statement(PLACES).bind::<Text>(node.as_str()).load(conn)?)
         })?;
-        Ok(all("presences", places.into_iter().map(Place::read)))
+        Ok(valid("presences", places.into_iter().map(Place::read)))
     }
 
     fn pulse(&self) -> Pulse {

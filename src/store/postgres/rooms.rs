@@ -1,4 +1,4 @@
-//! The rows of rooms: how many are in each, and the removal of the empty ones.
+//! The rows of rooms: counting who is in each, and removing the empty ones.
 
 use chrono::NaiveDateTime;
 use diesel::{
@@ -24,7 +24,7 @@ const COUNT_ROOMS: &str = "
     ) ON presences.room_id = rooms.id
     GROUP BY rooms.id, rooms.channel_name ORDER BY rooms.channel_name";
 
-/// Rooms that somebody enters at this moment are skipped.
+/// Empty rooms, without those that somebody enters at this moment.
 const EMPTY_ROOMS: &str = "
     SELECT id FROM @rooms
     WHERE NOT EXISTS (SELECT FROM @presences WHERE presences.room_id = rooms.id)
@@ -44,7 +44,7 @@ struct RoomId {
 ///
 /// The first statement locks the rooms, so that nobody enters them; the second one sees who entered since
 /// the first one began. Deleting a room would delete its presences.
-pub(super) fn prune_rooms(conn: &mut SchemaConnection<'_>) -> Result<usize, Failure> {
+pub(super) fn prune(conn: &mut SchemaConnection<'_>) -> Result<usize, Failure> {
     let empty: Vec<RoomId> = statement(EMPTY_ROOMS).load(conn)?;
     if empty.is_empty() {
         return Ok(0);
@@ -53,7 +53,8 @@ pub(super) fn prune_rooms(conn: &mut SchemaConnection<'_>) -> Result<usize, Fail
     Ok(statement(DELETE_EMPTY_ROOMS).bind::<Array<BigInt>>(ids).execute(conn)?)
 }
 
-pub(super) fn rooms(
+/// Counts the presences of live nodes in each room.
+pub(super) fn count(
     conn: &mut SchemaConnection<'_>,
     clock: Option<NaiveDateTime>,
 ) -> Result<Vec<RoomCounts>, Failure> {

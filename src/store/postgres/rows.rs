@@ -1,4 +1,5 @@
-//! Rows as values. Anybody may have written them, so invalid ones are skipped.
+//! Rows as values. Anybody may have written them, so invalid ones are skipped: reading one fails with the column
+//! whose value is invalid.
 
 use chrono::NaiveDateTime;
 use diesel::{
@@ -26,7 +27,7 @@ macro_rules! held_columns {
 }
 pub(super) use held_columns;
 
-/// A presence with its room.
+/// A presence with its room and the node that holds it.
 #[derive(QueryableByName)]
 pub(super) struct PresenceRow {
     #[diesel(sql_type = Text)]
@@ -117,6 +118,7 @@ pub(super) struct Counted {
     pub connections: i64,
     #[diesel(sql_type = BigInt)]
     users: i64,
+    /// How many of the connections have a user.
     #[diesel(sql_type = BigInt)]
     known: i64,
 }
@@ -151,7 +153,7 @@ impl Holder {
     }
 }
 
-/// The place of a presence.
+/// Where a presence is: its room and its id there.
 #[derive(QueryableByName)]
 pub(super) struct Place {
     #[diesel(sql_type = Text)]
@@ -167,12 +169,13 @@ impl Place {
     }
 }
 
+/// The valid presences, each with the node that holds it.
 pub(super) fn read_presences(rows: Vec<PresenceRow>) -> Vec<(NodeName, Row)> {
-    all("presences", rows.into_iter().map(PresenceRow::read))
+    valid("presences", rows.into_iter().map(PresenceRow::read))
 }
 
-/// The valid rows; the others are logged together.
-pub(super) fn all<T>(
+/// The valid rows of a table; the others are logged together.
+pub(super) fn valid<T>(
     table: &'static str,
     read: impl Iterator<Item = Result<T, &'static str>>,
 ) -> Vec<T> {

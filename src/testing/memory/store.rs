@@ -38,6 +38,7 @@ impl MemoryStore {
         self.link.clone()
     }
 
+    /// Calls the database over the link, whose answer may get lost.
     fn try_call<T>(&self, call: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
         let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
         let state = self.link.state();
@@ -359,6 +360,7 @@ impl SharedStoreFixture for MemoryStore {
     }
 }
 
+/// Whether a row is one of the connection or of the user.
 fn is_meant(kick: &Kick, row: &Row) -> bool {
     match kick {
         Kick::Connection(connection) => {

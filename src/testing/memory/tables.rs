@@ -1,4 +1,4 @@
-//! The tables of the database in memory, and what one statement does to them.
+//! The tables of the database in memory, and the statements on them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,13 +23,13 @@ pub(super) struct Tables {
     pub rooms: BTreeSet<RoomName>,
     pub presences: BTreeMap<(RoomName, ConnectionId), (NodeName, Row)>,
     pub nodes: BTreeMap<NodeName, NodeEntry>,
-    /// What is refused, as by a trigger.
+    /// Whose rows are refused, as by a trigger.
     pub refused: BTreeSet<(Verb, ConnectionId)>,
     /// Whether a table is missing.
     pub hidden: bool,
     /// The number of reads of rooms.
     pub reads: usize,
-    /// If it has one of its own.
+    /// The clock of the database, if it has one of its own.
     pub clock: Option<Clock>,
 }
 
@@ -58,6 +58,7 @@ pub(super) fn new_identity() -> ClusterIdentity {
     ClusterIdentity::new(key, channel)
 }
 
+/// The row of a node.
 #[derive(Clone, Debug)]
 pub(super) struct NodeEntry {
     pub incarnation: Epoch,
@@ -72,7 +73,7 @@ impl NodeEntry {
     }
 }
 
-/// The end of a lease, or the last time there is.
+/// The end of a lease that begins now; at most the last time there is.
 pub(super) fn after(now: DateTime<Utc>, lease: Duration) -> DateTime<Utc> {
     let lease = TimeDelta::from_std(lease).ok();
     lease.and_then(|lease| now.checked_add_signed(lease)).unwrap_or(DateTime::<Utc>::MAX_UTC)
@@ -94,6 +95,7 @@ impl Tables {
         held.filter(|(node, _)| self.nodes.contains_key(node))
     }
 
+    /// All nodes, with leases as they are now.
     pub fn node_rows(&self, now: DateTime<Utc>) -> Vec<NodeRow> {
         let row = |(name, node): (&NodeName, &NodeEntry)| NodeRow {
             node: name.clone(),
@@ -117,6 +119,7 @@ impl Tables {
         !own.is_empty() && row.is_some_and(|row| !own.contains(&row.incarnation))
     }
 
+    /// What is reported of a change that the database refuses.
     fn refusal(
         &self,
         verb: Verb,
@@ -127,6 +130,7 @@ impl Tables {
         refused.then(|| SetAside { change, reason: "refused".to_owned() })
     }
 
+    /// Deletes the row of a presence if this node holds it.
     pub fn delete(
         &mut self,
         node: &NodeName,
@@ -143,6 +147,8 @@ impl Tables {
         refusal
     }
 
+    /// Writes the row of a presence, unless that of another node outranks it: by its generation, then by
+    /// the node's name.
     pub fn upsert(&mut self, node: &NodeName, row: &Row) -> Option<SetAside> {
         let connection = row.record.presence.connection;
         let key = (row.room.clone(), connection);
@@ -165,6 +171,7 @@ impl Tables {
         None
     }
 
+    /// The rows of a connection that this node holds.
     pub fn rows_of(&self, node: &NodeName, connection: ConnectionId) -> impl Iterator<Item = &Row> {
         let held = self.presences.values();
         let of_connection = move |(holder, row): &&(NodeName, Row)| {
@@ -173,6 +180,7 @@ impl Tables {
         held.filter(of_connection).map(|(_, row)| row)
     }
 
+    /// Writes when a connection was last seen, in all its rows that this node holds.
     pub fn seen(
         &mut self,
         node: &NodeName,
@@ -192,6 +200,7 @@ impl Tables {
     }
 }
 
+/// Counts connections and users.
 pub(super) fn occupancy<'a>(held: impl Iterator<Item = &'a (NodeName, Row)>) -> Occupancy {
     let mut users = BTreeSet::new();
     let mut occupancy = Occupancy::default();
