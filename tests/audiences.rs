@@ -1,4 +1,4 @@
-//! Who hears what: messages to several rooms, to a user, to one connection; and kicks from one room.
+//! Who hears what: messages to several rooms, to a user, to one connection.
 
 mod common;
 
@@ -139,67 +139,4 @@ async fn one_connection_is_reached_by_its_own_id_and_by_the_one_that_is_shown() 
     // A socket in no room.
     let nowhere = t.session();
     assert_eq!(publish(&t, Publish::new(nowhere.id, "nowhere")).await, Ok(0));
-}
-
-#[actix::test]
-async fn a_kick_from_one_room_says_so_and_closes_who_is_in_no_other() {
-    let mut t = Harness::with("sqlite::memory:", |config| config.grace(secs(10))).await;
-    let mut here = t.enter("a", Some("ada")).await;
-    let mut elsewhere_too = t.enter("a", Some("ada")).await;
-    t.join(&elsewhere_too, "b", Some("ada")).await.unwrap();
-    let away = t.session();
-    let join = away.joining("a", Some("ada")).session(SessionKey::new("tab").unwrap());
-    t.registry.send(join).await.unwrap().unwrap();
-    t.registry.send(LeaveAll::because(away.id, Cause::Disconnected)).await.unwrap();
-    let bob = t.enter("a", Some("bob")).await;
-    t.changes().await;
-
-    let kick = |name: &str, whom| t.registry.send(KickFrom { room: room(name), whom });
-    let kicked = kick("a", Kick::User(user("ada"))).await.unwrap();
-    assert_eq!((kicked.connections, kicked.partial), (3, false));
-    assert_eq!(here.closed().await, Disconnect { code: 4001, cause: Cause::Kicked });
-    let heard = elsewhere_too.heard().await;
-    let [Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
-    let out = Forwarded::Closed { cause: Cause::Kicked };
-    assert_eq!((closed.kind, closed.room.as_str()), (out, "a"));
-    let [change] = &t.changes().await[..] else { panic!("one change") };
-    assert_eq!((change.leaves().len(), change.cause()), (3, Some(Cause::Kicked)));
-    assert_eq!(t.users("b").await, ["ada"]);
-
-    let kick = |name: &str, whom| t.registry.send(KickFrom { room: room(name), whom });
-    for (name, whom, expected) in [
-        ("a", Kick::User(user("ada")), 0),
-        ("nowhere", Kick::User(user("ada")), 0),
-        ("b", Kick::Connection(bob.id), 0),
-        ("a", Kick::Connection(bob.id), 1),
-    ] {
-        assert_eq!(kick(name, whom.clone()).await.unwrap().connections, expected, "{whom:?}");
-    }
-    // Nobody is banned.
-    t.join(&elsewhere_too, "a", Some("ada")).await.unwrap();
-}
-
-#[actix::test]
-async fn a_session_in_several_rooms_hears_why_it_is_out_of_one_in_every_dialect() {
-    let t = Harness::new().await;
-    for dialect in
-        [Dialect::Raw, Dialect::Json(Feed::Full), Dialect::Json(Feed::None), Dialect::Phoenix]
-    {
-        let mut ada = t.session();
-        for cause in [Cause::Kicked, Cause::RoomClosed, Cause::Expired] {
-            for name in ["a", "b"] {
-                let join = ada.joining(name, Some("ada")).dialect(dialect);
-                t.registry.send(join).await.unwrap().unwrap();
-            }
-            ada.heard().await;
-            let leave = Leave { cause, ..Leave::new(room("a"), ada.id) };
-            assert!(t.registry.send(leave).await.unwrap());
-            let heard = ada.heard().await;
-            let closed = heard.iter().find_map(|one| match one {
-                Heard::Frame(frame) if frame.room == "a" => Some(frame.kind),
-                _ => None,
-            });
-            assert_eq!(closed, Some(Forwarded::Closed { cause }), "{dialect:?}");
-        }
-    }
 }

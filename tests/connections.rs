@@ -261,3 +261,23 @@ async fn a_join_that_a_full_mailbox_has_not_taken_does_not_follow_the_end_of_its
     assert!(matches!(refused, PresenceError::Join(JoinError::Withdrawn)), "{refused:?}");
     assert!(t.snapshot("lobby").await.is_none());
 }
+
+#[actix::test]
+async fn dropping_a_connection_leaves_every_room_with_the_cause_it_was_given() {
+    let mut t = Harness::new().await;
+    for (goodbye, cause) in [(false, Cause::Disconnected), (true, Cause::Left)] {
+        let mut me = Connection::new(t.registry.clone());
+        let (addr, _heard) = Probe::<Heard>::new();
+        for name in ["a", "b"] {
+            t.registry.send(me.join(room(name), addr.clone())).await.unwrap().unwrap();
+        }
+        t.changes().await;
+        if goodbye {
+            me.goodbye();
+        }
+        drop(me);
+        let changes = t.changes().await;
+        assert_eq!(changes.len(), 2);
+        assert!(changes.iter().all(|change| change.cause() == Some(cause)));
+    }
+}

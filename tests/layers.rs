@@ -18,15 +18,17 @@ fn layers(mark: &str) -> Vec<Vec<String>> {
     rows.map(modules).collect()
 }
 
-/// The Rust files below a directory, without those that hold only tests.
+/// The Rust files below a directory, without files and directories that hold only tests.
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_string_lossy();
+        if path.file_stem().unwrap().to_string_lossy().ends_with("tests") {
+            continue;
+        }
         if path.is_dir() {
             sources(&path, found);
-        } else if path.extension().is_some_and(|it| it == "rs") && !name.ends_with("tests") {
-            found.push(path.clone());
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
         }
     }
 }

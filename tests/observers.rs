@@ -13,7 +13,7 @@ use actix_presence::{
     *,
 };
 use chrono::{DateTime, TimeDelta, Utc};
-use common::{Harness, room, secs, user};
+use common::{Harness, room, secs, stuck::stuck, user};
 use tokio::sync::{Semaphore, mpsc};
 
 /// All that a probe has been sent by now.
@@ -144,6 +144,53 @@ impl Handler<Stop> for Slow {
         ctx.terminate();
         drop(stop.0);
     }
+}
+
+#[actix::test]
+async fn a_stuck_observer_stalls_nobody_and_is_told_what_it_missed() {
+    let mut t = Harness::with("sqlite::memory:", |config| config.observer_queue(2)).await;
+    let (observer, seen, let_go) = stuck::<PresenceChanged>();
+    t.presence.subscribe(RoomFilter::Any, observer.recipient()).await.unwrap();
+
+    let first = t.enter("lobby", Some("first")).await;
+    assert_eq!(seen.recv().unwrap().version, 1); // it is stuck in this one now
+    assert_eq!(t.change().await.version, 1);
+    for version in 2..=10 {
+        t.enter("lobby", None).await;
+        assert_eq!(t.change().await.version, version, "the other observer hears everything");
+    }
+    drop(let_go);
+    assert_eq!([seen.recv().unwrap().version, seen.recv().unwrap().version], [2, 3]);
+    let resync = seen.recv().unwrap();
+    assert!(matches!(resync.change, Change::Resync));
+    assert!(resync.bulk_change() && resync.added().is_none() && resync.joins().is_empty());
+    assert_eq!(
+        (resync.version, resync.snapshot.version(), resync.snapshot.anonymous_count()),
+        (10, 10, 9)
+    );
+
+    t.leave(&first, "lobby").await;
+    let after = seen.recv().unwrap();
+    assert_eq!((after.version, after.removed().unwrap().connection), (11, first.id));
+}
+
+#[actix::test]
+async fn an_observer_hears_of_its_room_alone_until_it_unsubscribes() {
+    let t = Harness::new().await;
+    let (observer, mut seen): (_, Seen<PresenceChanged>) = Probe::new();
+    let filter = RoomFilter::Room(room("one"));
+    let id = t.presence.subscribe(filter, observer.clone().recipient()).await.unwrap();
+    t.enter("other", None).await;
+    t.enter("one", None).await;
+    assert_eq!(seen.next().await.unwrap().room, "one");
+
+    assert!(t.registry.send(Unsubscribe { id }).await.unwrap());
+    assert!(!t.registry.send(Unsubscribe { id }).await.unwrap());
+    let other = t.presence.subscribe(RoomFilter::Any, observer.recipient()).await.unwrap();
+    assert_ne!(id, other);
+    t.enter("one", None).await;
+    assert_eq!(seen.next().await.unwrap().version, 2);
+    assert!(seen.now().is_none(), "told once");
 }
 
 #[actix::test]

@@ -148,7 +148,7 @@ async fn of_several_rooms_each_is_taken_over_when_it_is_joined_and_the_others_go
     for name in ["a", "b"] {
         enter(&t, &new, name).await.unwrap();
         let heard = old.heard().await;
-        let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one word: {heard:?}") };
+        let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
         let replaced = Forwarded::Closed { cause: Cause::Replaced };
         assert_eq!((closed.kind, closed.room.as_str()), (replaced, name));
     }
@@ -333,119 +333,4 @@ async fn who_comes_back_to_a_full_room_has_its_place() {
     assert_eq!(admit(None).await.unwrap(), Err(full));
     assert_eq!(admit(Some(key("tab"))).await.unwrap(), Ok(()));
     assert!(!enter(&t, &new, "lobby").await.unwrap().changed);
-}
-
-#[actix::test]
-async fn a_phoenix_member_is_told_when_its_room_closes_and_it_stays_in_others() {
-    let t = harness(GRACE).await;
-    let mut ada = t.session();
-    for name in ["a", "b"] {
-        enter(&t, &ada, name).await.unwrap();
-    }
-    ada.heard().await;
-    t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
-    let heard = ada.heard().await;
-    let [testing::Heard::Frame(closed)] = &heard[..] else { panic!("one message: {heard:?}") };
-    let room_closed = Forwarded::Closed { cause: Cause::RoomClosed };
-    assert_eq!((closed.kind, closed.room.as_str()), (room_closed, "a"));
-    t.registry.send(CloseRoom { room: room("b") }).await.unwrap();
-    assert_eq!(ada.closed().await, Disconnect { code: 4004, cause: Cause::RoomClosed });
-}
-
-#[actix::test]
-async fn a_member_of_several_rooms_is_told_when_one_is_closed_in_every_dialect() {
-    let dialects = [
-        Dialect::Raw,
-        Dialect::Json(Feed::None),
-        Dialect::Json(Feed::Diff),
-        Dialect::Json(Feed::Full),
-        Dialect::Phoenix,
-    ];
-    for dialect in dialects {
-        let t = Harness::new().await;
-        let mut ada = t.session();
-        for name in ["a", "b"] {
-            let join = ada.joining(name, None).dialect(dialect);
-            t.registry.send(join).await.unwrap().unwrap();
-        }
-        ada.heard().await;
-        t.registry.send(CloseRoom { room: room("a") }).await.unwrap();
-        let heard = ada.heard().await;
-        let [testing::Heard::Frame(closed)] = &heard[..] else {
-            panic!("one message for {dialect:?}: {heard:?}")
-        };
-        let room_closed = Forwarded::Closed { cause: Cause::RoomClosed };
-        assert_eq!((closed.kind, closed.room.as_str()), (room_closed, "a"));
-        assert_eq!(closed.payload, "");
-        t.leave(&ada, "b").await;
-        assert!(ada.heard().await.is_empty(), "it has left by itself");
-    }
-}
-
-#[actix::test]
-async fn messages_reach_each_dialect_in_its_own_words() {
-    let t = harness(GRACE).await;
-    let mut raw = t.enter("lobby", Some("raw")).await;
-    let (mut json, mut phoenix) = (t.session(), t.session());
-    let join = json.joining("lobby", Some("json")).dialect(Dialect::Json(Feed::None));
-    t.registry.send(join).await.unwrap().unwrap();
-    enter(&t, &phoenix, "lobby").await.unwrap();
-    phoenix.heard().await;
-
-    let value = || serde_json::value::to_raw_value(&serde_json::json!({"x": 1})).unwrap();
-    let from = json.id;
-    for publish in [
-        Publish::new(room("lobby"), "plain"),
-        Publish::json(room("lobby"), value()).sent_by(from),
-        Publish::event(room("lobby"), "shout", value()).sent_by(from),
-    ] {
-        assert_eq!(t.registry.send(publish).await.unwrap(), Ok(3));
-    }
-    assert_eq!(raw.frames().await, ["plain", r#"{"x":1}"#, r#"{"x":1}"#]);
-    let sender = format!(r#"{{"id":"json","connection":"{from}"}}"#);
-    assert_eq!(
-        json.frames().await,
-        [
-            "plain".to_owned(),
-            format!(r#"{{"type":"message","payload":{{"x":1}},"from":{sender}}}"#),
-            format!(r#"{{"type":"message","event":"shout","payload":{{"x":1}},"from":{sender}}}"#),
-        ]
-    );
-    assert_eq!(
-        phoenix.frames().await,
-        [
-            r#"[null,null,"lobby","message",{"payload":"plain","from":null}]"#.to_owned(),
-            format!(r#"[null,null,"lobby","message",{{"payload":{{"x":1}},"from":{sender}}}]"#),
-            r#"[null,null,"lobby","shout",{"x":1}]"#.to_owned(),
-        ]
-    );
-}
-
-#[actix::test]
-async fn a_phoenix_diff_is_what_became_of_each_connection_since_the_last_one() {
-    let t = harness(GRACE).await;
-    let mut ada = t.session();
-    enter(&t, &ada, "lobby").await.unwrap();
-    assert!(ada.next_frame().await.contains("presence_state"));
-    // The first change is told at once, and those after it together.
-    t.enter("lobby", Some("eve")).await;
-    let first: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
-    assert_eq!((&first[4]["since"], &first[4]["v"]), (&1.into(), &2.into()));
-    let bob = t.enter("lobby", Some("bob")).await;
-    let passing = t.enter("lobby", None).await;
-    t.leave(&passing, "lobby").await;
-    t.clock.advance(secs(5));
-    let diff: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
-    assert_eq!(
-        (&diff[3], &diff[4]["since"], &diff[4]["v"]),
-        (&"presence_diff".into(), &2.into(), &5.into())
-    );
-    let keys = |map: &Value| map.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&diff[4]["joins"]), ["bob"]);
-    assert!(keys(&diff[4]["leaves"]).is_empty(), "who came and went in between is in neither");
-
-    t.registry.send(Kick::Connection(bob.id)).await.unwrap();
-    t.clock.advance(secs(5));
-    let diff: Value = serde_json::from_str(&ada.next_frame().await).unwrap();
-    assert_eq!(diff[4]["leaves"]["bob"]["metas"][0]["cause"], "kicked");
 }

@@ -5,15 +5,10 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use actix::prelude::*;
-use actix_presence::{
-    testing::{Heard, ManualClock, MemoryDatabase, MemoryHub, MemoryLink, Probe, Seen},
-    *,
-};
+use actix_presence::{testing::Probe, *};
 use chrono::TimeDelta;
-use common::{Harness, Session, room, secs, user};
+use common::{Harness, Session, nodes::World, room, secs, user};
 use serde_json::json;
-use tokio::sync::{Mutex, MutexGuard};
 
 fn info(status: &str) -> Info {
     Info::new(json!({ "status": status })).unwrap()
@@ -148,76 +143,6 @@ async fn a_user_is_online_with_the_first_room_and_offline_with_the_last() {
 
 // --- two nodes -----------------------------------------------------------------------------------
 
-/// The ids of connections are made by the database's clock, and there is one for the whole process.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
-
-struct World {
-    _alone: MutexGuard<'static, ()>,
-    database: MemoryDatabase,
-    clock: ManualClock,
-    hub: MemoryHub,
-}
-
-struct Node {
-    presence: PresenceHandle,
-    clock: ManualClock,
-    changes: Seen<PresenceChanged>,
-    link: MemoryLink,
-    sessions: Vec<(ConnectionId, Addr<Probe<Heard>>)>,
-}
-
-impl World {
-    async fn new() -> Self {
-        let _alone = ONE_AT_A_TIME.lock().await;
-        let clock = ManualClock::new();
-        let database = MemoryDatabase::with_clock(clock.clock());
-        Self { _alone, database, clock, hub: MemoryHub::new() }
-    }
-
-    async fn node(&self, name: &str, ahead: TimeDelta) -> Node {
-        let clock = ManualClock::new();
-        clock.set_wall(ahead);
-        let reader = self.database.store();
-        let link = reader.link();
-        let presence = PresenceConfig::default()
-            .node(name)
-            .clock(clock.clock())
-            .start_shared(
-                Box::new(self.database.store()),
-                Box::new(reader),
-                Box::new(self.hub.bus()),
-            )
-            .unwrap();
-        let (observer, changes) = Probe::new();
-        let subscribe = Subscribe::new(RoomFilter::Any, observer.recipient());
-        presence.registry().send(subscribe.scope(Scope::Cluster)).await.unwrap();
-        Node { presence, clock, changes, link, sessions: Vec::new() }
-    }
-}
-
-impl Node {
-    async fn enter(&mut self, name: &str, who: &str, status: &str) -> ConnectionId {
-        let (session, _heard) = Probe::<Heard>::new();
-        let id = ConnectionId::new();
-        let join = Join::new(room(name), id, session.clone().recipient())
-            .user(user(who))
-            .info(info(status));
-        self.presence.registry().send(join).await.unwrap().unwrap();
-        self.sessions.push((id, session));
-        id
-    }
-
-    /// Waits until the room is so.
-    async fn sees(&mut self, name: &str, wanted: impl Fn(&Snapshot) -> bool) {
-        loop {
-            let change = self.changes.next().await.expect("it becomes so");
-            if change.room == *name && wanted(&change.snapshot) {
-                return;
-            }
-        }
-    }
-}
-
 fn shows(who: &'static str, status: &'static str) -> impl Fn(&Snapshot) -> bool {
     move |room| room.user(&user(who)).is_some_and(|member| member.info == info(status))
 }
@@ -228,14 +153,12 @@ async fn the_last_update_stands_on_every_node_whichever_clock_is_ahead() {
         let world = World::new().await;
         let mut a = world.node("a", TimeDelta::minutes(minutes)).await;
         let mut b = world.node("b", TimeDelta::zero()).await;
-        let older = a.enter("lobby", "ada", "older").await;
+        let older = a.enter("lobby", "ada", info("older")).await;
         b.sees("lobby", shows("ada", "older")).await;
-        let newer = b.enter("lobby", "ada", "newer").await;
+        let newer = b.enter("lobby", "ada", info("newer")).await;
         a.sees("lobby", shows("ada", "newer")).await;
         for (status, from) in [("away", 0), ("back", 1), ("away", 0), ("away", 1), ("gone", 0)] {
-            for clock in [&a.clock, &b.clock, &world.clock] {
-                clock.advance(secs(1));
-            }
+            world.pass([&a, &b]);
             let (node, connection) = if from == 0 { (&a, older) } else { (&b, newer) };
             let update = UpdateInfo { room: room("lobby"), connection, info: info(status) };
             assert!(node.presence.registry().send(update).await.unwrap(), "{status}");
@@ -263,10 +186,10 @@ async fn an_update_of_a_user_reaches_the_connections_on_other_nodes_and_counts_t
     let world = World::new().await;
     let mut a = world.node("a", TimeDelta::zero()).await;
     let mut b = world.node("b", TimeDelta::zero()).await;
-    a.enter("lobby", "ada", "here").await;
-    b.enter("lobby", "ada", "here").await;
-    b.enter("attic", "ada", "here").await;
-    b.enter("attic", "bob", "here").await;
+    a.enter("lobby", "ada", info("here")).await;
+    b.enter("lobby", "ada", info("here")).await;
+    b.enter("attic", "ada", info("here")).await;
+    b.enter("attic", "bob", info("here")).await;
     for node in [&mut a, &mut b] {
         node.sees("attic", |room| room.occupancy().users == 2).await;
     }
@@ -288,7 +211,7 @@ async fn a_user_alternates_for_each_observer_over_all_nodes() {
     let world = World::new().await;
     let mut a = world.node("a", TimeDelta::zero()).await;
     let mut b = world.node("b", TimeDelta::zero()).await;
-    let here = a.enter("lobby", "ada", "here").await;
+    let here = a.enter("lobby", "ada", info("here")).await;
     a.presence.registry().send(Flush).await.unwrap().unwrap();
     let mut observers = Vec::new();
     for node in [&a, &b] {
@@ -297,12 +220,12 @@ async fn a_user_alternates_for_each_observer_over_all_nodes() {
         let subscribed = node.presence.registry().send(subscribe).await.unwrap();
         observers.push((seen, BTreeSet::from_iter(subscribed.online)));
     }
-    let there = b.enter("attic", "ada", "there").await;
+    let there = b.enter("attic", "ada", info("there")).await;
     a.sees("attic", |room| room.occupancy().users == 1).await;
     a.presence.registry().do_send(LeaveAll::new(here));
     b.sees("lobby", Snapshot::is_empty).await;
     b.presence.registry().do_send(LeaveAll::new(there));
-    b.enter("cellar", "end", "here").await;
+    b.enter("cellar", "end", info("here")).await;
     for (mut seen, mut online) in observers {
         // Whether she was known at first or is learned of: she comes once, and goes once.
         let mut offline = 0;

@@ -1,25 +1,23 @@
-//! Joining, staying and leaving.
+//! What a session tells the registry: that its connection joins, is still there, changes its info, leaves.
 
 use std::{
     borrow::Cow,
     sync::Arc,
     thread::{self, ThreadId},
-    time::Duration,
 };
 
 use actix::{dev::OneshotSender, prelude::*};
-use serde::{Deserialize, Serialize};
 
 use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage};
 use crate::{
     model::{
-        Activity, Cause, ConnectionId, Info, LimitReached, Presence, Rights, RoomName, SessionKey,
-        Snapshot, Superseded, UserId,
+        Activity, Cause, ConnectionId, Info, LimitReached, Rights, RoomName, SessionKey, Snapshot,
+        Superseded, UserId,
     },
     sockets::SocketKey,
 };
 
-/// The frames that a connection gets from its rooms.
+/// The protocol of the frames that a connection gets from its rooms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -179,39 +177,6 @@ pub struct Joined {
     pub rights: Rights,
 }
 
-/// A join that the hook of [`authorize_async`](crate::PresenceConfig::authorize_async) decides.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct JoinRequest {
-    /// The room to enter.
-    pub room: RoomName,
-    /// The user; `None` is anonymous.
-    pub user: Option<UserId>,
-    /// What the join would attach to the presence.
-    pub info: Info,
-}
-
-/// Whether a user may join: the result of the hooks [`authorize`](crate::PresenceConfig::authorize) and
-/// [`authorize_async`](crate::PresenceConfig::authorize_async).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Decision {
-    /// Yes, with all rights.
-    Allow,
-    /// With these rights; no, if [`Rights::join`] is not among them.
-    Grant(Rights),
-    /// No, with the reason for the client.
-    Deny(Cow<'static, str>),
-}
-
-impl Decision {
-    /// No, for this reason.
-    #[must_use]
-    pub fn deny(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self::Deny(reason.into())
-    }
-}
-
 /// Why a [`Join`] was refused; nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -239,23 +204,6 @@ pub enum JoinError {
     /// The registry is shutting down; another node may accept it.
     #[error("shutting down")]
     ShuttingDown,
-}
-
-/// Asks whether a user could join now. The [`Join`] itself may still be refused.
-///
-/// A browser does not tell a page why a WebSocket failed: only a request that cannot become a session, such
-/// as a plain GET of the same address, can show the reason.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Result<(), JoinError>")]
-pub struct Admit {
-    /// The room to enter.
-    pub room: RoomName,
-    /// The user; `None` is anonymous.
-    pub user: Option<UserId>,
-    /// What would be attached to the presence.
-    pub info: Info,
-    /// The client session, if there is one: resuming it needs no space in the room.
-    pub session: Option<SessionKey>,
 }
 
 /// Removes a connection from a room. Returns whether it was in it. Joins of it that wait for authorization
@@ -360,105 +308,3 @@ pub struct UpdateInfo {
     /// The new info.
     pub info: Info,
 }
-
-/// How many connections a [`Kick`] or a [`CloseRoom`] has removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Kicked {
-    /// The number of connections, on all nodes unless it is partial.
-    pub connections: usize,
-    /// Whether there may be more, which are not counted: the database that the nodes share could not be asked
-    /// who is on the others, or the bus could not tell them. It was done on this node, and on the others as
-    /// far as the bus took it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub partial: bool,
-}
-
-/// Removes a connection, or all connections of a user, from all rooms with [`Cause::Kicked`]. Returns how many
-/// connections that were, on all nodes.
-///
-/// On several nodes the database is asked how many are on the others, for two seconds at most.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Message)]
-#[serde(rename_all = "snake_case")]
-#[rtype(result = "Kicked")]
-pub enum Kick {
-    /// This connection: by its own id, or by that of its presence, which differs after it has taken over a
-    /// client session.
-    Connection(ConnectionId),
-    /// Every connection that is in some room as this user.
-    User(UserId),
-}
-
-/// Removes a connection, or all connections of a user, from one room with [`Cause::Kicked`], in one change.
-/// Returns how many connections that were, on all nodes; those that fade are among them.
-///
-/// A connection that is still in other rooms hears of it by
-/// [`Forwarded::Closed`](super::Forwarded::Closed); another one is told to close. They may join the room again.
-///
-/// ```
-/// use actix_presence::{Kick, KickFrom, PresenceHandle, RoomName, UserId};
-///
-/// async fn remove(
-///     presence: &PresenceHandle,
-///     room: RoomName,
-///     user: UserId,
-/// ) -> Result<usize, actix::MailboxError> {
-///     let kicked = presence.registry().send(KickFrom { room, whom: Kick::User(user) }).await?;
-///     Ok(kicked.connections)
-/// }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, Message)]
-#[rtype(result = "Kicked")]
-pub struct KickFrom {
-    /// The room.
-    pub room: RoomName,
-    /// Whom.
-    pub whom: Kick,
-}
-
-/// Removes all members of a room with [`Cause::RoomClosed`], in one change. Returns how many, on all nodes.
-/// They may join it again.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "Kicked")]
-pub struct CloseRoom {
-    /// The room.
-    pub room: RoomName,
-}
-
-/// Removes every presence that was silent for longer than the age; O(number removed). Sent by the
-/// [`Pruner`](crate::Pruner); an app may send it, too.
-#[derive(Clone, Copy, Debug, Default, Message)]
-#[rtype(result = "PruneReport")]
-pub struct PrunePresences {
-    /// Presences that are strictly older are removed; `None` is `max_age`.
-    pub age: Option<Duration>,
-}
-
-/// The result of [`PrunePresences`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, MessageResponse)]
-pub struct PruneReport {
-    /// The rooms that changed, by name.
-    pub rooms: Vec<Pruned>,
-}
-
-impl PruneReport {
-    /// How many presences were removed in all.
-    #[must_use]
-    pub fn removed(&self) -> usize {
-        self.rooms.iter().map(|room| room.presences.len()).sum()
-    }
-}
-
-/// The presences that were pruned from one room.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pruned {
-    /// The room.
-    pub room: RoomName,
-    /// The presences.
-    pub presences: Vec<Presence>,
-}
-
-/// Removes the rows of empty rooms. Returns how many. (In memory an empty room is removed at once.)
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<usize, super::FlushError>")]
-pub struct PruneRooms;

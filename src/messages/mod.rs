@@ -5,29 +5,27 @@
 //! [`ForwardMessage`]s, and at most one [`Disconnect`]. An observer sends [`Subscribe`] and gets
 //! [`PresenceChanged`].
 
+mod authorizing;
+mod backlog;
 mod delivered;
 mod error;
+mod kicking;
 mod membership;
 mod observing;
 mod payload;
 mod places;
+mod pruning;
+mod publishing;
 mod queries;
 mod statuses;
 mod users;
 
-pub use delivered::{
-    Audience, Content, Disconnect, ForwardMessage, Forwarded, Heard, Publish, PublishError,
-    Register, close_code,
-};
-pub(crate) use delivered::{
-    Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, SessionPublish, backlog_limit,
-};
+pub use authorizing::{Admit, Decision, JoinRequest};
+pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
+pub use delivered::{Disconnect, ForwardMessage, Forwarded, Heard, Register, close_code};
 pub use error::PresenceError;
-pub use membership::{
-    Admit, CloseRoom, Decision, Dialect, Feed, Join, JoinError, JoinRequest, Joined, Kick,
-    KickFrom, Kicked, Leave, LeaveAll, PrunePresences, PruneReport, PruneRooms, Pruned, Touch,
-    UpdateInfo,
-};
+pub use kicking::{CloseRoom, Kick, KickFrom, Kicked};
+pub use membership::{Dialect, Feed, Join, JoinError, Joined, Leave, LeaveAll, Touch, UpdateInfo};
 pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
@@ -35,6 +33,9 @@ pub use observing::{
 pub use payload::Payload;
 pub(crate) use places::PlaceBack;
 pub use places::{SessionPlace, SessionPlaces, TakePlace};
+pub use pruning::{PrunePresences, PruneReport, PruneRooms, Pruned};
+pub(crate) use publishing::SessionPublish;
+pub use publishing::{Audience, Content, Publish, PublishError};
 pub use queries::{
     BusState, Counters, Departed, Explain, Explained, Flush, FlushError, GetOccupancy, GetSnapshot,
     GetStatus, ListPresences, ListRooms, QueryError, Shutdown, Status, UnheardNode, WhereIs,

@@ -5,16 +5,14 @@
 //! back and retried.
 
 mod dirty;
+mod lease;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use ahash::RandomState;
 use tokio::sync::oneshot;
@@ -22,7 +20,8 @@ use tokio::sync::oneshot;
 pub use self::writer::{CloseStore, PruneRoomRows, Renew, Write, Writer};
 pub(crate) use self::{
     dirty::Memory,
-    schedule::{COMMIT_INTERVAL, NextStep, Trouble, flush_error},
+    schedule::{COMMIT_INTERVAL, NextStep, flush_error},
+    trouble::Trouble,
     writer::WriterHandle,
 };
 use self::{
@@ -32,9 +31,8 @@ use self::{
 use crate::{
     counters::Counter,
     log_limit::LogLimit,
-    messages::FlushError,
     model::{ConnectionId, Diff, Moment, RoomName, Rooms},
-    store::{Applied, Batch, BatchEntry, Committed, Renewal, Row, StoreError},
+    store::{Applied, Batch, BatchEntry, Committed, Row, StoreError},
 };
 
 /// The largest number of presences in one transaction: enough to be fast, few enough to be short.
@@ -50,8 +48,8 @@ pub(crate) struct Mirror {
     in_flight: Option<InFlight>,
     /// Since when a renewal of the lease is under way.
     renewing: Option<Moment>,
-    /// After which time without an answer the database is in trouble.
-    patience: Duration,
+    /// How long a call may be unanswered before the database counts as stalled.
+    stall_timeout: Duration,
     waiters: Waiters,
     /// Whether the store is being closed.
     closed: bool,
@@ -73,16 +71,16 @@ struct InFlight {
 }
 
 impl Mirror {
-    /// A mirror with this time between commits that nobody waits for, and this time after which a database
-    /// that does not answer is in trouble.
-    pub fn new(writer: WriterHandle, commit_interval: Duration, patience: Duration) -> Self {
+    /// A mirror with this time between commits that nobody waits for. A call that is unanswered for longer than
+    /// `stall_timeout` is trouble.
+    pub fn new(writer: WriterHandle, commit_interval: Duration, stall_timeout: Duration) -> Self {
         Self {
             dirty: Dirty::default(),
             writer,
             number: 0,
             in_flight: None,
             renewing: None,
-            patience,
+            stall_timeout,
             waiters: Waiters::default(),
             closed: false,
             trouble: None,
@@ -169,44 +167,7 @@ impl Mirror {
         self.rows_written.count()
     }
 
-    /// The time of the last renewal of the lease, if there was one since the start.
-    pub fn lease_renewed(&self) -> Option<Moment> {
-        self.lease_renewed
-    }
-
-    /// Why the database cannot be written, if it fails or hangs.
-    pub fn trouble(&self) -> Option<&Trouble> {
-        self.trouble.as_ref()
-    }
-
-    /// Notes it if the database has not answered for too long, and answers the waiting flushes. Where the
-    /// writer gives up calls that hang, these have an answer.
-    pub fn look(&mut self, now: Moment) {
-        if self.writer.gives_up() {
-            return;
-        }
-        let in_flight = self.in_flight.as_ref().map(|flight| flight.since);
-        let since = in_flight.into_iter().chain(self.renewing).min_by_key(|at| at.monotonic);
-        let Some(since) = since.filter(|since| now.since(*since) > self.patience) else { return };
-        if self.trouble.is_none() {
-            self.trouble_begins(&StoreError::Stalled, since);
-            self.waiters.fail(&FlushError::Stalled);
-        }
-    }
-
-    /// The renewal of the lease, unless one is under way.
-    pub fn renew(
-        &mut self,
-        now: Moment,
-    ) -> Option<impl Future<Output = Result<Renewal, StoreError>> + use<>> {
-        if self.closed || self.renewing.is_some() {
-            return None;
-        }
-        self.renewing = Some(now);
-        Some(self.writer.renew(Renew { now: now.utc() }))
-    }
-
-    /// The next batch, if there is one, the writer is free and it is time.
+    /// Begins to write the next batch, if there is one, the writer is free and it is time.
     pub fn next(
         &mut self,
         memory: &Memory<'_>,
@@ -259,52 +220,6 @@ impl Mirror {
         }
     }
 
-    /// Handles the writer's answer to a renewal of the lease.
-    pub fn renewed(
-        &mut self,
-        answer: Result<Renewal, StoreError>,
-        rooms: &Rooms,
-        now: Moment,
-    ) -> NextStep {
-        self.renewing = None;
-        if answer.is_ok() {
-            self.lease_renewed = Some(now);
-            self.schedule.resume();
-        }
-        match answer {
-            Ok(Renewal::Held) if self.dirty.is_empty() => self.succeeded(now),
-            Ok(Renewal::Held) => {}
-            Ok(Renewal::Continued { incarnation }) => {
-                return NextStep::ContinueAs(incarnation);
-            }
-            Ok(Renewal::Lapsed { incarnation }) => {
-                tracing::warn!("the lease of this node had expired: every row is written again");
-                return NextStep::BeginIncarnation(incarnation);
-            }
-            Err(error) => return self.failed(error, rooms, now),
-        }
-        NextStep::Write
-    }
-
-    /// Begins a new incarnation, in which all rows are written again. Returns the presences of this node
-    /// that others may have seen end with the old incarnation, by room.
-    pub fn begin_incarnation(&mut self, rooms: &Rooms) -> BTreeMap<RoomName, Vec<ConnectionId>> {
-        let mut seen: BTreeMap<RoomName, Vec<ConnectionId>> = BTreeMap::new();
-        for (room, presence) in rooms.held_presences() {
-            if self.dirty.is_stored(&(room.clone(), presence)) {
-                seen.entry(room.clone()).or_default().push(presence);
-            }
-        }
-        self.dirty.mark_all(rooms);
-        seen
-    }
-
-    /// Goes on in a new incarnation without anybody having seen an end of the old one: rows may differ from
-    /// memory in whatever way, and all are written again.
-    pub fn continue_incarnation(&mut self, rooms: &Rooms) {
-        self.dirty.mark_all(rooms);
-    }
-
     /// Marks the rows among these that should not be there.
     pub fn mark_surplus(&mut self, rows: Vec<RowKey>, rooms: &Rooms) {
         for (room, connection) in rows {
@@ -337,14 +252,14 @@ impl Mirror {
         }
     }
 
-    /// Waits until everything marked so far is committed. Asks the database even if nothing is marked, and
-    /// at once even after a failure.
+    /// Has everything marked so far written; the result arrives when it is committed. Asks the database even
+    /// if nothing is marked, and at once even after a failure.
     pub fn commit(&mut self) -> Flushed {
         self.schedule.resume();
         self.wait()
     }
 
-    /// Waits until the presences marked so far are committed, unless the database is in trouble.
+    /// When the presences marked so far are committed; `None` if they are, or the database is in trouble.
     pub fn settled(&mut self) -> Option<Flushed> {
         if self.trouble.is_some() || self.dirty.is_empty() && self.in_flight.is_none() {
             return None;
@@ -386,11 +301,13 @@ impl Mirror {
         self.schedule.end_interval();
     }
 
+    /// Marks again the ended presences whose rows the database did not delete.
     fn retry_deletes(&mut self) {
         let presences = std::mem::take(&mut self.undeleted);
         self.dirty.put_back(Taken { presences, ..Taken::default() }, false);
     }
 
+    /// Remembers the rows that the database refuses, to be tried again later, and returns them.
     fn set_aside(&mut self, applied: Applied, taken: &Taken) -> Vec<BatchEntry> {
         let mut undeleted: HashSet<RowKey, RandomState> = HashSet::default();
         for aside in &applied.set_aside {
@@ -413,46 +330,5 @@ impl Mirror {
         let presences = taken.presences.iter().filter(|(key, _)| undeleted.contains(key));
         self.undeleted.extend(presences.cloned());
         applied.set_aside.into_iter().map(|aside| aside.change).collect()
-    }
-
-    fn succeeded(&mut self, now: Moment) {
-        self.schedule.succeeded();
-        if let Some(trouble) = self.trouble.take() {
-            let after = now.since(trouble.since);
-            tracing::info!(?after, "the database takes rows again");
-        }
-    }
-
-    fn failed(&mut self, error: StoreError, rooms: &Rooms, now: Moment) -> NextStep {
-        let reason = error.as_str();
-        metrics::counter!("presence_database_failures_total", "reason" => reason).increment(1);
-        let since = self.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        self.trouble_begins(&error, since);
-        let next = match error {
-            StoreError::Gone => {
-                // Another database is open already, and it is empty.
-                self.dirty.mark_all(rooms);
-                NextStep::Write
-            }
-            StoreError::Lapsed => {
-                self.schedule.pause();
-                NextStep::Renew
-            }
-            // A new connection has to take over before anything is written.
-            StoreError::Stalled => NextStep::RenewAfter(self.schedule.pause_after_failure()),
-            _ => NextStep::RetryAfter(self.schedule.pause_after_failure()),
-        };
-        self.waiters.fail(&flush_error(error));
-        next
-    }
-
-    fn trouble_begins(&mut self, error: &StoreError, since: Moment) {
-        let reason = error.as_str();
-        let cause = error.to_string();
-        if self.trouble.as_ref().is_none_or(|trouble| trouble.reason != reason) {
-            let error = error as &dyn std::error::Error;
-            tracing::error!(error, "rows cannot be written; presence goes on");
-        }
-        self.trouble = Some(Trouble { reason, cause, since });
     }
 }

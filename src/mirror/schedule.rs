@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::dirty::Dirty;
 use crate::{
     messages::FlushError,
-    model::{Epoch, Moment},
+    model::Epoch,
     store::{Committed, StoreError, reader::retry_pause},
 };
 
@@ -88,16 +88,6 @@ pub(crate) enum NextStep {
     ContinueAs(Epoch),
     /// Write every row again, in this incarnation.
     BeginIncarnation(Epoch),
-}
-
-/// Why the database cannot be written, and since when.
-#[derive(Clone, Debug)]
-pub(crate) struct Trouble {
-    /// In one word.
-    pub reason: &'static str,
-    /// In whole, with the message of the database.
-    pub cause: String,
-    pub since: Moment,
 }
 
 pub(super) type Flushed = oneshot::Receiver<Result<(), FlushError>>;

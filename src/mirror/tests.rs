@@ -242,10 +242,10 @@ silent!(Write, Renew, PruneRoomRows, CloseStore);
 
 #[actix::test]
 async fn a_database_that_does_not_answer_is_in_trouble_after_a_while_and_flushes_are_told() {
-    let patience = Duration::from_secs(5);
+    let stall_timeout = Duration::from_secs(5);
     let at = |seconds| Moment::new(Duration::from_secs(seconds), NOW.utc());
     for renewing in [false, true] {
-        let mut mirror = Mirror::new(Silent.start().into(), Duration::ZERO, patience);
+        let mut mirror = Mirror::new(Silent.start().into(), Duration::ZERO, stall_timeout);
         let rooms = Rooms::default();
         let waits = mirror.commit();
         if renewing {
@@ -253,9 +253,9 @@ async fn a_database_that_does_not_answer_is_in_trouble_after_a_while_and_flushes
         } else {
             assert!(mirror.next(&Memory::alone(&rooms), at(0)).is_some());
         }
-        mirror.look(at(5));
+        mirror.check_stall(at(5));
         assert!(mirror.trouble().is_none());
-        mirror.look(at(6));
+        mirror.check_stall(at(6));
         let trouble = mirror.trouble().unwrap();
         assert_eq!((trouble.reason, trouble.since), ("stalled", at(0)));
         assert!(matches!(waits.await.unwrap(), Err(FlushError::Stalled)));

@@ -6,6 +6,7 @@
 mod collections;
 mod encoding;
 mod identity;
+mod ids;
 mod info;
 mod json;
 mod membership;
@@ -29,12 +30,12 @@ mod updates;
 pub(crate) use collections::{Few, Shrink};
 pub(crate) use identity::CODE_BYTES;
 pub use identity::ClusterIdentity;
+pub use ids::{ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch};
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES};
 pub use json::{UnfitJson, check_info, check_payload};
 pub(crate) use names::ANONYMOUS_PREFIX;
 pub use names::{
-    ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch, InvalidName, InvalidNodeName,
-    MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
+    InvalidName, InvalidNodeName, MAX_NAME_CHARS, MAX_NODE_NAME_CHARS, NodeName, RoomName, UserId,
 };
 pub(crate) use presence::micros;
 pub use presence::{

@@ -25,7 +25,7 @@ impl RoomRegistry {
         });
         ctx.run_interval(self.lease / 3, |registry, ctx| {
             let now = registry.clock.now();
-            registry.mirror.look(now);
+            registry.mirror.check_stall(now);
             registry.renew(ctx);
             registry.stop_lingering(now);
         });

@@ -201,7 +201,7 @@ impl Handler<GetStatus> for RoomRegistry {
 
     fn handle(&mut self, _: GetStatus, _: &mut Context<Self>) -> Status {
         let now = self.clock.now();
-        self.mirror.look(now);
+        self.mirror.check_stall(now);
         let trouble = self.mirror.trouble();
         metrics::counter!("presence_touches_total").absolute(self.touches);
         let mut status = Status {

@@ -18,7 +18,7 @@ use crate::{
     bus::{AddressedMessage, BusMessage},
     log_limit::LogLimit,
     messages::{Audience, Content, Kick, KickFrom, Kicked, QueryError},
-    model::{ConnectionId, Moment, Remote, RoomName, SeenPresence, Sender},
+    model::{ConnectionId, Moment, NodeName, Remote, RoomName, SeenPresence, Sender},
     store::{SharedStore, StoreError, reader::ReaderHandle},
 };
 
@@ -201,15 +201,10 @@ impl RoomRegistry {
             return Reply::Now(Kicked { connections: kicked, partial: false });
         };
         let (reply, answer) = oneshot::channel();
-        let (asked, written) = (whom.clone(), self.written(ctx));
         // Asked before they are kicked: their rows are deleted then.
-        let found = within(READ_TIMEOUT, async move {
-            written.await;
-            reader.ask(move |store| store.connections(&asked)).await
-        });
+        let found = self.find_connections(reader, whom.clone(), ctx);
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let Some(cluster) = &mut registry.cluster else { return };
-            registry.unanswered.note(&found);
             let single = matches!(whom, Kick::Connection(_));
             let elsewhere = match found {
                 Ok(found) => Some(found.iter().filter(|(_, node)| node != cluster.me()).count()),
@@ -238,6 +233,16 @@ impl RoomRegistry {
         Reply::Later(answer)
     }
 
+    /// Asks the database for the connections that are meant, each with the node that holds it.
+    pub(super) fn find_connections(
+        &mut self,
+        reader: ReaderHandle,
+        meant: Kick,
+        ctx: &mut Context<Self>,
+    ) -> impl Future<Output = Answer<Vec<(ConnectionId, NodeName)>>> + 'static {
+        self.ask_when_written(READ_TIMEOUT, reader, ctx, move |store| store.connections(&meant))
+    }
+
     /// Asks the database about all rooms, of which this node follows only some.
     pub(super) fn ask_all<T: Send + 'static>(
         &mut self,
@@ -245,16 +250,9 @@ impl RoomRegistry {
         ctx: &mut Context<Self>,
         query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
     ) -> impl Future<Output = Answer<T>> + 'static {
-        let unanswered = self.unanswered.clone();
-        let written = self.written(ctx);
-        let asked = within(QUERY_TIMEOUT, async move {
-            written.await;
-            reader.ask(query).await
-        });
-        async move {
-            let answer = asked.await;
-            unanswered.note(&answer);
-            answer.inspect_err(|error| {
+        let asked = self.ask_when_written(QUERY_TIMEOUT, reader, ctx, query);
+        async {
+            asked.await.inspect_err(|error| {
                 static UNREADABLE: LogLimit = LogLimit::new();
                 if let Some(suppressed) = UNREADABLE.pass() {
                     let error = error as &dyn Error;
@@ -264,12 +262,25 @@ impl RoomRegistry {
         }
     }
 
+    /// Asks the database once this node's own changes are in it, and notes whether it answered in time.
+    fn ask_when_written<T: Send + 'static>(
+        &mut self,
+        timeout: Duration,
+        reader: ReaderHandle,
+        ctx: &mut Context<Self>,
+        query: impl FnOnce(&mut dyn SharedStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> impl Future<Output = Answer<T>> + 'static {
+        let (unanswered, written) = (self.unanswered.clone(), self.written(ctx));
+        let asked = within(timeout, async move {
+            written.await;
+            reader.ask(query).await
+        });
+        asked.inspect(move |answer| unanswered.note(answer))
+    }
+
     /// Waits until what this node has answered before is in the database, unless that is in trouble: one
     /// that cannot be written may still answer queries.
-    pub(super) fn written(
-        &mut self,
-        ctx: &mut Context<Self>,
-    ) -> impl Future<Output = ()> + 'static {
+    fn written(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static {
         let settled = self.mirror.settled();
         let now = self.clock.now();
         self.write(ctx, now);
@@ -282,7 +293,7 @@ impl RoomRegistry {
 }
 
 /// The answer of the database, if it comes in time. One that does not is counted.
-pub(super) async fn within<T>(
+async fn within<T>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, StoreError>>,
 ) -> Answer<T> {

@@ -5,11 +5,7 @@ use std::error::Error;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{
-    RoomRegistry,
-    commands::{READ_TIMEOUT, Reply},
-    sharing::within,
-};
+use super::{RoomRegistry, commands::Reply};
 use crate::{
     bus::BusMessage,
     log_limit::LogLimit,
@@ -51,14 +47,9 @@ impl RoomRegistry {
         let whom = Kick::User(msg.user.clone());
         let told = cluster.tell(BusMessage::UpdateUser(msg));
         let (reply, answer) = oneshot::channel();
-        let written = self.written(ctx);
-        let found = within(READ_TIMEOUT, async move {
-            written.await;
-            reader.ask(move |store| store.connections(&whom)).await
-        });
+        let found = self.find_connections(reader, whom, ctx);
         ctx.spawn(found.into_actor(self).map(move |found, registry, _| {
             let now = registry.clock.now();
-            registry.unanswered.note(&found);
             let Some(cluster) = &registry.cluster else { return };
             let (mut connections, mut partial) = (here, false);
             match found {

@@ -1,6 +1,9 @@
 //! A presence system for tests: manual clock, probes for sessions and observers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod nodes;
+pub mod stuck;
+
 use std::time::Duration;
 
 use actix::prelude::*;

@@ -3,24 +3,18 @@
 //! Each can also be given as an environment variable `PRESENCE_<FLAG>`. Values that may contain secrets
 //! are accepted as they are and checked later, because clap prints what it refuses.
 
-use std::{
-    ffi::OsString,
-    net::{SocketAddr, ToSocketAddrs},
-    time::Duration,
-};
+use std::{ffi::OsString, time::Duration};
 
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::BoolishValueParser,
     parser::ValueSource,
 };
-use tracing_subscriber::EnvFilter;
 
-use super::listen::BindAddresses;
-use crate::{
-    origin::{AllowedOrigin, InvalidOrigin},
-    token::{EmptySecret, Secret},
+use super::{
+    listen::BindAddresses,
+    values::{BindFlag, bind, duration, duration_or_zero, log, origin, pattern, secret},
 };
-use actix_presence::{InvalidName, RoomName};
+use crate::{origin::AllowedOrigin, token::Secret};
 
 /// Who is where, right now: rooms, presences, heartbeats and messages over WebSockets.
 #[derive(Debug, Parser)]
@@ -193,10 +187,6 @@ const MAX_FRAME_SIZE: i64 = 256 * 1024 * 1024;
 /// Both loopback addresses, because `localhost` may be either.
 const DEFAULT_BIND: &str = "127.0.0.1:8080,[::1]:8080";
 
-/// The addresses that one `ADDR` resolves to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BindFlag(pub Vec<SocketAddr>);
-
 impl Cli {
     /// Parses a command line, in which `serve` may be omitted.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
@@ -235,74 +225,10 @@ impl ServeFlags {
     }
 }
 
-/// No clock here is more precise.
-const MIN_DURATION: Duration = Duration::from_millis(1);
-/// Ten years: longer than anything here lasts, and far from every overflow.
-const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-
-fn duration_or_zero(text: &str) -> Result<Duration, &'static str> {
-    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration(text) }
-}
-
-fn duration(text: &str) -> Result<Duration, &'static str> {
-    const TOO_LONG: &str = "a duration must be at most 10 years";
-    let malformed = "a duration must be `60s`, `2m`, `500ms` or a number of seconds";
-    let seconds = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let duration = if seconds {
-        let seconds = text.parse().map_err(|_| malformed)?;
-        Duration::try_from_secs_f64(seconds).map_err(|_| TOO_LONG)?
-    } else {
-        humantime::parse_duration(text).map_err(|error| match error {
-            humantime::DurationError::NumberOverflow => TOO_LONG,
-            _ => malformed,
-        })?
-    };
-    match duration {
-        short if short < MIN_DURATION => Err("a duration must be at least 1 ms"),
-        long if long > MAX_DURATION => Err(TOO_LONG),
-        duration => Ok(duration),
-    }
-}
-
-fn origin(text: &str) -> Result<AllowedOrigin, InvalidOrigin> {
-    text.trim().parse()
-}
-
-fn bind(text: &str) -> Result<BindFlag, String> {
-    let addresses: Vec<SocketAddr> = match text.trim().to_socket_addrs() {
-        Ok(addresses) => addresses.collect(),
-        Err(error) => {
-            return Err(format!("an address must be HOST:PORT, such as 127.0.0.1:8080: {error}"));
-        }
-    };
-    if addresses.is_empty() {
-        return Err("this host has no address".to_owned());
-    }
-    Ok(BindFlag(addresses))
-}
-
-fn secret(text: &str) -> Result<Secret, EmptySecret> {
-    Secret::new(text)
-}
-
-/// The name of a room, or a prefix followed by `*`.
-fn pattern(text: &str) -> Result<String, InvalidName> {
-    RoomName::new(text).map(|name| name.as_str().to_owned())
-}
-
-fn log(text: &str) -> Result<String, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_level = |part: &str| LEVELS.iter().any(|level| part.eq_ignore_ascii_case(level));
-    // `EnvFilter` takes any other word for a module, of which it logs everything.
-    let known = |part: &str| is_level(part.rsplit('=').next().unwrap_or_default().trim());
-    if !text.split(',').all(known) || EnvFilter::try_new(text).is_err() {
-        return Err("a level must be off, error, warn, info, debug or trace".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn read(line: &str) -> Result<Command, String> {
@@ -386,47 +312,5 @@ mod tests {
         assert!(read("token --user ada").is_err());
         assert!(read("token --secret s").is_err());
         assert!(read("--secret=").is_err());
-    }
-
-    #[test]
-    fn a_level_may_differ_by_module() {
-        for good in ["info", "WARN", "off", "info,actix_web=debug", "presence_server=trace"] {
-            assert_eq!(log(good).as_deref(), Ok(good));
-        }
-        for bad in ["", "loud", "info,", "info,loud", "a=b=c", "5x"] {
-            assert!(log(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_duration_has_a_unit_or_is_in_seconds() {
-        for (text, millis) in [
-            ("60s", 60_000),
-            ("2m", 120_000),
-            ("500ms", 500),
-            ("1ms", 1),
-            ("60", 60_000),
-            ("1.5", 1500),
-            ("0.001", 1),
-            ("1h 30m", 5_400_000),
-        ] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-    }
-
-    #[test]
-    fn malformed_and_extreme_durations_are_refused() {
-        for text in
-            ["", " ", "s", "x", "-1", "-1s", "1e3", "NaN", "inf", "1.2.3", ".", "60 parsecs"]
-        {
-            assert!(duration(text).is_err_and(|why| why.contains("`60s`")), "{text}");
-        }
-        for text in ["0", "0s", "0.0", "1us", "0.0001"] {
-            assert!(duration(text).is_err_and(|why| why.contains("1 ms")), "{text}");
-        }
-        let digits = "9".repeat(400);
-        for text in ["11y", "1000000000", "18446744073709551616s", "999999999999999999y", &digits] {
-            assert!(duration(text).is_err_and(|why| why.contains("10 years")), "{text}");
-        }
     }
 }

@@ -12,6 +12,7 @@ mod memory;
 mod serve;
 mod signals;
 mod threads;
+mod values;
 
 use std::{
     io::{self, Write},

@@ -7,6 +7,8 @@ mod migrate;
 mod nodes;
 mod opening;
 mod queries;
+mod rooms;
+mod rows;
 mod schema_name;
 mod statement;
 mod trial;
@@ -295,11 +297,11 @@ impl Store for PostgresStore {
     }
 
     fn prune_rooms(&mut self) -> Result<usize> {
-        self.transact(Extent::All, queries::prune_rooms)
+        self.transact(Extent::All, rooms::prune)
     }
 
     fn rooms(&mut self, now: DateTime<Utc>) -> Result<Vec<RoomCounts>> {
         let clock = self.clock(now);
-        self.transact(Extent::All, |conn| queries::rooms(conn, clock))
+        self.transact(Extent::All, |conn| rooms::count(conn, clock))
     }
 }

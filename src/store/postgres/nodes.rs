@@ -9,7 +9,7 @@ use diesel::{
 };
 
 use super::{
-    queries::{PresenceRow, held_columns, read_presences},
+    rows::{PresenceRow, held_columns, read_presences},
     statement::{SchemaConnection, statement},
 };
 use crate::{

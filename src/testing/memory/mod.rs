@@ -1,25 +1,23 @@
 //! A database in memory that several nodes share.
 
 mod store;
+mod tables;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 pub use self::store::MemoryStore;
+use self::tables::{NodeEntry, Tables, new_identity};
 use super::store_contract::{ManualChange, Verb};
 use crate::{
     bus::ClusterIdentity,
     clock::Clock,
     model::{ConnectionId, Epoch, NodeName, RoomName},
-    store::{NodeLease, NodeRow, Row},
+    store::{NodeLease, Row},
 };
 
 /// A database in memory, for tests of several nodes in one process. A clone is the same database.
@@ -176,108 +174,6 @@ impl MemoryLink {
 
     fn state(&self) -> LinkState {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The tables of a [`MemoryDatabase`].
-#[derive(Clone, Debug)]
-struct Tables {
-    identity: ClusterIdentity,
-    rooms: BTreeSet<RoomName>,
-    presences: BTreeMap<(RoomName, ConnectionId), (NodeName, Row)>,
-    nodes: BTreeMap<NodeName, NodeEntry>,
-    /// What is refused, as by a trigger.
-    refused: BTreeSet<(Verb, ConnectionId)>,
-    /// Whether a table is missing.
-    hidden: bool,
-    /// The number of reads of rooms.
-    reads: usize,
-    /// If it has one of its own.
-    clock: Option<Clock>,
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Self {
-            identity: new_identity(),
-            rooms: BTreeSet::new(),
-            presences: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            refused: BTreeSet::new(),
-            hidden: false,
-            reads: 0,
-            clock: None,
-        }
-    }
-}
-
-/// An identity that no other database of this process has.
-fn new_identity() -> ClusterIdentity {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let (mut key, mut channel) = ([0; 32], [0; 16]);
-    key[..8].copy_from_slice(&number.to_be_bytes());
-    channel[..8].copy_from_slice(&number.to_be_bytes());
-    ClusterIdentity::new(key, channel)
-}
-
-#[derive(Clone, Debug)]
-struct NodeEntry {
-    incarnation: Epoch,
-    head: u64,
-    lease_expires_at: DateTime<Utc>,
-    leaving: bool,
-}
-
-impl NodeEntry {
-    fn new(incarnation: Epoch, now: DateTime<Utc>, lease: Duration) -> Self {
-        Self { incarnation, head: 0, lease_expires_at: after(now, lease), leaving: false }
-    }
-}
-
-/// The end of a lease, or the last time there is.
-fn after(now: DateTime<Utc>, lease: Duration) -> DateTime<Utc> {
-    let lease = TimeDelta::from_std(lease).ok();
-    lease.and_then(|lease| now.checked_add_signed(lease)).unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-impl Tables {
-    /// The presences of a room, ordered.
-    fn of_room(&self, room: &RoomName) -> impl Iterator<Item = &(NodeName, Row)> {
-        let (first, last) = (ConnectionId::from_u128(0), ConnectionId::from_u128(u128::MAX));
-        let range = (room.clone(), first)..=(room.clone(), last);
-        self.presences.range(range).map(|(_, held)| held)
-    }
-
-    /// The presences whose node has a row: others do not count.
-    fn vouched<'a>(
-        &'a self,
-        held: impl Iterator<Item = &'a (NodeName, Row)>,
-    ) -> impl Iterator<Item = &'a (NodeName, Row)> {
-        held.filter(|(node, _)| self.nodes.contains_key(node))
-    }
-
-    fn node_rows(&self, now: DateTime<Utc>) -> Vec<NodeRow> {
-        let row = |(name, node): (&NodeName, &NodeEntry)| NodeRow {
-            node: name.clone(),
-            incarnation: node.incarnation,
-            head: node.head,
-            expired: node.lease_expires_at < now,
-            leaving: node.leaving,
-        };
-        self.nodes.iter().map(row).collect()
-    }
-
-    /// Removes the matching presences, and returns them.
-    fn take(&mut self, is: impl Fn(&NodeName, &Row) -> bool) -> Vec<Row> {
-        let taken = self.presences.extract_if(.., |_, (node, row)| is(node, row));
-        taken.map(|(_, (_, row))| row).collect()
-    }
-
-    /// Whether the row of the node belongs to another process.
-    fn has_been_taken(&self, node: &NodeName, own: &[Epoch]) -> bool {
-        let row = self.nodes.get(node);
-        !own.is_empty() && row.is_some_and(|row| !own.contains(&row.incarnation))
     }
 }
 

@@ -8,14 +8,17 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{LinkState, MemoryDatabase, MemoryLink, NodeEntry, Tables, after};
+use super::{
+    LinkState, MemoryDatabase, MemoryLink,
+    tables::{NodeEntry, Tables, after, occupancy},
+};
 use crate::{
     bus::ClusterIdentity,
     messages::Kick,
     model::{ConnectionId, Epoch, NodeName, Occupancy, RoomName, RoomSummary, UserId},
     store::{
-        Applied, Batch, BatchEntry, Fence, NodeLease, NodeRow, Reaped, Renewal, Result, RoomCounts,
-        RoomRows, Row, SetAside, SharedStore, Started, Store, StoreError, StoreOpener, oldest,
+        Applied, Batch, Fence, NodeLease, NodeRow, Reaped, Renewal, Result, RoomCounts, RoomRows,
+        Row, SharedStore, Started, Store, StoreError, StoreOpener, oldest,
     },
     testing::store_contract::{ManualChange, SharedStoreFixture, StoreFixture, Verb},
 };
@@ -35,6 +38,7 @@ impl MemoryStore {
         self.link.clone()
     }
 
+    /// Calls the database over the link, whose answer may get lost.
     fn try_call<T>(&self, call: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
         let cut = || Err(StoreError::Unavailable { source: "the link is cut".into() });
         let state = self.link.state();
@@ -356,96 +360,7 @@ impl SharedStoreFixture for MemoryStore {
     }
 }
 
-impl Tables {
-    fn refusal(
-        &self,
-        verb: Verb,
-        connection: ConnectionId,
-        change: BatchEntry,
-    ) -> Option<SetAside> {
-        let refused = self.refused.contains(&(verb, connection));
-        refused.then(|| SetAside { change, reason: "refused".to_owned() })
-    }
-
-    fn delete(
-        &mut self,
-        node: &NodeName,
-        room: &RoomName,
-        connection: ConnectionId,
-    ) -> Option<SetAside> {
-        let key = (room.clone(), connection);
-        self.presences.get(&key).filter(|(holder, _)| holder == node)?;
-        let change = BatchEntry::Delete(room.clone(), connection);
-        let refusal = self.refusal(Verb::Delete, connection, change);
-        if refusal.is_none() {
-            self.presences.remove(&key);
-        }
-        refusal
-    }
-
-    fn upsert(&mut self, node: &NodeName, row: &Row) -> Option<SetAside> {
-        let connection = row.record.presence.connection;
-        let key = (row.room.clone(), connection);
-        let held = self.presences.get(&key);
-        // SQL tries to insert first.
-        let verbs = [Some(Verb::Insert), held.map(|_| Verb::Update)];
-        let change = || BatchEntry::Upsert(row.room.clone(), connection);
-        let refusal =
-            verbs.into_iter().flatten().find_map(|verb| self.refusal(verb, connection, change()));
-        if refusal.is_some() {
-            return refusal;
-        }
-        let outranked = held.is_some_and(|(holder, held)| {
-            holder != node && (held.record.generation, holder) >= (row.record.generation, node)
-        });
-        if !outranked {
-            self.rooms.insert(row.room.clone());
-            self.presences.insert(key, (node.clone(), row.clone()));
-        }
-        None
-    }
-
-    fn rows_of(&self, node: &NodeName, connection: ConnectionId) -> impl Iterator<Item = &Row> {
-        let held = self.presences.values();
-        let of_connection = move |(holder, row): &&(NodeName, Row)| {
-            holder == node && row.record.presence.connection == connection
-        };
-        held.filter(of_connection).map(|(_, row)| row)
-    }
-
-    fn seen(
-        &mut self,
-        node: &NodeName,
-        connection: ConnectionId,
-        at: DateTime<Utc>,
-    ) -> Option<SetAside> {
-        let refusal = self.refusal(Verb::Update, connection, BatchEntry::Seen(connection));
-        let of_connection = |(holder, row): &&mut (NodeName, Row)| {
-            holder == node && row.record.presence.connection == connection
-        };
-        let mut rows = self.presences.values_mut().filter(of_connection).peekable();
-        rows.peek()?;
-        if refusal.is_none() {
-            rows.for_each(|(_, row)| row.record.last_seen = at);
-        }
-        refusal
-    }
-}
-
-fn occupancy<'a>(held: impl Iterator<Item = &'a (NodeName, Row)>) -> Occupancy {
-    let mut users = BTreeSet::new();
-    let mut occupancy = Occupancy::default();
-    for (_, row) in held {
-        occupancy.connections += 1;
-        match &row.record.presence.user {
-            Some(user) => drop(users.insert(user)),
-            None => occupancy.anonymous += 1,
-        }
-    }
-    occupancy.users = users.len();
-    occupancy
-}
-
+/// Whether a row is one of the connection or of the user.
 fn is_meant(kick: &Kick, row: &Row) -> bool {
     match kick {
         Kick::Connection(connection) => {
