@@ -190,15 +190,17 @@ pub mod prelude {
     /// The crate's [`Connection`](crate::Connection).
     pub use crate::Connection as PresenceConnection;
     pub use crate::{
-        Admit, Cause, Change, CloseRoom, ConnectionId, Decision, Dialect, Diff, Disconnect, Epoch,
-        Explain, Feed, Flush, FlushError, ForwardMessage, Forwarded, GetOccupancy, GetSnapshot,
-        GetStatus, Info, InvalidInfo, InvalidName, Join, JoinError, Joined, Kick, Kicked, Leave,
-        LeaveAll, Left, ListPresences, ListRooms, Member, NodeName, Occupancy, Offline, Payload,
-        PhoenixSession, Presence, PresenceChanged, PresenceClient, PresenceConfig, PresenceError,
-        PresenceHandle, PrunePresences, PruneReport, PruneRooms, Publish, PublishError, QueryError,
-        Rights, RoomFilter, RoomName, RoomRegistry, RoomSummary, Scope, SeenPresence, SessionKey,
-        Snapshot, StartError, Status, Subscribe, SubscribeUsers, SubscriptionId, Touch,
-        Unsubscribe, Update, UpdateInfo, UpdateUser, UserChange, UserChanged, UserId, WhereIs,
-        WsOptions, WsSession, WsSessionError, configure_tcp, watch_socket,
+        Admit, Audience, Cause, Change, CloseRoom, ConnectionId, Decision, Dialect, Diff,
+        Disconnect, Epoch, Explain, Feed, Flush, FlushError, ForwardMessage, Forwarded,
+        GetOccupancy, GetSnapshot, GetStatus, Heard, IdleStep, IdleWatch, Info, InvalidInfo,
+        InvalidName, Join, JoinError, JoinRequest, Joined, Kick, KickFrom, Kicked, Leave, LeaveAll,
+        Left, ListPresences, ListRooms, Member, NodeName, Occupancy, Offline, Outlet, OutletStream,
+        Payload, PhoenixSession, Presence, PresenceChanged, PresenceClient, PresenceConfig,
+        PresenceError, PresenceHandle, PrunePresences, PruneReport, PruneRooms, Publish,
+        PublishError, QueryError, Rights, RoomFilter, RoomName, RoomRegistry, RoomSummary, Scope,
+        SeenPresence, SessionKey, Snapshot, StartError, Status, Subscribe, SubscribeUsers,
+        SubscriptionId, Touch, Unsubscribe, Update, UpdateInfo, UpdateUser, UserChange,
+        UserChanged, UserId, UserUpdated, WhereIs, WsOptions, WsSession, WsSessionError,
+        configure_tcp, watch_socket,
     };
 }

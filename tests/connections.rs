@@ -100,6 +100,11 @@ async fn a_registered_connection_is_told_of_a_shutdown_once_in_a_room_or_in_none
     }
     t.registry.send(Kick::Connection(other.id())).await.unwrap();
     assert_eq!(order(by_hand_too.next().await).code, 4001);
+    // Who has left all rooms may join again, and is told, too.
+    let (pausing, session, mut paused) = probe(&t.registry);
+    pausing.register(session.clone());
+    pausing.enter(pausing.join(room("a"), session)).await.unwrap();
+    pausing.leave(Cause::Left);
     let (back, session, mut again) = probe(&t.registry);
     back.register(session.clone());
     back.enter(back.join(room("a"), session)).await.unwrap();
@@ -107,11 +112,11 @@ async fn a_registered_connection_is_told_of_a_shutdown_once_in_a_room_or_in_none
 
     // Sessions leave when they are told.
     let sessions = async {
-        for heard in [&mut alone, &mut inside, &mut by_hand, &mut again] {
+        for heard in [&mut alone, &mut inside, &mut by_hand, &mut paused, &mut again] {
             let cause = Cause::Shutdown;
             assert_eq!(order(heard.next().await), Disconnect { code: 1001, cause });
         }
-        drop((nowhere, member, own, back));
+        drop((nowhere, member, own, pausing, back));
     };
     let (stopped, ()) = tokio::join!(t.presence.shutdown(secs(5)), sessions);
     stopped.unwrap();

@@ -8,10 +8,11 @@ use std::{
 };
 
 use actix_presence::{
-    FlushError, PresenceError, QueryError, StartError,
+    Cause, Disconnect, FlushError, JoinError, PresenceError, PublishError, QueryError, StartError,
     store::{InvalidDatabaseUrl, OwnerError, StoreError},
 };
 use actix_web::{ResponseError, body::to_bytes, http::header::CONTENT_TYPE};
+use actix_web_actors::ws::CloseReason;
 
 /// An error of another crate, as libpq says it: in two lines, and with a source.
 #[derive(Debug)]
@@ -133,4 +134,32 @@ async fn an_answer_to_a_client_does_not_have_what_the_database_said() {
             assert_eq!(to_bytes(answer.into_body()).await.unwrap(), text);
         }
     }
+}
+
+#[test]
+fn a_close_frame_says_whether_to_come_back_and_has_space_for_its_reason() {
+    let denied = |reason: &str| JoinError::Denied { reason: reason.to_owned().into() };
+    let long = "é".repeat(100);
+    let frames: [(PresenceError, u16, &str); 8] = [
+        (PresenceError::Ended, 1001, "shutdown"),
+        (JoinError::ShuttingDown.into(), 1001, "shutdown"),
+        (JoinError::Busy.into(), 1013, "too many joins wait for authorization"),
+        (JoinError::Withdrawn.into(), 1013, "the connection has left before it could join"),
+        (
+            QueryError::Timeout.into(),
+            1013,
+            "the database that the nodes share has not answered in time",
+        ),
+        (PublishError::NotAllowed.into(), 1008, "the sender may not publish in the room"),
+        (denied("log in first").into(), 1008, "not allowed: log in first"),
+        (denied(&long).into(), 1008, &format!("not allowed: {}", &long[..110])),
+    ];
+    for (error, code, reason) in frames {
+        let close = CloseReason::from(error);
+        assert_eq!(u16::from(close.code), code, "{reason}");
+        assert_eq!(close.description.as_deref(), Some(reason));
+    }
+    let order = Disconnect { code: 1012, cause: Cause::Shutdown };
+    let close = CloseReason::from(order);
+    assert_eq!((u16::from(close.code), close.description.as_deref()), (1012, Some("shutdown")));
 }

@@ -92,6 +92,20 @@ async fn messages_reach_each_dialect_in_its_own_words() {
 }
 
 #[actix::test]
+async fn an_event_that_clients_would_take_for_the_servers_own_is_refused() {
+    let t = Harness::new().await;
+    let mut session = t.enter("lobby", None).await;
+    let value = || serde_json::json!({"joins": {}, "leaves": {}});
+    for event in ["phx_close", "phx_error", "presence_state", "presence_diff"] {
+        let publish = Publish::event(room("lobby"), event, value());
+        assert_eq!(t.registry.send(publish).await.unwrap(), Err(PublishError::ReservedEvent));
+    }
+    let publish = Publish::event(room("lobby"), "presence", value());
+    assert_eq!(t.registry.send(publish).await.unwrap(), Ok(1));
+    assert_eq!(session.frames().await.len(), 1);
+}
+
+#[actix::test]
 async fn a_member_that_takes_nothing_is_removed_with_4003_and_the_others_get_everything() {
     let mut t = Harness::new().await;
     let (slow, seen, let_go) = stuck::<ForwardMessage>();

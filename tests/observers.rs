@@ -146,6 +146,39 @@ impl Handler<Stop> for Slow {
     }
 }
 
+/// Panics at what it hears of one room.
+struct Fragile(mpsc::UnboundedSender<RoomName>);
+
+impl Actor for Fragile {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<PresenceChanged> for Fragile {
+    type Result = ();
+
+    fn handle(&mut self, event: PresenceChanged, _: &mut SyncContext<Self>) {
+        assert!(event.room != "boom", "the app's own fault");
+        // The test may have ended.
+        let _ = self.0.send(event.room);
+    }
+}
+
+#[actix::test]
+async fn an_observer_of_which_a_thread_is_left_goes_on_after_a_panic() {
+    let t = Harness::new().await;
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let observer = SyncArbiter::start(2, move || Fragile(sender.clone()));
+    t.presence.subscribe(RoomFilter::Any, observer.recipient()).await.unwrap();
+    for name in ["a", "boom", "b"] {
+        t.enter(name, None).await;
+    }
+    assert_eq!(heard.recv().await.unwrap(), *"a");
+    assert_eq!(heard.recv().await.unwrap(), *"b");
+    // The other thread dies, too: it hears nothing more, and holds up no shutdown.
+    t.enter("boom", Some("ada")).await;
+    t.presence.shutdown(secs(60)).await.unwrap();
+}
+
 #[actix::test]
 async fn a_stuck_observer_stalls_nobody_and_is_told_what_it_missed() {
     let mut t = Harness::with("sqlite::memory:", |config| config.observer_queue(2)).await;

@@ -22,6 +22,7 @@ macro_rules! use_all {
 use_all! {
     PresenceConnection
     Admit
+    Audience
     Cause
     Change
     CloseRoom
@@ -40,13 +41,18 @@ use_all! {
     GetOccupancy
     GetSnapshot
     GetStatus
+    Heard
+    IdleStep
+    IdleWatch
     Info
     InvalidInfo
     InvalidName
     Join
     JoinError
+    JoinRequest
     Joined
     Kick
+    KickFrom
     Kicked
     Leave
     LeaveAll
@@ -57,6 +63,8 @@ use_all! {
     NodeName
     Occupancy
     Offline
+    Outlet
+    OutletStream
     Payload
     PhoenixSession
     Presence
@@ -93,6 +101,7 @@ use_all! {
     UserChange
     UserChanged
     UserId
+    UserUpdated
     WhereIs
     WsOptions
     WsSession

@@ -1,9 +1,9 @@
 //! Who a client is: what the app's hook answers, a token says, or the query claims.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, panic::AssertUnwindSafe, sync::Arc};
 
 use actix_web::{HttpRequest, HttpResponse, ResponseError, http::StatusCode};
-use futures_util::future::LocalBoxFuture;
+use futures_util::{FutureExt, future::LocalBoxFuture};
 
 use crate::{response::ApiError, token};
 use actix_presence::{Info, RoomName, SessionKey, UserId, log_limit::LogLimit};
@@ -117,6 +117,9 @@ impl IdentityRefused {
     }
 }
 
+/// What a client is told of an error that is the server's own.
+const NOT_FOUND_OUT: &str = "it cannot be found out now who you are";
+
 impl From<actix_web::Error> for IdentityRefused {
     fn from(error: actix_web::Error) -> Self {
         static FAILED: LogLimit = LogLimit::new();
@@ -127,7 +130,7 @@ impl From<actix_web::Error> for IdentityRefused {
         if let Some(suppressed) = FAILED.pass() {
             tracing::warn!(%error, suppressed, "it cannot be found out who a client is");
         }
-        Self::new(status, "it cannot be found out now who you are")
+        Self::new(status, NOT_FOUND_OUT)
     }
 }
 
@@ -157,8 +160,8 @@ type Identify = dyn Fn(&HttpRequest) -> LocalBoxFuture<'static, Result<Identity,
 
 /// The app's own answer to who opens a WebSocket: from a cookie, a login, a database.
 ///
-/// It is asked for each handshake, after the check of the page's origin, and has ten seconds. What the
-/// future needs of the request is to be taken out before it begins.
+/// It is asked for each handshake, after the check of the page's origin, and has ten seconds. If it panics, the client
+/// is refused with 500. What the future needs of the request is to be taken out before it begins.
 ///
 /// ```
 /// use actix_presence::UserId;
@@ -190,8 +193,16 @@ impl IdentityHook {
         Self(Arc::new(move |req| Box::pin(hook(req))))
     }
 
+    /// Asks it. A panic of the app's hook refuses this client.
     pub(crate) async fn ask(&self, req: &HttpRequest) -> Result<Identity, IdentityRefused> {
-        (self.0)(req).await
+        static PANICKED: LogLimit = LogLimit::new();
+        let answer = AssertUnwindSafe(async { (self.0)(req).await }).catch_unwind().await;
+        answer.unwrap_or_else(|_| {
+            if let Some(suppressed) = PANICKED.pass() {
+                tracing::error!(suppressed, "the identity hook has panicked");
+            }
+            Err(IdentityRefused::new(StatusCode::INTERNAL_SERVER_ERROR, NOT_FOUND_OUT))
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::refusals::{self, REFUSALS_TOTAL};
 use actix_presence::Cause;
 
-const COUNTERS: [(&str, &str); 32] = [
+const COUNTERS: [(&str, &str); 33] = [
     ("presence_joins_total", "Presences that joined a room."),
     ("presence_leaves_total", "Presences that left a room, by cause."),
     ("presence_touches_total", "Touches of connections that are in some room."),
@@ -28,6 +28,7 @@ const COUNTERS: [(&str, &str); 32] = [
         "presence_observer_conflations_total",
         "Times that an observer fell behind and was sent states instead.",
     ),
+    ("presence_observer_events_lost_total", "Events that an observer has panicked at."),
     ("presence_rows_written_total", "Rows of presences written or deleted."),
     ("presence_rows_refused_total", "Rows that the database rejects."),
     ("presence_database_failures_total", "Batches and leases not written, by reason."),

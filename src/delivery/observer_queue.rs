@@ -8,6 +8,8 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::Notify;
 
+use crate::log_limit::LogLimit;
+
 /// What waits for an observer.
 pub(super) trait Waiting: Default + 'static {
     type Event: Message<Result = ()> + Send + 'static;
@@ -31,13 +33,19 @@ pub(super) struct ObserverQueue<W> {
 }
 
 impl<W: Waiting> ObserverQueue<W> {
-    /// A queue whose events are sent to this observer until it is closed, or the observer has stopped.
+    /// A queue whose events are sent to this observer until it is closed, or the observer has stopped. An observer in
+    /// a `SyncArbiter` goes on while one of its threads lives.
     pub fn start(observer: Recipient<W::Event>) -> Rc<Self> {
         let queue = Rc::<Self>::default();
         let events = Rc::clone(&queue);
         actix::spawn(async move {
             while let Some(event) = events.next().await {
-                if observer.send(event).await.is_err() {
+                if observer.send(event).await.is_ok() {
+                    continue;
+                }
+                if observer.connected() {
+                    note_lost();
+                } else {
                     events.close();
                 }
             }
@@ -94,5 +102,14 @@ impl<W: Waiting> ObserverQueue<W> {
             self.idle.notify_waiters();
             self.wake.notified().await;
         }
+    }
+}
+
+/// Notes an event that an observer has not handled which goes on: a thread of its `SyncArbiter` has panicked.
+fn note_lost() {
+    static LOST: LogLimit = LogLimit::new();
+    metrics::counter!("presence_observer_events_lost_total").increment(1);
+    if let Some(suppressed) = LOST.pass() {
+        tracing::error!(suppressed, "an observer has not handled an event: it has panicked");
     }
 }

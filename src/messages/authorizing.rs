@@ -57,3 +57,29 @@ pub struct Admit {
     /// The client session, if there is one: resuming it needs no space in the room.
     pub session: Option<SessionKey>,
 }
+
+impl Admit {
+    /// Asks for an anonymous user without info or client session.
+    #[must_use]
+    pub fn new(room: RoomName) -> Self {
+        Self { room, user: None, info: Info::EMPTY, session: None }
+    }
+
+    /// Sets the user.
+    #[must_use]
+    pub fn user(self, user: impl Into<Option<UserId>>) -> Self {
+        Self { user: user.into(), ..self }
+    }
+
+    /// Sets the info.
+    #[must_use]
+    pub fn info(self, info: Info) -> Self {
+        Self { info, ..self }
+    }
+
+    /// Sets the client session.
+    #[must_use]
+    pub fn session(self, session: impl Into<Option<SessionKey>>) -> Self {
+        Self { session: session.into(), ..self }
+    }
+}

@@ -1,5 +1,7 @@
 //! What a session is sent: frames of its rooms, and the order to close, for which it may register.
 
+use std::sync::Weak;
+
 use actix::prelude::*;
 use bytestring::ByteString;
 
@@ -83,9 +85,11 @@ pub enum Heard {
 }
 
 /// Registers a connection to be told to close during a [`Shutdown`](crate::Shutdown), even while it is in no room.
-/// Holds until its [`LeaveAll`](crate::LeaveAll); a later one replaces the recipient.
+/// A later one replaces the recipient. A [`Join`](crate::Join) after it that names no recipient of its own uses this
+/// one.
 ///
-/// [`Connection::register`](crate::Connection::register) sends it.
+/// [`Connection::register`](crate::Connection::register) sends it, and it holds until that is dropped. Sent by hand
+/// it holds until the [`LeaveAll`](crate::LeaveAll) of the connection.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Register {
@@ -93,13 +97,15 @@ pub struct Register {
     pub connection: ConnectionId,
     /// The recipient of the order to close.
     pub disconnect: Recipient<Disconnect>,
+    /// Gone with the connection, if it is a [`Connection`](crate::Connection).
+    pub(crate) alive: Option<Weak<()>>,
 }
 
 impl Register {
     /// The message for this connection.
     #[must_use]
     pub fn new(connection: ConnectionId, disconnect: Recipient<Disconnect>) -> Self {
-        Self { connection, disconnect }
+        Self { connection, disconnect, alive: None }
     }
 }
 

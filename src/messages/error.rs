@@ -22,7 +22,8 @@ pub enum PresenceError {
     /// A join is refused, or would be. 403, or 503 where another node may let it in.
     #[error(transparent)]
     Join(#[from] JoinError),
-    /// The sender of a message is not in the room (409), or may not publish there (403).
+    /// The sender of a message is not in the room (409), or may not publish there (403); or the name of its event
+    /// is reserved (400).
     #[error(transparent)]
     Publish(#[from] PublishError),
 }
@@ -39,12 +40,17 @@ impl ResponseError for PresenceError {
     }
 
     fn error_response(&self) -> HttpResponse {
+        answer(self.status_code(), self.client_text())
+    }
+}
+
+impl PresenceError {
+    /// The text for clients.
+    pub(super) fn client_text(&self) -> String {
         match self {
-            Self::Ended => answer(self.status_code(), self.to_string()),
-            Self::Query(error) => error.error_response(),
-            Self::Flush(error) => error.error_response(),
-            Self::Join(error) => error.error_response(),
-            Self::Publish(error) => error.error_response(),
+            Self::Query(error) => error.without_cause(),
+            Self::Flush(error) => error.without_cause(),
+            error => error.to_string(),
         }
     }
 }

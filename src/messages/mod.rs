@@ -7,6 +7,7 @@
 
 mod authorizing;
 mod backlog;
+mod closing;
 mod delivered;
 mod error;
 mod kicking;

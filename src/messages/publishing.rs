@@ -43,7 +43,8 @@ impl Publish {
         Self { to: to.into(), content, from: None, except: None }
     }
 
-    /// An event of a Phoenix channel: a name and a JSON value.
+    /// An event of a Phoenix channel: a name and a JSON value. Names that begin with `phx_` or `presence_` are
+    /// refused ([`PublishError::ReservedEvent`]).
     #[must_use]
     pub fn event(
         to: impl Into<Audience>,
@@ -210,4 +211,7 @@ pub enum PublishError {
     /// will not help.
     #[error("the sender may not publish in the room")]
     NotAllowed,
+    /// The name of the event begins with `phx_` or `presence_`: clients would take it for the server's own.
+    #[error("the name of the event is reserved")]
+    ReservedEvent,
 }

@@ -197,8 +197,9 @@ pub enum FlushError {
     /// The database refuses some rows. They are written again once their presences change.
     #[error("the database refuses some rows; the log says why")]
     RowsRefused,
-    /// The presence system has shut down, or does so now.
-    #[error("the presence system has shut down")]
+    /// The presence system has shut down, does so now, or has crashed (see
+    /// [`PresenceHandle::closed`](crate::PresenceHandle::closed)).
+    #[error("the presence system has ended")]
     Closed,
     /// The shutdown took longer than its timeout. The next start removes the rows.
     #[error("the rows were not written within the timeout")]

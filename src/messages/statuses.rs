@@ -18,12 +18,13 @@ impl ResponseError for JoinError {
     }
 }
 
-/// 409: the sender has left the room; 403: it may not publish there.
+/// 409: the sender has left the room; 403: it may not publish there; 400: the event's name is reserved.
 impl ResponseError for PublishError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::NotAMember => StatusCode::CONFLICT,
             Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::ReservedEvent => StatusCode::BAD_REQUEST,
         }
     }
 }

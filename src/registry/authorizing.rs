@@ -427,12 +427,16 @@ const FAILED: &str = "authorization failed";
 pub(super) fn count_denial(kind: &'static str) {
     static JOIN: LogLimit = LogLimit::new();
     static PUBLISH: LogLimit = LogLimit::new();
-    static FAILURE: LogLimit = LogLimit::new();
+    static PANIC: LogLimit = LogLimit::new();
+    static TIMEOUT: LogLimit = LogLimit::new();
+    static BUSY: LogLimit = LogLimit::new();
     metrics::counter!("presence_denials_total", "kind" => kind).increment(1);
     let limit = match kind {
         "join" => &JOIN,
         "publish" => &PUBLISH,
-        _ => &FAILURE,
+        "panic" => &PANIC,
+        "timeout" => &TIMEOUT,
+        _ => &BUSY,
     };
     let Some(suppressed) = limit.pass() else { return };
     match kind {

@@ -203,7 +203,7 @@ impl Handler<LeaveAll> for RoomRegistry {
         let now = self.clock.now();
         let LeaveAll { connection, cause } = msg;
         let _span = tracing::debug_span!("leave_all", %connection, %cause).entered();
-        self.registered.remove(connection);
+        self.registered.left(connection);
         self.refuse_joins(connection, &JoinError::Withdrawn);
         if self.rooms.has_ended(connection) && cause != Cause::Left {
             // Its presences fade, and may be another connection's soon.

@@ -14,6 +14,7 @@ use crate::{
     delivery::{DeliveryCount, Publication},
     messages::{Audience, Content, Publish, PublishError, SessionPublish},
     model::{Activity, ConnectionId, Moment, RoomName, Sender, UserId},
+    wire::phoenix,
 };
 
 /// How long all threads that have receivers of a message may take to deliver it before its sender gets the
@@ -110,6 +111,11 @@ impl RoomRegistry {
         now: Moment,
     ) -> Result<HandedOut, PublishError> {
         let Publish { to, content, from, except } = msg;
+        if let Content::Event { event, .. } = &content
+            && !phoenix::may_push(event)
+        {
+            return Err(PublishError::ReservedEvent);
+        }
         let _span = tracing::debug_span!("publish").entered();
         let (mut sender, mut joined) = (None, None);
         if let Some(connection) = from {

@@ -1,6 +1,6 @@
 //! Connections that are told of a shutdown, whether or not they are in a room.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Weak};
 
 use actix::prelude::*;
 use ahash::RandomState;
@@ -17,8 +17,17 @@ const FIRST_PURGE: usize = 1024;
 /// The recipient of a connection's order to close.
 struct Session {
     disconnect: Recipient<Disconnect>,
+    /// Gone with the [`Connection`](crate::Connection), if it is one.
+    alive: Option<Weak<()>>,
     /// Whether it was told to close.
     is_told: bool,
+}
+
+impl Session {
+    /// Whether it may join again after it has left all rooms.
+    fn outlives_leave(&self) -> bool {
+        !self.is_told && self.alive.as_ref().is_some_and(|alive| alive.strong_count() > 0)
+    }
 }
 
 #[derive(Default)]
@@ -29,12 +38,13 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    fn insert(&mut self, connection: ConnectionId, disconnect: Recipient<Disconnect>) {
+    fn insert(&mut self, msg: Register) {
         if self.sessions.len() >= self.purge_at.max(FIRST_PURGE) {
             self.purge();
             self.purge_at = self.sessions.len() * 2;
         }
-        self.sessions.insert(connection, Session { disconnect, is_told: false });
+        let Register { connection, disconnect, alive } = msg;
+        self.sessions.insert(connection, Session { disconnect, alive, is_told: false });
     }
 
     fn purge(&mut self) {
@@ -42,9 +52,10 @@ impl Registered {
         self.sessions.shrink();
     }
 
-    /// The connection has ended.
-    pub fn remove(&mut self, connection: ConnectionId) {
-        if !self.sessions.is_empty() {
+    /// The connection has left all its rooms. Its session may go on and join again: then it is still to be told of a
+    /// shutdown.
+    pub fn left(&mut self, connection: ConnectionId) {
+        if self.sessions.get(&connection).is_some_and(|session| !session.outlives_leave()) {
             self.sessions.remove(&connection);
         }
     }
@@ -80,10 +91,9 @@ impl Handler<Register> for RoomRegistry {
     type Result = ();
 
     fn handle(&mut self, msg: Register, _: &mut Context<Self>) {
-        let Register { connection, disconnect } = msg;
         match self.order_of_stop() {
-            Some(order) => disconnect.do_send(order),
-            None => self.registered.insert(connection, disconnect),
+            Some(order) => msg.disconnect.do_send(order),
+            None => self.registered.insert(msg),
         }
     }
 }

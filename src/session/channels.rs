@@ -33,6 +33,9 @@ use crate::{
 /// A client in no room that is silent for this long is disconnected; clients send a heartbeat every 30 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The reason of the refusal of an event that only the server may send.
+const RESERVED: &str = "reserved event";
+
 /// The member that the session joins as, and its channels.
 pub(super) struct Channels {
     pub user: Option<UserId>,
@@ -364,7 +367,7 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
         return;
     }
     if !phoenix::may_push(&frame.event) {
-        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, "reserved event");
+        return refuse(&socket.outgoing, Some(&channel.join_ref), &frame, RESERVED);
     }
     if let Err(unfit) = check_payload(frame.payload.get()) {
         let reason = unfit.to_string();
@@ -387,6 +390,9 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
             }
             Err(PublishError::NotAllowed) => {
                 phoenix::refused(Some(&join_ref), reference, topic, "unauthorized")
+            }
+            Err(PublishError::ReservedEvent) => {
+                phoenix::refused(Some(&join_ref), reference, topic, RESERVED)
             }
         });
     });

@@ -130,6 +130,7 @@ impl Protocol for JsonMember {
                         let code = match error {
                             PublishError::NotAMember => "not_a_member",
                             PublishError::NotAllowed => "not_allowed",
+                            PublishError::ReservedEvent => "bad_frame",
                         };
                         socket.outgoing.text(json::error(code, &error.to_string()));
                     }

@@ -95,8 +95,8 @@ pub struct Connection {
     socket: Option<SocketKey>,
     /// Why it leaves if it is dropped now.
     cause: Cause,
-    /// Dropped with it.
-    alive: Arc<()>,
+    /// Taken when it is dropped.
+    alive: Option<Arc<()>>,
 }
 
 impl Connection {
@@ -105,7 +105,7 @@ impl Connection {
     pub fn new(registry: Addr<RoomRegistry>) -> Self {
         let backlog_limit = DEFAULT_BACKLOG_LIMIT;
         let (id, socket, cause) = (ConnectionId::new(), None, Cause::Disconnected);
-        Self { registry, id, backlog_limit, socket, cause, alive: Arc::default() }
+        Self { registry, id, backlog_limit, socket, cause, alive: Some(Arc::default()) }
     }
 
     /// Adds the socket of a request, if the app [watches](crate::watch_socket) it: ten seconds after the
@@ -165,7 +165,7 @@ impl Connection {
     /// [`PresenceError::Join`] with the reason of a refusal, or [`PresenceError::Ended`].
     pub fn enter(&self, join: Join) -> impl Future<Output = Result<Joined, PresenceError>> + use<> {
         let joined = self.registry.send(Join { connection: self.id, ..join });
-        let alive = Arc::downgrade(&self.alive);
+        let alive = self.alive.as_ref().map(Arc::downgrade).unwrap_or_default();
         async move {
             let mut joined = pin!(joined);
             // A poll sends a message that a full mailbox has not taken, and it must not follow the leave.
@@ -232,7 +232,7 @@ impl Connection {
     }
 
     /// Has the session told to close when the app shuts down, also while it is in no room; at once, if it shuts
-    /// down or has done so. To be called once.
+    /// down or has done so. To be called once; holds until this is dropped.
     ///
     /// ```
     /// # use actix::prelude::*;
@@ -265,7 +265,8 @@ impl Connection {
         let session = session.recipient();
         if self.registry.connected() {
             // Bounded: one for each connection. Its leave takes it back.
-            return self.registry.do_send(Register::new(self.id, session));
+            let alive = self.alive.as_ref().map(Arc::downgrade);
+            return self.registry.do_send(Register { alive, ..Register::new(self.id, session) });
         }
         let cause = Cause::Shutdown;
         if let Some(code) = close_code(cause) {
@@ -362,6 +363,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        // Before the leave, which ends what was registered then.
+        self.alive = None;
         self.leave(self.cause);
     }
 }

@@ -350,6 +350,9 @@ impl<P: Protocol> StreamHandler<Result<ws::Message, ws::ProtocolError>> for Sock
             }
             return;
         }
+        if !self.me.registry().connected() {
+            return self.registry_stopped(ctx);
+        }
         if self.rate.as_mut().is_some_and(|rate| !rate.take(Instant::now())) {
             return self.close(ctx, Closing::TooManyMessages);
         }

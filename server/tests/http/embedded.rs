@@ -159,6 +159,7 @@ fn cookies() -> IdentityHook {
                 None => Err(IdentityRefused::unauthorized("log in first")),
                 Some("down") => Err(IdentityRefused::unavailable("the database is away")),
                 Some("slow") => std::future::pending().await,
+                Some("panic") => panic!("the app's own fault"),
                 Some("odd") => Err(IdentityRefused::new(StatusCode::OK, "no error at all")),
                 Some("broken") => Err(actix_web::error::ErrorBadRequest("half a cookie"))?,
                 Some("failed") => Err(actix_web::error::ErrorBadGateway("host=db password=x"))?,
@@ -215,6 +216,8 @@ async fn a_hook_says_who_opens_a_socket_or_refuses_with_its_own_status() {
     let (status, code, message) = refusal("/ws/lobby", Some("failed")).await;
     let fixed = "it cannot be found out now who you are";
     assert_eq!((status, &*code, &*message), (502, "identity_unavailable", fixed));
+    let (status, code, message) = refusal("/ws/lobby", Some("panic")).await;
+    assert_eq!((status, &*code, &*message), (500, "identity_unavailable", fixed));
     for (room, login, code) in [
         ("lobby", "guest", "handshake"),
         ("team:red", "guest", "room_not_allowed"),

@@ -1,7 +1,6 @@
 //! A Phoenix socket one of whose joins waits for the app's hook, on real sockets.
 
 use std::{
-    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -10,15 +9,11 @@ use std::{
 };
 
 use actix_presence::{CloseRoom, Decision, Kick, PresenceConfig, PresenceHandle, RoomName, UserId};
-use actix_web::{App, HttpServer, dev::ServerHandle};
-use futures_util::{SinkExt, StreamExt};
-use presence_server::{ServerOptions, ServerState, configure};
+use actix_web::dev::ServerHandle;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::Semaphore};
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, protocol::CloseFrame},
-};
+use tokio::sync::Semaphore;
+
+use crate::sockets::{Client, serve};
 
 /// A server whose hook holds the rooms `slow:*` up.
 struct World {
@@ -50,23 +45,12 @@ impl World {
             })
             .start()
             .unwrap();
-        let options = ServerOptions { believe_query: true, ..ServerOptions::default() };
-        let state = ServerState::new(&presence, options);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("ws://{}", listener.local_addr().unwrap());
-        let server = HttpServer::new(move || App::new().configure(configure(state.clone())))
-            .workers(1)
-            .disable_signals()
-            .listen(listener)
-            .unwrap()
-            .run();
-        let handle = server.handle();
-        actix::spawn(server);
-        Self { presence, server: handle, url, gate, asked }
+        let (url, server) = serve(&presence);
+        Self { presence, server, url, gate, asked }
     }
 
     async fn open(&self, path: &str) -> Client {
-        Client(connect_async(format!("{}{path}", self.url)).await.unwrap().0)
+        Client::open(&format!("{}{path}", self.url)).await
     }
 
     async fn phoenix(&self, user: &str) -> Client {
@@ -91,53 +75,11 @@ impl World {
     }
 }
 
-struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
-
-impl Client {
-    async fn say(&mut self, frame: Value) {
-        self.0.send(Message::text(frame.to_string())).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Result<Value, Option<CloseFrame>> {
-        loop {
-            match self.0.next().await.unwrap().unwrap() {
-                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
-                Message::Close(frame) => return Err(frame),
-                _ => {}
-            }
-        }
-    }
-
-    /// The frames up to the next one that satisfies the condition, that one too; diffs are left out, as some
-    /// come later than others.
-    async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let mut frames = Vec::new();
-        loop {
-            let frame = self.next().await.unwrap();
-            let is_last = wanted(&frame);
-            if frame[3] != "presence_diff" {
-                frames.push(frame);
-            }
-            if is_last {
-                return frames;
-            }
-        }
-    }
-
-    /// All frames that the server has sent to what it has read so far.
-    async fn heard(&mut self) -> Vec<Value> {
-        self.say(json!([null, "until", "phoenix", "heartbeat", {}])).await;
-        let mut frames = self.until(|frame| frame[1] == "until").await;
-        frames.pop();
-        frames
-    }
-
-    /// Joins, and waits for the state.
-    async fn join(&mut self, reference: &str, room: &str) {
-        self.say(json!([reference, reference, room, "phx_join", {}])).await;
-        let frames = self.until(|frame| frame[3] == "presence_state").await;
-        assert_eq!(frames[0], ok(reference, reference, room));
-    }
+/// Joins, and waits for the state.
+async fn join(client: &mut Client, reference: &str, room: &str) {
+    client.say(json!([reference, reference, room, "phx_join", {}])).await;
+    let frames = client.until(|frame| frame[3] == "presence_state").await;
+    assert_eq!(frames[0], ok(reference, reference, room));
 }
 
 fn name(room: &str) -> RoomName {
@@ -165,7 +107,7 @@ async fn other_channels_go_on_while_a_join_waits_and_what_is_sent_on_its_topic_w
     ada.say(json!(["1", "2", "slow:a", "eager", {"n": 2}])).await;
     ada.say(json!(["1", "3", "slow:a", "eager", {"n": 3}])).await;
     world.asked(1).await;
-    ada.join("4", "lobby").await;
+    join(&mut ada, "4", "lobby").await;
     ada.say(json!(["4", "5", "lobby", "shout", {}])).await;
     // The message of a newcomer waits for the list that has it.
     let frames = ada.until(|frame| frame[3] == "shout").await;
@@ -227,7 +169,7 @@ async fn a_leave_that_withdraws_a_second_join_ends_the_channel_of_the_first() {
     let world = World::start();
     let mut ada = world.phoenix("ada").await;
     world.gate.add_permits(1);
-    ada.join("1", "slow:a").await;
+    join(&mut ada, "1", "slow:a").await;
     ada.say(json!(["2", "2", "slow:a", "phx_join", {}])).await;
     world.asked(2).await;
     ada.say(json!(["2", "3", "slow:a", "phx_leave", {}])).await;
@@ -244,7 +186,7 @@ async fn what_the_room_sends_while_a_member_joins_again_comes_after_the_answer()
     let world = World::start();
     world.gate.add_permits(2);
     let (mut ada, mut bob) = (world.phoenix("ada").await, world.open("/ws/slow:a?user=bob").await);
-    ada.join("1", "slow:a").await;
+    join(&mut ada, "1", "slow:a").await;
     let before = world.asked.load(SeqCst);
     ada.say(json!(["2", "2", "slow:a", "phx_join", {}])).await;
     world.asked(before + 1).await;
@@ -312,7 +254,7 @@ async fn a_join_that_waits_is_refused_when_its_room_closes_its_client_is_kicked_
     let frames = ada.until(|frame| frame[1] == "1").await;
     assert_eq!(frames, [refused("1", "1", "slow:a", "room_closed")]);
 
-    ada.join("2", "lobby").await;
+    join(&mut ada, "2", "lobby").await;
     ada.say(json!(["3", "3", "slow:a", "phx_join", {}])).await;
     world.asked(2).await;
     let kick = Kick::User(UserId::new("ada").unwrap());

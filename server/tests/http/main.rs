@@ -120,9 +120,11 @@ fn token(claims: &Value, secret: &str) -> String {
 }
 
 mod access;
+mod crashes;
 mod embedded;
 mod health;
 mod joining;
 mod pages;
 mod rest;
 mod rights;
+mod sockets;
