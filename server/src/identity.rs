@@ -1,9 +1,10 @@
 //! Who a client is: what the app's hook answers, a token says, or the query claims.
 
-use std::{borrow::Cow, fmt, panic::AssertUnwindSafe, sync::Arc};
+use std::{borrow::Cow, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, ResponseError, http::StatusCode};
 use futures_util::{FutureExt, future::LocalBoxFuture};
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{response::ApiError, token};
 use actix_presence::{Info, RoomName, SessionKey, UserId, log_limit::LogLimit};
@@ -154,14 +155,21 @@ impl ResponseError for IdentityRefused {
     }
 }
 
+/// How long a handshake waits for the hook.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many handshakes may wait for a hook.
+const MAX_WAITING: usize = 4096;
+
 type Identify = dyn Fn(&HttpRequest) -> LocalBoxFuture<'static, Result<Identity, IdentityRefused>>
     + Send
     + Sync;
 
 /// The app's own answer to who opens a WebSocket: from a cookie, a login, a database.
 ///
-/// It is asked for each handshake, after the check of the page's origin, and has ten seconds. If it panics, the client
-/// is refused with 500. What the future needs of the request is to be taken out before it begins.
+/// It is asked for each handshake, after the check of the page's origin, and has ten seconds; at most 4,096 handshakes
+/// wait for it, and more are refused with 503. If it panics, the client is refused with 500. What the future needs of
+/// the request is to be taken out before it begins.
 ///
 /// ```
 /// use actix_presence::UserId;
@@ -181,7 +189,11 @@ type Identify = dyn Fn(&HttpRequest) -> LocalBoxFuture<'static, Result<Identity,
 /// # drop(options);
 /// ```
 #[derive(Clone)]
-pub struct IdentityHook(Arc<Identify>);
+pub struct IdentityHook {
+    identify: Arc<Identify>,
+    /// A permit for each handshake that may wait for it.
+    permits: Arc<Semaphore>,
+}
 
 impl IdentityHook {
     /// Makes a hook of a function that answers with a future.
@@ -190,13 +202,23 @@ impl IdentityHook {
         H: Fn(&HttpRequest) -> F + Send + Sync + 'static,
         F: Future<Output = Result<Identity, IdentityRefused>> + 'static,
     {
-        Self(Arc::new(move |req| Box::pin(hook(req))))
+        let permits = Arc::new(Semaphore::new(MAX_WAITING));
+        Self { identify: Arc::new(move |req| Box::pin(hook(req))), permits }
     }
 
-    /// Asks it. A panic of the app's hook refuses this client.
+    /// Asks it, unless too many handshakes wait for it. A hook that panics or does not answer in time refuses this
+    /// client.
     pub(crate) async fn ask(&self, req: &HttpRequest) -> Result<Identity, IdentityRefused> {
         static PANICKED: LogLimit = LogLimit::new();
-        let answer = AssertUnwindSafe(async { (self.0)(req).await }).catch_unwind().await;
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Err(IdentityRefused::unavailable("too many wait to be told who they are"));
+        };
+        let answer = AssertUnwindSafe(async { (self.identify)(req).await }).catch_unwind();
+        let Ok(answer) = timeout(TIMEOUT, answer).await else {
+            return Err(IdentityRefused::unavailable(
+                "it could not be found out in time who you are",
+            ));
+        };
         answer.unwrap_or_else(|_| {
             if let Some(suppressed) = PANICKED.pass() {
                 tracing::error!(suppressed, "the identity hook has panicked");

@@ -1,8 +1,6 @@
 //! The WebSockets, `GET /ws/{room}` for JSON and `GET /socket/websocket` for Phoenix, and who may open
 //! them.
 
-use std::time::Duration;
-
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{self, HeaderMap},
@@ -11,11 +9,10 @@ use actix_web::{
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use chrono::Utc;
 use serde::Deserialize;
-use tokio::time::timeout;
 
 use crate::{
     guard::{self, bearer, is_local},
-    identity::{Identity, IdentityHook, IdentityRefused},
+    identity::Identity,
     request,
     response::{ApiError, error_chain},
     state::ServerState,
@@ -25,9 +22,6 @@ use actix_presence::{
     Admit, Feed, Info, PhoenixSession, RoomName, SessionKey, TakePlace, UserId, WsOptions,
     WsSession, WsSessionError,
 };
-
-/// How long a handshake waits for the app's hook to say who the client is.
-const IDENTITY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET /ws/{room}`.
 ///
@@ -154,7 +148,7 @@ async fn identify(
     })?;
     let token = query.token.or(offered);
     let identity = match (&options.identity, token.as_deref().or_else(|| bearer(req))) {
-        (Some(hook), _) => from_hook(hook, req).await?,
+        (Some(hook), _) => hook.ask(req).await?,
         (None, Some(_)) if options.secrets.is_empty() => {
             return Err(ApiError::unauthorized(
                 "no_secret",
@@ -171,13 +165,6 @@ async fn identify(
         (None, None) => return Err(ApiError::unauthorized("token_needed", "a token is required")),
     };
     Ok(Identity { session: identity.session.or(session), ..identity })
-}
-
-async fn from_hook(hook: &IdentityHook, req: &HttpRequest) -> Result<Identity, ApiError> {
-    let answer = timeout(IDENTITY_TIMEOUT, hook.ask(req)).await;
-    Ok(answer.unwrap_or_else(|_| {
-        Err(IdentityRefused::unavailable("it could not be found out in time who you are"))
-    })?)
 }
 
 fn from_token(token: &str, state: &ServerState) -> Result<Identity, ApiError> {

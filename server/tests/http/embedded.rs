@@ -251,6 +251,20 @@ async fn a_hook_that_does_not_answer_delays_its_own_client_only_and_not_for_ever
 }
 
 #[actix::test]
+async fn a_bounded_number_of_handshakes_waits_for_the_hook() {
+    let presence = start();
+    let app = app!(presence, with_cookies());
+    let slow = || send(&app, get("/ws/lobby").cookie(Cookie::new("login", "slow")));
+    let mut waiting: Vec<_> = (0..4096).map(|_| Box::pin(slow())).collect();
+    for handshake in &mut waiting {
+        assert!(futures_util::poll!(handshake).is_pending());
+    }
+    assert_eq!(slow().await.refusal(), (503, "identity_unavailable".to_owned()));
+    drop(waiting);
+    assert_eq!(send(&app, get("/ws/lobby")).await.refusal(), (401, "identity_refused".to_owned()));
+}
+
+#[actix::test]
 async fn a_socket_under_a_prefix_is_the_user_of_its_cookie() {
     let presence = start();
     let state = ServerState::new(&presence, with_cookies());
