@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use hashlink::LinkedHashMap;
 use tokio::sync::oneshot;
 
-use super::{RoomRegistry, authorizing::Authorizations};
+use super::{RoomRegistry, authorizations::Authorizations};
 use crate::{
     messages::{
         Admit, CloseRoom, Explain, Explained, GetOccupancy, GetSnapshot, Join, JoinError, KickFrom,

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::{
     RoomRegistry,
-    authorizing::refuse,
+    authorizations::refuse,
     commands::{Reply, RoomCommand},
 };
 use crate::{

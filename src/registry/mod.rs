@@ -3,12 +3,13 @@
 //! The model says what happened, and the registry makes it known: to the members, the observers and the
 //! mirror. One short handler per message; each operation reads the clock once.
 //!
-//! On one node that is [`membership`], [`authorizing`], [`publishing`], [`kicking`], [`sessions`], [`queries`],
-//! [`mirroring`] and [`draining`], and [`users`] over all their rooms. Where other nodes share the rooms,
-//! [`commands`] holds what has to wait for them, [`sharing`] passes on what
-//! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes
-//! their times comparable.
+//! On one node that is [`membership`], [`authorizing`] with the [`authorizations`] that wait for the app's hook,
+//! [`publishing`], [`kicking`], [`sessions`], [`queries`], [`mirroring`] and [`draining`], and [`users`] over all their
+//! rooms. Where other nodes share the rooms, [`commands`] holds what has to wait for them, [`sharing`] passes on what
+//! handlers do, and [`receiving`], [`reading`] and [`nodes`] take in what comes from them; [`timekeeping`] makes their
+//! times comparable.
 
+mod authorizations;
 mod authorizing;
 mod commands;
 mod draining;
