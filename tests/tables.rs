@@ -1,10 +1,11 @@
-//! The tables in a file beside the one of an app, which has tables of the same names.
+//! The tables in a file beside the one of an app, which has tables of the same names, and files of somebody
+//! else, which are left as they are.
 
 use std::{fs, path::Path, time::Duration};
 
 use actix_presence::{
     ConnectionId, Flush, Join, PresenceConfig, RoomName, StartError,
-    store::StoreError,
+    store::{SqliteStore, StoreError},
     testing::{Heard, Probe},
 };
 use diesel::{
@@ -69,4 +70,69 @@ async fn an_app_with_tables_of_the_same_names_goes_on_with_its_own_migrations() 
     app.revert_all_migrations(migrations).unwrap();
     assert_eq!(lines(&mut app, "SELECT channel_name AS line FROM presence.rooms"), ["lobby"]);
     presence.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+/// Asserts that a file in which this was executed is not started on, for the sake of that name, and that it
+/// stays as it was.
+fn assert_refused(sql: &str, what: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("app.db");
+    let connect = || SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let everything = "SELECT type || ' ' || name || ' ' || coalesce(sql, '') AS line
+        FROM sqlite_schema ORDER BY 1";
+    connect().batch_execute(sql).unwrap();
+    let before = (fs::read(&file).unwrap(), lines(&mut connect(), everything));
+    let url = format!("sqlite://{}", file.display()).parse().unwrap();
+    let refused = SqliteStore::open(&url).err();
+    let Some(StoreError::Unsuitable { reason }) = &refused else { panic!("{what}: {refused:?}") };
+    let there = format!("the file has {what} that is not one of actix-presence");
+    assert!(reason.contains(&there), "{reason}");
+    assert!(reason.contains("a file that the library has for itself"), "what to do: {reason}");
+    assert_eq!(lines(&mut connect(), everything), before.1);
+    assert!(fs::read(&file).unwrap() == before.0, "{what}: the file is changed");
+}
+
+#[test]
+fn a_file_that_has_a_name_of_the_library_is_refused_and_unchanged() {
+    let tables = ["rooms", "presences", "nodes", "presence_migrations"];
+    let indexes = ["channel_name", "user_id", "last_seen", "node_id"];
+    let indexes = indexes.map(|column| format!("presences_{column}"));
+    for name in tables.into_iter().chain(indexes.iter().map(String::as_str)) {
+        for (kind, create) in [
+            ("a table", "CREATE TABLE {} (id INTEGER PRIMARY KEY)"),
+            ("a view", "CREATE VIEW {} AS SELECT 1 AS version, 2 AS run_on"),
+            ("an index", "CREATE TABLE guests (version); CREATE INDEX {} ON guests (version)"),
+        ] {
+            assert_refused(&create.replace("{}", name), &format!("{kind} `{name}`"));
+        }
+    }
+    assert_refused(
+        "CREATE TABLE guests (id); CREATE TRIGGER Rooms_Take_Their_Presences AFTER DELETE ON guests
+         BEGIN DELETE FROM guests; END",
+        "a trigger `rooms_take_their_presences`",
+    );
+}
+
+#[test]
+fn a_file_of_an_earlier_version_is_not_taken_over_beside_a_record_of_somebody_else() {
+    let up = fs::read_to_string("migrations/sqlite/2025-01-01-000000_presence/up.sql").unwrap();
+    let record = "CREATE TABLE __diesel_schema_migrations (version VARCHAR(50), run_on TIMESTAMP);
+        INSERT INTO __diesel_schema_migrations (version) VALUES ('20250101000000');";
+    let foreign = "CREATE TABLE presence_migrations (name TEXT)";
+    assert_refused(&format!("{up}{record}{foreign}"), "a table `presence_migrations`");
+}
+
+/// Triggers have names for themselves.
+#[test]
+fn a_trigger_may_have_the_name_of_a_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("app.db");
+    let mut app = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    app.batch_execute(
+        "CREATE TABLE guests (id); CREATE TRIGGER rooms AFTER DELETE ON guests
+         BEGIN DELETE FROM guests; END",
+    )
+    .unwrap();
+    let url = format!("sqlite://{}", file.display()).parse().unwrap();
+    assert!(SqliteStore::open(&url).is_ok());
 }

@@ -1,4 +1,4 @@
-//! The migrations of a database: which ones there are, which tables they create, and which ones are to be
+//! The migrations of a database: which ones there are, what they create, and which ones are to be
 //! recorded in the library's own table instead of Diesel's.
 //!
 //! Diesel records the migrations of an app in `__diesel_schema_migrations`, and takes every entry there for
@@ -22,14 +22,44 @@ pub(super) const RECORD: &str = "presence_migrations";
 /// The table of Diesel, which is the app's.
 pub(super) const DIESEL_RECORD: &str = "__diesel_schema_migrations";
 
-/// A table that a migration creates.
+/// What a migration creates under a name that it gives.
+///
+/// Keys and sequences without one are not among them: the database finds them names that are free.
 #[derive(Debug)]
-pub(super) struct CreatedTable {
+pub(super) struct Created {
+    pub kind: Kind,
     pub name: &'static str,
     /// The version of the migration.
     pub version: &'static str,
-    /// Its columns then.
+    /// The columns that a table has then.
     pub columns: &'static [&'static str],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Table,
+    Index,
+    #[cfg(feature = "sqlite")]
+    Trigger,
+}
+
+impl Created {
+    pub const fn table(
+        name: &'static str,
+        version: &'static str,
+        columns: &'static [&'static str],
+    ) -> Self {
+        Self { kind: Kind::Table, name, version, columns }
+    }
+
+    pub const fn index(name: &'static str, version: &'static str) -> Self {
+        Self { kind: Kind::Index, name, version, columns: &[] }
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub const fn trigger(name: &'static str, version: &'static str) -> Self {
+        Self { kind: Kind::Trigger, name, version, columns: &[] }
+    }
 }
 
 /// The version of the migration that every database of this library has.
@@ -59,33 +89,57 @@ pub(super) fn pending<DB: Backend>(
     migrations.into_iter().filter(|migration| is_pending(&**migration)).collect()
 }
 
-/// The error where somebody else has a table of this name. `place` says where, and `way_out` what to do.
-pub(super) fn foreign(table: &str, place: &str, way_out: &str) -> StoreError {
+/// Whether one of these migrations has this version.
+pub(super) fn includes<DB: Backend>(
+    migrations: &[Box<dyn Migration<DB>>],
+    version: &'static str,
+) -> bool {
+    migrations.iter().any(|migration| self::version(&**migration) == version)
+}
+
+/// The error where somebody else has something of this name. `what` is its kind with an article, `place` says
+/// where it is, and `way_out` what to do.
+pub(super) fn foreign(what: &str, name: &str, place: &str, way_out: &str) -> StoreError {
     let reason = format!(
-        "{place} has a table `{table}` that is not one of actix-presence, which needs that name: {way_out}"
+        "{place} has {what} `{name}` that is not one of actix-presence, which needs that name: {way_out}"
     );
     StoreError::Unsuitable { reason }
 }
 
-/// The tables with the versions that create them, as the SQL of a directory has them.
+/// What the SQL of a directory creates: kinds, names and versions.
 #[cfg(test)]
-pub(super) fn tables_of(directory: &str) -> std::collections::BTreeSet<(String, String)> {
+pub(super) fn created_by(directory: &str) -> std::collections::BTreeSet<(Kind, String, String)> {
     let mut found = std::collections::BTreeSet::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().replace('-', "");
         let (version, _) = name.split_once('_').unwrap();
         for line in std::fs::read_to_string(path.join("up.sql")).unwrap().lines() {
-            if let Some(table) = line.strip_prefix("CREATE TABLE ") {
-                found.insert((table.trim_end_matches(" (").to_owned(), version.to_owned()));
-            }
+            let line = line.split("--").next().unwrap_or_default();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (kind, name) = match words[..] {
+                ["CREATE", "TABLE", name, "("] => (Kind::Table, name),
+                ["CREATE", "INDEX", name, "ON", ..]
+                | ["CREATE", "UNIQUE", "INDEX", name, "ON", ..] => (Kind::Index, name),
+                #[cfg(feature = "sqlite")]
+                ["CREATE", "TRIGGER", name, ..] => (Kind::Trigger, name),
+                _ => {
+                    let names = |word: &&str| {
+                        ["CREATE", "RENAME"].iter().any(|it| word.eq_ignore_ascii_case(it))
+                    };
+                    assert!(!words.iter().any(names), "what has which name after this? {line}");
+                    continue;
+                }
+            };
+            found.insert((kind, name.to_owned(), version.to_owned()));
         }
     }
     found
 }
 
-/// The same of those that the code knows.
+/// The same of what the code knows.
 #[cfg(test)]
-pub(super) fn tables_in(created: &[CreatedTable]) -> std::collections::BTreeSet<(String, String)> {
-    created.iter().map(|table| (table.name.to_owned(), table.version.to_owned())).collect()
+pub(super) fn known(created: &[Created]) -> std::collections::BTreeSet<(Kind, String, String)> {
+    let known = created.iter();
+    known.map(|it| (it.kind, it.name.to_owned(), it.version.to_owned())).collect()
 }

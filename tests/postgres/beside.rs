@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The recorded versions.
-fn versions(conn: &mut PgConnection, record: &str) -> Vec<String> {
+pub fn versions(conn: &mut PgConnection, record: &str) -> Vec<String> {
     lines(conn, &format!("SELECT version::text AS line FROM {record} ORDER BY version"))
 }
 
@@ -31,14 +31,14 @@ fn schemas_with(conn: &mut PgConnection, table: &str) -> Vec<String> {
     lines(conn, &format!("{sql}'{table}' ORDER BY 1"))
 }
 
-fn in_schema(name: &str) -> PostgresOptions {
+pub fn in_schema(name: &str) -> PostgresOptions {
     let mut options = PostgresOptions::default();
     options.schema = Some(SchemaName::new(name).unwrap());
     options
 }
 
 /// A database with the tables that an earlier version made, by Diesel alone.
-fn of_an_earlier_version() -> (String, PgConnection) {
+pub fn of_an_earlier_version() -> (String, PgConnection) {
     let database = Postgres::shared().fresh_database();
     let mut conn = PgConnection::establish(&database).unwrap();
     conn.run_pending_migrations(FileBasedMigrations::from_path("migrations/postgres").unwrap())

@@ -7,6 +7,7 @@ mod beside;
 mod clock;
 mod contract;
 mod database;
+mod foreign;
 mod hanging;
 mod identity;
 mod plans;

@@ -13,19 +13,19 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use super::schema_name::{SchemaName, quoted};
 use crate::store::{
     StoreError,
-    migrations::{self, CreatedTable, DIESEL_RECORD, FIRST, RECORD, foreign},
-    transaction::{Failure, migration_error, transact},
+    migrations::{self, Created, DIESEL_RECORD, FIRST, Kind, RECORD, foreign},
+    transaction::{Failure, migration_error},
 };
 
 pub(super) const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
-/// The tables that the migrations create.
-const CREATED: [CreatedTable; 4] = [
-    CreatedTable { name: "rooms", version: FIRST, columns: &["id", "channel_name", "created_at"] },
-    CreatedTable {
-        name: "presences",
-        version: FIRST,
-        columns: &[
+/// What the migrations create.
+const CREATED: [Created; 9] = [
+    Created::table("rooms", FIRST, &["id", "channel_name", "created_at"]),
+    Created::table(
+        "presences",
+        FIRST,
+        &[
             "id",
             "room_id",
             "channel_name",
@@ -38,33 +38,47 @@ const CREATED: [CreatedTable; 4] = [
             "fading_until",
             "turn",
         ],
-    },
-    CreatedTable {
-        name: "nodes",
-        version: FIRST,
-        columns: &["id", "started_at", "lease_expires_at", "incarnation", "head", "leaving"],
-    },
-    CreatedTable {
-        name: "cluster",
-        version: "20261130000000",
-        columns: &["id", "key", "channel", "system_identifier", "database_oid"],
-    },
+    ),
+    Created::index("presences_channel_name", FIRST),
+    Created::index("presences_user_id", FIRST),
+    Created::index("presences_last_seen", FIRST),
+    Created::index("presences_node_id", FIRST),
+    Created::table(
+        "nodes",
+        FIRST,
+        &["id", "started_at", "lease_expires_at", "incarnation", "head", "leaving"],
+    ),
+    Created::index("presences_current_connection", "20261129000000"),
+    Created::table(
+        "cluster",
+        "20261130000000",
+        &["id", "key", "channel", "system_identifier", "database_oid"],
+    ),
 ];
+
+type Migrations = Vec<Box<dyn Migration<Pg>>>;
 
 /// The schema that has the tables, or is to have them.
 ///
-/// Without an option it is the one in which the `search_path` finds what this version or an earlier one has
-/// recorded; else the first one of the path.
+/// Without an option it is the first one of the `search_path` in which this version or an earlier one has
+/// recorded its migrations; else the first one of the path.
 pub(super) struct Place {
     schema: String,
-    /// Whether it has the record of this library.
-    is_recorded: bool,
+    /// The table in which migrations of this library are recorded: its own, or that of Diesel where an
+    /// earlier version has recorded them.
+    record: Option<&'static str>,
 }
 
 #[derive(QueryableByName)]
 struct Schema {
     #[diesel(sql_type = Nullable<Text>)]
     schema: Option<String>,
+}
+
+#[derive(QueryableByName)]
+struct What {
+    #[diesel(sql_type = Text)]
+    what: String,
 }
 
 #[derive(QueryableByName)]
@@ -79,32 +93,67 @@ struct Version {
     version: String,
 }
 
-/// What to do where somebody else has tables of these names.
+/// What to do where somebody else has something of these names.
 const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
     `?options=-csearch_path%3DNAME` in the URL";
 
-/// The schema of a table that the `search_path` finds.
-const SCHEMA_OF: &str = "
-    SELECT nspname::text AS schema
+/// The schemas in which names are searched for, in this order, those of the system included.
+const SEARCH_PATH: &str = "
+    SELECT name::text AS schema FROM unnest(current_schemas(true)) WITH ORDINALITY AS path (name, place)
+    ORDER BY place";
+
+/// Whether a schema has a table of this name with the columns of a record of migrations.
+const IS_RECORD: &str = "
+    SELECT count(*) = 2 AS answer
+    FROM pg_catalog.pg_class
+    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    JOIN pg_catalog.pg_attribute ON attrelid = pg_class.oid
+    JOIN pg_catalog.pg_type ON pg_type.oid = atttypid
+    WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p') AND NOT attisdropped
+        AND (attname = 'version' AND typcategory = 'S' OR attname = 'run_on')";
+
+/// What a schema has under a name: all that a query would find there, and with `$3` the types that no table
+/// may have its name beside.
+const WHAT: &str = "
+    SELECT CASE relkind
+        WHEN 'v' THEN 'a view' WHEN 'm' THEN 'a materialized view' WHEN 'S' THEN 'a sequence'
+        WHEN 'i' THEN 'an index' WHEN 'I' THEN 'an index' WHEN 'c' THEN 'a type'
+        ELSE 'a table' END AS what
     FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE pg_class.oid = to_regclass($1)";
+    WHERE nspname = $1 AND relname = $2
+    UNION ALL
+    SELECT 'a type'
+    FROM pg_catalog.pg_type JOIN pg_catalog.pg_namespace ON pg_namespace.oid = typnamespace
+    WHERE nspname = $1 AND typname = $2 AND typrelid = 0 AND $3";
 
 impl Place {
-    /// Finds the place without changing anything.
+    /// Finds the place without changing anything. Refuses a `search_path` in which something of somebody
+    /// else would be found before the tables.
     pub(super) fn find(
         conn: &mut PgConnection,
         schema: Option<&SchemaName>,
     ) -> Result<Self, Failure> {
         if let Some(schema) = schema {
-            return Self::at(conn, schema.as_str().to_owned());
+            return Self::at(conn, schema.as_str());
         }
-        if let Some(schema) = schema_of(conn, RECORD)? {
-            return Ok(Self { schema, is_recorded: true });
+        let path: Vec<Schema> = sql_query(SEARCH_PATH).load(conn)?;
+        let path: Vec<String> = path.into_iter().filter_map(|found| found.schema).collect();
+        let place = Self::on(conn, &path)?;
+        for schema in path.iter().take_while(|schema| **schema != place.schema) {
+            for table in tables() {
+                refuse(conn, schema, table.name, false)?;
+            }
         }
-        if let Some(schema) = schema_of(conn, "rooms")? {
-            let place = Self { schema, is_recorded: false };
-            if place.is_of_an_earlier_version(conn)? {
-                return Ok(place);
+        Ok(place)
+    }
+
+    fn on(conn: &mut PgConnection, path: &[String]) -> Result<Self, Failure> {
+        for record in [RECORD, DIESEL_RECORD] {
+            for schema in path {
+                let place = Self::at(conn, schema)?;
+                if place.record == Some(record) {
+                    return Ok(place);
+                }
             }
         }
         let current = sql_query("SELECT current_schema()::text AS schema");
@@ -112,48 +161,48 @@ impl Place {
         let schema = schema.ok_or_else(|| StoreError::Unsuitable {
             reason: "no schema of the connection's `search_path` exists: create one".to_owned(),
         })?;
-        Self::at(conn, schema)
+        Self::at(conn, &schema)
     }
 
-    fn at(conn: &mut PgConnection, schema: String) -> Result<Self, Failure> {
-        let is_recorded = has_table(conn, &schema, RECORD)?;
-        Ok(Self { schema, is_recorded })
+    fn at(conn: &mut PgConnection, schema: &str) -> Result<Self, Failure> {
+        let mut place = Self { schema: schema.to_owned(), record: None };
+        if place.has_record(conn, RECORD)? {
+            place.record = Some(RECORD);
+        } else if place.is_of_an_earlier_version(conn)? {
+            place.record = Some(DIESEL_RECORD);
+        }
+        Ok(place)
     }
 
     /// Whether every migration is recorded.
     pub(super) fn is_up_to_date(&self, conn: &mut PgConnection) -> Result<bool, Failure> {
-        Ok(self.is_recorded && self.pending(conn)?.is_empty())
+        Ok(self.record == Some(RECORD) && self.pending(conn)?.is_empty())
     }
 
-    /// Applies what is pending, each migration in a transaction. Returns how many.
+    /// Applies what is pending, in the open transaction. Returns how many migrations.
+    ///
+    /// Names that are taken are looked for before anything is created.
     pub(super) fn migrate(&self, conn: &mut PgConnection) -> Result<usize, Failure> {
-        if !self.is_recorded {
-            transact(conn, |conn| self.create_record(conn))?;
-        }
         let pending = self.pending(conn)?;
+        self.refuse_foreign(conn, &pending)?;
+        if self.record != Some(RECORD) {
+            self.create_record(conn)?;
+        }
+        conn.batch_execute(&format!("SET LOCAL search_path = {}", quoted(&self.schema)))?;
         for migration in &pending {
-            transact(conn, |conn| self.apply(conn, &**migration))?;
+            migration.run(conn).map_err(migration_error::<PgConnection>)?;
+            sql_query(format!("INSERT INTO {} (version) VALUES ($1)", self.table(RECORD)))
+                .bind::<Text, _>(migrations::version(&**migration))
+                .execute(conn)?;
         }
         Ok(pending.len())
     }
 
-    /// Refuses a `search_path` in which tables of somebody else come before those of the schema.
-    pub(super) fn refuse_hidden(&self, conn: &mut PgConnection) -> Result<(), Failure> {
-        for table in CREATED {
-            match schema_of(conn, table.name)? {
-                Some(schema) if schema != self.schema => {
-                    return Err(
-                        foreign(table.name, &format!("the schema `{schema}`"), WAY_OUT).into()
-                    );
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn pending(&self, conn: &mut PgConnection) -> Result<Vec<Box<dyn Migration<Pg>>>, Failure> {
-        let recorded = self.versions(conn, RECORD)?;
+    fn pending(&self, conn: &mut PgConnection) -> Result<Migrations, Failure> {
+        let recorded = match self.record {
+            Some(record) => self.versions(conn, record)?,
+            None => Vec::new(),
+        };
         let all = migrations::all::<PgConnection>(&POSTGRES_MIGRATIONS)?;
         Ok(migrations::pending(all, &recorded))
     }
@@ -164,20 +213,36 @@ impl Place {
         Ok(versions.into_iter().map(|found| found.version).collect())
     }
 
+    /// Fails if the schema has something already that is to be created, or something else than what an
+    /// earlier version has created.
+    fn refuse_foreign(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
+        for created in &CREATED {
+            let is_table = created.kind == Kind::Table;
+            let is_to_be_free = migrations::includes(pending, created.version)
+                // Diesel's table has the entries of the app, too, which may have the same numbers.
+                || is_table
+                    && self.record == Some(DIESEL_RECORD)
+                    && !self.has_columns(conn, created)?;
+            if is_to_be_free {
+                refuse(conn, &self.schema, created.name, is_table)?;
+            }
+        }
+        match self.record {
+            Some(RECORD) => Ok(()),
+            _ => refuse(conn, &self.schema, RECORD, true),
+        }
+    }
+
     /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
     /// transaction.
     fn create_record(&self, conn: &mut PgConnection) -> Result<(), Failure> {
-        let takes_over = self.is_of_an_earlier_version(conn)?;
-        if !takes_over {
-            self.refuse_foreign(conn, FIRST)?;
-        }
         let (record, earlier) = (self.table(RECORD), self.table(DIESEL_RECORD));
         conn.batch_execute(&format!(
             "CREATE TABLE {record} (
                 version VARCHAR(50) PRIMARY KEY,
                 run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
         ))?;
-        if takes_over {
+        if self.record == Some(DIESEL_RECORD) {
             let known: Vec<String> = migrations::all::<PgConnection>(&POSTGRES_MIGRATIONS)?
                 .iter()
                 .map(|migration| format!("'{}'", migrations::version(&**migration)))
@@ -192,24 +257,12 @@ impl Place {
         Ok(())
     }
 
-    /// Applies a migration, in the open transaction.
-    fn apply(&self, conn: &mut PgConnection, migration: &dyn Migration<Pg>) -> Result<(), Failure> {
-        let version = migrations::version(migration);
-        self.refuse_foreign(conn, &version)?;
-        conn.batch_execute(&format!("SET LOCAL search_path = {}", quoted(&self.schema)))?;
-        migration.run(conn).map_err(migration_error::<PgConnection>)?;
-        sql_query(format!("INSERT INTO {} (version) VALUES ($1)", self.table(RECORD)))
-            .bind::<Text, _>(version)
-            .execute(conn)?;
-        Ok(())
-    }
-
     /// Whether an earlier version has created the tables, and recorded that in Diesel's table.
     fn is_of_an_earlier_version(&self, conn: &mut PgConnection) -> Result<bool, Failure> {
-        if !has_table(conn, &self.schema, DIESEL_RECORD)? {
+        if !self.has_record(conn, DIESEL_RECORD)? {
             return Ok(false);
         }
-        for table in CREATED.iter().filter(|table| table.version == FIRST) {
+        for table in tables().filter(|table| table.version == FIRST) {
             if !self.has_columns(conn, table)? {
                 return Ok(false);
             }
@@ -217,7 +270,7 @@ impl Place {
         Ok(self.versions(conn, DIESEL_RECORD)?.iter().any(|version| version == FIRST))
     }
 
-    fn has_columns(&self, conn: &mut PgConnection, table: &CreatedTable) -> Result<bool, Failure> {
+    fn has_columns(&self, conn: &mut PgConnection, table: &Created) -> Result<bool, Failure> {
         for column in table.columns {
             let found = sql_query(
                 "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
@@ -232,21 +285,19 @@ impl Place {
         Ok(true)
     }
 
-    /// Fails if there is a table already that a migration creates.
-    fn refuse_foreign(&self, conn: &mut PgConnection, version: &str) -> Result<(), Failure> {
-        for table in CREATED.iter().filter(|table| table.version == version) {
-            if has_table(conn, &self.schema, table.name)? {
-                let place = format!("the schema `{}`", self.schema);
-                return Err(foreign(table.name, &place, WAY_OUT).into());
-            }
-        }
-        Ok(())
+    fn has_record(&self, conn: &mut PgConnection, record: &str) -> Result<bool, Failure> {
+        let found = sql_query(IS_RECORD).bind::<Text, _>(&self.schema).bind::<Text, _>(record);
+        Ok(found.get_result::<Answer>(conn)?.answer)
     }
 
     /// A table as SQL.
     fn table(&self, table: &str) -> String {
         format!("{}.{table}", quoted(&self.schema))
     }
+}
+
+fn tables() -> impl Iterator<Item = &'static Created> {
+    CREATED.iter().filter(|created| created.kind == Kind::Table)
 }
 
 /// Creates a schema if it is missing, unless tables in it would hide others from the role: by default the
@@ -272,21 +323,17 @@ pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Res
     Ok(())
 }
 
-fn schema_of(conn: &mut PgConnection, table: &str) -> Result<Option<String>, Failure> {
-    let found: Vec<Schema> = sql_query(SCHEMA_OF).bind::<Text, _>(table).load(conn)?;
-    Ok(found.into_iter().find_map(|found| found.schema))
-}
-
-/// Whether a schema has a table, or something else in its place, of this name.
-fn has_table(conn: &mut PgConnection, schema: &str, table: &str) -> Result<bool, Failure> {
-    let found = sql_query(
-        "SELECT EXISTS (
-            SELECT FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace
-                ON pg_namespace.oid = relnamespace
-            WHERE nspname = $1 AND relname = $2) AS answer",
-    );
-    let found = found.bind::<Text, _>(schema).bind::<Text, _>(table);
-    Ok(found.get_result::<Answer>(conn)?.answer)
+/// Fails if a schema has something of this name; `or_type` counts types as well, which are in the way of a
+/// table.
+fn refuse(conn: &mut PgConnection, schema: &str, name: &str, or_type: bool) -> Result<(), Failure> {
+    let found = sql_query(WHAT).bind::<Text, _>(schema).bind::<Text, _>(name);
+    let found: Vec<What> = found.bind::<Bool, _>(or_type).load(conn)?;
+    match found.first() {
+        Some(What { what }) => {
+            Err(foreign(what, name, &format!("the schema `{schema}`"), WAY_OUT).into())
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -294,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_table_of_the_migrations_is_known() {
-        assert_eq!(migrations::tables_of("migrations/postgres"), migrations::tables_in(&CREATED));
+    fn everything_that_the_migrations_create_is_known() {
+        assert_eq!(migrations::created_by("migrations/postgres"), migrations::known(&CREATED));
     }
 }

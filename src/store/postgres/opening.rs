@@ -11,7 +11,10 @@ use super::{
     connection::{PostgresOptions, connect, millis, query_error, with_options},
     migrate::{Place, create_schema},
 };
-use crate::store::{PostgresUrl, Pulse, Result, StoreError, transaction::Failure};
+use crate::store::{
+    PostgresUrl, Pulse, Result, StoreError,
+    transaction::{Failure, transact},
+};
 
 /// Checks a database, and migrates its tables to this version. Returns the number of migrations applied.
 pub(in crate::store) fn migrate(url: &PostgresUrl, options: &PostgresOptions) -> Result<usize> {
@@ -34,14 +37,10 @@ fn migrate_on(
     let schema = options.schema.as_ref();
     // Checked first without the lock, and for roles that may not create tables.
     let is_up_to_date = Place::find(conn, schema)?.is_up_to_date(conn)?;
-    let applied = if is_up_to_date { 0 } else { migrate_locked(conn, options, pulse)? };
-    if schema.is_none() {
-        Place::find(conn, None)?.refuse_hidden(conn)?;
-    }
-    Ok(applied)
+    if is_up_to_date { Ok(0) } else { migrate_locked(conn, options, pulse) }
 }
 
-/// Migrates while no other process does.
+/// Migrates while no other process does, in one transaction: what is refused on the way leaves nothing behind.
 fn migrate_locked(
     conn: &mut PgConnection,
     options: &PostgresOptions,
@@ -55,11 +54,13 @@ fn migrate_locked(
     let settings = format!("SET lock_timeout = {locks}; SET statement_timeout = {statements}");
     conn.batch_execute(&settings)?;
     sql_query("SELECT pg_advisory_lock(hashtext('actix-presence: migrate'))").execute(conn)?;
-    if let Some(schema) = schema {
-        create_schema(conn, schema)?;
-    }
-    // Another process may have migrated meanwhile.
-    Place::find(conn, schema)?.migrate(conn)
+    transact(conn, |conn| {
+        if let Some(schema) = schema {
+            create_schema(conn, schema)?;
+        }
+        // Another process may have migrated meanwhile.
+        Place::find(conn, schema)?.migrate(conn)
+    })
 }
 
 #[derive(QueryableByName)]

@@ -11,75 +11,99 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 use crate::store::{
-    migrations::{self, CreatedTable, DIESEL_RECORD, FIRST, RECORD, foreign},
+    migrations::{self, Created, DIESEL_RECORD, FIRST, Kind, RECORD, foreign},
     transaction::{Failure, migration_error, transact_by},
 };
 
 pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
-/// The tables that the migrations create.
-const CREATED: [CreatedTable; 3] = [
-    CreatedTable { name: "rooms", version: FIRST, columns: &["id", "channel_name", "created_at"] },
-    CreatedTable {
-        name: "presences",
-        version: FIRST,
-        columns: &[
-            "id",
-            "room_id",
-            "channel_name",
-            "user_id",
-            "info",
-            "joined_at",
-            "last_seen",
-            "node_id",
-        ],
-    },
-    CreatedTable {
-        name: "nodes",
-        version: FIRST,
-        columns: &["id", "started_at", "lease_expires_at"],
-    },
+/// What the migrations create.
+const CREATED: [Created; 8] = [
+    Created::table("rooms", FIRST, &["id", "channel_name", "created_at"]),
+    Created::table(
+        "presences",
+        FIRST,
+        &["id", "room_id", "channel_name", "user_id", "info", "joined_at", "last_seen", "node_id"],
+    ),
+    Created::index("presences_channel_name", FIRST),
+    Created::index("presences_user_id", FIRST),
+    Created::index("presences_last_seen", FIRST),
+    Created::index("presences_node_id", FIRST),
+    Created::table("nodes", FIRST, &["id", "started_at", "lease_expires_at"]),
+    Created::trigger("rooms_take_their_presences", FIRST),
 ];
+
+/// What is to be done with a file.
+struct Plan {
+    /// The table in which migrations of this library are recorded: its own, or that of Diesel where an
+    /// earlier version has recorded them.
+    record: Option<&'static str>,
+    pending: Vec<Box<dyn Migration<Sqlite>>>,
+}
+
+impl Plan {
+    fn is_done(&self) -> bool {
+        self.record == Some(RECORD) && self.pending.is_empty()
+    }
+}
 
 /// Applies what is pending, in one transaction. Returns how many migrations.
 pub(super) fn migrate(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     // Checked first without the write lock, so that a database in use is not blocked.
-    if has_table(conn, RECORD)? && pending(conn)?.is_empty() {
+    if plan(conn)?.is_done() {
         return Ok(0);
     }
     transact_by(apply_pending, |run| conn.immediate_transaction(run))
 }
 
-/// Refuses a file in which somebody else has tables of these names. Only reads.
+/// Refuses a file in which somebody else has something of the names that are needed. Only reads.
 pub(super) fn refuse_foreign_file(conn: &mut SqliteConnection) -> Result<(), Failure> {
-    match has_table(conn, RECORD)? || is_of_an_earlier_version(conn)? {
-        true => Ok(()),
-        false => refuse_foreign(conn, FIRST),
+    plan(conn).map(drop)
+}
+
+/// Finds what is to be done. Fails if something is there already that is to be created. Only reads.
+fn plan(conn: &mut SqliteConnection) -> Result<Plan, Failure> {
+    let record = if has_record(conn, RECORD)? {
+        Some(RECORD)
+    } else if is_of_an_earlier_version(conn)? {
+        Some(DIESEL_RECORD)
+    } else {
+        None
+    };
+    let recorded = match record {
+        Some(record) => versions(conn, record)?,
+        None => Vec::new(),
+    };
+    let all = migrations::all::<SqliteConnection>(&SQLITE_MIGRATIONS)?;
+    let pending = migrations::pending(all, &recorded);
+    for created in &CREATED {
+        if migrations::includes(&pending, created.version) {
+            refuse(conn, created.kind, created.name)?;
+        }
     }
+    if record != Some(RECORD) {
+        refuse(conn, Kind::Table, RECORD)?;
+    }
+    Ok(Plan { record, pending })
 }
 
 fn apply_pending(conn: &mut SqliteConnection) -> Result<usize, Failure> {
-    if !has_table(conn, RECORD)? {
-        create_record(conn)?;
+    let Plan { record, pending } = plan(conn)?;
+    if record != Some(RECORD) {
+        create_record(conn, record == Some(DIESEL_RECORD))?;
     }
-    let pending = pending(conn)?;
     for migration in &pending {
-        let version = migrations::version(&**migration);
-        refuse_foreign(conn, &version)?;
         migration.run(conn).map_err(migration_error::<SqliteConnection>)?;
         sql_query(format!("INSERT INTO {RECORD} (version) VALUES (?1)"))
-            .bind::<Text, _>(version)
+            .bind::<Text, _>(migrations::version(&**migration))
             .execute(conn)?;
     }
     Ok(pending.len())
 }
 
-/// Creates the record, with what an earlier version has recorded in Diesel's table.
-fn create_record(conn: &mut SqliteConnection) -> Result<(), Failure> {
-    let takes_over = is_of_an_earlier_version(conn)?;
-    if !takes_over {
-        refuse_foreign(conn, FIRST)?;
-    }
+/// Creates the record, and moves to it what an earlier version has recorded in Diesel's table, if
+/// `takes_over`.
+fn create_record(conn: &mut SqliteConnection, takes_over: bool) -> Result<(), Failure> {
     conn.batch_execute(&format!(
         "CREATE TABLE {RECORD} (
             version VARCHAR(50) PRIMARY KEY NOT NULL,
@@ -102,11 +126,6 @@ fn create_record(conn: &mut SqliteConnection) -> Result<(), Failure> {
     Ok(())
 }
 
-fn pending(conn: &mut SqliteConnection) -> Result<Vec<Box<dyn Migration<Sqlite>>>, Failure> {
-    let recorded = versions(conn, RECORD)?;
-    Ok(migrations::pending(migrations::all::<SqliteConnection>(&SQLITE_MIGRATIONS)?, &recorded))
-}
-
 #[derive(QueryableByName)]
 struct Version {
     #[diesel(sql_type = Text)]
@@ -120,31 +139,54 @@ fn versions(conn: &mut SqliteConnection, record: &str) -> Result<Vec<String>, Fa
 
 /// Whether an earlier version has created the tables, and recorded that in Diesel's table.
 fn is_of_an_earlier_version(conn: &mut SqliteConnection) -> Result<bool, Failure> {
-    if !has_table(conn, DIESEL_RECORD)? {
+    if !has_record(conn, DIESEL_RECORD)? {
         return Ok(false);
     }
-    for table in CREATED.iter().filter(|table| table.version == FIRST) {
-        for column in table.columns {
-            let found = "SELECT count(*) AS count FROM pragma_table_info(?1) WHERE name = ?2";
-            let found = sql_query(found).bind::<Text, _>(table.name).bind::<Text, _>(column);
-            if found.get_result::<Count>(conn)?.count == 0 {
-                return Ok(false);
-            }
+    for created in CREATED.iter().filter(|created| created.version == FIRST) {
+        if created.kind == Kind::Table && !has_columns(conn, created.name, created.columns)? {
+            return Ok(false);
         }
     }
     Ok(versions(conn, DIESEL_RECORD)?.iter().any(|version| version == FIRST))
 }
 
-/// Fails if there is a table already that a migration creates.
-fn refuse_foreign(conn: &mut SqliteConnection, version: &str) -> Result<(), Failure> {
-    for table in CREATED.iter().filter(|table| table.version == version) {
-        if has_table(conn, table.name)? {
-            let way_out = "name a file that the library has for itself, as \
-                `PresenceConfig::new(\"sqlite://presence.db\")` does";
-            return Err(foreign(table.name, "the file", way_out).into());
+/// Whether there is a table of this name with the columns of a record of migrations.
+fn has_record(conn: &mut SqliteConnection, record: &str) -> Result<bool, Failure> {
+    has_columns(conn, record, &["version", "run_on"])
+}
+
+/// Whether there is a table of this name with these columns.
+fn has_columns(
+    conn: &mut SqliteConnection,
+    table: &str,
+    columns: &[&str],
+) -> Result<bool, Failure> {
+    let found = found(conn, table)?;
+    if !found.iter().any(|found| found.what == "a table") {
+        return Ok(false);
+    }
+    for column in columns {
+        let found = "SELECT count(*) AS count FROM pragma_table_info(?1) WHERE name = ?2";
+        let found = sql_query(found).bind::<Text, _>(table).bind::<Text, _>(column);
+        if found.get_result::<Count>(conn)?.count == 0 {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Fails if there is something that has this name already: triggers have names for themselves, all others
+/// have theirs in common.
+fn refuse(conn: &mut SqliteConnection, kind: Kind, name: &str) -> Result<(), Failure> {
+    let is_in_the_way = |found: &&Found| (found.what == "a trigger") == (kind == Kind::Trigger);
+    match found(conn, name)?.iter().find(is_in_the_way) {
+        Some(Found { what }) => {
+            let way_out = "name a file that the library has for itself, as \
+                `PresenceConfig::new(\"sqlite://presence.db\")` does";
+            Err(foreign(what, name, "the file", way_out).into())
+        }
+        None => Ok(()),
+    }
 }
 
 #[derive(QueryableByName)]
@@ -153,10 +195,19 @@ struct Count {
     count: i64,
 }
 
-/// Whether there is a table, or something else in its place, of this name; SQLite ignores its case.
-fn has_table(conn: &mut SqliteConnection, table: &str) -> Result<bool, Failure> {
-    let found = "SELECT count(*) AS count FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE";
-    Ok(sql_query(found).bind::<Text, _>(table).get_result::<Count>(conn)?.count > 0)
+/// What there is of a name.
+#[derive(QueryableByName)]
+struct Found {
+    /// Its kind, with an article.
+    #[diesel(sql_type = Text)]
+    what: String,
+}
+
+/// What there is of this name; SQLite ignores its case.
+fn found(conn: &mut SqliteConnection, name: &str) -> Result<Vec<Found>, Failure> {
+    let found = "SELECT CASE type WHEN 'index' THEN 'an index' ELSE 'a ' || type END AS what
+        FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE";
+    Ok(sql_query(found).bind::<Text, _>(name).load(conn)?)
 }
 
 #[cfg(test)]
@@ -236,8 +287,8 @@ mod tests {
     }
 
     #[test]
-    fn every_table_of_the_migrations_is_known() {
-        assert_eq!(migrations::tables_of("migrations/sqlite"), migrations::tables_in(&CREATED));
+    fn everything_that_the_migrations_create_is_known() {
+        assert_eq!(migrations::created_by("migrations/sqlite"), migrations::known(&CREATED));
     }
 
     #[test]
