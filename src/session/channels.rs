@@ -2,13 +2,7 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`.
 
-use std::{
-    borrow::Cow,
-    collections::VecDeque,
-    fmt,
-    future::{pending, ready},
-    time::Duration,
-};
+use std::{borrow::Cow, fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use serde_json::{Map, Value};
@@ -16,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::{
     batches::{batch_join, flush_batches},
-    joining::{PendingJoin, PendingJoins, Queued, reason},
+    joining::{PendingJoin, Turn, WaitingTopics, reason},
     options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},
@@ -47,8 +41,8 @@ pub(super) struct Channels {
     pub stop: Option<StopSignal>,
     /// By room; nearly always one.
     joined: SmallVec<[JoinedChannel; 1]>,
-    /// Those whose join is not answered yet.
-    joining: PendingJoins,
+    /// What waits for joins that are not answered yet.
+    waiting: WaitingTopics,
     /// Waits for the idle timeout and the stop signal while there is no channel.
     idle_watch: SpawnHandle,
 }
@@ -72,7 +66,7 @@ impl Default for Channels {
             allowed: Box::new(|_| true),
             stop: None,
             joined: SmallVec::new(),
-            joining: PendingJoins::default(),
+            waiting: WaitingTopics::default(),
             idle_watch: SpawnHandle::default(),
         }
     }
@@ -106,20 +100,22 @@ impl Protocol for Channels {
             let refusal = phoenix::refused(None, None, topic, &too_long.to_string());
             return socket.outgoing.text(refusal);
         }
-        if wait_for_join(socket, &frame, text) {
-            return;
-        }
-        match &*frame.event {
-            phoenix::ACCESS_TOKEN => access_token(socket, &frame),
-            "phx_join" => join(socket, ctx, &frame),
-            "phx_leave" => leave(socket, ctx, &frame),
-            _ => push(socket, ctx, frame),
+        match socket.protocol.waiting.queue(&frame, text) {
+            Turn::Now => handle(socket, ctx, frame),
+            Turn::Later(bytes) => socket.input.hold(bytes),
+            Turn::Withdraws(room, bytes) => {
+                socket.input.hold(bytes);
+                // The join may not have been sent.
+                flush_batches();
+                // Bounded: one for each join.
+                socket.me.registry().do_send(Leave::new(room, socket.me.id()));
+            }
         }
     }
 
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage) {
-        if let Some(joining) = socket.protocol.joining.get(msg.room.as_str()) {
-            return joining.hold_back(msg);
+        if let Some(join) = socket.protocol.waiting.join(msg.room.as_str()) {
+            return join.held_back.push(msg);
         }
         let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
         let outgoing = &socket.outgoing;
@@ -149,8 +145,18 @@ impl Protocol for Channels {
         for channel in socket.protocol.joined.drain(..) {
             socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
         }
-        socket.protocol.joining.refuse_all(&socket.outgoing, msg.cause.as_str());
+        socket.protocol.waiting.refuse_all(&socket.outgoing, msg.cause.as_str());
         socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
+    }
+}
+
+/// Handles a frame whose turn it is.
+fn handle(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>) {
+    match &*frame.event {
+        phoenix::ACCESS_TOKEN => access_token(socket, &frame),
+        "phx_join" => join(socket, ctx, &frame),
+        "phx_leave" => leave(socket, ctx, &frame),
+        _ => push(socket, ctx, frame),
     }
 }
 
@@ -255,13 +261,8 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
     let join = join.fixed_info(channels.fixed.clone()).session(channels.session.clone());
     let join = join.dialect(Dialect::Phoenix);
     let answer = batch_join(socket.me.registry(), join).into_actor(socket);
-    let is_waited_for = socket.protocol.joining.push(pending);
-    let answered = answer.map(move |answer, socket, ctx| answered(socket, ctx, &room, answer));
-    if is_waited_for {
-        ctx.wait(answered);
-    } else {
-        ctx.spawn(answered);
-    }
+    socket.protocol.waiting.push(pending);
+    ctx.spawn(answer.map(move |answer, socket, ctx| answered(socket, ctx, &room, answer)));
 }
 
 /// Goes on with a topic whose join is answered; `None` if the registry has stopped.
@@ -274,7 +275,7 @@ fn answered(
     if socket.is_closing() {
         return;
     }
-    let Some(mut join) = socket.protocol.joining.take(room) else { return };
+    let Some(mut join) = socket.protocol.waiting.answered(room) else { return };
     match answer {
         Some(Ok(_)) => {
             let (join_ref, topic) = (std::mem::take(&mut join.join_ref), room.as_str());
@@ -298,42 +299,25 @@ fn answered(
     for msg in join.held_back {
         Channels::forward(socket, ctx, msg);
     }
-    handle_waiting(socket, ctx, join.waiting);
+    handle_waiting(ctx);
 }
 
-/// Has a frame of the client wait for the join on its topic, if one is pending; otherwise answers `false`. A leave
-/// withdraws that join.
-fn wait_for_join(socket: &mut Socket<Channels>, frame: &Frame<'_>, text: &str) -> bool {
-    match socket.protocol.joining.queue(frame, text) {
-        Queued::NoJoin => return false,
-        Queued::Waits => {}
-        Queued::Withdraws(room) => {
-            // The join may not have been sent.
-            flush_batches();
-            // Bounded: one for each join.
-            socket.me.registry().do_send(Leave::new(room, socket.me.id()));
+/// Handles the frames whose turn has come, one after the other. Between two of them the session has its turn with
+/// its mailbox, and other connections with the thread.
+fn handle_waiting(ctx: &mut Ctx<Channels>) {
+    let turn = actix::fut::wrap_future::<_, Socket<Channels>>(tokio::task::yield_now());
+    ctx.spawn(turn.map(|(), socket, ctx| {
+        if socket.is_closing() {
+            return;
         }
-        Queued::Full => refuse(&socket.outgoing, frame.join_ref.as_deref(), frame, "busy"),
-    }
-    true
-}
-
-/// Handles the frames that have waited for a join, one after the other: what one of them waits for comes before the
-/// next, and all of them before what the client sends now.
-fn handle_waiting(
-    socket: &mut Socket<Channels>,
-    ctx: &mut Ctx<Channels>,
-    mut waiting: VecDeque<Box<str>>,
-) {
-    let Some(text) = waiting.pop_front() else { return };
-    if !waiting.is_empty() {
-        let next = ready(()).into_actor(socket);
-        // Of what a context waits for, it polls the newest first.
-        ctx.wait(next.map(|(), socket, ctx| handle_waiting(socket, ctx, waiting)));
-    }
-    if !socket.is_closing() {
-        Channels::text(socket, ctx, &text);
-    }
+        let Some(waiting) = socket.protocol.waiting.next() else { return };
+        socket.input.release(waiting.bytes());
+        // It was read before.
+        if let Ok(frame) = phoenix::read(&waiting.text) {
+            handle(socket, ctx, frame);
+        }
+        handle_waiting(ctx);
+    }));
 }
 
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
@@ -424,7 +408,7 @@ impl fmt::Debug for Channels {
         f.debug_struct("Channels")
             .field("user", &self.user)
             .field("joined", &self.joined)
-            .field("joining", &self.joining)
+            .field("waiting", &self.waiting)
             .finish_non_exhaustive()
     }
 }

@@ -17,8 +17,8 @@ use futures_util::{Stream, StreamExt};
 
 /// How many frames a session handles before other connections of its thread have a turn.
 const FRAMES_PER_TURN: u32 = 16;
-/// While more bytes of replies than this wait for the socket, no frame passes that could cause more.
-const MAX_UNSENT_REPLIES: usize = 64 * 1024;
+/// While more bytes than this wait, replies for the socket and frames for joins, no frame passes that could cause more.
+const MAX_WAITING: usize = 64 * 1024;
 
 /// How far a session has come with its input. A clone shares it.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +28,8 @@ pub(super) struct Input(Rc<InputState>);
 struct InputState {
     /// Frames that have passed and are not handled yet.
     unhandled: Cell<u32>,
-    /// Bytes of replies to the client that wait for the socket.
-    unsent_replies: Cell<usize>,
+    /// Bytes of replies that wait for the socket, and of frames that wait for joins.
+    waiting: Cell<usize>,
     turn_is_over: Cell<bool>,
     error: Cell<Option<FrameError>>,
     /// Whether the session is closing, and waits only for the close frame of its peer.
@@ -41,12 +41,13 @@ impl Input {
         self.0.unhandled.set(self.0.unhandled.get().saturating_sub(1));
     }
 
-    pub fn reply_queued(&self, bytes: usize) {
-        self.0.unsent_replies.set(self.0.unsent_replies.get() + bytes);
+    /// Holds the input back by so many bytes that wait.
+    pub fn hold(&self, bytes: usize) {
+        self.0.waiting.set(self.0.waiting.get() + bytes);
     }
 
-    pub fn reply_done(&self, bytes: usize) {
-        self.0.unsent_replies.set(self.0.unsent_replies.get().saturating_sub(bytes));
+    pub fn release(&self, bytes: usize) {
+        self.0.waiting.set(self.0.waiting.get().saturating_sub(bytes));
     }
 
     /// The error in a frame header, if there was one.
@@ -128,8 +129,8 @@ where
         let this = &mut *self;
         // No waker is needed: the decoder polls again after each frame, and the writer after it has written
         // replies.
-        let unsent_replies = this.input.0.unsent_replies.get();
-        if this.input.0.unhandled.get() > 0 || unsent_replies > MAX_UNSENT_REPLIES {
+        let waiting = this.input.0.waiting.get();
+        if this.input.0.unhandled.get() > 0 || waiting > MAX_WAITING {
             return Poll::Pending;
         }
         loop {

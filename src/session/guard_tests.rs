@@ -83,9 +83,9 @@ fn a_turn_has_a_bounded_number_of_frames() {
 #[test]
 fn nothing_passes_while_many_replies_wait_for_the_socket() {
     let (mut guard, input) = guard(65_536, 100_000, &frame(0x81, 3).repeat(20));
-    input.reply_queued(MAX_UNSENT_REPLIES + 1);
+    input.hold(MAX_WAITING + 1);
     assert!(poll(&mut guard).is_pending());
-    input.reply_done(1);
+    input.release(1);
     assert_eq!(turn(&mut guard, &input).0, FRAMES_PER_TURN);
 }
 

@@ -1,8 +1,7 @@
-//! The joins of channels, while they wait for their answers.
+//! The topics of a socket that wait: for the answer to a join, or for their turn after it.
 //!
 //! An answer may take long, as an app's hook may decide it. The other channels of the socket go on meanwhile. What
-//! the room sends is held back until the answer is written, and what the client sends on the topic waits, in order,
-//! until the join is answered.
+//! the room sends is held back until the answer is written, and what the client sends on the topic waits, in order.
 
 use std::collections::VecDeque;
 
@@ -13,19 +12,30 @@ use crate::{
     wire::phoenix::{self, Frame},
 };
 
-/// How many joins of a socket may wait while its client is read. The next one is answered before another
-/// frame is read, so that one client cannot take the place of others in the registry's queue.
+/// How many joins of a socket may wait for their answers. Further ones wait in the socket, so that one client cannot
+/// take the place of others in the registry's queue.
 const MAX_PENDING_JOINS: usize = 16;
 
-/// How many bytes of a client's frames may wait for joins, unless it is one frame.
-const MAX_WAITING_BYTES: usize = 64 * 1024;
+/// What a frame that waits counts for at least, in bytes: so their number is bounded, too.
+const MIN_BYTES: usize = 256;
 
-/// The joins of a socket that are not answered yet.
+/// The topics of a socket that wait, the longest first.
 #[derive(Debug, Default)]
-pub(super) struct PendingJoins {
-    joins: Vec<PendingJoin>,
-    /// The bytes of the frames that wait for them.
-    waiting_bytes: usize,
+pub(super) struct WaitingTopics(Vec<WaitingTopic>);
+
+#[derive(Debug)]
+struct WaitingTopic {
+    topic: Box<str>,
+    join: Option<PendingJoin>,
+    /// What the client has sent meanwhile.
+    frames: VecDeque<WaitingFrame>,
+}
+
+/// A frame of the client that waits.
+#[derive(Debug)]
+pub(super) struct WaitingFrame {
+    pub text: Box<str>,
+    is_join: bool,
 }
 
 /// A join that is not answered yet.
@@ -36,86 +46,109 @@ pub(super) struct PendingJoin {
     pub reference: Option<Box<str>>,
     /// What the room has sent meanwhile; the backlog of the connection bounds it.
     pub held_back: Vec<ForwardMessage>,
-    /// What the client has sent on the topic meanwhile.
-    pub waiting: VecDeque<Box<str>>,
     /// Whether the client has left again.
     pub is_withdrawn: bool,
 }
 
-impl PendingJoins {
-    /// The join on a topic.
-    pub fn get(&mut self, topic: &str) -> Option<&mut PendingJoin> {
-        self.joins.iter_mut().find(|join| join.room.as_str() == topic)
+/// What becomes of a frame.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// It is to be handled now.
+    Now,
+    /// It waits, and counts for so many bytes.
+    Later(usize),
+    /// The same for a leave, which withdraws the pending join to this room.
+    Withdraws(RoomName, usize),
+}
+
+impl WaitingTopics {
+    fn topic(&mut self, topic: &str) -> Option<&mut WaitingTopic> {
+        self.0.iter_mut().find(|one| &*one.topic == topic)
     }
 
-    /// Adds a join. Answers whether it is one too many to read on before its answer.
-    pub fn push(&mut self, join: PendingJoin) -> bool {
-        self.joins.push(join);
-        self.joins.len() > MAX_PENDING_JOINS
+    fn entry(&mut self, topic: &str) -> &mut WaitingTopic {
+        let place = self.0.iter().position(|one| &*one.topic == topic).unwrap_or_else(|| {
+            let (topic, frames) = (topic.into(), VecDeque::new());
+            self.0.push(WaitingTopic { topic, join: None, frames });
+            self.0.len() - 1
+        });
+        &mut self.0[place]
     }
 
-    /// Has a frame of the client wait for the join on its topic.
-    pub fn queue(&mut self, frame: &Frame<'_>, text: &str) -> Queued {
-        let Self { joins, waiting_bytes } = self;
-        let Some(join) = joins.iter_mut().find(|join| join.room.as_str() == frame.topic) else {
-            return Queued::NoJoin;
-        };
-        if *waiting_bytes > 0 && *waiting_bytes + text.len() > MAX_WAITING_BYTES {
-            return Queued::Full;
+    fn may_join(&self) -> bool {
+        self.0.iter().filter(|one| one.join.is_some()).count() < MAX_PENDING_JOINS
+    }
+
+    /// Has a frame wait if something of its topic waits already, or if it is one join too many.
+    pub fn queue(&mut self, frame: &Frame<'_>, text: &str) -> Turn {
+        let is_join = &*frame.event == "phx_join";
+        let waits = self.topic(&frame.topic).is_some() || (is_join && !self.may_join());
+        if !waits {
+            return Turn::Now;
         }
-        *waiting_bytes += text.len();
-        join.waiting.push_back(text.into());
-        let is_current = frame.join_ref.as_ref().is_none_or(|one| **one == *join.join_ref);
-        if &*frame.event != "phx_leave" || !is_current || join.is_withdrawn {
-            return Queued::Waits;
+        let topic = self.entry(&frame.topic);
+        let waiting = WaitingFrame { text: text.into(), is_join };
+        let bytes = waiting.bytes();
+        topic.frames.push_back(waiting);
+        match &mut topic.join {
+            Some(join) if &*frame.event == "phx_leave" && join.is_left_by(frame) => {
+                join.is_withdrawn = true;
+                Turn::Withdraws(join.room.clone(), bytes)
+            }
+            _ => Turn::Later(bytes),
         }
-        join.is_withdrawn = true;
-        Queued::Withdraws(join.room.clone())
+    }
+
+    /// The join that is pending on a topic.
+    pub fn join(&mut self, topic: &str) -> Option<&mut PendingJoin> {
+        self.topic(topic)?.join.as_mut()
+    }
+
+    /// Adds a join.
+    pub fn push(&mut self, join: PendingJoin) {
+        let topic = self.entry(join.room.as_str());
+        topic.join = Some(join);
     }
 
     /// Takes a join out that is answered.
-    pub fn take(&mut self, room: &RoomName) -> Option<PendingJoin> {
-        let place = self.joins.iter().position(|join| join.room == *room)?;
-        let join = self.joins.swap_remove(place);
-        self.waiting_bytes -= join.waiting.iter().map(|text| text.len()).sum::<usize>();
-        Some(join)
+    pub fn answered(&mut self, room: &RoomName) -> Option<PendingJoin> {
+        self.topic(room.as_str())?.join.take()
     }
 
-    /// Refuses all: the socket closes.
+    /// Takes the next frame out whose turn has come.
+    pub fn next(&mut self) -> Option<WaitingFrame> {
+        self.0.retain(|one| one.join.is_some() || !one.frames.is_empty());
+        let may_join = self.may_join();
+        let has_turn = |one: &&mut WaitingTopic| {
+            one.join.is_none() && one.frames.front().is_some_and(|frame| may_join || !frame.is_join)
+        };
+        self.0.iter_mut().find(has_turn)?.frames.pop_front()
+    }
+
+    /// Refuses all joins: the socket closes.
     pub fn refuse_all(&mut self, outgoing: &WriteQueue, reason: &str) {
-        for join in std::mem::take(self).joins {
+        for join in std::mem::take(self).0.into_iter().filter_map(|one| one.join) {
             join.refuse(outgoing, reason);
         }
     }
 }
 
-/// What becomes of a frame whose topic may have a join that is not answered.
-#[derive(Debug)]
-pub(super) enum Queued {
-    /// No join is pending: it is to be handled now.
-    NoJoin,
-    Waits,
-    /// It waits, and is the leave that withdraws the join to this room.
-    Withdraws(RoomName),
-    /// Too many bytes wait.
-    Full,
+impl WaitingFrame {
+    /// How many bytes it counts for while it waits.
+    pub fn bytes(&self) -> usize {
+        self.text.len().max(MIN_BYTES)
+    }
 }
 
 impl PendingJoin {
     pub fn new(room: RoomName, join_ref: &str, reference: Option<&str>) -> Self {
-        Self {
-            room,
-            join_ref: join_ref.into(),
-            reference: reference.map(Into::into),
-            held_back: Vec::new(),
-            waiting: VecDeque::new(),
-            is_withdrawn: false,
-        }
+        let (join_ref, reference) = (join_ref.into(), reference.map(Into::into));
+        Self { room, join_ref, reference, held_back: Vec::new(), is_withdrawn: false }
     }
 
-    /// Holds back what the room has sent.
-    pub fn hold_back(&mut self, msg: ForwardMessage) {
-        self.held_back.push(msg);
+    /// Whether this is the first leave of this join.
+    fn is_left_by(&self, frame: &Frame<'_>) -> bool {
+        !self.is_withdrawn && frame.join_ref.as_ref().is_none_or(|one| **one == *self.join_ref)
     }
 
     /// Answers that it is refused.

@@ -82,14 +82,14 @@ impl WriteQueue {
 
     fn push(&self, message: Message, reservation: Option<Reservation>) {
         if reservation.is_none() {
-            self.input.reply_queued(size(&message));
+            self.input.hold(size(&message));
         }
         self.frames.borrow_mut().push_back(QueuedFrame { message, reservation });
     }
 
     fn release(&self, frame: &QueuedFrame) {
         if frame.reservation.is_none() {
-            self.input.reply_done(size(&frame.message));
+            self.input.release(size(&frame.message));
         }
     }
 

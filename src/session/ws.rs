@@ -56,7 +56,7 @@ pub(super) struct Socket<P> {
     pub outgoing: WriteQueue,
     rate: Option<Box<RateLimit>>,
     ping_interval: Option<Duration>,
-    input: Input,
+    pub input: Input,
     fragments: Vec<u8>,
     closing: bool,
     /// Released after the connection has left.

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use actix_presence::{CloseRoom, Decision, Kick, PresenceConfig, PresenceHandle, RoomName, UserId};
+use actix_presence::{
+    CloseRoom, Decision, Kick, KickFrom, PresenceConfig, PresenceHandle, RoomName, UserId,
+};
 use actix_web::dev::ServerHandle;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -109,7 +111,7 @@ async fn other_channels_go_on_while_a_join_waits_and_what_is_sent_on_its_topic_w
     world.asked(1).await;
     join(&mut ada, "4", "lobby").await;
     ada.say(json!(["4", "5", "lobby", "shout", {}])).await;
-    // The message of a newcomer waits for the list that has it.
+    // What a newcomer says is sent once the others know of it.
     let frames = ada.until(|frame| frame[3] == "shout").await;
     assert_eq!(frames, [ok("4", "5", "lobby"), json!([null, null, "lobby", "shout", {}])]);
     assert_eq!(ada.heard().await, [Value::Null; 0]);
@@ -209,36 +211,108 @@ async fn what_the_room_sends_while_a_member_joins_again_comes_after_the_answer()
 }
 
 #[actix::test]
-async fn one_client_has_a_bounded_number_of_joins_waiting_and_bounded_bytes_behind_them() {
+async fn a_client_that_does_not_wait_for_its_join_loses_nothing_however_much_it_says() {
+    let world = World::start();
+    let (mut ada, mut bob) = (world.phoenix("ada").await, world.phoenix("bob").await);
+    for client in [&mut ada, &mut bob] {
+        join(client, "0", "lobby").await;
+    }
+    ada.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(1).await;
+    for number in 0..1000 {
+        ada.say(json!(["1", number.to_string(), "slow:a", "eager", {"n": number}])).await;
+    }
+    // Those are not all read yet, and what others say comes all the same.
+    for number in 0..300 {
+        bob.say(json!(["0", null, "lobby", "shout", {"n": number}])).await;
+    }
+    ada.until(|frame| frame[3] == "shout" && frame[4]["n"] == 299).await;
+    world.gate.add_permits(1);
+    let mut echoes = Vec::new();
+    while echoes.len() < 1000 {
+        let frames = ada.until(|frame| frame[3] == "eager").await;
+        echoes.extend(frames.last().map(|frame| frame[4]["n"].clone()));
+    }
+    assert!(echoes.iter().eq(&(0..1000).map(Value::from).collect::<Vec<_>>()));
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_leave_behind_much_that_waits_withdraws_the_join() {
     let world = World::start();
     let mut eve = world.phoenix("eve").await;
-    eve.say(json!(["0", "0", "slow:0", "phx_join", {}])).await;
-    let large = "x".repeat(60_000);
-    for reference in ["large", "larger"] {
-        eve.say(json!(["0", reference, "slow:0", "push", {"x": large}])).await;
-    }
-    assert_eq!(eve.heard().await, [refused("0", "larger", "slow:0", "busy")]);
-    for number in 1..20 {
+    eve.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(1).await;
+    eve.say(json!(["1", "2", "slow:a", "push", {"x": "x".repeat(65_000)}])).await;
+    eve.say(json!(["1", "3", "slow:a", "phx_leave", {}])).await;
+    let frames = eve.until(|frame| frame[1] == "3").await;
+    assert_eq!(frames[0], refused("1", "1", "slow:a", "withdrawn"));
+    assert_eq!(frames.last(), Some(&ok("1", "3", "slow:a")));
+    world.gate.add_permits(1);
+    assert!(world.users("slow:a").await.is_empty());
+    world.stop().await;
+}
+
+#[actix::test]
+async fn at_most_16_joins_of_a_client_wait_in_the_registry_and_further_ones_in_its_socket() {
+    let world = World::start();
+    let mut eve = world.phoenix("eve").await;
+    join(&mut eve, "0", "lobby").await;
+    for number in 1..=40 {
         let (reference, room) = (number.to_string(), format!("slow:{number}"));
         eve.say(json!([reference, reference, room, "phx_join", {}])).await;
     }
-    // The 17th join is waited for before anything else is read.
-    world.asked(17).await;
-    eve.say(json!([null, "h", "phoenix", "heartbeat", {}])).await;
-    let other = world.open("/ws/lobby").await;
+    world.asked(16).await;
+    // Her other channel goes on.
+    eve.say(json!(["0", "shout", "lobby", "shout", {}])).await;
+    eve.until(|frame| frame[1] == "shout").await;
+    eve.heard().await;
     world.presence.status().await.unwrap();
-    assert_eq!(world.asked.load(SeqCst), 17);
-    world.gate.add_permits(20);
-    let mut joined = Vec::new();
-    while joined.len() < 20 {
-        let frames = eve.until(|frame| frame[3] == "phx_reply").await;
-        let reply = frames.into_iter().last().unwrap();
-        if reply[0] == reply[1] {
-            assert_eq!(reply[4]["status"], "ok");
-            joined.push(reply[2].clone());
-        }
+    assert_eq!(world.asked.load(SeqCst), 16);
+    // Each answer lets one more ask; one of a room that does not wait has its turn, too.
+    eve.say(json!(["fast", "fast", "garden", "phx_join", {}])).await;
+    for joined in 1..=40 {
+        world.gate.add_permits(1);
+        let frames = eve
+            .until(|frame| {
+                frame[3] == "phx_reply" && frame[2].as_str().unwrap().starts_with("slow")
+            })
+            .await;
+        assert_eq!(frames.last().unwrap()[4]["status"], "ok");
+        world.asked((16 + joined).min(40)).await;
     }
-    drop(other);
+    assert_eq!(world.asked.load(SeqCst), 40);
+    let eve_in = world.presence.where_is(&UserId::new("eve").unwrap()).await.unwrap();
+    assert_eq!(eve_in.len(), 42);
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_room_that_closes_ends_no_join_to_another() {
+    let world = World::start();
+    for kicked in [false, true] {
+        let mut ada = world.phoenix("ada").await;
+        join(&mut ada, "1", "lobby").await;
+        ada.say(json!(["2", "2", "slow:b", "phx_join", {}])).await;
+        let asked = 1 + usize::from(kicked);
+        world.asked(asked).await;
+        let ended = if kicked {
+            let whom = Kick::User(UserId::new("ada").unwrap());
+            world.presence.registry().send(KickFrom { room: name("lobby"), whom }).await
+        } else {
+            world.presence.registry().send(CloseRoom { room: name("lobby") }).await
+        };
+        assert_eq!(ended.unwrap().connections, 1);
+        assert_eq!(ada.until(|frame| frame[3] == "phx_close").await, [closed("1", "lobby")]);
+        world.gate.add_permits(1);
+        let frames = ada.until(|frame| frame[3] == "presence_state").await;
+        assert_eq!(frames[0], ok("2", "2", "slow:b"));
+        assert_eq!(world.users("slow:b").await, ["ada"]);
+        // Now it is the last one.
+        world.presence.registry().send(CloseRoom { room: name("slow:b") }).await.unwrap();
+        ada.until(|frame| frame[3] == "phx_close").await;
+        assert_eq!(u16::from(ada.next().await.unwrap_err().unwrap().code), 1000);
+    }
     world.stop().await;
 }
 
