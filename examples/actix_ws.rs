@@ -15,16 +15,17 @@ use std::{error::Error, future::poll_fn, net::TcpListener, task::Poll, time::Dur
 
 use actix::prelude::*;
 use actix_presence::{
-    Cause, Connection, Dialect, Feed, Forwarded, Heard, IdleStep, IdleWatch, PresenceConfig,
-    Publish, RoomName, RoomRegistry, UserId, close_code, configure_tcp,
+    Cause, Connection, Dialect, Disconnect, Feed, Forwarded, Heard, IdleStep, IdleWatch,
+    PresenceConfig, PresenceError, Publish, RoomName, RoomRegistry, UserId, configure_tcp,
+    watch_socket,
 };
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     rt::signal::unix::{SignalKind, signal},
     web,
 };
-use actix_ws::{CloseReason, Message, MessageStream, Session};
-use serde_json::value::to_raw_value;
+use actix_ws::{CloseCode, Closed, Message, MessageStream, ProtocolError, Session};
+use serde_json::json;
 
 /// How often a silent client is pinged, and when it is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
@@ -37,14 +38,15 @@ async fn chat(
     user: Option<UserId>,
     mut session: Session,
     mut frames: MessageStream,
-) -> Result<(), Box<dyn Error>> {
+) -> Result<(), Closed> {
     let (outlet, mut heard) = me.outlet(256); // who falls further behind loses its place (4003)
     let join = me.join(room.clone(), outlet).user(user).dialect(Dialect::Json(Feed::Full));
     if let Err(refused) = me.enter(join).await {
-        return Ok(session.close(reason(1008, &refused)).await?);
+        return session.close(Some(refused.into())).await;
     }
     let mut idle = IdleWatch::new(PING_INTERVAL, IDLE_LIMIT);
-    loop {
+    // The close frame: an order and a refusal are made into one.
+    let end = loop {
         let frame = tokio::select! {
             heard = heard.recv() => {
                 match heard {
@@ -52,10 +54,8 @@ async fn chat(
                     Some(Heard::Frame(frame)) if matches!(frame.kind, Forwarded::Closed { .. }) => {}
                     // While the client does not read, this waits; what waits behind it is bounded.
                     Some(Heard::Frame(frame)) => session.text(frame.payload).await?,
-                    Some(Heard::Close(order)) => {
-                        return Ok(session.close(reason(order.code, &order.cause)).await?);
-                    }
-                    None => return Ok(session.close(reason(1011, &"the registry has stopped")).await?),
+                    Some(Heard::Close(order)) => break Some(order.into()),
+                    None => break Some(PresenceError::Ended.into()),
                 }
                 continue;
             }
@@ -65,38 +65,36 @@ async fn chat(
                     continue;
                 }
                 me.leave(Cause::Expired);
-                let code = close_code(Cause::Expired).unwrap_or(1001);
-                return Ok(session.close(reason(code, &Cause::Expired)).await?);
+                break Some(Disconnect { code: 4000, cause: Cause::Expired }.into());
             }
             frame = frames.recv() => frame,
         };
         idle.heard();
-        match frame.transpose()? {
-            Some(Message::Text(text)) => {
+        match frame {
+            Some(Ok(Message::Text(text))) => {
                 // Any text is a sign of life; the literal "heartbeat" is nothing else.
                 let Some(text) = me.text(&text) else { continue };
-                // The next frame is read when this one is with the room.
-                me.publish(Publish::json(room.clone(), to_raw_value(text)?)).await?;
+                // The next frame is read when this one is with the room. Who may not speak there any more is told
+                // by the order to close.
+                let _ = me.publish(Publish::json(room.clone(), json!(text))).await;
             }
-            Some(Message::Ping(bytes)) => {
+            Some(Ok(Message::Ping(bytes))) => {
                 me.touch();
                 session.pong(&bytes).await?;
             }
-            Some(Message::Pong(_) | Message::Nop) => me.touch(),
-            Some(Message::Close(reason)) => {
+            Some(Ok(Message::Pong(_) | Message::Nop)) => me.touch(),
+            Some(Ok(Message::Close(reason))) => {
                 me.goodbye(); // it has left, and was not just cut off
-                return Ok(session.close(reason).await?);
+                break reason;
             }
-            Some(Message::Binary(_) | Message::Continuation(_)) => {
-                return Ok(session.close(reason(1003, &"only short lines of text")).await?);
+            Some(Ok(Message::Binary(_) | Message::Continuation(_))) => {
+                break Some((CloseCode::Unsupported, "only short lines of text").into());
             }
-            None => return Ok(()), // the connection has broken
+            Some(Err(ProtocolError::Overflow)) => break Some((CloseCode::Size, "too long").into()),
+            Some(Err(_)) | None => return Ok(()), // the connection has broken
         }
-    }
-}
-
-fn reason(code: u16, why: &impl ToString) -> Option<CloseReason> {
-    Some(CloseReason { code: code.into(), description: Some(why.to_string()) })
+    };
+    session.close(end).await
 }
 
 #[derive(serde::Deserialize)]
@@ -112,14 +110,9 @@ async fn enter(
     registry: web::Data<Addr<RoomRegistry>>,
 ) -> actix_web::Result<HttpResponse> {
     let (response, session, frames) = actix_ws::handle(&req, body)?;
-    let me = Connection::new(registry.get_ref().clone());
+    let me = Connection::new(registry.get_ref().clone()).watched(&req);
     let (room, user) = (room.into_inner(), who.into_inner().name);
-    actix_web::rt::spawn(async move {
-        let id = me.id();
-        if let Err(error) = chat(me, room, user, session, frames).await {
-            eprintln!("{id}: {error}");
-        }
-    });
+    actix_web::rt::spawn(chat(me, room, user, session, frames));
     Ok(response)
 }
 
@@ -139,7 +132,10 @@ pub async fn serve(
             .route("/ws/{room}", web::get().to(enter))
     };
     let server = HttpServer::new(app)
-        .on_connect(|io, _| configure_tcp(io))
+        .on_connect(|io, extensions| {
+            configure_tcp(io); // a vanished client does not keep its socket
+            watch_socket(io, extensions); // nor does one that was told to go
+        })
         .disable_signals()
         .shutdown_timeout(5)
         .listen(listener)?

@@ -42,7 +42,7 @@ impl Actor for Chatter {
         // Waiting: no frame is read before the room knows us.
         ctx.wait(joining.map(|answer, _, ctx| match answer {
             Ok(joined) => ctx.text(roster(&joined.snapshot)),
-            Err(refused) => close(ctx, 1008, refused.to_string()),
+            Err(refused) => close(ctx, refused),
         }));
     }
 }
@@ -59,8 +59,8 @@ impl Handler<ForwardMessage> for Chatter {
 
 impl Handler<Disconnect> for Chatter {
     type Result = ();
-    fn handle(&mut self, msg: Disconnect, ctx: &mut Self::Context) {
-        close(ctx, msg.code, msg.cause.to_string());
+    fn handle(&mut self, order: Disconnect, ctx: &mut Self::Context) {
+        close(ctx, order);
     }
 }
 
@@ -85,14 +85,16 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
                 ctx.close(reason);
                 ctx.stop();
             }
-            Ok(_) => close(ctx, 1003, "only short lines of text".to_owned()),
+            Ok(_) => close(ctx, (ws::CloseCode::Unsupported, "only short lines of text")),
+            Err(ws::ProtocolError::Overflow) => close(ctx, (ws::CloseCode::Size, "too long")),
             Err(_) => ctx.stop(),
         }
     }
 }
 
-fn close(ctx: &mut ws::WebsocketContext<Chatter>, code: u16, why: String) {
-    ctx.close(Some(ws::CloseReason { code: code.into(), description: Some(why) }));
+/// Closes with a frame that says why: an order and a refusal are made into one.
+fn close(ctx: &mut ws::WebsocketContext<Chatter>, why: impl Into<ws::CloseReason>) {
+    ctx.close(Some(why.into()));
     ctx.stop(); // what was written before is still sent
 }
 

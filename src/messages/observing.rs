@@ -50,6 +50,11 @@ pub enum Scope {
 /// To get the state before: subscribe first, then ask for [`ListRooms`](super::ListRooms) and
 /// [`GetSnapshot`](super::GetSnapshot), and skip events whose version the snapshot has already, as
 /// [`Snapshot::apply`] does.
+///
+/// An observer that panics has stopped: it is unsubscribed, and
+/// [`PresenceHandle::shutdown`](crate::PresenceHandle::shutdown) does not wait for it. In a
+/// [`SyncArbiter`](actix::SyncArbiter) of which a thread is left it goes on, without the event in which it panicked;
+/// that is logged, and counted by `presence_observer_events_lost_total`.
 #[derive(Debug, Message)]
 #[rtype(result = "SubscriptionId")]
 pub struct Subscribe {

@@ -53,6 +53,11 @@ pub struct UserUpdated {
 /// On several nodes the changes are those of all of them, as with [`Scope::Cluster`](super::Scope::Cluster):
 /// this node then follows all rooms.
 ///
+/// An observer that panics has stopped: it is unsubscribed, and
+/// [`PresenceHandle::shutdown`](crate::PresenceHandle::shutdown) does not wait for it. In a
+/// [`SyncArbiter`](actix::SyncArbiter) of which a thread is left it goes on, without the event in which it panicked;
+/// that is logged, and counted by `presence_observer_events_lost_total`.
+///
 /// ```
 /// use actix::prelude::*;
 /// use actix_presence::{PresenceConfig, SubscribeUsers, UserChange, UserChanged};

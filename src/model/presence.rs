@@ -214,6 +214,16 @@ pub struct RoomSummary {
 
 /// A presence in a list, with the last activity of its connection; as JSON the fields of the [`Presence`] are its
 /// own, and `state` is `live`, or `fading` with `until`.
+///
+/// It has more fields than an entry of the HTTP API's list of connections (`activity`, `joined_version`, `until`), and
+/// so cannot be read from one; a [`Presence`] can.
+///
+/// ```
+/// # use actix_presence::{Presence, SeenPresence};
+/// let entry = r#"{"channel_name":"01a225dbfb3b775db7d71f93ac2469df","user":"ada","info":{},"joined_at":"2026-11-29T05:51:43.419123Z","last_seen":"2026-11-29T05:51:43.419123Z","node":"a","state":"live"}"#;
+/// assert!(serde_json::from_str::<Presence>(entry).is_ok());
+/// assert!(serde_json::from_str::<SeenPresence>(entry).is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenPresence {
     /// The presence.

@@ -24,6 +24,9 @@ use crate::model::Epoch;
 /// randomness: in a runtime of one thread, also with a paused clock, everything happens in the same order
 /// each time.
 ///
+/// A node is started on it by [`PresenceConfig::start_shared`](crate::PresenceConfig::start_shared): the guide's
+/// [several nodes in one test](crate::guide::embedding#several-nodes-in-one-test) has a whole example.
+///
 /// ```
 /// use actix_presence::testing::MemoryHub;
 ///

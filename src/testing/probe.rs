@@ -35,7 +35,8 @@ struct Handled;
 /// observers have handled their events. So an actor of the app's own that is asked afterwards has heard all.
 ///
 /// It takes no longer than that work; an observer that never ends is waited for ten seconds. What waits for other
-/// nodes is not waited for.
+/// nodes is not waited for, nor is a hook of [`authorize_async`](crate::PresenceConfig::authorize_async) that has not
+/// answered: await the join itself first.
 pub async fn settle(presence: &PresenceClient) {
     let settled = async {
         // The second time for what the first has brought back: a session that took nothing, for one.
@@ -88,7 +89,8 @@ impl<M> Seen<M> {
     }
 
     /// All messages that were not read yet, once nothing more comes of what was sent to the registry before: see
-    /// [`settle`]. Takes no time if there are none.
+    /// [`settle`]. Takes no time if there are none. What comes of a join that waits for a hook of
+    /// [`authorize_async`](crate::PresenceConfig::authorize_async) is among them only if the join was awaited before.
     ///
     /// ```
     /// use actix_presence::{

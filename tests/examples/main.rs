@@ -13,6 +13,7 @@ mod observer;
 mod webhook;
 
 mod process;
+mod sessions;
 mod signals;
 
 use std::{

@@ -80,10 +80,15 @@ pub struct Process {
 impl Process {
     pub fn start(app: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let child = Self::command(app).current_dir(&directory).spawn().unwrap();
+        Self { child, directory }
+    }
+
+    /// The command that runs an app.
+    pub fn command(app: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["signals::app", "--exact", "--ignored", "--nocapture"]).env(APP, app);
-        let child = command.current_dir(&directory).spawn().unwrap();
-        Self { child, directory }
+        command
     }
 
     /// The port on which it listens, as soon as it does.

@@ -1,4 +1,4 @@
-use std::{future::poll_fn, io, task::Poll, time::Duration};
+use std::{error::Error, process::ExitCode, time::Duration};
 
 use actix_presence::{
     PresenceClient, PresenceConfig, RoomName, WsSession, WsSessionError, configure_tcp, watch_socket,
@@ -15,11 +15,11 @@ async fn enter(
     WsSession::new(presence.registry(), room.into_inner()).start(&req, body).await
 }
 
-#[actix_web::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn run() -> Result<(), Box<dyn Error>> {
     let presence = PresenceConfig::new("sqlite://presence.db").start()?;
-    let client = presence.client();
-    let stop = stop_signal()?;
+    let (client, stopping) = (presence.client(), presence.clone());
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     HttpServer::new(move || {
         App::new().app_data(client.clone()).route("/ws/{room}", web::get().to(enter))
     })
@@ -29,24 +29,25 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     })
     .shutdown_timeout(5)
     .shutdown_signal(async move {
-        stop.await;
+        tokio::select! {
+            _ = interrupt.recv() => {} // Ctrl-C
+            _ = terminate.recv() => {}
+            _ = stopping.closed() => {} // a part of it has crashed
+        }
         // The server waits for open sockets, so they close first.
-        if let Err(error) = presence.shutdown(Duration::from_secs(5)).await {
+        if let Err(error) = stopping.shutdown(Duration::from_secs(5)).await {
             eprintln!("{error}");
         }
     })
     .bind(("127.0.0.1", 0))?
     .run()
     .await?;
-    Ok(())
+    presence.crashed().map_or(Ok(()), |part| Err(part.into()))
 }
 
-/// Ends when the process is asked to stop: SIGINT (Ctrl-C) or SIGTERM.
-fn stop_signal() -> io::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(poll_fn(move |cx| match (interrupt.poll_recv(cx), terminate.poll_recv(cx)) {
-        (Poll::Pending, Poll::Pending) => Poll::Pending,
-        _ => Poll::Ready(()),
-    }))
+#[actix_web::main]
+async fn main() -> ExitCode {
+    let Err(error) = run().await else { return ExitCode::SUCCESS };
+    eprintln!("{error}");
+    ExitCode::FAILURE
 }

@@ -7,12 +7,12 @@
 mod readme_app {
     include!("readme_app.rs");
 
-    pub fn run() -> Result<(), Box<dyn std::error::Error>> {
+    pub fn start() -> ExitCode {
         main()
     }
 }
 
-use std::{fs, net::TcpListener, path::Path};
+use std::{fs, net::TcpListener, path::Path, process::ExitCode};
 
 use diesel::{
     Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types::Text,
@@ -27,16 +27,18 @@ use crate::{
 /// The process of an app; the tests start it.
 #[test]
 #[ignore = "it is a part of the other tests"]
-fn app() {
-    let Ok(name) = std::env::var(APP) else { return };
+fn app() -> ExitCode {
+    let Ok(name) = std::env::var(APP) else { return ExitCode::SUCCESS };
     let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
     let ended = match &*name {
-        "readme" => readme_app::run(),
+        // Its own exit code is that of the process.
+        "readme" => return readme_app::start(),
         "embed" => actix::System::new().block_on(embed::run(listener())),
         "actix-ws" => actix::System::new().block_on(chat_on_actix_ws::run(listener())),
         other => panic!("{other}"),
     };
     ended.unwrap();
+    ExitCode::SUCCESS
 }
 
 #[test]
@@ -76,6 +78,20 @@ async fn the_readmes_app_answers_a_close_with_its_code() {
     let app = Process::start("readme");
     let (client, _) = connect(app.port().await, "/ws/lobby", "").await.unwrap();
     close(client).await;
+}
+
+#[actix::test]
+async fn a_start_of_the_readmes_app_that_fails_says_why_in_one_line() {
+    let mut first = Process::start("readme");
+    first.port().await;
+    let mut second = Process::command("readme");
+    let second = second.current_dir(&first.directory).output().unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8(second.stderr).unwrap();
+    let why = said.lines().next().unwrap();
+    assert!(why.starts_with("another server uses this database ("), "{said}");
+    first.send(Signal::TERM);
+    assert!(first.end().await.success());
 }
 
 /// Stops an app that has a client, and returns what its database has then, if it is in a file.

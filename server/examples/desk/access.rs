@@ -1,7 +1,6 @@
 //! Who may enter which room: agents all, customers those of their own tickets.
 //!
-//! The hook asks the database at each join. It runs off the registry's thread and has five seconds for an
-//! answer; until then the join waits, and nothing else does.
+//! The hook asks the database at each join, off the registry's thread: the join waits, and nothing else.
 
 use actix_presence::{Decision, JoinRequest};
 use diesel::{dsl::exists, prelude::*, select};

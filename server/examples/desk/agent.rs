@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use actix_presence::{
     Cause, Connection, Dialect, Disconnect, Feed, ForwardMessage, IdleStep, IdleWatch,
-    PresenceClient, PresenceError, Publish, RoomName,
+    PresenceClient, Publish, RoomName,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
 use actix_web_actors::ws;
@@ -34,8 +34,7 @@ impl Actor for Agent {
         // No line is read before the room knows this agent.
         ctx.wait(joining.map(|answer, _, ctx| match answer {
             Ok(room) => ctx.text(format!("* {} here", room.snapshot.occupancy().connections)),
-            Err(PresenceError::Join(refused)) => close(ctx, 1008, refused.to_string()),
-            Err(ended) => close(ctx, 1001, ended.to_string()),
+            Err(refused) => close(ctx, refused),
         }));
     }
 }
@@ -56,7 +55,7 @@ impl Handler<Disconnect> for Agent {
     type Result = ();
 
     fn handle(&mut self, order: Disconnect, ctx: &mut Self::Context) {
-        close(ctx, order.code, order.cause.to_string());
+        close(ctx, order);
     }
 }
 
@@ -83,7 +82,8 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Agent {
                 ctx.close(reason);
                 ctx.stop();
             }
-            Ok(_) => close(ctx, 1003, "only lines of text".to_owned()),
+            Ok(_) => close(ctx, (ws::CloseCode::Unsupported, "only lines of text")),
+            Err(ws::ProtocolError::Overflow) => close(ctx, (ws::CloseCode::Size, "too long")),
             Err(_) => ctx.stop(),
         }
     }
@@ -95,7 +95,7 @@ fn watch(agent: &Agent, ctx: &mut ws::WebsocketContext<Agent>) {
         match agent.idle.step() {
             Some(IdleStep::Close) => {
                 agent.me.leave(Cause::Expired);
-                return close(ctx, 4000, Cause::Expired.to_string());
+                return close(ctx, Disconnect { code: 4000, cause: Cause::Expired });
             }
             Some(IdleStep::Ping) => ctx.ping(b""),
             None => {}
@@ -104,12 +104,12 @@ fn watch(agent: &Agent, ctx: &mut ws::WebsocketContext<Agent>) {
     });
 }
 
-fn close(ctx: &mut ws::WebsocketContext<Agent>, code: u16, why: String) {
-    ctx.close(Some(ws::CloseReason { code: code.into(), description: Some(why) }));
+fn close(ctx: &mut ws::WebsocketContext<Agent>, why: impl Into<ws::CloseReason>) {
+    ctx.close(Some(why.into()));
     ctx.stop();
 }
 
-/// `GET /agent/{room}`.
+/// `GET /agent/{room}`, for agents.
 pub async fn enter(
     req: HttpRequest,
     body: web::Payload,
@@ -119,5 +119,5 @@ pub async fn enter(
 ) -> actix_web::Result<HttpResponse> {
     let me = Connection::new(presence.registry()).watched(&req);
     let idle = IdleWatch::new(Duration::from_secs(25), Duration::from_secs(60));
-    ws::start(Agent { me, room: room.into_inner(), person, idle }, &req, body)
+    ws::start(Agent { me, room: room.into_inner(), person: person.agent()?, idle }, &req, body)
 }

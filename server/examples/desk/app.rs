@@ -47,8 +47,7 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
     });
     let server = server.shutdown_timeout(5).shutdown_signal(async move {
         select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
-        // The server waits for open sockets, so they close first: those in no room, then those in
-        // rooms, whose rows are written.
+        // The server waits for open sockets, so they close first: those in no room, then the others.
         stopping.close();
         let stopped = presence.shutdown(Duration::from_secs(5)).await;
         stopped.unwrap_or_else(|error| eprintln!("{error}"));

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use actix_presence::{
-    Cause, Connection, Dialect, Feed, Forwarded, Heard, IdleStep, IdleWatch, OutletStream,
-    PresenceClient, RoomName,
+    Cause, Connection, Dialect, Disconnect, Feed, Forwarded, Heard, IdleStep, IdleWatch,
+    OutletStream, PresenceClient, PresenceError, RoomName,
 };
 use actix_web::{HttpRequest, HttpResponse, web};
-use actix_ws::{CloseReason, Closed, Message, MessageStream, Session};
+use actix_ws::{Closed, Message, MessageStream, Session};
 
 use super::login::Person;
 
@@ -43,14 +43,14 @@ async fn listen(
                 // It is out of its only room: the order to close comes next.
                 Some(Heard::Frame(frame)) if matches!(frame.kind, Forwarded::Closed { .. }) => {}
                 Some(Heard::Frame(frame)) => session.text(frame.payload).await?,
-                Some(Heard::Close(order)) => break reason(order.code, order.cause),
-                None => break reason(1011, Cause::Shutdown),
+                Some(Heard::Close(order)) => break Some(order.into()),
+                None => break Some(PresenceError::Ended.into()),
             },
             step = idle.next() => match step {
                 IdleStep::Ping => session.ping(b"").await?,
                 IdleStep::Close => {
                     me.leave(Cause::Expired);
-                    break reason(4000, Cause::Expired);
+                    break Some(Disconnect { code: 4000, cause: Cause::Expired }.into());
                 }
             },
             frame = frames.recv() => {
@@ -69,8 +69,4 @@ async fn listen(
         }
     };
     session.close(end).await
-}
-
-fn reason(code: u16, cause: Cause) -> Option<CloseReason> {
-    Some(CloseReason { code: code.into(), description: Some(cause.to_string()) })
 }

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::prelude::*;
-use actix_presence::{PresenceChanged, RoomName};
+use actix_presence::{Member, PresenceChanged, RoomName};
 use actix_web::{HttpResponse, web};
-use presence_server::IdentityRefused;
 
 use super::login::Person;
 
@@ -24,10 +23,8 @@ impl Handler<PresenceChanged> for Waiting {
     /// The room after the change is enough, so a `Resync` is counted like any change. (A `ResyncAll`
     /// comes where it lags in 65,536 rooms: then it would have to read all of them again.)
     fn handle(&mut self, event: PresenceChanged, _: &mut Self::Context) {
-        let (agents, customers): (Vec<_>, Vec<_>) = event
-            .snapshot
-            .users()
-            .partition(|it| it.info.to_map().get("agent") == Some(&true.into()));
+        let is_agent = |it: &Member| it.info.to_map().get("agent") == Some(&true.into());
+        let (agents, customers): (Vec<_>, Vec<_>) = event.snapshot.users().partition(is_agent);
         let mut rooms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         rooms.remove(&event.room);
         if agents.is_empty() && !customers.is_empty() {
@@ -38,9 +35,7 @@ impl Handler<PresenceChanged> for Waiting {
 
 /// `GET /waiting`, for agents.
 pub async fn show(person: Person, waiting: web::Data<Waiting>) -> actix_web::Result<HttpResponse> {
-    if !person.is_agent {
-        return Err(IdentityRefused::forbidden("for agents only").into());
-    }
+    person.agent()?;
     let rooms = waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(HttpResponse::Ok().json(&*rooms))
 }

@@ -10,14 +10,11 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tokio_tungstenite::{
-    connect_async,
-    tungstenite::{Error, Message, client::IntoClientRequest},
-};
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::{
     desk,
-    process::{Process, SOON, close, closed, connect, next},
+    process::{Process, SOON, close, connect, next},
 };
 
 const ADA: &str = "desk=ada";
@@ -128,7 +125,7 @@ async fn nobody_enters_without_a_login_or_somebody_elses_ticket() {
             assert_eq!(refusal(port, &path, cookie).await, 401, "{route} {cookie}");
         }
     }
-    for route in ["/listen", "/realtime/ws"] {
+    for route in ["/agent", "/listen", "/realtime/ws"] {
         assert_eq!(refusal(port, &format!("{route}/ticket:2"), BOB).await, 403, "{route}");
         assert_eq!(refusal(port, &format!("{route}/staff"), BOB).await, 403, "{route}");
     }
@@ -137,12 +134,8 @@ async fn nobody_enters_without_a_login_or_somebody_elses_ticket() {
         let answer = get(port, "/waiting", cookie).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{cookie}: {answer}");
     }
-    // The agents' actor joins when its socket is open.
-    let request = format!("ws://127.0.0.1:{port}/agent/ticket:2");
-    let mut request = request.into_client_request().unwrap();
-    request.headers_mut().insert("cookie", BOB.parse().unwrap());
-    let (mut bob, _) = connect_async(request).await.unwrap();
-    assert_eq!(closed(&mut bob).await, Some(1008));
+    // The agents' protocol is for agents, in the customer's own ticket, too.
+    assert_eq!(refusal(port, "/agent/ticket:1", BOB).await, 403);
     let (ada, _) = connect(port, "/realtime/ws/ticket:2", ADA).await.unwrap();
     close(ada).await;
 }
@@ -158,6 +151,11 @@ async fn the_desk_keeps_its_own_addresses_and_logs_people_in() {
     let login = get(port, "/login/ada", "").await;
     for header in ["\r\nlocation: /realtime/#ticket:1\r\n", "desk=ada; HttpOnly; SameSite=Strict"] {
         assert!(login.contains(header), "{login}");
+    }
+    for nobodys in ["eve", "%00", "ada%3B%20Domain=example.com", "%C3%A9"] {
+        let refused = get(port, &format!("/login/{nobodys}"), "").await;
+        assert!(refused.starts_with("HTTP/1.1 401 "), "{nobodys}: {refused}");
+        assert!(!refused.contains("set-cookie"), "{nobodys}: {refused}");
     }
     let page = get(port, "/realtime/", ADA).await;
     assert!(page.contains("\"assets/index.js\""));

@@ -25,6 +25,9 @@ use crate::{
 /// Its clock is the time argument of each call, so that runs are reproducible, unless it is
 /// [given one](Self::with_clock).
 ///
+/// A node is started on it by [`PresenceConfig::start_shared`](crate::PresenceConfig::start_shared): the guide's
+/// [several nodes in one test](crate::guide::embedding#several-nodes-in-one-test) has a whole example.
+///
 /// ```
 /// use std::time::Duration;
 ///
