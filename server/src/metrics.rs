@@ -28,7 +28,10 @@ const COUNTERS: [(&str, &str); 33] = [
         "presence_observer_conflations_total",
         "Times that an observer fell behind and was sent states instead.",
     ),
-    ("presence_observer_events_lost_total", "Events that an observer has panicked at."),
+    (
+        "presence_observer_events_lost_total",
+        "Events that an observer has panicked at, or given up.",
+    ),
     ("presence_rows_written_total", "Rows of presences written or deleted."),
     ("presence_rows_refused_total", "Rows that the database rejects."),
     ("presence_database_failures_total", "Batches and leases not written, by reason."),

@@ -199,7 +199,7 @@ fn from_query(req: &HttpRequest) -> Result<Identity, ApiError> {
 /// Asks whether the room would accept this identity.
 fn admit(identity: &Identity, room: RoomName) -> Admit {
     let Identity { user, info, session, .. } = identity.clone();
-    Admit { room, user, info, session }
+    Admit::new(room).user(user).info(info).session(session)
 }
 
 /// Asks for the place of an older connection of the client session, if this request is to become a

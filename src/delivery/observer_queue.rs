@@ -105,11 +105,12 @@ impl<W: Waiting> ObserverQueue<W> {
     }
 }
 
-/// Notes an event that an observer has not handled which goes on: a thread of its `SyncArbiter` has panicked.
+/// Notes an event that an observer which goes on has not handled: a thread of its `SyncArbiter` has panicked, or it
+/// has dropped its own answer.
 fn note_lost() {
     static LOST: LogLimit = LogLimit::new();
     metrics::counter!("presence_observer_events_lost_total").increment(1);
     if let Some(suppressed) = LOST.pass() {
-        tracing::error!(suppressed, "an observer has not handled an event: it has panicked");
+        tracing::error!(suppressed, "an observer has panicked at an event, or given it up");
     }
 }
