@@ -299,7 +299,9 @@ fn answered(
     for msg in join.held_back {
         Channels::forward(socket, ctx, msg);
     }
-    handle_waiting(ctx);
+    if socket.protocol.waiting.has_frames() {
+        handle_waiting(ctx);
+    }
 }
 
 /// Handles the frames whose turn has come, one after the other. Between two of them the session has its turn with

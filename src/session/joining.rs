@@ -112,12 +112,23 @@ impl WaitingTopics {
 
     /// Takes a join out that is answered.
     pub fn answered(&mut self, room: &RoomName) -> Option<PendingJoin> {
-        self.topic(room.as_str())?.join.take()
+        let join = self.topic(room.as_str())?.join.take();
+        self.forget_idle();
+        join
+    }
+
+    /// Whether frames wait.
+    pub fn has_frames(&self) -> bool {
+        self.0.iter().any(|one| !one.frames.is_empty())
+    }
+
+    fn forget_idle(&mut self) {
+        self.0.retain(|one| one.join.is_some() || !one.frames.is_empty());
     }
 
     /// Takes the next frame out whose turn has come.
     pub fn next(&mut self) -> Option<WaitingFrame> {
-        self.0.retain(|one| one.join.is_some() || !one.frames.is_empty());
+        self.forget_idle();
         let may_join = self.may_join();
         let has_turn = |one: &&mut WaitingTopic| {
             one.join.is_none() && one.frames.front().is_some_and(|frame| may_join || !frame.is_join)
