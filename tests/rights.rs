@@ -220,6 +220,8 @@ async fn who_is_kicked_from_a_room_takes_only_its_own_joins_along() {
     handled(&t).await;
     let kick = KickFrom { room: room("gate"), whom: Kick::User(user("ada")) };
     assert_eq!(t.registry.send(kick).await.unwrap().connections, 1, "one with two joins");
+    // While the call for the first one hangs.
+    called(&gates, "gate", 2).await;
     gate.add_permits(2);
     let [first, second, third] = joins;
     for refused in [first, third] {

@@ -251,7 +251,7 @@ impl PresenceConfig {
     }
 
     /// How long a join waits for [`authorize_async`](Self::authorize_async), with the wait for its turn.
-    /// Default 5 s.
+    /// Default 5 s; keep it below 10 s, after which a member that joins again counts as one that takes no lists.
     #[must_use]
     pub fn authorize_timeout(self, timeout: Duration) -> Self {
         Self { authorize_timeout: timeout, ..self }

@@ -183,11 +183,6 @@ impl Authorizations {
         taken
     }
 
-    /// Whether a connection waits to join some room.
-    pub fn is_joining(&self, connection: ConnectionId) -> bool {
-        self.joins.contains_key(&connection)
-    }
-
     /// The connections that wait to join some room as this user.
     pub fn joining_as<'a>(&'a self, user: &'a UserId) -> impl Iterator<Item = ConnectionId> + 'a {
         let joins = self.waiting.values().flat_map(|waiting| {

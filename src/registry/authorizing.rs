@@ -141,7 +141,7 @@ impl RoomRegistry {
     }
 
     /// Calls the asynchronous hook for the joins whose turn it is.
-    fn call_hook(&mut self, ctx: &mut Context<Self>, now: Moment) {
+    pub(super) fn call_hook(&mut self, ctx: &mut Context<Self>, now: Moment) {
         let Some(AsyncHook { hook, arbiter, .. }) = &self.hooks.later else { return };
         while let Some((id, deadline, request)) = self.commands.authorizations.call_next() {
             let registry = ctx.address().recipient();

@@ -227,14 +227,6 @@ impl CommandQueue {
         taken
     }
 
-    /// Whether a connection waits to join some room.
-    pub fn is_joining(&self, connection: ConnectionId) -> bool {
-        let is_its = |join: &Join| join.connection == connection;
-        self.authorizations.is_joining(connection)
-            || self.joins.contains_key(&connection)
-            || self.due.iter().filter_map(RoomCommand::as_join).any(is_its)
-    }
-
     /// The connections that wait to join some room as this user.
     pub fn joining_as(&self, user: &UserId) -> Vec<ConnectionId> {
         let waiting = self.rooms.values().flat_map(|(_, commands)| commands);

@@ -296,6 +296,8 @@ impl RoomRegistry {
     /// The end of every handler that changed something: begins a batch, or ends one that is full.
     fn advance_batch(&mut self, ctx: &mut Context<Self>, now: Moment) {
         self.remove_refusing(now);
+        // A join may have waited behind one that is gone now.
+        self.call_hook(ctx, now);
         let Some(begun) = self.batch_begun else {
             self.batch_begun = Some(now.monotonic);
             // An actor runs what it has spawned when its mailbox is empty.

@@ -80,13 +80,10 @@ impl RoomRegistry {
         count
     }
 
-    /// Tells a connection that it is out of a room, or to close if that was its last one and it joins no other.
+    /// Tells a connection that it is out of a room, or to close if that was its last one.
     pub(super) fn is_out_of(&mut self, room: &RoomName, connection: ConnectionId, cause: Cause) {
         self.rights.forget(room, connection);
-        let is_in_none = self.rooms.last_seen(connection).is_none();
-        let is_of_one_room = matches!(cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed);
-        let goes_on = is_of_one_room && self.commands.is_joining(connection);
-        if is_in_none && !goes_on {
+        if self.rooms.last_seen(connection).is_none() {
             if close_code(cause).is_some() {
                 // One that is told to close is not let in anywhere else meanwhile.
                 self.refuse_joins(connection, &JoinError::Withdrawn);
@@ -97,9 +94,6 @@ impl RoomRegistry {
         } else {
             self.delivery.exit(room, connection);
             self.delivery.close_room(room, connection, cause);
-            if is_in_none {
-                self.delivery.forget(connection);
-            }
         }
     }
 

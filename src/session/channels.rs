@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::{
     batches::{batch_join, flush_batches},
-    joining::{PendingJoin, Turn, WaitingTopics, reason},
+    joining::{PendingJoin, Turn, WaitingTopics, join_ref, reason},
     options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},
@@ -43,6 +43,8 @@ pub(super) struct Channels {
     joined: SmallVec<[JoinedChannel; 1]>,
     /// What waits for joins that are not answered yet.
     waiting: WaitingTopics,
+    /// Whether [`handle_waiting`] goes on by itself.
+    handles_waiting: bool,
     /// Waits for the idle timeout and the stop signal while there is no channel.
     idle_watch: SpawnHandle,
 }
@@ -67,6 +69,7 @@ impl Default for Channels {
             stop: None,
             joined: SmallVec::new(),
             waiting: WaitingTopics::default(),
+            handles_waiting: false,
             idle_watch: SpawnHandle::default(),
         }
     }
@@ -102,7 +105,13 @@ impl Protocol for Channels {
         }
         match socket.protocol.waiting.queue(&frame, text) {
             Turn::Now => handle(socket, ctx, frame),
-            Turn::Later(bytes) => socket.input.hold(bytes),
+            Turn::Later(bytes) => {
+                socket.input.hold(bytes);
+                if &*frame.event == "phx_leave" {
+                    // Of a join that waits here: now it need not wait to be asked.
+                    handle_waiting(socket, ctx);
+                }
+            }
             Turn::Withdraws(room, bytes) => {
                 socket.input.hold(bytes);
                 // The join may not have been sent.
@@ -147,6 +156,11 @@ impl Protocol for Channels {
         }
         socket.protocol.waiting.refuse_all(&socket.outgoing, msg.cause.as_str());
         socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
+    }
+
+    fn closing(socket: &mut Socket<Self>) {
+        let waiting = std::mem::take(&mut socket.protocol.waiting);
+        socket.input.release(waiting.bytes());
     }
 }
 
@@ -247,9 +261,7 @@ fn join(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_
         Ok(room) if room != "phoenix" => room,
         _ => return refuse(&socket.outgoing, None, frame, "unmatched topic"),
     };
-    let reference = frame.r#ref.as_deref();
-    let join_ref = frame.join_ref.as_deref().or(reference).unwrap_or_default();
-    let pending = PendingJoin::new(room.clone(), join_ref, reference);
+    let pending = PendingJoin::new(room.clone(), join_ref(frame), frame.r#ref.as_deref());
     if !(channels.allowed)(&room) {
         return pending.refuse(&socket.outgoing, "unauthorized");
     }
@@ -287,11 +299,8 @@ fn answered(
         }
         Some(Err(error)) => {
             join.refuse(&socket.outgoing, reason(&error));
-            // A leave ends what the client has joined before, too.
-            if join.is_withdrawn
-                && let Some(before) = left(socket, ctx, room.as_str())
-            {
-                socket.outgoing.text(phoenix::close(&before, room.as_str()));
+            if join.is_withdrawn {
+                end_before(socket, ctx, room.as_str());
             }
         }
         None => return socket.registry_stopped(ctx),
@@ -299,16 +308,31 @@ fn answered(
     for msg in join.held_back {
         Channels::forward(socket, ctx, msg);
     }
-    if socket.protocol.waiting.has_frames() {
-        handle_waiting(ctx);
+    handle_waiting(socket, ctx);
+}
+
+/// Ends a channel whose second join the client has withdrawn: the leave is for all of it.
+fn end_before(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, topic: &str) {
+    let Some(channel) = socket.protocol.channel(topic) else { return };
+    let room = channel.room.clone();
+    if let Some(before) = left(socket, ctx, topic) {
+        socket.outgoing.text(phoenix::close(&before, topic));
+        // Bounded: a channel ends once.
+        socket.me.registry().do_send(Leave::new(room, socket.me.id()));
     }
 }
 
 /// Handles the frames whose turn has come, one after the other. Between two of them the session has its turn with
 /// its mailbox, and other connections with the thread.
-fn handle_waiting(ctx: &mut Ctx<Channels>) {
-    let turn = actix::fut::wrap_future::<_, Socket<Channels>>(tokio::task::yield_now());
+fn handle_waiting(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
+    let channels = &mut socket.protocol;
+    if channels.handles_waiting || !channels.waiting.has_frames() {
+        return;
+    }
+    channels.handles_waiting = true;
+    let turn = tokio::task::yield_now().into_actor(socket);
     ctx.spawn(turn.map(|(), socket, ctx| {
+        socket.protocol.handles_waiting = false;
         if socket.is_closing() {
             return;
         }
@@ -316,9 +340,14 @@ fn handle_waiting(ctx: &mut Ctx<Channels>) {
         socket.input.release(waiting.bytes());
         // It was read before.
         if let Ok(frame) = phoenix::read(&waiting.text) {
-            handle(socket, ctx, frame);
+            if waiting.is_withdrawn {
+                waiting.refuse(&socket.outgoing, reason(&JoinError::Withdrawn));
+                end_before(socket, ctx, &frame.topic);
+            } else {
+                handle(socket, ctx, frame);
+            }
         }
-        handle_waiting(ctx);
+        handle_waiting(socket, ctx);
     }));
 }
 

@@ -19,7 +19,7 @@ const MAX_PENDING_JOINS: usize = 16;
 /// What a frame that waits counts for at least, in bytes: so their number is bounded, too.
 const MIN_BYTES: usize = 256;
 
-/// The topics of a socket that wait, the longest first.
+/// The topics of a socket that wait. Those whose frames have had a turn go to the end.
 #[derive(Debug, Default)]
 pub(super) struct WaitingTopics(Vec<WaitingTopic>);
 
@@ -35,7 +35,10 @@ struct WaitingTopic {
 #[derive(Debug)]
 pub(super) struct WaitingFrame {
     pub text: Box<str>,
-    is_join: bool,
+    /// The reference of the join, if it is one.
+    join: Option<Box<str>>,
+    /// Whether it is a join that the client has left again: it is refused when its turn comes.
+    pub is_withdrawn: bool,
 }
 
 /// A join that is not answered yet.
@@ -79,23 +82,23 @@ impl WaitingTopics {
         self.0.iter().filter(|one| one.join.is_some()).count() < MAX_PENDING_JOINS
     }
 
-    /// Has a frame wait if something of its topic waits already, or if it is one join too many.
+    /// Has a frame wait if something of its topic waits already, or if it is one join too many. A leave withdraws the
+    /// join that it is for.
     pub fn queue(&mut self, frame: &Frame<'_>, text: &str) -> Turn {
         let is_join = &*frame.event == "phx_join";
-        let waits = self.topic(&frame.topic).is_some() || (is_join && !self.may_join());
-        if !waits {
+        if self.topic(&frame.topic).is_none() && (!is_join || self.may_join()) {
             return Turn::Now;
         }
         let topic = self.entry(&frame.topic);
-        let waiting = WaitingFrame { text: text.into(), is_join };
+        let is_leave = &*frame.event == "phx_leave";
+        let withdrawn = if is_leave { topic.withdraw(frame) } else { None };
+        let join = is_join.then(|| join_ref(frame).into());
+        let waiting = WaitingFrame { text: text.into(), join, is_withdrawn: false };
         let bytes = waiting.bytes();
         topic.frames.push_back(waiting);
-        match &mut topic.join {
-            Some(join) if &*frame.event == "phx_leave" && join.is_left_by(frame) => {
-                join.is_withdrawn = true;
-                Turn::Withdraws(join.room.clone(), bytes)
-            }
-            _ => Turn::Later(bytes),
+        match withdrawn {
+            Some(room) => Turn::Withdraws(room, bytes),
+            None => Turn::Later(bytes),
         }
     }
 
@@ -112,8 +115,12 @@ impl WaitingTopics {
 
     /// Takes a join out that is answered.
     pub fn answered(&mut self, room: &RoomName) -> Option<PendingJoin> {
-        let join = self.topic(room.as_str())?.join.take();
-        self.forget_idle();
+        let place = self.0.iter().position(|one| *one.topic == *room.as_str())?;
+        let topic = &mut self.0[place];
+        let join = topic.join.take();
+        if topic.frames.is_empty() {
+            self.0.remove(place);
+        }
         join
     }
 
@@ -122,26 +129,60 @@ impl WaitingTopics {
         self.0.iter().any(|one| !one.frames.is_empty())
     }
 
-    fn forget_idle(&mut self) {
-        self.0.retain(|one| one.join.is_some() || !one.frames.is_empty());
-    }
-
     /// Takes the next frame out whose turn has come.
     pub fn next(&mut self) -> Option<WaitingFrame> {
-        self.forget_idle();
         let may_join = self.may_join();
-        let has_turn = |one: &&mut WaitingTopic| {
-            one.join.is_none() && one.frames.front().is_some_and(|frame| may_join || !frame.is_join)
+        let has_turn = |one: &WaitingTopic| {
+            one.join.is_none()
+                && one.frames.front().is_some_and(|frame| may_join || !frame.is_asked())
         };
-        self.0.iter_mut().find(has_turn)?.frames.pop_front()
+        let mut topic = self.0.remove(self.0.iter().position(has_turn)?);
+        let frame = topic.frames.pop_front();
+        if !topic.frames.is_empty() {
+            self.0.push(topic);
+        }
+        frame
     }
 
     /// Refuses all joins: the socket closes.
-    pub fn refuse_all(&mut self, outgoing: &WriteQueue, reason: &str) {
-        for join in std::mem::take(self).0.into_iter().filter_map(|one| one.join) {
-            join.refuse(outgoing, reason);
+    pub fn refuse_all(&self, outgoing: &WriteQueue, reason: &str) {
+        for topic in &self.0 {
+            if let Some(join) = &topic.join {
+                join.refuse(outgoing, reason);
+            }
+            for frame in topic.frames.iter().filter(|frame| frame.join.is_some()) {
+                frame.refuse(outgoing, reason);
+            }
         }
     }
+
+    /// How many bytes all frames count for.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().flat_map(|topic| &topic.frames).map(WaitingFrame::bytes).sum()
+    }
+}
+
+impl WaitingTopic {
+    /// Withdraws the join that a leave is for: the last one, unless it names another. Returns the room if the registry
+    /// has been asked for it.
+    fn withdraw(&mut self, leave: &Frame<'_>) -> Option<RoomName> {
+        let is_meant = |join: &str| leave.join_ref.as_ref().is_none_or(|one| **one == *join);
+        let queued = self.frames.iter_mut().rev();
+        let mut queued = queued.filter(|frame| frame.join.as_deref().is_some_and(is_meant));
+        if let Some(frame) = queued.next() {
+            frame.is_withdrawn = true;
+            return None;
+        }
+        let join =
+            self.join.as_mut().filter(|join| !join.is_withdrawn && is_meant(&join.join_ref))?;
+        join.is_withdrawn = true;
+        Some(join.room.clone())
+    }
+}
+
+/// The reference of a join.
+pub(super) fn join_ref<'a>(frame: &'a Frame<'_>) -> &'a str {
+    frame.join_ref.as_deref().or(frame.r#ref.as_deref()).unwrap_or_default()
 }
 
 impl WaitingFrame {
@@ -149,17 +190,26 @@ impl WaitingFrame {
     pub fn bytes(&self) -> usize {
         self.text.len().max(MIN_BYTES)
     }
+
+    /// Whether the registry will be asked for it.
+    fn is_asked(&self) -> bool {
+        self.join.is_some() && !self.is_withdrawn
+    }
+
+    /// Answers that the join is refused.
+    pub fn refuse(&self, outgoing: &WriteQueue, reason: &str) {
+        // It was read before.
+        if let Ok(frame) = phoenix::read(&self.text) {
+            let (join_ref, reference) = (Some(join_ref(&frame)), frame.r#ref.as_deref());
+            outgoing.text(phoenix::refused(join_ref, reference, &frame.topic, reason));
+        }
+    }
 }
 
 impl PendingJoin {
     pub fn new(room: RoomName, join_ref: &str, reference: Option<&str>) -> Self {
         let (join_ref, reference) = (join_ref.into(), reference.map(Into::into));
         Self { room, join_ref, reference, held_back: Vec::new(), is_withdrawn: false }
-    }
-
-    /// Whether this is the first leave of this join.
-    fn is_left_by(&self, frame: &Frame<'_>) -> bool {
-        !self.is_withdrawn && frame.join_ref.as_ref().is_none_or(|one| **one == *self.join_ref)
     }
 
     /// Answers that it is refused.

@@ -45,6 +45,8 @@ pub(super) trait Protocol: Sized + Unpin + 'static {
     fn text(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, text: &str);
     fn forward(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: ForwardMessage);
     fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect);
+    /// Drops what waits: the session handles no more frames.
+    fn closing(_: &mut Socket<Self>) {}
 }
 
 #[derive(Debug)]
@@ -216,6 +218,7 @@ impl<P: Protocol> Socket<P> {
             return;
         }
         self.closing = true;
+        P::closing(self);
         closing.record(self.me.id());
         self.me.leave(closing.cause());
         if closing.cause() == Cause::SlowConsumer {

@@ -1,16 +1,15 @@
 //! The start, the routes, and the stop.
 
-use std::{error::Error, net::TcpListener, pin::pin, time::Duration};
+use std::{error::Error, net::TcpListener, time::Duration};
 
 use actix::prelude::*;
 use actix_presence::{PresenceConfig, RoomFilter, configure_tcp, watch_socket};
 use actix_web::{App, HttpServer, rt::signal::unix, web};
-use futures_util::future::select;
 use presence_server::{ServerOptions, ServerState, configure};
 
 use super::{access, agent, journal::Journal, listen, login, tables::Database, waiting};
 
-/// Serves until the process is asked to stop: SIGINT (Ctrl-C) or SIGTERM.
+/// Serves until the process is asked to stop, by SIGINT (Ctrl-C) or SIGTERM, or presence has crashed.
 pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), Box<dyn Error>> {
     let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
     let mut terminate = unix::signal(unix::SignalKind::terminate())?;
@@ -27,7 +26,7 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
     let options = ServerOptions { identity, ping_interval, ..ServerOptions::default() };
     // Made once, outside of the closure that makes an app for each worker.
     let state = ServerState::new(&presence, options);
-    let stopping = state.clone();
+    let (stopping, ended) = (state.clone(), presence.clone());
     let (client, waiting) = (presence.client(), web::Data::new(waiting));
     let app = move || {
         App::new()
@@ -46,11 +45,12 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
         watch_socket(io, extensions);
     });
     let server = server.shutdown_timeout(5).shutdown_signal(async move {
-        select(pin!(interrupt.recv()), pin!(terminate.recv())).await;
+        tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} _ = presence.closed() => {} }
         // The server waits for open sockets, so they close first: those in no room, then the others.
         stopping.close();
         let stopped = presence.shutdown(Duration::from_secs(5)).await;
         stopped.unwrap_or_else(|error| eprintln!("{error}"));
     });
-    Ok(server.listen(listener)?.run().await?)
+    server.listen(listener)?.run().await?;
+    ended.crashed().map_or(Ok(()), |part| Err(part.into()))
 }

@@ -40,7 +40,7 @@ async fn listen(
     let end = loop {
         tokio::select! {
             heard = heard.recv() => match heard {
-                // It is out of its only room: the order to close comes next.
+                // Of one of several rooms: this session has one.
                 Some(Heard::Frame(frame)) if matches!(frame.kind, Forwarded::Closed { .. }) => {}
                 Some(Heard::Frame(frame)) => session.text(frame.payload).await?,
                 Some(Heard::Close(order)) => break Some(order.into()),

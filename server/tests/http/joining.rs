@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use actix_presence::{
-    CloseRoom, Decision, Kick, KickFrom, PresenceConfig, PresenceHandle, RoomName, UserId,
-};
+use actix_presence::{CloseRoom, Decision, Kick, PresenceConfig, PresenceHandle, RoomName, UserId};
 use actix_web::dev::ServerHandle;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -288,31 +286,61 @@ async fn at_most_16_joins_of_a_client_wait_in_the_registry_and_further_ones_in_i
 }
 
 #[actix::test]
-async fn a_room_that_closes_ends_no_join_to_another() {
+async fn a_leave_withdraws_a_join_that_waits_in_the_socket_too() {
     let world = World::start();
-    for kicked in [false, true] {
-        let mut ada = world.phoenix("ada").await;
-        join(&mut ada, "1", "lobby").await;
-        ada.say(json!(["2", "2", "slow:b", "phx_join", {}])).await;
-        let asked = 1 + usize::from(kicked);
-        world.asked(asked).await;
-        let ended = if kicked {
-            let whom = Kick::User(UserId::new("ada").unwrap());
-            world.presence.registry().send(KickFrom { room: name("lobby"), whom }).await
-        } else {
-            world.presence.registry().send(CloseRoom { room: name("lobby") }).await
-        };
-        assert_eq!(ended.unwrap().connections, 1);
-        assert_eq!(ada.until(|frame| frame[3] == "phx_close").await, [closed("1", "lobby")]);
-        world.gate.add_permits(1);
-        let frames = ada.until(|frame| frame[3] == "presence_state").await;
-        assert_eq!(frames[0], ok("2", "2", "slow:b"));
-        assert_eq!(world.users("slow:b").await, ["ada"]);
-        // Now it is the last one.
-        world.presence.registry().send(CloseRoom { room: name("slow:b") }).await.unwrap();
-        ada.until(|frame| frame[3] == "phx_close").await;
-        assert_eq!(u16::from(ada.next().await.unwrap_err().unwrap().code), 1000);
+    let mut eve = world.phoenix("eve").await;
+    for number in 1..=17 {
+        let (reference, room) = (number.to_string(), format!("slow:{number}"));
+        eve.say(json!([reference, reference, room, "phx_join", {}])).await;
     }
+    eve.say(json!(["17", "leave 17", "slow:17", "phx_leave", {}])).await;
+    let frames = eve.until(|frame| frame[1] == "leave 17").await;
+    assert_eq!(
+        frames,
+        [refused("17", "17", "slow:17", "withdrawn"), ok("17", "leave 17", "slow:17")]
+    );
+    // And one behind a join of the same topic.
+    eve.say(json!(["1b", "1b", "slow:1", "phx_join", {}])).await;
+    eve.say(json!(["1b", "leave 1b", "slow:1", "phx_leave", {}])).await;
+    world.asked(16).await;
+    eve.heard().await;
+    world.gate.add_permits(16);
+    let frames = eve.until(|frame| frame[1] == "leave 1b").await;
+    let of_topic = frames.iter().filter(|frame| frame[2] == "slow:1");
+    let of_topic: Vec<_> = of_topic.filter(|frame| frame[3] != "presence_state").collect();
+    let expected = [
+        ok("1", "1", "slow:1"),
+        refused("1b", "1b", "slow:1", "withdrawn"),
+        closed("1", "slow:1"),
+        ok("1b", "leave 1b", "slow:1"),
+    ];
+    assert_eq!(of_topic, expected.iter().collect::<Vec<_>>());
+    assert_eq!(world.asked.load(SeqCst), 16);
+    assert!(world.users("slow:1").await.is_empty());
+    world.stop().await;
+}
+
+#[actix::test]
+async fn a_socket_that_closes_while_its_input_is_held_reads_the_close_frame_of_its_client() {
+    let world = World::start();
+    let mut eve = world.phoenix("eve").await;
+    join(&mut eve, "0", "lobby").await;
+    eve.say(json!(["1", "1", "slow:a", "phx_join", {}])).await;
+    world.asked(1).await;
+    for number in 0..20 {
+        let push = json!(["1", number.to_string(), "slow:a", "push", {"x": "x".repeat(6000)}]);
+        eve.say(push).await;
+    }
+    let kick = Kick::User(UserId::new("eve").unwrap());
+    world.presence.registry().send(kick).await.unwrap();
+    let close = loop {
+        if let Err(close) = eve.next().await {
+            break close.unwrap();
+        }
+    };
+    assert_eq!(u16::from(close.code), 1000);
+    // The client has answered; TCP ends in order.
+    eve.ended().await;
     world.stop().await;
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, protocol::CloseFrame},
+    tungstenite::{Error, Message, protocol::CloseFrame},
 };
 
 /// Serves the routes, and believes who a client says it is. Answers the URL.
@@ -75,5 +75,11 @@ impl Client {
         let mut frames = self.until(|frame| frame[1] == "until").await;
         frames.pop();
         frames
+    }
+
+    /// Waits until the connection has ended in order, as after both close frames.
+    pub async fn ended(&mut self) {
+        let end = self.0.next().await;
+        assert!(matches!(end, None | Some(Err(Error::ConnectionClosed))), "{end:?}");
     }
 }

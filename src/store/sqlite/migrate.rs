@@ -12,7 +12,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 use crate::store::{
     migrations::{self, Created, DIESEL_RECORD, FIRST, Kind, RECORD, foreign},
-    transaction::{Failure, migration_error, transact_by},
+    transaction::{Failure, migration_error, transact, transact_by},
 };
 
 pub(super) const SQLITE_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -50,7 +50,7 @@ impl Plan {
 /// Applies what is pending, in one transaction. Returns how many migrations.
 pub(super) fn migrate(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     // Checked first without the write lock, so that a database in use is not blocked.
-    if plan(conn)?.is_done() {
+    if transact(conn, plan)?.is_done() {
         return Ok(0);
     }
     transact_by(apply_pending, |run| conn.immediate_transaction(run))
@@ -58,10 +58,11 @@ pub(super) fn migrate(conn: &mut SqliteConnection) -> Result<usize, Failure> {
 
 /// Refuses a file in which somebody else has something of the names that are needed. Only reads.
 pub(super) fn refuse_foreign_file(conn: &mut SqliteConnection) -> Result<(), Failure> {
-    plan(conn).map(drop)
+    transact(conn, plan).map(drop)
 }
 
-/// Finds what is to be done. Fails if something is there already that is to be created. Only reads.
+/// Finds what is to be done. Fails if something is there already that is to be created. Only reads, in an open
+/// transaction: another process may be about to create the tables.
 fn plan(conn: &mut SqliteConnection) -> Result<Plan, Failure> {
     let record = if has_record(conn, RECORD)? {
         Some(RECORD)
