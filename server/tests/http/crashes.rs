@@ -27,6 +27,10 @@ async fn a_client_that_only_shows_that_it_lives_is_told_that_the_registry_has_cr
     crashes.store(true, SeqCst);
     assert!(presence.registry().send(GetStatus).await.is_err());
     assert_eq!(presence.closed().await, Err(Crashed::Registry));
+    // It is told a moment before nothing reaches the registry any more.
+    while presence.registry().connected() {
+        tokio::task::yield_now().await;
+    }
     listener.say(json!("heartbeat")).await;
     phoenix.say(json!([null, "2", "phoenix", "heartbeat", {}])).await;
     for client in [&mut listener, &mut phoenix] {
