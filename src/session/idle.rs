@@ -16,7 +16,8 @@ use actix::clock::{self, Instant};
 /// use actix_presence::{IdleStep, IdleWatch};
 ///
 /// # actix::System::new().block_on(async {
-/// let mut idle = IdleWatch::new(Duration::from_millis(10), Duration::from_millis(25));
+/// # tokio::time::pause(); // the minutes of this example take no time
+/// let mut idle = IdleWatch::new(Duration::from_secs(20), Duration::from_secs(50));
 /// assert_eq!(idle.next().await, IdleStep::Ping);
 /// idle.heard(); // for every frame of the client, pongs included
 /// assert_eq!(idle.next().await, IdleStep::Ping);
