@@ -196,8 +196,7 @@ async fn publish_to(
     })?;
     let published = state.ask(Publish { except, ..Publish::json(to, payload) }).await?;
     let recipients = published.map_err(|error| {
-        let message = response::error_chain(&error);
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     })?;
     Ok(response::json(StatusCode::OK, &json!({"recipients": recipients})))
 }

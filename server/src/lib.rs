@@ -86,6 +86,7 @@
 mod api;
 #[cfg(feature = "cli")]
 mod cli;
+mod error_chain;
 mod explain;
 mod guard;
 mod identity;

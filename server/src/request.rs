@@ -40,8 +40,8 @@ fn segment(req: &HttpRequest, after: usize) -> Result<String, BadEncoding> {
 
 /// The room named by the path segment that is followed by `after` others.
 pub(crate) fn room(req: &HttpRequest, after: usize) -> Result<RoomName, ApiError> {
-    let name = segment(req, after).map_err(|error| ApiError::bad_room(&error))?;
-    RoomName::new(name).map_err(|error| ApiError::bad_room(&error))
+    let name = segment(req, after).map_err(ApiError::bad_room)?;
+    RoomName::new(name).map_err(ApiError::bad_room)
 }
 
 /// The connection named by the path segment that is followed by `after` others.
@@ -66,8 +66,8 @@ pub(crate) fn except(req: &HttpRequest) -> Result<Option<ConnectionId>, ApiError
 
 /// The user named by the path segment that is followed by `after` others.
 pub(crate) fn user(req: &HttpRequest, after: usize) -> Result<UserId, ApiError> {
-    let id = segment(req, after).map_err(|error| ApiError::bad_user(&error))?;
-    UserId::new(id).map_err(|error| ApiError::bad_user(&error))
+    let id = segment(req, after).map_err(ApiError::bad_user)?;
+    UserId::new(id).map_err(ApiError::bad_user)
 }
 
 /// The fields of the query, each given at most once; other keys are ignored.

@@ -1,6 +1,6 @@
 //! What requests are answered with: JSON that no cache keeps, and errors with a code and a message.
 
-use std::{borrow::Cow, error::Error};
+use std::{borrow::Cow, fmt::Display};
 
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
@@ -54,21 +54,6 @@ fn is_same(cached: &str, tag: &str) -> bool {
     cached.strip_prefix(tag).is_some_and(|mark| ENCODINGS.contains(&mark))
 }
 
-/// An error followed by its causes: `a: b: c`.
-pub(crate) fn error_chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors of other crates repeat their cause in their own text.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// Why a request is refused, answered as `{"error":{"code":…,"message":…}}`.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -115,12 +100,12 @@ impl ApiError {
         Self::not_found("not_found", "there is nothing at this address")
     }
 
-    pub fn bad_room(error: &dyn Error) -> Self {
-        Self::bad_request("bad_room_name", format!("invalid room name: {}", error_chain(error)))
+    pub fn bad_room(error: impl Display) -> Self {
+        Self::bad_request("bad_room_name", format!("invalid room name: {error}"))
     }
 
-    pub fn bad_user(error: &dyn Error) -> Self {
-        Self::bad_request("bad_user_id", format!("invalid user id: {}", error_chain(error)))
+    pub fn bad_user(error: impl Display) -> Self {
+        Self::bad_request("bad_user_id", format!("invalid user id: {error}"))
     }
 
     /// The same error with status 403, the only one that Phoenix clients know, unless it is the server's.
@@ -156,7 +141,7 @@ impl ResponseError for ApiError {
 
 impl From<JoinError> for ApiError {
     fn from(error: JoinError) -> Self {
-        let message = error_chain(&error);
+        let message = error.to_string();
         match error {
             JoinError::Limit(LimitReached::RoomFull { .. }) => {
                 Self::forbidden("room_full", message)
@@ -179,10 +164,7 @@ impl From<QueryError> for ApiError {
             QueryError::Closed => "shutting_down",
             _ => "database_unavailable",
         };
-        // Messages of PostgreSQL have several lines.
-        let message = error_chain(&error);
-        let words: Vec<_> = message.split_whitespace().collect();
-        Self::unavailable(code, words.join(" "))
+        Self::unavailable(code, error.to_string())
     }
 }
 
@@ -190,8 +172,8 @@ impl From<WsSessionError> for ApiError {
     fn from(error: WsSessionError) -> Self {
         match error {
             WsSessionError::Join(error) => error.into(),
-            WsSessionError::Handshake(_) => Self::bad_request("handshake", error_chain(&error)),
-            _ => Self::unavailable("shutting_down", error_chain(&error)),
+            WsSessionError::Handshake(_) => Self::bad_request("handshake", error.to_string()),
+            _ => Self::unavailable("shutting_down", error.to_string()),
         }
     }
 }
@@ -199,16 +181,6 @@ impl From<WsSessionError> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    enum Layered {
-        #[error("cannot start")]
-        Start(#[source] Box<Layered>),
-        #[error("cannot open: disk full")]
-        RepeatsItsCause(#[source] Box<Layered>),
-        #[error("disk full")]
-        Disk,
-    }
 
     #[test]
     fn a_tag_that_a_proxy_has_marked_matches() {
@@ -218,16 +190,5 @@ mod tests {
         for other in ["5-70", "5-7-x", "5", "", "gzip"] {
             assert!(!is_same(other, "5-7"), "{other}");
         }
-    }
-
-    #[test]
-    fn an_error_is_printed_with_each_cause_once() {
-        let error = Layered::Start(Box::new(Layered::RepeatsItsCause(Box::new(Layered::Disk))));
-        assert_eq!(error_chain(&error), "cannot start: cannot open: disk full");
-        assert_eq!(
-            error_chain(&Layered::Start(Box::new(Layered::Disk))),
-            "cannot start: disk full"
-        );
-        assert_eq!(error_chain(&Layered::Disk), "disk full");
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    response::error_chain,
+    error_chain::error_chain,
     token::{Claims, Secret},
 };
 use actix_presence::{Info, SessionKey, UserId};

@@ -14,7 +14,7 @@ use crate::{
     guard::{self, bearer, is_local},
     identity::Identity,
     request,
-    response::{ApiError, error_chain},
+    response::ApiError,
     state::ServerState,
     token,
 };
@@ -143,8 +143,7 @@ async fn identify(
     let options = state.options();
     let query: TokenQuery = request::query(req)?;
     let session = query.session.map(SessionKey::new).transpose().map_err(|error| {
-        let message = format!("invalid `session`: {}", error_chain(&error));
-        ApiError::bad_request("bad_session", message)
+        ApiError::bad_request("bad_session", format!("invalid `session`: {error}"))
     })?;
     let token = query.token.or(offered);
     let identity = match (&options.identity, token.as_deref().or_else(|| bearer(req))) {
@@ -173,12 +172,11 @@ fn from_token(token: &str, state: &ServerState) -> Result<Identity, ApiError> {
     let claims = token::verify(token, &state.options().secrets, now);
     let claims = claims.map_err(|error| bad(error.to_string()))?;
     let user = claims.sub.as_deref().map(UserId::new).transpose();
-    let user = user.map_err(|e| bad(format!("invalid `sub` in token: {}", error_chain(&e))))?;
+    let user = user.map_err(|e| bad(format!("invalid `sub` in token: {e}")))?;
     let info = claims.info();
-    let info = info.map_err(|e| bad(format!("invalid `info` in token: {}", error_chain(&e))))?;
+    let info = info.map_err(|e| bad(format!("invalid `info` in token: {e}")))?;
     let session = claims.sid.as_deref().map(SessionKey::new).transpose();
-    let session =
-        session.map_err(|e| bad(format!("invalid `sid` in token: {}", error_chain(&e))))?;
+    let session = session.map_err(|e| bad(format!("invalid `sid` in token: {e}")))?;
     let rooms = claims.rooms.map(Into::into);
     Ok(Identity { user, info, is_info_fixed: true, session, rooms })
 }
@@ -191,7 +189,7 @@ fn from_query(req: &HttpRequest) -> Result<Identity, ApiError> {
     }
     let query: UserQuery = request::query(req)?;
     let user = query.user.map(UserId::new).transpose();
-    let user = user.map_err(|error| ApiError::bad_user(&error))?;
+    let user = user.map_err(ApiError::bad_user)?;
     let info = query.info.as_deref().map_or(Ok(Info::EMPTY), parse_info)?;
     Ok(Identity { user, info, ..Identity::anonymous() })
 }
@@ -222,5 +220,5 @@ fn take_place(
 /// Reads `info` of the query.
 fn parse_info(text: &str) -> Result<Info, ApiError> {
     let bad = |message: String| ApiError::bad_request("bad_info", message);
-    Info::parse(text).map_err(|error| bad(error_chain(&error)))
+    Info::parse(text).map_err(|error| bad(error.to_string()))
 }

@@ -17,7 +17,7 @@ use crate::{
     api::RoomEntry,
     ranking::{self, TopRooms},
     refusals,
-    response::{self, ApiError, error_chain},
+    response::{self, ApiError},
     state::ServerState,
 };
 use actix_presence::{BusState, Cause, Counters, Epoch, GetStatus, ListRooms, NodeName, Status};
@@ -122,7 +122,7 @@ pub(crate) async fn healthz(state: web::Data<ServerState>) -> HttpResponse {
 /// Why the registry is dead, if it is.
 fn cause_of_death(state: &ServerState) -> Option<String> {
     if let Some(crashed) = state.presence().crashed() {
-        return Some(error_chain(&crashed));
+        return Some(crashed.to_string());
     }
     let silence = state.presence().registry_silence();
     let seconds = silence.as_secs();
@@ -248,7 +248,7 @@ async fn read_stats(state: &ServerState) -> Result<Stats<'_>, ApiError> {
             state.ask(ListRooms { after: after.clone(), limit: ranking::BATCH_LEN }).await?;
         match batch {
             Ok(batch) => state.top_rooms().add(after.as_ref(), batch),
-            Err(error) => state.top_rooms().interrupted(error_chain(&error)),
+            Err(error) => state.top_rooms().interrupted(error.to_string()),
         }
     }
     let health = Health::of(&status);

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{descriptors::TooFewDescriptors, environment, log, threads::TooFewThreads};
-use crate::{response::error_chain, signing::SignError};
+use crate::{error_chain::error_chain, signing::SignError};
 use actix_presence::{
     Crashed, InvalidInfo, InvalidName, InvalidNodeName, StartError,
     store::{InvalidDatabaseUrl, StoreError},

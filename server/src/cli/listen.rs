@@ -8,7 +8,6 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::error::CommandError;
-use crate::response::error_chain;
 use actix_presence::configure_tcp;
 
 /// How many connections may wait to be accepted.
@@ -86,8 +85,7 @@ impl BindAddresses {
                     listeners.push(listener);
                 }
                 Err(error) if self.first_suffices && first_port.is_some() => {
-                    let error = error_chain(&error);
-                    tracing::info!(%address, error, "a default address is not available");
+                    tracing::info!(%address, %error, "a default address is not available");
                 }
                 Err(source) => return Err(CommandError::Bind { address, source }),
             }

@@ -21,8 +21,8 @@ use super::{
     threads::{self, TooFewThreads},
 };
 use crate::{
+    error_chain::error_chain,
     metrics::Metrics,
-    response::error_chain,
     routes::{configure, configure_unknown},
     state::{ServerOptions, ServerState},
 };
@@ -269,10 +269,9 @@ impl Stop {
         let closing = async {
             match self.presence.shutdown(SHUTDOWN_TIMEOUT).await {
                 Ok(()) => tracing::info!("all rows are written"),
-                Err(error) => tracing::error!(
-                    "not all rows are written, the next start cleans up: {}",
-                    error_chain(&error)
-                ),
+                Err(error) => {
+                    tracing::error!("not all rows are written, the next start cleans up: {error}");
+                }
             }
             let _ = timeout(CLOSE_TIMEOUT, until(|| self.state.open_sockets() == 0)).await;
         };

@@ -14,7 +14,7 @@ use tracing_subscriber::{
     fmt::{FormatFields, format::Writer},
 };
 
-use crate::response::error_chain;
+use crate::error_chain::error_chain;
 
 /// Formats the fields of events and spans.
 #[derive(Clone, Copy, Debug)]
