@@ -22,8 +22,9 @@ pub struct Publish {
     pub to: Audience,
     /// What to send.
     pub content: Content,
-    /// The sender, which has to be in the room, in each of several rooms, or in any room where the audience is
-    /// a user or a connection; sending counts as its activity.
+    /// The sender, which has to be in the room with the right to publish, or in each of several rooms. Where the
+    /// audience is a user or a connection, any one room with that right is enough, also one that the receiver is
+    /// not in. Sending counts as its activity.
     pub from: Option<ConnectionId>,
     /// A connection that does not get it, usually the sender.
     pub except: Option<ConnectionId>,
