@@ -6,10 +6,10 @@ use std::{borrow::Cow, fmt, future::pending, time::Duration};
 
 use actix::prelude::*;
 use serde_json::{Map, Value};
-use smallvec::SmallVec;
 
 use super::{
     batches::{batch_join, flush_batches},
+    joined_channels::JoinedChannels,
     joining::{PendingJoin, Turn, WaitingTopics, join_ref, reason},
     options::StopSignal,
     write_queue::WriteQueue,
@@ -39,22 +39,13 @@ pub(super) struct Channels {
     pub session: Option<SessionKey>,
     pub allowed: Box<dyn Fn(&RoomName) -> bool>,
     pub stop: Option<StopSignal>,
-    /// By room; nearly always one.
-    joined: SmallVec<[JoinedChannel; 1]>,
+    joined: JoinedChannels,
     /// What waits for joins that are not answered yet.
     waiting: WaitingTopics,
     /// Whether [`handle_waiting`] goes on by itself.
     handles_waiting: bool,
     /// Waits for the idle timeout and the stop signal while there is no channel.
     idle_watch: SpawnHandle,
-}
-
-#[derive(Debug)]
-struct JoinedChannel {
-    room: RoomName,
-    join_ref: Box<str>,
-    /// Whether the client has got the room's state since: diffs from before do not apply to it.
-    has_state: bool,
 }
 
 impl Default for Channels {
@@ -67,7 +58,7 @@ impl Default for Channels {
             session: None,
             allowed: Box::new(|_| true),
             stop: None,
-            joined: SmallVec::new(),
+            joined: JoinedChannels::default(),
             waiting: WaitingTopics::default(),
             handles_waiting: false,
             idle_watch: SpawnHandle::default(),
@@ -126,7 +117,7 @@ impl Protocol for Channels {
         if let Some(join) = socket.protocol.waiting.join(msg.room.as_str()) {
             return join.held_back.push(msg);
         }
-        let Some(channel) = socket.protocol.channel(msg.room.as_str()) else { return };
+        let Some(channel) = socket.protocol.joined.get(msg.room.as_str()) else { return };
         let outgoing = &socket.outgoing;
         match msg.kind {
             Forwarded::State => {
@@ -151,7 +142,7 @@ impl Protocol for Channels {
         if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
             return socket.close(ctx, Closing::Ordered(msg));
         }
-        for channel in socket.protocol.joined.drain(..) {
+        for channel in socket.protocol.joined.drain() {
             socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
         }
         socket.protocol.waiting.refuse_all(&socket.outgoing, msg.cause.as_str());
@@ -204,23 +195,12 @@ fn joined(
     if channels.joined.is_empty() {
         ctx.cancel_future(channels.idle_watch);
     }
-    match channels.position(room.as_str()) {
-        Ok(place) => {
-            let channel = &mut channels.joined[place];
-            channel.has_state = false;
-            Some(std::mem::replace(&mut channel.join_ref, join_ref))
-        }
-        Err(place) => {
-            channels.joined.insert(place, JoinedChannel { room, join_ref, has_state: false });
-            None
-        }
-    }
+    channels.joined.put(room, join_ref)
 }
 
 /// Removes a channel. Returns the reference of its join, if it was joined.
 fn left(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, room: &str) -> Option<Box<str>> {
-    let place = socket.protocol.position(room).ok()?;
-    let channel = socket.protocol.joined.remove(place);
+    let channel = socket.protocol.joined.remove(room)?;
     if socket.protocol.joined.is_empty() {
         watch_idle(socket, ctx);
     }
@@ -228,16 +208,6 @@ fn left(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, room: &str) -> O
 }
 
 impl Channels {
-    /// The index of the room's channel, or where it would be.
-    fn position(&self, room: &str) -> Result<usize, usize> {
-        self.joined.binary_search_by(|channel| channel.room.as_str().cmp(room))
-    }
-
-    fn channel(&mut self, room: &str) -> Option<&mut JoinedChannel> {
-        let place = self.position(room).ok()?;
-        self.joined.get_mut(place)
-    }
-
     /// The info with which the client joins.
     fn info_of(&self, frame: &Frame<'_>) -> Result<Info, Cow<'static, str>> {
         let params = phoenix::params(frame.payload).ok_or("the payload is no object")?;
@@ -313,7 +283,7 @@ fn answered(
 
 /// Ends a channel whose second join the client has withdrawn: the leave is for all of it.
 fn end_before(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, topic: &str) {
-    let Some(channel) = socket.protocol.channel(topic) else { return };
+    let Some(channel) = socket.protocol.joined.get(topic) else { return };
     let room = channel.room.clone();
     if let Some(before) = left(socket, ctx, topic) {
         socket.outgoing.text(phoenix::close(&before, topic));
@@ -353,7 +323,7 @@ fn handle_waiting(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
 
 fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'_>) {
     let (reference, topic) = (frame.r#ref.as_deref(), &*frame.topic);
-    let Some(channel) = socket.protocol.channel(topic) else {
+    let Some(channel) = socket.protocol.joined.get(topic) else {
         let answer = phoenix::ok(frame.join_ref.as_deref(), reference, topic);
         return socket.outgoing.text(answer);
     };
@@ -375,7 +345,7 @@ fn leave(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: &Frame<'
 }
 
 fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>) {
-    let Some(channel) = socket.protocol.channel(&frame.topic) else {
+    let Some(channel) = socket.protocol.joined.get(&frame.topic) else {
         return refuse(&socket.outgoing, None, &frame, "unmatched topic");
     };
     if !channel.is_current(&frame) {
@@ -415,7 +385,7 @@ fn push(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'_>
 
 /// Answers an access token like a push, and drops it.
 fn access_token(socket: &mut Socket<Channels>, frame: &Frame<'_>) {
-    let join_ref = match socket.protocol.channel(&frame.topic) {
+    let join_ref = match socket.protocol.joined.get(&frame.topic) {
         Some(channel) if channel.is_current(frame) => Some(&*channel.join_ref),
         Some(_) => return,
         None if frame.topic == "phoenix" => None,
@@ -424,13 +394,6 @@ fn access_token(socket: &mut Socket<Channels>, frame: &Frame<'_>) {
     if let Some(reference) = frame.r#ref.as_deref() {
         let answer = phoenix::ok(join_ref, Some(reference), &frame.topic);
         socket.outgoing.text(answer);
-    }
-}
-
-impl JoinedChannel {
-    /// Whether the frame belongs to the latest join.
-    fn is_current(&self, frame: &Frame<'_>) -> bool {
-        frame.join_ref.as_ref().is_none_or(|one| **one == *self.join_ref)
     }
 }
 

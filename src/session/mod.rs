@@ -7,6 +7,7 @@ mod batches;
 mod channels;
 mod guard;
 mod idle;
+mod joined_channels;
 mod joining;
 mod json;
 mod options;

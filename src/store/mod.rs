@@ -6,6 +6,8 @@
 
 pub(crate) mod lane;
 mod migrations;
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+mod node_lease;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
@@ -21,13 +23,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 
+#[cfg(feature = "postgres")]
+pub(crate) use self::node_lease::OwnIncarnations;
+#[cfg(any(test, feature = "postgres", feature = "testing"))]
+pub(crate) use self::node_lease::{Fence, NodeLease};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use self::transaction::oldest;
 pub(crate) use self::values::Committed;
-#[cfg(feature = "postgres")]
-pub(crate) use self::values::OwnIncarnations;
-#[cfg(any(test, feature = "postgres", feature = "testing"))]
-pub(crate) use self::values::{Fence, NodeLease};
 #[cfg(feature = "postgres")]
 pub use self::{
     postgres::{InvalidSchemaName, LeaseClock, PostgresOptions, PostgresStore, SchemaName},
