@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, mpsc},
+    sync::Arc,
 };
 
 use actix::prelude::*;
@@ -14,7 +14,7 @@ use actix_presence::{
     *,
 };
 use bytestring::ByteString;
-use common::{Harness, on, room};
+use common::{Harness, on, room, stuck::stall};
 
 /// A session on some thread.
 struct Guest {
@@ -231,8 +231,7 @@ async fn a_stalled_thread_delays_only_its_own_sessions() {
     for guest in [&one, &other] {
         guest.join(&t, "lobby").await;
     }
-    let (let_go, go) = mpsc::channel::<()>();
-    assert!(still.spawn_fn(move || _ = go.recv()));
+    let let_go = stall(&still.handle()).await;
 
     assert_eq!(t.say("lobby", "hello").await, 1, "who took it in time");
     assert_eq!(other.messages().await, ["hello"]);
@@ -250,8 +249,7 @@ async fn sessions_of_a_thread_that_is_stalled_for_too_long_are_removed() {
         guest.join(&t, "lobby").await;
     }
     t.changes().await;
-    let (let_go, go) = mpsc::channel::<()>();
-    assert!(still.spawn_fn(move || _ = go.recv()));
+    let let_go = stall(&still.handle()).await;
     for said in 0..300 {
         t.registry.do_send(Publish::new(room("lobby"), said.to_string()));
     }
@@ -340,8 +338,7 @@ async fn a_join_made_by_hand_is_served_by_the_dispatcher_of_the_thread_it_was_ma
     let (id, session) = (guest.connection.id(), guest.addr.clone().recipient());
     let join = on(&guest.thread, move || Join::new(room("lobby"), id, session)).await;
     t.registry.send(join).await.unwrap().unwrap();
-    let (let_go, go) = mpsc::channel::<()>();
-    assert!(guest.thread.spawn_fn(move || _ = go.recv()));
+    let let_go = stall(&guest.thread).await;
 
     assert_eq!(t.say("lobby", "hello").await, 0, "its thread is stalled");
     drop(let_go);

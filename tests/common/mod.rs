@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use actix_presence::{
-    testing::{Heard, ManualClock, Probe, Seen},
+    testing::{Heard, ManualClock, Probe, Seen, settle},
     *,
 };
 use bytestring::ByteString;
@@ -105,8 +105,11 @@ impl Harness {
         self.registry.send(publish).await.unwrap().unwrap()
     }
 
+    /// Prunes. What else is due by the clock has happened when this returns.
     pub async fn prune(&self) -> PruneReport {
-        self.registry.send(PrunePresences { age: None }).await.unwrap()
+        let report = self.registry.send(PrunePresences { age: None }).await.unwrap();
+        settle(&self.presence).await;
+        report
     }
 
     pub async fn snapshot(&self, name: &str) -> Option<Snapshot> {

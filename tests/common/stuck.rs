@@ -1,4 +1,4 @@
-//! Actors that block their thread, as sessions and observers with a fault do.
+//! Threads that stand still, and actors that block theirs, as sessions and observers with a fault do.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -37,4 +37,16 @@ pub fn stuck_on<M: Message<Result = ()> + Send + Unpin + 'static>(
     let ((entered, seen), (let_go, go)) = (channel(), channel());
     let start = move |_: &mut Context<Stuck<M>>| Stuck { entered, go };
     (Stuck::start_in_arbiter(&arbiter.handle(), start), seen, let_go)
+}
+
+/// Has a thread stand still until what this answers is dropped.
+pub async fn stall(thread: &ArbiterHandle) -> Sender<()> {
+    let (let_go, go) = channel();
+    let (stands, still) = tokio::sync::oneshot::channel();
+    assert!(thread.spawn_fn(move || {
+        _ = stands.send(());
+        _ = go.recv();
+    }));
+    still.await.unwrap();
+    let_go
 }

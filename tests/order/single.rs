@@ -12,7 +12,7 @@ use actix_presence::{
 };
 
 use crate::{
-    common::{Harness, on, room, secs},
+    common::{Harness, on, room, secs, stuck::stall},
     guests::{Guest, Place, Threads},
 };
 
@@ -94,18 +94,6 @@ impl Lobby {
         self.t.clock.advance(secs(2));
         self.heard().await
     }
-}
-
-/// Has a thread stand still until what this answers is dropped.
-async fn stop(thread: &ArbiterHandle) -> mpsc::Sender<()> {
-    let (let_go, go) = mpsc::channel();
-    let (stands, still) = tokio::sync::oneshot::channel();
-    assert!(thread.spawn_fn(move || {
-        _ = stands.send(());
-        _ = go.recv();
-    }));
-    still.await.unwrap();
-    let_go
 }
 
 async fn heard(guest: &mut Guest) -> String {
@@ -190,7 +178,7 @@ async fn a_message_waits_no_longer_than_a_second_for_a_thread_that_stands_still(
     assert_eq!(other.next().await.kind, Forwarded::State);
     assert_eq!(other.next().await.payload, "begin");
 
-    let let_go = stop(&still.handle()).await;
+    let let_go = stall(&still.handle()).await;
     lobby.enter().await;
     assert_eq!(lobby.heard().await, "*", "which is under way to the other");
     lobby.enter().await;
@@ -222,7 +210,7 @@ async fn who_has_refused_a_list_hears_of_one_who_has_left_before_the_next_list()
     assert_eq!(lobby.heard().await, "*");
     lobby.t.clock.advance(secs(2));
 
-    let (slow_goes_on, still_goes_on) = (stop(&slow).await, stop(&still).await);
+    let (slow_goes_on, still_goes_on) = (stall(&slow).await, stall(&still).await);
     lobby.t.registry.send(join).await.unwrap().unwrap();
     lobby.heard().await;
     lobby.t.clock.advance(secs(2));
@@ -324,7 +312,7 @@ async fn a_message_waits_for_a_list_in_slices_and_the_state_of_a_newcomer_passes
     everybody_has(&t, &mut threads, &book, Forwarded::Message).await;
     book.lock().unwrap().clear();
 
-    let let_go = stop(&thread).await;
+    let let_go = stall(&thread).await;
     let speaker = Guest::new(&t, Place::Here, Dialect::Raw).await;
     speaker.join(&t, LOBBY, "speaker").await;
     speaker.say(&t, LOBBY, "hello");
