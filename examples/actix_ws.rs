@@ -84,7 +84,7 @@ async fn chat(
             }
             Some(Ok(Message::Pong(_) | Message::Nop)) => me.touch(),
             Some(Ok(Message::Close(reason))) => {
-                me.goodbye(); // it has left, and was not just cut off
+                me.closed(reason.as_ref());
                 break reason;
             }
             Some(Ok(Message::Binary(_) | Message::Continuation(_))) => {

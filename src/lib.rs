@@ -129,8 +129,8 @@ pub use self::{
         SessionPlaces, TakePlace, close_code,
     },
     session::{
-        Connection, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession, StopSignal,
-        WsOptions, WsSession, WsSessionError,
+        Connection, IdleStep, IdleWatch, Outlet, OutletStream, PhoenixSession, WsOptions,
+        WsSession, WsSessionError,
     },
     sockets::{configure_tcp, watch_socket},
 };

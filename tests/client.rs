@@ -112,7 +112,7 @@ async fn every_message_that_needs_no_actor_is_a_method() {
     assert_eq!(client.prune_presences(None).await.unwrap().removed(), 0);
     assert_eq!(client.prune_rooms().await.unwrap(), 0);
 
-    assert!(client.leave(&lobby, session.id).await.unwrap());
+    assert!(t.leave(&session, "lobby").await);
     assert_eq!(client.kick(Kick::User(ada)).await.unwrap().connections, 0);
     assert_eq!(client.close_room(&lobby).await.unwrap().connections, 0);
 }

@@ -7,6 +7,7 @@ use actix_presence::{
     testing::{Probe, Seen},
     *,
 };
+use actix_web_actors::ws::{CloseCode, CloseReason};
 use bytestring::ByteString;
 use common::{Harness, room, secs, user};
 use futures_util::StreamExt;
@@ -193,6 +194,21 @@ async fn an_outlet_holds_no_more_frames_and_no_more_bytes_than_it_may() {
         assert_eq!(gone.departed.unwrap().cause, Cause::SlowConsumer);
     }
 
+    // That it is out of a room does not count: it stays in the others.
+    let me = Connection::new(t.registry.clone());
+    let (outlet, mut heard) = me.outlet(1);
+    for name in ["kept", "closed"] {
+        me.enter(me.join(room(name), outlet.clone())).await.unwrap();
+    }
+    t.say("kept", "the only one").await;
+    t.presence.close_room(&room("closed")).await.unwrap();
+    let frames = [heard.recv().await, heard.recv().await].map(|heard| match heard {
+        Some(Heard::Frame(frame)) => frame.kind,
+        other => panic!("no frame: {other:?}"),
+    });
+    assert_eq!(frames, [Forwarded::Message, Forwarded::Closed { cause: Cause::RoomClosed }]);
+    assert_eq!(t.say("kept", "again").await, 1);
+
     // Bytes count until the frame is dropped, not until it is taken.
     let me = Connection::new(t.registry.clone());
     let (outlet, mut heard) = me.outlet(4096);
@@ -270,15 +286,22 @@ async fn a_join_that_a_full_mailbox_has_not_taken_does_not_follow_the_end_of_its
 #[actix::test]
 async fn dropping_a_connection_leaves_every_room_with_the_cause_it_was_given() {
     let mut t = Harness::new().await;
-    for (goodbye, cause) in [(false, Cause::Disconnected), (true, Cause::Left)] {
+    let code = |code: u16| Some(CloseReason::from(CloseCode::from(code)));
+    for (closed, cause) in [
+        (None, Cause::Disconnected),
+        (Some(None), Cause::Left),
+        (Some(code(1000)), Cause::Left),
+        (Some(code(1001)), Cause::Disconnected),
+        (Some(code(4123)), Cause::Disconnected),
+    ] {
         let mut me = Connection::new(t.registry.clone());
         let (addr, _heard) = Probe::<Heard>::new();
         for name in ["a", "b"] {
             t.registry.send(me.join(room(name), addr.clone())).await.unwrap().unwrap();
         }
         t.changes().await;
-        if goodbye {
-            me.goodbye();
+        if let Some(reason) = closed {
+            me.closed(reason.as_ref());
         }
         drop(me);
         let changes = t.changes().await;

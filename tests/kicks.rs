@@ -3,7 +3,7 @@
 mod common;
 
 use actix_presence::{testing::Heard, *};
-use common::{Harness, room, secs, user};
+use common::{Harness, nodes::World, room, secs, user};
 
 #[actix::test]
 async fn a_kick_removes_a_connection_or_all_of_a_user_from_every_room() {
@@ -154,6 +154,40 @@ async fn a_session_in_several_rooms_hears_why_it_is_out_of_one_in_every_dialect(
                 _ => None,
             });
             assert_eq!(closed, Some(Forwarded::Closed { cause }), "{dialect:?}");
+        }
+    }
+}
+
+#[actix::test]
+async fn a_join_that_waits_for_the_hook_of_another_node_is_found_in_a_room_that_nobody_follows() {
+    let world = World::new().await;
+    let start = |name, config| world.start(name, world.database.store(), config);
+    let a = start("a", PresenceConfig::default());
+    let hook = |_| std::future::pending();
+    let b = start("b", PresenceConfig::default().authorize_async(hook));
+    for node in [&a, &b] {
+        let know = |status: &Status| status.nodes == 2 && status.bus == BusState::Up;
+        while !know(&node.status().await.unwrap()) {}
+    }
+    let me = Connection::new(b.registry());
+    let (outlet, _heard) = me.outlet(16);
+    for number in 0..3 {
+        let room = room(&format!("gate {number}"));
+        let join = me.join(room.clone(), outlet.clone()).user(user("ada"));
+        let joining = actix::spawn(me.enter(join));
+        b.status().await.unwrap();
+        let kicked = match number {
+            0 => a.kick_from(&room, Kick::User(user("ada"))).await,
+            1 => a.kick_from(&room, Kick::Connection(me.id())).await,
+            _ => a.close_room(&room).await,
+        };
+        assert_eq!(kicked.unwrap(), Kicked::default(), "joins elsewhere are not counted");
+        let refused = tokio::time::timeout(secs(10), joining).await.expect("it is told");
+        let expected = if number < 2 { Cause::Kicked } else { Cause::RoomClosed };
+        let expected = JoinError::Denied { reason: expected.as_str().into() };
+        match refused.unwrap().unwrap_err() {
+            PresenceError::Join(refused) => assert_eq!(refused, expected),
+            other => panic!("not refused: {other}"),
         }
     }
 }

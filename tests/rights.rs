@@ -52,6 +52,7 @@ impl Gates {
         }
         match (&*name, join.user.as_ref().map(UserId::as_str)) {
             ("boom", _) => panic!("the app's own fault"),
+            ("down", _) => Decision::Undecided,
             ("closed", _) => Decision::Grant(Rights::NONE),
             ("staff", None) => Decision::deny("log in first"),
             (_, Some("reader")) => Decision::Grant(Rights { publish: false, ..Rights::ALL }),
@@ -114,13 +115,18 @@ async fn a_slow_answer_delays_its_own_join_and_no_other_one() {
 }
 
 #[actix::test]
-async fn both_hooks_decide_and_a_panic_or_silence_is_a_denial() {
+async fn both_hooks_decide_and_after_a_panic_or_silence_nobody_knows() {
     let gates = Gates::default();
     let gate = gates.close("gate");
-    let hook = gates.clone();
+    let (hook, asked) = (gates.clone(), Arc::<AtomicUsize>::default());
+    let count = Arc::clone(&asked);
     let t = Harness::with("sqlite::memory:", |config| {
         config
-            .authorize(|room, _, _| match room.as_str() {
+            .authorize(move |room, _, _| match room.as_str() {
+                "lobby" => {
+                    count.fetch_add(1, SeqCst);
+                    Decision::Allow
+                }
                 "never" => Decision::deny("never"),
                 "quiet" => Decision::Grant(Rights { publish: false, ..Rights::ALL }),
                 _ => Decision::Allow,
@@ -134,18 +140,22 @@ async fn both_hooks_decide_and_a_panic_or_silence_is_a_denial() {
     assert_eq!(gates.calls("never"), 0, "the other hook need not be asked");
     assert_eq!(reason(t.join(&session, "staff", None).await), "log in first");
     assert_eq!(reason(t.join(&session, "closed", None).await), "unauthorized");
-    assert_eq!(reason(t.join(&session, "boom", None).await), "authorization failed");
+    for unknown in ["boom", "down"] {
+        assert_eq!(t.join(&session, unknown, None).await.unwrap_err(), JoinError::Undecided);
+    }
     let joined = t.join(&session, "quiet", Some("counter")).await.unwrap();
     assert_eq!(joined.rights, Rights { publish: false, members: false, join: true });
     let admit = |name| Admit { room: room(name), user: None, info: Info::EMPTY, session: None };
     assert!(t.registry.send(admit("staff")).await.unwrap().is_err());
     assert!(t.registry.send(admit("lobby")).await.unwrap().is_ok());
+    assert_eq!((asked.load(SeqCst), gates.calls("lobby")), (1, 1), "each once");
 
     let waiting = actix::spawn(send(&t, session.joining("gate", None)));
     called(&gates, "gate", 1).await;
     t.clock.advance(secs(3601));
     t.join(&session, "lobby", None).await.unwrap();
-    assert_eq!(reason(waiting.await.unwrap().unwrap()), "authorization failed");
+    assert_eq!((asked.load(SeqCst), gates.calls("lobby")), (2, 2), "each once");
+    assert_eq!(waiting.await.unwrap().unwrap().unwrap_err(), JoinError::Undecided);
     gate.add_permits(1);
     handled(&t).await;
     assert!(t.snapshot("gate").await.is_none(), "an answer that comes late is ignored");
@@ -163,7 +173,7 @@ async fn a_call_that_is_given_up_is_dropped() {
     })
     .await;
     let session = t.session();
-    assert_eq!(reason(t.join(&session, "gate", None).await), "authorization failed");
+    assert_eq!(t.join(&session, "gate", None).await.unwrap_err(), JoinError::Undecided);
     while gates.dropped.load(SeqCst) < gates.calls("gate") {
         tokio::task::yield_now().await;
     }

@@ -117,7 +117,12 @@ async fn a_connection_that_is_still_open_is_replaced_closed_and_heard_no_more() 
         ends(&t, &old, Cause::Left).await;
         let info = Info::new(serde_json::json!({"late": true})).unwrap();
         let late = UpdateInfo { room: room("lobby"), connection: old.id, info };
-        assert!(!t.registry.send(late).await.unwrap());
+        assert!(!t.registry.send(late.clone()).await.unwrap());
+        // Somebody else means the presence that is listed so.
+        let UpdateInfo { room: lobby, connection, info } = late;
+        assert!(t.presence.update_info(&lobby, connection, info).await.unwrap());
+        assert!(t.presence.update_info(&lobby, new.id, Info::EMPTY).await.unwrap());
+        assert_eq!(t.changes().await.len(), 2);
         let late = Publish::new(room("lobby"), "late").sent_by(old.id);
         assert_eq!(t.registry.send(late).await.unwrap(), Err(PublishError::NotAMember));
         let superseded = JoinError::Superseded(Superseded);

@@ -47,7 +47,6 @@ pub fn serve(
     };
     // Made once, so that all workers count their connections together.
     let state = ServerState::new(&presence, options);
-    let stopping = state.clone();
     let client = presence.client();
     let app = move || {
         App::new()
@@ -61,9 +60,7 @@ pub fn serve(
     });
     let stop = async move {
         stop.await;
-        // The server waits for open sockets, so they close first: those in no room, then those in
-        // rooms, whose rows are written.
-        stopping.close();
+        // The server waits for open sockets, so they close first.
         if let Err(error) = presence.shutdown(Duration::from_secs(5)).await {
             eprintln!("{error}");
         }

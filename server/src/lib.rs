@@ -37,12 +37,9 @@
 //!     });
 //!     let options = ServerOptions { identity: Some(identity), ..Default::default() };
 //!     let state = ServerState::new(&presence, options);
-//!     let stopping = state.clone();
 //!     let stop = async move {
-//!         // Ctrl-C. The server waits for open sockets, so they close first: those in no room, then
-//!         // those in rooms.
+//!         // Ctrl-C. The server waits for open sockets, so they close first.
 //!         let _ = actix_web::rt::signal::ctrl_c().await;
-//!         stopping.close();
 //!         if let Err(error) = presence.shutdown(std::time::Duration::from_secs(5)).await {
 //!             eprintln!("{error}");
 //!         }

@@ -81,7 +81,7 @@ const GAUGES: [(&str, &str); 18] = [
 ];
 
 /// The kinds of `presence_denials_total`.
-const DENIALS: [&str; 5] = ["join", "publish", "panic", "timeout", "busy"];
+const DENIALS: [&str; 6] = ["join", "publish", "undecided", "panic", "timeout", "busy"];
 
 /// The reasons of `presence_connections_ended_total`.
 pub(crate) const END_REASONS: [&str; 4] =

@@ -151,6 +151,7 @@ impl From<JoinError> for ApiError {
             }
             JoinError::Superseded(_) => Self::forbidden("replaced", message),
             JoinError::Withdrawn => Self::unavailable("withdrawn", message),
+            JoinError::Undecided => Self::unavailable("undecided", message),
             JoinError::Busy => Self::unavailable("busy", message),
             JoinError::ShuttingDown => Self::unavailable("shutting_down", message),
             _ => Self::forbidden("not_allowed", message),

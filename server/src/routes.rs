@@ -127,7 +127,8 @@ pub fn configure_api(state: ServerState) -> impl FnOnce(&mut ServiceConfig) {
 /// They use the sockets, the API and the health that are mounted beside them, in the same scope.
 ///
 /// Not behind [`NormalizePath::trim`](actix_web::middleware::NormalizePath::trim): it takes away the slash
-/// that the page's address needs, and the redirect to it never ends. `TrailingSlash::MergeOnly` is fine.
+/// that the page's address needs, and the redirect to it never ends; nor behind `TrailingSlash::Always`, which adds
+/// one to all other addresses. `TrailingSlash::MergeOnly` is fine.
 ///
 /// ```
 /// use actix_web::{App, web};

@@ -84,7 +84,7 @@ pub(crate) async fn phoenix(
     let token = phoenix_token(req.headers());
     let identity = identify(&req, token, &state).await.map_err(ApiError::into_forbidden)?;
     let place = state.place(take_place(&identity, &req, |_| true)).await?;
-    let session = PhoenixSession::new(state.registry().clone()).until(state.stop_signal());
+    let session = PhoenixSession::new(state.registry().clone());
     let session = session.options(options(&state).place(place));
     let Identity { user, session: key, info, is_info_fixed, .. } = identity.clone();
     let session = session.user(user).session(key);

@@ -20,8 +20,7 @@ use crate::{
     response::ApiError, token::Secret,
 };
 use actix_presence::{
-    PresenceConfig, PresenceHandle, RoomRegistry, SessionPlace, SessionPlaces, StopSignal,
-    TakePlace,
+    PresenceConfig, PresenceHandle, RoomRegistry, SessionPlace, SessionPlaces, TakePlace,
 };
 
 /// Clients that may read the live numbers at the same time.
@@ -120,8 +119,6 @@ struct StateInner {
     live_readers: Arc<Semaphore>,
     /// Whether the server is about to stop, and should not get new clients.
     draining: AtomicBool,
-    /// Given when the server stops.
-    stop: StopSignal,
     top_rooms: Mutex<TopRooms>,
 }
 
@@ -138,7 +135,6 @@ impl ServerState {
             open: Arc::new(()),
             live_readers: Arc::new(Semaphore::new(MAX_LIVE_READERS)),
             draining: AtomicBool::new(false),
-            stop: StopSignal::new(),
             top_rooms: Mutex::default(),
         }))
     }
@@ -157,16 +153,6 @@ impl ServerState {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.0.draining.load(Relaxed)
-    }
-
-    /// Closes the WebSockets that are in no room, which a
-    /// [shutdown](actix_presence::PresenceHandle::shutdown) does not reach.
-    pub fn close(&self) {
-        self.0.stop.stop();
-    }
-
-    pub(crate) fn stop_signal(&self) -> StopSignal {
-        self.0.stop.clone()
     }
 
     pub(crate) fn presence(&self) -> &PresenceHandle {

@@ -188,10 +188,11 @@ impl Envelope {
     pub fn channel(&self) -> Channel {
         match &self.message {
             BusMessage::Changes(RoomChanges { room, .. })
-            | BusMessage::Published(RoomMessage { room, .. })
-            | BusMessage::Close { room }
-            | BusMessage::KickFrom { room, .. } => Channel::Room(room.clone()),
-            BusMessage::Addressed(_)
+            | BusMessage::Published(RoomMessage { room, .. }) => Channel::Room(room.clone()),
+            // A node that does not follow the room may have a join to it that waits for the app's hook.
+            BusMessage::Close { .. }
+            | BusMessage::KickFrom { .. }
+            | BusMessage::Addressed(_)
             | BusMessage::Kick(_)
             | BusMessage::UpdateUser(_)
             | BusMessage::Heartbeat { .. }

@@ -113,8 +113,10 @@ fn what_is_not_of_this_format_is_refused() {
 
 #[test]
 fn what_is_forged_changed_or_moved_to_another_channel_does_not_verify() {
-    let close = |room: &str| envelope(BusMessage::Close { room: RoomName::new(room).unwrap() });
-    let sent = close("lobby");
+    let content = Content::Text("hello".into());
+    let room = RoomName::new("lobby").unwrap();
+    let said = RoomMessage { room, content, from: None, except: None };
+    let sent = envelope(BusMessage::Published(said));
     let bytes = sent.encode(&identity());
     let refused = |bytes: &[u8], channel: &str, identity: &ClusterIdentity| {
         let refused = Envelope::decode(bytes, channel, identity);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::{Stopwatch, ThreadTime},
-    messages::{Disconnect, ForwardMessage, Forwarded},
+    messages::{CRASHED, Disconnect, ForwardMessage, Forwarded},
     model::{ConnectionId, RoomName, Shrink, micros},
     sockets::CLOSE_TIMEOUT,
 };
@@ -150,6 +150,14 @@ impl Dispatcher {
                     receiver.recipients.close(disconnect, CLOSE_TIMEOUT);
                 }
             }
+        }
+    }
+
+    /// The registry is gone. One that shuts down has told all sessions before; who was not told hears that it has
+    /// crashed.
+    pub(super) fn tell_crash(&self) {
+        for receiver in self.receivers.values().filter(|receiver| !receiver.has_ended) {
+            receiver.recipients.close(CRASHED, CLOSE_TIMEOUT);
         }
     }
 
@@ -371,6 +379,11 @@ pub(super) fn note_sent(
 
 impl Actor for Dispatcher {
     type Context = Context<Self>;
+
+    /// Nobody gives orders any more.
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        self.tell_crash();
+    }
 }
 
 impl Handler<OrderEnvelope> for Dispatcher {

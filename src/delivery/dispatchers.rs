@@ -291,6 +291,13 @@ impl Dispatchers {
     }
 }
 
+impl Drop for Dispatchers {
+    fn drop(&mut self) {
+        // The others notice by themselves.
+        self.own.tell_crash();
+    }
+}
+
 impl ThreadDispatcher {
     /// Whether it takes no orders any more. Counts one more if it does.
     fn is_stalled(&mut self, now: u64) -> bool {

@@ -13,9 +13,9 @@ use crate::{
     log_limit::LogLimit,
     messages::{
         Admit, CloseRoom, Explain, Explained, Flush, GetOccupancy, GetSnapshot, GetStatus, Kick,
-        KickFrom, Kicked, Leave, ListPresences, ListRooms, PresenceChanged, PresenceError,
-        PrunePresences, PruneReport, PruneRooms, Publish, RoomFilter, Status, Subscribe,
-        SubscribeUsers, SubscriptionId, Unsubscribe, UpdateInfo, UpdateUser, UserChanged,
+        KickFrom, Kicked, ListPresences, ListRooms, PresenceChanged, PresenceError, PrunePresences,
+        PruneReport, PruneRooms, Publish, RoomFilter, Status, Subscribe, SubscribeUsers,
+        SubscriptionId, Unsubscribe, UpdateInfo, UpdatePresence, UpdateUser, UserChanged,
         UserUpdated, UsersSubscribed, WhereIs,
     },
     model::{
@@ -26,13 +26,16 @@ use crate::{
 };
 
 /// A client of the [`RoomRegistry`]: its messages as asynchronous methods, which share one error. A clone is a
-/// client of the same registry, and cheap.
+/// client of the same registry, and cheap. What a session says of itself (join, leave, touch) is a
+/// [`Connection`](crate::Connection)'s; who is to be out of a room is [kicked](Self::kick_from).
 ///
 /// Each method is named like its message and says no more than what differs; the message has the details.
 /// Actors send the messages themselves, to [`registry`](Self::registry).
 ///
 /// It is an extractor. Give it to the app as it is or in [`web::Data`], or give the [`PresenceHandle`] so; a
-/// request to an app that has neither is answered with 500, and the log says what is missing.
+/// request to an app that has neither is answered with 500, and the log says what is missing. Give it in one of
+/// these ways: they are tried in this order, each over all scopes, so a scope with a system of its own needs the
+/// way of the app, or an earlier one.
 ///
 /// ```
 /// use actix_presence::{PresenceClient, PresenceConfig, PresenceError, RoomName};
@@ -178,14 +181,16 @@ impl PresenceClient {
         Ok(self.ask(message).await??)
     }
 
-    /// Replaces the info of a presence, and returns whether that changed anything: [`UpdateInfo`].
+    /// Replaces the info of a presence, and returns whether that changed anything: [`UpdateInfo`], by its connection
+    /// or by the id under which it is listed.
     pub async fn update_info(
         &self,
         room: &RoomName,
         connection: ConnectionId,
         info: Info,
     ) -> Result<bool, PresenceError> {
-        self.ask(UpdateInfo { room: room.clone(), connection, info }).await
+        let update = UpdateInfo { room: room.clone(), connection, info };
+        self.ask(UpdatePresence(update)).await
     }
 
     /// Replaces the info of all connections of a user: [`UpdateUser`].
@@ -195,15 +200,6 @@ impl PresenceClient {
         info: Info,
     ) -> Result<UserUpdated, PresenceError> {
         self.ask(UpdateUser { user: user.clone(), info }).await
-    }
-
-    /// Removes a connection from a room, and returns whether it was in it: [`Leave`].
-    pub async fn leave(
-        &self,
-        room: &RoomName,
-        connection: ConnectionId,
-    ) -> Result<bool, PresenceError> {
-        self.ask(Leave::new(room.clone(), connection)).await
     }
 
     /// Removes a connection or a user, and returns how many connections that were: [`Kick`].

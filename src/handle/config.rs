@@ -202,7 +202,8 @@ impl PresenceConfig {
     /// Decides who may join. Default everybody.
     ///
     /// Called on the registry's thread for every join: it must not block; see
-    /// [`authorize_async`](Self::authorize_async). If it panics, the join is denied.
+    /// [`authorize_async`](Self::authorize_async). If it panics, the join is refused as
+    /// [`JoinError::Undecided`](crate::JoinError::Undecided).
     #[must_use]
     pub fn authorize(
         self,
@@ -220,9 +221,9 @@ impl PresenceConfig {
     /// asked. A member whose later join is denied stays, with the rights that it has.
     ///
     /// At most 256 answers are outstanding and 16,384 joins wait; more are refused with
-    /// [`JoinError::Busy`](crate::JoinError::Busy). If the hook panics or does not answer within the
-    /// [timeout](Self::authorize_timeout), the join is denied. It must not block its thread, which serves
-    /// all calls: blocking work goes to `actix_web::web::block` or `tokio::task::spawn_blocking`.
+    /// [`JoinError::Busy`](crate::JoinError::Busy), and as [`JoinError::Undecided`](crate::JoinError::Undecided) if the
+    /// hook panics or does not answer within the [timeout](Self::authorize_timeout). It must not block its thread,
+    /// which serves all calls: blocking work goes to `actix_web::web::block` or `tokio::task::spawn_blocking`.
     ///
     /// ```
     /// use actix_presence::{Decision, PresenceConfig, Rights, UserId};
@@ -237,7 +238,7 @@ impl PresenceConfig {
     ///     match is_muted(user).await {
     ///         Ok(false) => Decision::Allow,
     ///         Ok(true) => Decision::Grant(Rights { publish: false, ..Rights::ALL }),
-    ///         Err(_) => Decision::deny("try again later"),
+    ///         Err(_) => Decision::Undecided,
     ///     }
     /// });
     /// ```

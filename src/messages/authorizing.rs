@@ -31,6 +31,9 @@ pub enum Decision {
     Grant(Rights),
     /// No, with the reason for the client.
     Deny(Cow<'static, str>),
+    /// It cannot be said now, as the app's database does not answer, say. The client is to try again later:
+    /// [`JoinError::Undecided`].
+    Undecided,
 }
 
 impl Decision {

@@ -32,7 +32,7 @@ impl From<Disconnect> for CloseReason {
     /// }
     /// ```
     fn from(order: Disconnect) -> Self {
-        close_reason(order.code, order.cause.as_str())
+        close_reason(order.code, order.reason())
     }
 }
 
@@ -49,7 +49,7 @@ impl From<PresenceError> for CloseReason {
             PresenceError::Join(JoinError::Superseded(_)) => {
                 close_reason(close_code(Cause::Replaced).unwrap_or(POLICY), &text)
             }
-            PresenceError::Join(JoinError::Busy | JoinError::Withdrawn)
+            PresenceError::Join(JoinError::Busy | JoinError::Undecided | JoinError::Withdrawn)
             | PresenceError::Query(_)
             | PresenceError::Flush(_) => close_reason(TRY_AGAIN_LATER, &text),
             PresenceError::Join(_) | PresenceError::Publish(_) => close_reason(POLICY, &text),

@@ -65,7 +65,7 @@ pub enum Forwarded {
 /// [`Shutdown`](crate::Shutdown), stays a member until its session leaves, which it should do at once.
 ///
 /// Sent at most once, also to a full mailbox. A connection that has [registered](Register) is told of a shutdown
-/// even while it is in no room.
+/// even while it is in no room. After a [crash](crate::PresenceHandle::closed) of the registry the code is 1011.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
@@ -73,6 +73,14 @@ pub struct Disconnect {
     pub code: u16,
     /// Why the session has to close.
     pub cause: Cause,
+}
+
+impl Disconnect {
+    /// The reason for the close frame: the cause or, after a crash, `internal error`.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        if *self == CRASHED { "internal error" } else { self.cause.as_str() }
+    }
 }
 
 /// What a session is sent: see [`Connection::outlet`](crate::Connection::outlet).
@@ -108,6 +116,9 @@ impl Register {
         Self { connection, disconnect, alive: None }
     }
 }
+
+/// What sessions are told when the registry has crashed: an internal error (RFC 6455, section 7.4.1).
+pub(crate) const CRASHED: Disconnect = Disconnect { code: 1011, cause: Cause::Shutdown };
 
 /// The WebSocket close code for a cause, if the registry closes connections for it.
 ///

@@ -187,13 +187,16 @@ pub enum JoinError {
     /// A limit is reached; retrying helps only after a leave.
     #[error(transparent)]
     Limit(#[from] LimitReached),
-    /// A hook of the app has refused it, has panicked or has not answered in time; or the connection was
-    /// kicked while its join waited.
+    /// A hook of the app has refused it; or the connection was kicked, or the room closed, while its join waited.
     #[error("not allowed: {reason}")]
     Denied {
         /// The reason that the hook gave.
         reason: Cow<'static, str>,
     },
+    /// A hook of the app [could not say](crate::Decision::Undecided), has panicked or has not answered in time.
+    /// Retry later.
+    #[error("authorization failed, try again later")]
+    Undecided,
     /// Too many joins wait for the hook [`authorize_async`](crate::PresenceConfig::authorize_async). Retry
     /// later.
     #[error("too many joins wait for authorization")]
@@ -208,6 +211,9 @@ pub enum JoinError {
 
 /// Removes a connection from a room. Returns whether it was in it. Joins of it that wait for authorization
 /// are refused with [`JoinError::Withdrawn`].
+///
+/// It is what a session says of itself, by its own id, and the session is not told: to put somebody out of a room
+/// use [`KickFrom`](crate::KickFrom).
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Leave {
@@ -295,9 +301,20 @@ pub(crate) struct SessionBatch {
 pub(crate) struct PendingJoin {
     pub join: Join,
     pub reply: OneshotSender<Result<Joined, JoinError>>,
+    /// What the hooks that were asked so far have granted.
+    pub rights: Option<Rights>,
+}
+
+impl PendingJoin {
+    pub fn new(join: Join, reply: OneshotSender<Result<Joined, JoinError>>) -> Self {
+        Self { join, reply, rights: None }
+    }
 }
 
 /// Replaces the info of a presence. Returns whether that changed anything.
+///
+/// What a session says of itself: a connection that was replaced has none any more, although its presence is
+/// listed under its id. [`PresenceClient::update_info`](crate::PresenceClient::update_info) takes that id.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct UpdateInfo {
@@ -308,3 +325,8 @@ pub struct UpdateInfo {
     /// The new info.
     pub info: Info,
 }
+
+/// As [`UpdateInfo`], by the connection or by the id under which its presence is listed.
+#[derive(Debug, Message)]
+#[rtype(result = "bool")]
+pub(crate) struct UpdatePresence(pub UpdateInfo);

@@ -23,11 +23,12 @@ mod users;
 
 pub use authorizing::{Admit, Decision, JoinRequest};
 pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
+pub(crate) use delivered::CRASHED;
 pub use delivered::{Disconnect, ForwardMessage, Forwarded, Heard, Register, close_code};
 pub use error::PresenceError;
 pub use kicking::{CloseRoom, Kick, KickFrom, Kicked};
 pub use membership::{Dialect, Feed, Join, JoinError, Joined, Leave, LeaveAll, Touch, UpdateInfo};
-pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread};
+pub(crate) use membership::{PendingJoin, SessionBatch, SessionThread, UpdatePresence};
 pub use observing::{
     Change, PresenceChanged, RoomFilter, Scope, Subscribe, SubscriptionId, Unsubscribe,
 };

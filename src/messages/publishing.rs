@@ -22,7 +22,7 @@ pub struct Publish {
     pub to: Audience,
     /// What to send.
     pub content: Content,
-    /// The sender, which has to be in the room with the right to publish, or in each of several rooms. Where the
+    /// The sender by its connection's own id, which has to be in the room with the right to publish, or in each of several rooms. Where the
     /// audience is a user or a connection, any one room with that right is enough, also one that the receiver is
     /// not in. Sending counts as its activity.
     pub from: Option<ConnectionId>,
@@ -31,7 +31,8 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// A text that everybody gets as it is.
+    /// A text. Raw sessions and JSON clients get it as it is, so to those it has to be JSON of your own; Phoenix
+    /// clients get it as a [JSON](Self::json) string.
     #[must_use]
     pub fn new(to: impl Into<Audience>, text: impl Into<ByteString>) -> Self {
         Self { to: to.into(), content: Content::Text(text.into()), from: None, except: None }

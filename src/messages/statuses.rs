@@ -12,7 +12,9 @@ use crate::model::{InvalidConnectionId, InvalidEpoch, InvalidInfo, InvalidName, 
 impl ResponseError for JoinError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::Withdrawn | Self::ShuttingDown | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Withdrawn | Self::ShuttingDown | Self::Busy | Self::Undecided => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Limit(_) | Self::Denied { .. } | Self::Superseded(_) => StatusCode::FORBIDDEN,
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::SubscriptionId;
 use crate::model::{Info, Offline, UserId};
@@ -37,7 +38,7 @@ pub struct UpdateUser {
 }
 
 /// How many connections an [`UpdateUser`] has reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UserUpdated {
     /// The number of the user's connections, on this node and on those that are heard.

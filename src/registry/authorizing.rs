@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     log_limit::LogLimit,
-    messages::{Admit, Decision, JoinError, JoinRequest, PendingJoin},
+    messages::{Admit, Decision, Join, JoinError, JoinRequest, PendingJoin},
     model::{Info, Moment, Rights, RoomName, UserId, micros},
 };
 
@@ -94,15 +94,28 @@ impl RoomRegistry {
         judge(decision.map_or(Answer::Failed, Answer::Decided))
     }
 
-    /// Lets a connection join once the hooks have allowed it.
+    /// Lets a connection join once the hooks have allowed it. Each is asked once.
     pub(super) fn ask_to_join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         if self.hooks.later.is_none() || self.closing {
-            return self.join_when_known(asked, None, ctx);
+            return self.join_when_known(asked, ctx);
         }
-        let join = &asked.join;
-        match self.admit(&join.room, join.user.as_ref(), &join.info) {
-            Ok(_) => self.authorize(Question::Join(asked), ctx),
+        match self.rights_for(&asked) {
+            Ok(rights) => {
+                self.authorize(Question::Join(PendingJoin { rights: Some(rights), ..asked }), ctx);
+            }
             Err(error) => refuse(asked, error),
+        }
+    }
+
+    /// The rights with which a connection may join, by the synchronous hook if no hook was asked yet.
+    pub(super) fn rights_for(&self, asked: &PendingJoin) -> Result<Rights, JoinError> {
+        match asked.rights {
+            Some(_) if self.closing => Err(JoinError::ShuttingDown),
+            Some(rights) => Ok(rights),
+            None => {
+                let Join { room, user, info, .. } = &asked.join;
+                self.admit(room, user.as_ref(), info)
+            }
         }
     }
 
@@ -113,10 +126,8 @@ impl RoomRegistry {
         reply: oneshot::Sender<Result<(), JoinError>>,
         ctx: &mut Context<Self>,
     ) {
-        if self.hooks.later.is_none() || self.closing {
-            return self.admit_when_known(msg, reply, ctx);
-        }
         match self.admit(&msg.room, msg.user.as_ref(), &msg.info) {
+            Ok(_) if self.hooks.later.is_none() => self.admit_when_known(msg, reply, ctx),
             Ok(_) => self.authorize(Question::Admit(msg, reply), ctx),
             Err(error) => Question::Admit(msg, reply).refuse(error),
         }
@@ -161,8 +172,9 @@ impl RoomRegistry {
     fn authorized(&mut self, waiting: Waiting, answer: Answer, ctx: &mut Context<Self>) {
         let Waiting { question, later, .. } = waiting;
         match (judge(answer), question) {
-            (Ok(rights), Question::Join(asked)) => {
-                self.join_when_known(asked, Some(rights), ctx);
+            (Ok(granted), Question::Join(asked)) => {
+                let rights = asked.rights.map(|rights| rights.and(granted));
+                self.join_when_known(PendingJoin { rights, ..asked }, ctx);
             }
             (Ok(_), Question::Admit(msg, reply)) => self.admit_when_known(msg, reply, ctx),
             (Err(error), question) => question.refuse(error),
@@ -206,20 +218,19 @@ impl Handler<Authorized> for RoomRegistry {
 
 /// The rights that an answer of a hook gives. A denial is counted.
 fn judge(answer: Answer) -> Result<Rights, JoinError> {
-    let (kind, reason) = match answer {
+    let denied = |reason| JoinError::Denied { reason };
+    let (kind, error) = match answer {
         Answer::Decided(Decision::Allow) => return Ok(Rights::ALL),
         Answer::Decided(Decision::Grant(rights)) if rights.join => return Ok(rights),
-        Answer::Decided(Decision::Grant(_)) => ("join", "unauthorized".into()),
-        Answer::Decided(Decision::Deny(reason)) => ("join", reason),
-        Answer::TimedOut => ("timeout", FAILED.into()),
-        Answer::Failed => ("panic", FAILED.into()),
+        Answer::Decided(Decision::Grant(_)) => ("join", denied("unauthorized".into())),
+        Answer::Decided(Decision::Deny(reason)) => ("join", denied(reason)),
+        Answer::Decided(Decision::Undecided) => ("undecided", JoinError::Undecided),
+        Answer::TimedOut => ("timeout", JoinError::Undecided),
+        Answer::Failed => ("panic", JoinError::Undecided),
     };
     count_denial(kind);
-    Err(JoinError::Denied { reason })
+    Err(error)
 }
-
-/// The reason of a denial where a hook has given none.
-const FAILED: &str = "authorization failed";
 
 /// Counts something that was not allowed, and logs the first of its kind in a minute.
 pub(super) fn count_denial(kind: &'static str) {
@@ -227,6 +238,7 @@ pub(super) fn count_denial(kind: &'static str) {
     static PUBLISH: LogLimit = LogLimit::new();
     static PANIC: LogLimit = LogLimit::new();
     static TIMEOUT: LogLimit = LogLimit::new();
+    static UNDECIDED: LogLimit = LogLimit::new();
     static BUSY: LogLimit = LogLimit::new();
     metrics::counter!("presence_denials_total", "kind" => kind).increment(1);
     let limit = match kind {
@@ -234,6 +246,7 @@ pub(super) fn count_denial(kind: &'static str) {
         "publish" => &PUBLISH,
         "panic" => &PANIC,
         "timeout" => &TIMEOUT,
+        "undecided" => &UNDECIDED,
         _ => &BUSY,
     };
     let Some(suppressed) = limit.pass() else { return };

@@ -26,8 +26,7 @@ use crate::{
         Kicked, Leave, ListPresences, PendingJoin, Publish, PublishError, QueryError, UpdateInfo,
     },
     model::{
-        ConnectionId, Few, Moment, Occupancy, Rights, RoomName, SeenPresence, Snapshot, UserId,
-        micros,
+        ConnectionId, Few, Moment, Occupancy, RoomName, SeenPresence, Snapshot, UserId, micros,
     },
 };
 
@@ -41,7 +40,7 @@ pub(super) type Answer<T> = Result<T, QueryError>;
 pub(super) enum RoomCommand {
     Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
     /// With the rights that the asynchronous hook has given, if there is one.
-    Join(PendingJoin, Option<Rights>),
+    Join(PendingJoin),
     Leave(Leave, oneshot::Sender<bool>),
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
     /// With the room that it waits for, and how long its receivers may take to be counted.
@@ -58,7 +57,7 @@ impl RoomCommand {
     fn room(&self) -> &RoomName {
         match self {
             Self::Admit(msg, _) => &msg.room,
-            Self::Join(asked, _) => &asked.join.room,
+            Self::Join(asked) => &asked.join.room,
             Self::Leave(msg, _) => &msg.room,
             Self::UpdateInfo(msg, _) => &msg.room,
             Self::Publish(room, ..) => room,
@@ -73,7 +72,7 @@ impl RoomCommand {
 
     fn as_join(&self) -> Option<&Join> {
         match self {
-            Self::Join(asked, _) => Some(&asked.join),
+            Self::Join(asked) => Some(&asked.join),
             _ => None,
         }
     }
@@ -81,8 +80,8 @@ impl RoomCommand {
     /// Carries it out and answers. The receiver of the answer may have been dropped.
     fn run(self, registry: &mut RoomRegistry, ctx: &mut Context<RoomRegistry>) {
         match self {
-            Self::Admit(msg, reply) => drop(reply.send(registry.may_join(msg))),
-            Self::Join(asked, rights) => registry.join(asked, rights, ctx),
+            Self::Admit(msg, reply) => drop(reply.send(registry.has_place_for(msg))),
+            Self::Join(asked) => registry.join(asked, ctx),
             Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
             Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
             Self::Publish(_, msg, timeout, reply) => {
@@ -183,7 +182,7 @@ impl CommandQueue {
         let waiting: Vec<_> =
             commands.extract_if(.., |one| one.as_join().is_some_and(&is_meant)).collect();
         for command in waiting {
-            if let RoomCommand::Join(asked, _) = command {
+            if let RoomCommand::Join(asked) = command {
                 self.forget_join(asked.join.connection, room);
                 taken.push(asked);
             }
@@ -207,7 +206,7 @@ impl CommandQueue {
         }
         for command in std::mem::take(&mut self.due) {
             match command {
-                RoomCommand::Join(asked, _) if asked.join.connection == connection => {
+                RoomCommand::Join(asked) if asked.join.connection == connection => {
                     taken.push(asked)
                 }
                 other => self.due.push_back(other),
@@ -219,7 +218,7 @@ impl CommandQueue {
             let is_its =
                 |one: &mut RoomCommand| one.as_join().is_some_and(|j| j.connection == connection);
             for command in commands.extract_if(.., is_its) {
-                if let RoomCommand::Join(asked, _) = command {
+                if let RoomCommand::Join(asked) = command {
                     taken.push(asked);
                 }
             }
@@ -320,7 +319,7 @@ impl RoomRegistry {
 
 /// Refuses joins. Answers whose they were.
 fn refuse(joins: Vec<PendingJoin>, error: &JoinError) -> Vec<ConnectionId> {
-    let refused = joins.into_iter().map(|PendingJoin { join, reply }| {
+    let refused = joins.into_iter().map(|PendingJoin { join, reply, .. }| {
         // The session may have ended.
         let _ = reply.send(Err(error.clone()));
         join.connection

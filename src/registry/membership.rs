@@ -12,9 +12,9 @@ use crate::{
     delivery::{Arrival, JoinReply, Recipients},
     messages::{
         Admit, Join, JoinError, Joined, Leave, LeaveAll, PendingJoin, SessionBatch, Touch,
-        UpdateInfo,
+        UpdateInfo, UpdatePresence,
     },
-    model::{Cause, ConnectionId, Entered, Entering, Moment, NotEntered, Rights},
+    model::{Cause, ConnectionId, Entered, Entering, Moment, NotEntered},
 };
 
 // --- entering and leaving ------------------------------------------------------------------------
@@ -34,7 +34,7 @@ impl Handler<Join> for RoomRegistry {
 
     fn handle(&mut self, join: Join, ctx: &mut Context<Self>) -> Self::Result {
         let (reply, joined) = oneshot::channel();
-        self.ask_to_join(PendingJoin { join, reply }, ctx);
+        self.ask_to_join(PendingJoin::new(join, reply), ctx);
         Reply::Later(joined)
     }
 }
@@ -69,9 +69,12 @@ impl From<NotEntered> for JoinError {
 }
 
 impl RoomRegistry {
-    pub(super) fn may_join(&self, msg: Admit) -> Result<(), JoinError> {
-        let Admit { room, user, info, session } = msg;
-        self.admit(&room, user.as_ref(), &info)?;
+    /// Whether a user whom the hooks allow it could join.
+    pub(super) fn has_place_for(&self, msg: Admit) -> Result<(), JoinError> {
+        let Admit { room, user, session, .. } = msg;
+        if self.closing {
+            return Err(JoinError::ShuttingDown);
+        }
         if let Some(key) = session {
             let elsewhere = self.rooms.remote_client(&room, &key, user.as_ref());
             if elsewhere.or(self.sessions.presence_in(&room, &key, user.as_ref())).is_some() {
@@ -81,7 +84,7 @@ impl RoomRegistry {
         Ok(self.rooms.has_place(&room)?)
     }
 
-    /// Answers whether a user could join, once all is known of the room.
+    /// Answers whether a user whom the hooks allow it could join, once all is known of the room.
     pub(super) fn admit_when_known(
         &mut self,
         msg: Admit,
@@ -92,36 +95,26 @@ impl RoomRegistry {
             return self.queue(RoomCommand::Admit(msg, reply), ctx);
         }
         // The receiver may have been dropped.
-        let _ = reply.send(self.may_join(msg));
+        let _ = reply.send(self.has_place_for(msg));
     }
 
-    /// Lets a connection in once all is known of the room, with the rights that the asynchronous hook has given.
-    pub(super) fn join_when_known(
-        &mut self,
-        asked: PendingJoin,
-        rights: Option<Rights>,
-        ctx: &mut Context<Self>,
-    ) {
+    /// Lets a connection in once all is known of the room.
+    pub(super) fn join_when_known(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         if self.must_wait(&asked.join.room, ctx) {
-            return self.queue(RoomCommand::Join(asked, rights), ctx);
+            return self.queue(RoomCommand::Join(asked), ctx);
         }
-        self.join(asked, rights, ctx);
+        self.join(asked, ctx);
     }
 
     /// Lets a connection in. A refusal is answered at once; a join at the end of the batch, when the
     /// connection has been sent who is in the room.
-    pub(super) fn join(
-        &mut self,
-        asked: PendingJoin,
-        rights: Option<Rights>,
-        ctx: &mut Context<Self>,
-    ) {
+    pub(super) fn join(&mut self, asked: PendingJoin, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        let rights = match self.rights_for(&asked.join, rights) {
+        let rights = match self.rights_for(&asked) {
             Ok(rights) => rights,
             Err(error) => return refuse(asked, error),
         };
-        let PendingJoin { join, reply } = asked;
+        let PendingJoin { join, reply, .. } = asked;
         let Join { room, connection, user, info, fixed, session, .. } = join;
         let Join { dialect, forward, disconnect, backlog_limit, socket, thread, .. } = join;
         let disconnect = disconnect.or_else(|| self.registered.recipient(connection));
@@ -142,12 +135,6 @@ impl RoomRegistry {
         let arrival = Arrival { connection, recipients, counts_only, thread, reply };
         self.delivery.enter(&state, arrival, now.monotonic);
         self.advance_batch(ctx, now);
-    }
-
-    /// The rights with which a connection enters now.
-    fn rights_for(&self, join: &Join, granted: Option<Rights>) -> Result<Rights, JoinError> {
-        let rights = self.admit(&join.room, join.user.as_ref(), &join.info)?;
-        Ok(granted.map_or(rights, |granted| granted.and(rights)))
     }
 
     /// Lets a connection into a room. Answers the id of its presence, and whether that changed anything.
@@ -248,6 +235,23 @@ impl Handler<UpdateInfo> for RoomRegistry {
             return self.reply_later(ctx, |reply| RoomCommand::UpdateInfo(msg, reply));
         }
         Reply::Now(self.update_info(msg, ctx))
+    }
+}
+
+impl Handler<UpdatePresence> for RoomRegistry {
+    type Result = Reply<bool>;
+
+    fn handle(
+        &mut self,
+        UpdatePresence(msg): UpdatePresence,
+        ctx: &mut Context<Self>,
+    ) -> Reply<bool> {
+        let UpdateInfo { room, connection: id, info } = msg;
+        let connection = match self.rooms.presence_of(&room, id) {
+            Some(_) => id,
+            None => self.rooms.current_connection(&room, id).unwrap_or(id),
+        };
+        self.handle(UpdateInfo { room, connection, info }, ctx)
     }
 }
 

@@ -320,6 +320,15 @@ impl Handler<DeliveryReport> for RoomRegistry {
     }
 }
 
+impl Drop for RoomRegistry {
+    /// A registry that shuts down has told all sessions. After a crash those in rooms hear of it from their
+    /// dispatchers, and the others here.
+    fn drop(&mut self) {
+        let Self { registered, rooms, .. } = self;
+        registered.tell_crash(|connection| rooms.last_seen(connection).is_none());
+    }
+}
+
 impl fmt::Debug for RoomRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RoomRegistry")

@@ -7,7 +7,7 @@ use ahash::RandomState;
 
 use super::RoomRegistry;
 use crate::{
-    messages::{Disconnect, Register},
+    messages::{CRASHED, Disconnect, Register},
     model::{ConnectionId, Shrink},
 };
 
@@ -77,6 +77,15 @@ impl Registered {
         for session in self.sessions.values_mut() {
             if !std::mem::replace(&mut session.is_told, true) {
                 session.disconnect.do_send(order);
+            }
+        }
+    }
+
+    /// Tells those of these connections that were not told to close that the registry has crashed.
+    pub fn tell_crash(&self, of: impl Fn(ConnectionId) -> bool) {
+        for (connection, session) in &self.sessions {
+            if !session.is_told && of(*connection) {
+                session.disconnect.do_send(CRASHED);
             }
         }
     }

@@ -67,7 +67,7 @@ pub(super) fn batch_join(
 ) -> impl Future<Output = Option<Result<Joined, JoinError>>> + use<> {
     let (reply, joined) = oneshot::channel();
     let is_first = with_batch(registry, |pending| {
-        pending.batch.joins.push(PendingJoin { join, reply });
+        pending.batch.joins.push(PendingJoin::new(join, reply));
         pending.batch.joins.len() == 1
     });
     if is_first {

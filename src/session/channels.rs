@@ -2,7 +2,7 @@
 //!
 //! After phoenixframework/phoenix, `lib/phoenix/socket.ex`.
 
-use std::{borrow::Cow, fmt, future::pending, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use actix::prelude::*;
 use serde_json::{Map, Value};
@@ -11,7 +11,6 @@ use super::{
     batches::{batch_join, flush_batches},
     joined_channels::JoinedChannels,
     joining::{PendingJoin, Turn, WaitingTopics, join_ref, reason},
-    options::StopSignal,
     write_queue::WriteQueue,
     ws::{Closing, Ctx, Protocol, Socket},
 };
@@ -38,13 +37,12 @@ pub(super) struct Channels {
     pub fixed: Info,
     pub session: Option<SessionKey>,
     pub allowed: Box<dyn Fn(&RoomName) -> bool>,
-    pub stop: Option<StopSignal>,
     joined: JoinedChannels,
     /// What waits for joins that are not answered yet.
     waiting: WaitingTopics,
     /// Whether [`handle_waiting`] goes on by itself.
     handles_waiting: bool,
-    /// Waits for the idle timeout and the stop signal while there is no channel.
+    /// Waits for the idle timeout while there is no channel.
     idle_watch: SpawnHandle,
 }
 
@@ -57,7 +55,6 @@ impl Default for Channels {
             fixed: Info::EMPTY,
             session: None,
             allowed: Box::new(|_| true),
-            stop: None,
             joined: JoinedChannels::default(),
             waiting: WaitingTopics::default(),
             handles_waiting: false,
@@ -68,6 +65,7 @@ impl Default for Channels {
 
 impl Protocol for Channels {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
+        socket.me.register(ctx.address());
         watch_idle(socket, ctx);
     }
 
@@ -165,23 +163,17 @@ fn handle(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>, frame: Frame<'
     }
 }
 
-/// Closes a client in no room, which the registry does not know, when the server stops, or when it is silent for
-/// too long.
+/// Closes a client in no room, of which the registry does not know when it was last heard, when it is silent for too
+/// long.
 fn watch_idle(socket: &mut Socket<Channels>, ctx: &mut Ctx<Channels>) {
-    let stop = socket.protocol.stop.clone();
-    let stopped = async {
-        match stop {
-            Some(stop) => stop.stopped().await,
-            None => pending().await,
+    let wait = IDLE_TIMEOUT.saturating_sub(socket.last_frame.elapsed());
+    socket.protocol.idle_watch = ctx.run_later(wait, |socket, ctx| {
+        if socket.last_frame.elapsed() >= IDLE_TIMEOUT {
+            socket.close(ctx, Closing::Silent);
+        } else {
+            watch_idle(socket, ctx);
         }
-    };
-    let timeout = IDLE_TIMEOUT.saturating_sub(socket.last_frame.elapsed());
-    let stopped = actix::clock::timeout(timeout, stopped).into_actor(socket);
-    socket.protocol.idle_watch = ctx.spawn(stopped.map(|stopped, socket, ctx| match stopped {
-        Ok(()) => socket.close(ctx, Closing::ServerStops),
-        Err(_) if socket.last_frame.elapsed() >= IDLE_TIMEOUT => socket.close(ctx, Closing::Silent),
-        Err(_) => watch_idle(socket, ctx),
-    }));
+    });
 }
 
 /// Adds a channel. Returns the reference of its join before, if there was one.

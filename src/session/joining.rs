@@ -225,6 +225,7 @@ pub(super) fn reason(error: &JoinError) -> &str {
         JoinError::Limit(LimitReached::TooManyRooms { .. }) => "too many channels joined",
         JoinError::Limit(LimitReached::RoomFull { .. }) => "room is full",
         JoinError::Denied { reason } => reason,
+        JoinError::Undecided => "authorization failed",
         JoinError::Busy => "busy",
         JoinError::Superseded(_) => "replaced",
         JoinError::Withdrawn => "withdrawn",

@@ -19,13 +19,14 @@ mod ws;
 use std::{fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use actix::{dev::ToEnvelope, prelude::*};
+use actix_http::ws::{CloseCode, CloseReason};
 use actix_web::HttpRequest;
 
 use self::batches::{batch_touch, flush_batches};
 pub use self::{
     idle::{IdleStep, IdleWatch},
     json::WsSession,
-    options::{StopSignal, WsOptions, WsSessionError},
+    options::{WsOptions, WsSessionError},
     outlet::{Outlet, OutletStream},
     phoenix::PhoenixSession,
 };
@@ -46,8 +47,8 @@ const SESSION_MAILBOX_CAPACITY: usize = 256;
 /// One connection: its id, what it does in its rooms, and its leave.
 ///
 /// Its methods send messages to the registry. Those that answer return a future that borrows nothing, so that an
-/// actor can wait for it and a task can await it. What they send is on its way when they return, unless the
-/// mailbox of the registry is full; then it is sent while the future is awaited.
+/// actor can wait for it and a task can await it. Await it: dropped before the registry has come to the message, it
+/// may have had no effect; dropped later, as by a timeout, the message is handled all the same.
 ///
 /// Dropping it leaves every room. A session actor that owns one therefore leaves when it stops, when its
 /// response is dropped, and when it panics.
@@ -348,10 +349,24 @@ impl Connection {
         Some(text)
     }
 
-    /// Notes that the client has closed its socket in order: a drop is a leave with [`Cause::Left`] from now
-    /// on, not with [`Cause::Disconnected`].
-    pub fn goodbye(&mut self) {
-        self.cause = Cause::Left;
+    /// Notes the close frame of the client. With code 1000, or none, it has left: the drop is a leave with
+    /// [`Cause::Left`]. With any other, such as 1001 of a page that is reloaded, the drop stays one with
+    /// [`Cause::Disconnected`], after which a [client session](Join::session) fades.
+    ///
+    /// ```
+    /// use actix_presence::Connection;
+    /// use actix_web_actors::ws::Message;
+    ///
+    /// fn handle(me: &mut Connection, frame: Message) {
+    ///     if let Message::Close(reason) = frame {
+    ///         me.closed(reason.as_ref());
+    ///     }
+    /// }
+    /// ```
+    pub fn closed(&mut self, reason: Option<&CloseReason>) {
+        if reason.is_none_or(|reason| reason.code == CloseCode::Normal) {
+            self.cause = Cause::Left;
+        }
     }
 
     /// Leaves every room now, with this cause.

@@ -1,12 +1,8 @@
 //! Limits of a WebSocket session, and why one did not start.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix_web::{ResponseError, http::StatusCode};
-use tokio::sync::watch;
 
 use super::Connection;
 use crate::messages::{JoinError, SessionPlace};
@@ -144,36 +140,6 @@ impl ResponseError for WsSessionError {
             Self::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Self::Join(error) => error.status_code(),
         }
-    }
-}
-
-/// Tells sessions that the server stops, for [`PhoenixSession::until`](crate::PhoenixSession::until). A
-/// clone is the same signal.
-#[derive(Clone, Default)]
-pub struct StopSignal(watch::Sender<bool>);
-
-impl StopSignal {
-    /// A signal that is not given yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Gives the signal.
-    pub fn stop(&self) {
-        self.0.send_replace(true);
-    }
-
-    /// Waits for the signal.
-    pub async fn stopped(&self) {
-        // Fails only without a sender, and this is one.
-        let _ = self.0.subscribe().wait_for(|stops| *stops).await;
-    }
-}
-
-impl fmt::Debug for StopSignal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StopSignal").field(&*self.0.borrow()).finish()
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::Stream;
 
 use super::SESSION_MAILBOX_CAPACITY;
 use crate::{
-    messages::{Disconnect, ForwardMessage, Heard, LeaveAll, close_code},
+    messages::{Disconnect, ForwardMessage, Forwarded, Heard, LeaveAll, close_code},
     model::{Cause, ConnectionId},
     registry::RoomRegistry,
 };
@@ -121,7 +121,9 @@ impl Handler<ForwardMessage> for Outlet {
         if queue.has_ended {
             return;
         }
-        if queue.frames.len() < self.capacity {
+        // That it is out of a room is bounded by its rooms, and must not cost it the others.
+        let is_notice = matches!(msg.kind, Forwarded::Closed { .. });
+        if is_notice || queue.frames.len() < self.capacity {
             queue.frames.push_back(msg);
             return queue.wake();
         }

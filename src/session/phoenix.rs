@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use super::{
     Connection,
     channels::Channels,
-    options::{StopSignal, WsOptions, WsSessionError, session_builder},
+    options::{WsOptions, WsSessionError, session_builder},
     ws::{Socket, handshake},
 };
 use crate::{
@@ -51,13 +51,6 @@ impl PhoenixSession {
     #[must_use]
     pub fn rooms(mut self, allowed: impl Fn(&RoomName) -> bool + 'static) -> Self {
         self.channels.allowed = Box::new(allowed);
-        self
-    }
-
-    /// Closes with 1001 at this signal if it is in no room; the registry closes sessions that are.
-    #[must_use]
-    pub fn until(mut self, stop: StopSignal) -> Self {
-        self.channels.stop = Some(stop);
         self
     }
 

@@ -84,8 +84,6 @@ pub(super) enum Closing {
     MalformedMessage,
     /// A client in no room was silent for too long.
     Silent,
-    /// The server stops, and the client is in no room.
-    ServerStops,
     /// The registry does not answer any more.
     RegistryStopped,
 }
@@ -100,7 +98,7 @@ impl Closing {
             Self::BinaryFrame => 1003,
             Self::InvalidUtf8 | Self::MalformedMessage => 1007,
             Self::MalformedFrame => 1002,
-            Self::Silent | Self::ServerStops => 1001,
+            Self::Silent => 1001,
             Self::RegistryStopped => 1011,
         }
     }
@@ -108,7 +106,7 @@ impl Closing {
     /// The reason in the close frame.
     fn text(self) -> &'static str {
         match self {
-            Self::Ordered(order) => order.cause.as_str(),
+            Self::Ordered(order) => order.reason(),
             Self::MessageTooBig => "message too big",
             Self::TooManyMessages => "too many messages",
             Self::BinaryFrame => "binary frames are not taken",
@@ -116,7 +114,6 @@ impl Closing {
             Self::MalformedFrame => "malformed frame",
             Self::MalformedMessage => "malformed message",
             Self::Silent => "silent for too long",
-            Self::ServerStops => "shutdown",
             Self::RegistryStopped => "internal error",
         }
     }
@@ -127,7 +124,6 @@ impl Closing {
             Self::Ordered(order) => order.cause,
             Self::TooManyMessages => Cause::Kicked,
             Self::Silent => Cause::Expired,
-            Self::ServerStops => Cause::Shutdown,
             _ => Cause::Disconnected,
         }
     }
@@ -270,10 +266,7 @@ impl<P: Protocol> Socket<P> {
 
     fn closed(&mut self, ctx: &mut Ctx<P>, reason: Option<CloseReason>) {
         if !self.closing {
-            let code = reason.as_ref().map(|reason| u16::from(reason.code));
-            if code.is_none_or(|code| code == 1000) {
-                self.me.goodbye();
-            }
+            self.me.closed(reason.as_ref());
             self.outgoing.close(reason.map(|reason| reason.code.into()));
         }
         ctx.stop();

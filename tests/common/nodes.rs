@@ -59,20 +59,19 @@ impl World {
         let clock = ManualClock::new();
         clock.set_wall(ahead);
         let link = reader.link();
-        let presence = PresenceConfig::default()
-            .node(name)
-            .clock(clock.clock())
-            .lease(self.lease)
-            .start_shared(
-                Box::new(self.database.store()),
-                Box::new(reader),
-                Box::new(self.hub.bus()),
-            )
-            .unwrap();
+        let config = PresenceConfig::default().clock(clock.clock());
+        let presence = self.start(name, reader, config);
         let (observer, changes) = Probe::new();
         let subscribe = Subscribe::new(RoomFilter::Any, observer.recipient());
         presence.registry().send(subscribe.scope(Scope::Cluster)).await.unwrap();
         Node { presence, clock, link, changes, sessions: Vec::new() }
+    }
+
+    /// A node that follows the rooms of its members alone.
+    pub fn start(&self, name: &str, reader: MemoryStore, config: PresenceConfig) -> PresenceHandle {
+        let (store, bus) = (self.database.store(), self.hub.bus());
+        let config = config.node(name).lease(self.lease);
+        config.start_shared(Box::new(store), Box::new(reader), Box::new(bus)).unwrap()
     }
 
     /// A second passes in the database and on these nodes. Returns the time of the database.

@@ -26,7 +26,7 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
     let options = ServerOptions { identity, ping_interval, ..ServerOptions::default() };
     // Made once, outside of the closure that makes an app for each worker.
     let state = ServerState::new(&presence, options);
-    let (stopping, ended) = (state.clone(), presence.clone());
+    let ended = presence.clone();
     let (client, waiting) = (presence.client(), web::Data::new(waiting));
     let app = move || {
         App::new()
@@ -46,8 +46,7 @@ pub async fn run(listener: TcpListener, db: Database, url: &str) -> Result<(), B
     });
     let server = server.shutdown_timeout(5).shutdown_signal(async move {
         tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} _ = presence.closed() => {} }
-        // The server waits for open sockets, so they close first: those in no room, then the others.
-        stopping.close();
+        // The server waits for open sockets, so they close first.
         let stopped = presence.shutdown(Duration::from_secs(5)).await;
         stopped.unwrap_or_else(|error| eprintln!("{error}"));
     });

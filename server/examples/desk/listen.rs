@@ -60,7 +60,7 @@ async fn listen(
                 match frame {
                     Message::Ping(bytes) => session.pong(&bytes).await?,
                     Message::Close(reason) => {
-                        me.goodbye(); // it has left, and was not just cut off
+                        me.closed(reason.as_ref());
                         break reason;
                     }
                     _ => {}

@@ -265,7 +265,6 @@ impl Stop {
         tracing::info!("stopping: closing the WebSockets and writing the rows");
         let deadline = Instant::now() + STOP_TIMEOUT;
         self.server.pause().await;
-        self.state.close();
         let closing = async {
             match self.presence.shutdown(SHUTDOWN_TIMEOUT).await {
                 Ok(()) => tracing::info!("all rows are written"),

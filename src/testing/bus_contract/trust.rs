@@ -2,7 +2,11 @@
 
 use super::{BusFixture, TestNode, channel, identity};
 use crate::{
-    bus::{BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent},
+    bus::{
+        BusEvent, BusMessage, Channel, ClusterIdentity, Envelope, InvalidEnvelope, NotSent,
+        RoomMessage,
+    },
+    messages::Content,
     model::RoomName,
 };
 
@@ -10,11 +14,13 @@ use crate::{
 pub async fn what_is_forged_or_moved_to_another_channel_is_unreadable(fixture: &impl BusFixture) {
     let mut a = TestNode::hearing(fixture, "a", &["lobby", "garden"]).await;
     let mut b = TestNode::new(fixture, "b").await;
-    let close = b.envelope(BusMessage::Close { room: channel_name("lobby") });
+    let (room, content) = (channel_name("lobby"), Content::Text("hello".into()));
+    let said = RoomMessage { room, content, from: None, except: None };
+    let said = b.envelope(BusMessage::Published(said));
     let guessed = ClusterIdentity::new([8; 32], [7; 16]);
-    let real = close.encode(&identity());
+    let real = said.encode(&identity());
     for (place, bytes) in [
-        (channel("lobby"), close.encode(&guessed)),
+        (channel("lobby"), said.encode(&guessed)),
         (channel("garden"), real.clone()),
         (channel("lobby"), real[1..].to_vec()),
         (channel("lobby"), [real.as_slice(), b" "].concat()),

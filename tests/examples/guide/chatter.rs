@@ -51,7 +51,11 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
                 let Some(text) = self.me.text(&text) else { return };
                 let message = Publish::new(self.room.clone(), text.to_owned());
                 // Waiting for the answer is the backpressure: the next frame is read after it.
-                ctx.wait(self.me.publish(message).into_actor(self).map(|_, _, _| ()));
+                ctx.wait(self.me.publish(message).into_actor(self).map(|answer, _, ctx| {
+                    if let Err(refused) = answer {
+                        ctx.text(refused.to_string());
+                    }
+                }));
             }
             Ok(ws::Message::Ping(bytes)) => {
                 self.me.touch();
@@ -59,7 +63,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
             }
             Ok(ws::Message::Pong(_)) => self.me.touch(),
             Ok(ws::Message::Close(reason)) => {
-                self.me.goodbye();
+                self.me.closed(reason.as_ref());
                 ctx.close(reason);
                 ctx.stop();
             }
