@@ -212,8 +212,13 @@ fn who_may_not_create_schemas_can_use_one_that_is_there() {
         .unwrap();
     assert!(PostgresStore::open_with(&url(&database), in_schema("realtime")).is_ok());
     let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
-    let StoreError::Failed { source } = &refused else { panic!("{refused:?}") };
-    assert!(source.to_string().contains("permission denied"), "{source}");
+    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
+    for part in ["`another`", "`presence`", "`CREATE`"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    superuser.batch_execute("CREATE SCHEMA another").unwrap();
+    let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
+    assert!(refused.to_string().contains("`USAGE` and `CREATE`"), "{refused}");
 }
 
 /// By default the `search_path` begins with the schema of the role's name.

@@ -1,7 +1,7 @@
 //! Migrates the tables of a schema.
 
 use diesel::{
-    PgConnection, QueryableByName, RunQueryDsl,
+    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
     connection::SimpleConnection,
     migration::Migration,
     pg::Pg,
@@ -83,6 +83,12 @@ struct What {
 }
 
 #[derive(QueryableByName)]
+struct Role {
+    #[diesel(sql_type = Text)]
+    role: String,
+}
+
+#[derive(QueryableByName)]
 struct Answer {
     #[diesel(sql_type = Bool)]
     answer: bool,
@@ -94,7 +100,7 @@ struct Version {
     version: String,
 }
 
-/// What to do where somebody else has something of these names.
+/// What to do where a schema cannot have the tables.
 const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
     `?options=-csearch_path%3DNAME` in the URL";
 
@@ -186,7 +192,7 @@ impl Place {
     /// Names that are taken are looked for before anything is created.
     pub(super) fn migrate(&self, conn: &mut PgConnection) -> Result<usize, Failure> {
         let pending = self.pending()?;
-        self.refuse_foreign(conn, &pending)?;
+        self.check_names(conn, &pending)?;
         if !self.record.is_own() {
             self.create_record(conn)?;
         }
@@ -205,13 +211,20 @@ impl Place {
         Ok(migrations::pending(all, &self.record.versions))
     }
 
-    /// Fails if the schema has something already that is to be created.
-    fn refuse_foreign(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
+    /// Fails if the schema has something already that is to be created, or the role may not create it there.
+    fn check_names(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
         let named = CREATED.iter().filter(|created| created.kind != Kind::Columns);
-        for created in named.filter(|created| migrations::includes(pending, created.version)) {
-            refuse(conn, &self.schema, created.name, created.kind == Kind::Table)?;
+        let mut names: Vec<_> = named
+            .filter(|created| migrations::includes(pending, created.version))
+            .map(|created| (created.name, created.kind == Kind::Table))
+            .collect();
+        if !self.record.is_own() {
+            names.push((RECORD, true));
         }
-        if self.record.is_own() { Ok(()) } else { refuse(conn, &self.schema, RECORD, true) }
+        for (name, is_table) in &names {
+            refuse(conn, &self.schema, name, *is_table)?;
+        }
+        if names.is_empty() { Ok(()) } else { check_rights(conn, &self.schema) }
     }
 
     /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
@@ -294,8 +307,35 @@ pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Res
         );
         return Err(StoreError::Unsuitable { reason }.into());
     }
+    let lacking = "SELECT current_user::text AS role
+        WHERE NOT has_database_privilege(current_database(), 'CREATE')";
+    if let Some(Role { role }) = sql_query(lacking).get_result(conn).optional()? {
+        let reason = format!(
+            "the schema `{schema}` is missing, and the role `{role}` may not create it: create it, \
+             and grant the role `USAGE` and `CREATE` on it, or `CREATE` on the database"
+        );
+        return Err(StoreError::Unsuitable { reason }.into());
+    }
     conn.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))?;
     Ok(())
+}
+
+/// Fails if the role may not create tables in a schema: since PostgreSQL 15 only the owner of the database
+/// may in `public`.
+fn check_rights(conn: &mut PgConnection, schema: &str) -> Result<(), Failure> {
+    let lacking = "SELECT current_user::text AS role
+        WHERE NOT (has_schema_privilege($1, 'USAGE') AND has_schema_privilege($1, 'CREATE'))";
+    let lacking = sql_query(lacking).bind::<Text, _>(schema);
+    match lacking.get_result(conn).optional()? {
+        Some(Role { role }) => {
+            let reason = format!(
+                "the role `{role}` may not create tables in the schema `{schema}`: grant it `USAGE` \
+                 and `CREATE` on it, or {WAY_OUT}"
+            );
+            Err(StoreError::Unsuitable { reason }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Fails if a schema has something of this name; `or_type` counts types as well, which are in the way of a
