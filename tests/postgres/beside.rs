@@ -140,15 +140,27 @@ fn a_database_of_which_an_earlier_version_made_a_part_is_taken_over_and_complete
 
 #[test]
 fn nothing_moves_between_schemas() {
-    let (database, mut conn) = of_an_earlier_version();
-    let store = PostgresStore::open_with(&url(&database), in_schema("realtime"));
-    assert!(store.is_ok());
-    assert_eq!(schemas_with(&mut conn, "rooms"), ["public", "realtime"]);
-    assert_eq!(schemas_with(&mut conn, "presence_migrations"), ["realtime"]);
-    assert_eq!(versions(&mut conn, "__diesel_schema_migrations").len(), MIGRATIONS);
     // The tables where they are can be named, too.
-    assert!(PostgresStore::open_with(&url(&database), in_schema("public")).is_ok());
-    assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
+    for cure in [PostgresOptions::default(), in_schema("public")] {
+        let (database, mut conn) = of_an_earlier_version();
+        let store = PostgresStore::open_with(&url(&database), in_schema("realtime"));
+        assert!(store.is_ok());
+        assert_eq!(schemas_with(&mut conn, "rooms"), ["public", "realtime"]);
+        assert_eq!(schemas_with(&mut conn, "presence_migrations"), ["realtime"]);
+        assert_eq!(versions(&mut conn, "__diesel_schema_migrations").len(), MIGRATIONS);
+        let directory = tempfile::tempdir().unwrap();
+        let guests = directory.path().join("2024-01-01-000000_guests");
+        fs::create_dir(&guests).unwrap();
+        fs::write(guests.join("up.sql"), "CREATE TABLE guests (id INT)").unwrap();
+        fs::write(guests.join("down.sql"), "DROP TABLE guests").unwrap();
+        let app = FileBasedMigrations::from_path(directory.path()).unwrap();
+        conn.run_pending_migrations(app.clone()).unwrap();
+        assert!(conn.revert_last_migration(app.clone()).is_err());
+        assert!(PostgresStore::open_with(&url(&database), cure).is_ok());
+        conn.revert_last_migration(app).unwrap();
+        assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
+        assert_eq!(schemas_with(&mut conn, "rooms"), ["public", "realtime"]);
+    }
 }
 
 #[test]
