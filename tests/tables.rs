@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 
 use actix_presence::{
     ConnectionId, Flush, Join, PresenceConfig, RoomName, StartError,
-    store::{SqliteStore, StoreError},
+    store::{SqliteStore, StoreError, migrate},
     testing::{Heard, Probe},
 };
 use diesel::{
@@ -120,6 +120,31 @@ fn a_file_of_an_earlier_version_is_not_taken_over_beside_a_record_of_somebody_el
         INSERT INTO __diesel_schema_migrations (version) VALUES ('20250101000000');";
     let foreign = "CREATE TABLE presence_migrations (name TEXT)";
     assert_refused(&format!("{up}{record}{foreign}"), "a table `presence_migrations`");
+}
+
+#[test]
+fn a_record_of_somebody_else_is_refused_whatever_numbers_it_has() {
+    let create = "CREATE TABLE presence_migrations (version TEXT, run_on TIMESTAMP);
+        INSERT INTO presence_migrations (version) VALUES ";
+    for versions in ["('20240101000000')", "('20250101000000')", "('20250101000000'), (NULL)"] {
+        assert_refused(&format!("{create}{versions}"), "a table `presence_migrations`");
+    }
+}
+
+#[test]
+fn an_empty_record_is_filled_and_that_of_a_newer_version_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("presence.db");
+    let mut shell = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let record = "CREATE TABLE presence_migrations (version TEXT PRIMARY KEY, run_on TIMESTAMP)";
+    shell.batch_execute(record).unwrap();
+    let url = format!("sqlite://{}", file.display()).parse().unwrap();
+    assert_eq!(migrate(&url).unwrap(), 1);
+    let newer = "INSERT INTO presence_migrations (version) VALUES ('20990101000000')";
+    shell.batch_execute(newer).unwrap();
+    assert_eq!(migrate(&url).unwrap(), 0);
+    let versions = "SELECT version AS line FROM presence_migrations ORDER BY version";
+    assert_eq!(lines(&mut shell, versions), ["20250101000000", "20990101000000"]);
 }
 
 /// Triggers have names for themselves.

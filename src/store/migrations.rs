@@ -22,22 +22,26 @@ pub(super) const RECORD: &str = "presence_migrations";
 /// The table of Diesel, which is the app's.
 pub(super) const DIESEL_RECORD: &str = "__diesel_schema_migrations";
 
-/// What a migration creates under a name that it gives.
+/// What a migration creates: columns, and whatever it gives a name.
 ///
-/// Keys and sequences without one are not among them: the database finds them names that are free.
+/// Keys and sequences without a name are not among them: the database finds them names that are free.
 #[derive(Debug)]
 pub(super) struct Created {
     pub kind: Kind,
+    /// Its name, or for columns alone that of their table.
     pub name: &'static str,
     /// The version of the migration.
     pub version: &'static str,
-    /// The columns that a table has then.
+    /// The columns that the migration creates in the table.
     pub columns: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     Table,
+    /// Columns in a table of an earlier migration.
+    #[cfg(feature = "postgres")]
+    Columns,
     Index,
     #[cfg(feature = "sqlite")]
     Trigger,
@@ -52,6 +56,15 @@ impl Created {
         Self { kind: Kind::Table, name, version, columns }
     }
 
+    #[cfg(feature = "postgres")]
+    pub const fn columns(
+        table: &'static str,
+        version: &'static str,
+        columns: &'static [&'static str],
+    ) -> Self {
+        Self { kind: Kind::Columns, name: table, version, columns }
+    }
+
     pub const fn index(name: &'static str, version: &'static str) -> Self {
         Self { kind: Kind::Index, name, version, columns: &[] }
     }
@@ -64,6 +77,89 @@ impl Created {
 
 /// The version of the migration that every database of this library has.
 pub(super) const FIRST: &str = "20250101000000";
+
+/// A database, or a schema of it, in which migrations may be recorded.
+pub(super) trait Inspect {
+    /// What the migrations create.
+    const CREATED: &'static [Created];
+
+    /// Whether there is a table of this name with the columns of a record of migrations.
+    fn has_record(&mut self, table: &str) -> Result<bool, Failure>;
+
+    /// Whether there is a table of this name with these columns.
+    fn has_columns(&mut self, table: &str, columns: &[&str]) -> Result<bool, Failure>;
+
+    /// The versions in a record.
+    fn versions(&mut self, record: &str) -> Result<Vec<String>, Failure>;
+}
+
+/// Which migrations of this library are recorded, and where.
+///
+/// Numbers prove nothing: an app may have entries of the same ones in Diesel's table, or a table of its own
+/// with the name of the library's. What the migrations create has to be there as well.
+#[derive(Default)]
+pub(super) struct Record {
+    /// The library's own table, or that of Diesel where an earlier version has recorded them.
+    pub table: Option<&'static str>,
+    pub versions: Vec<String>,
+}
+
+impl Record {
+    pub fn find<D: Inspect>(database: &mut D) -> Result<Self, Failure> {
+        if database.has_record(RECORD)? {
+            let versions = database.versions(RECORD)?;
+            if versions.is_empty() || is_own(database, &versions)? {
+                return Ok(Self { table: Some(RECORD), versions });
+            }
+        }
+        if database.has_record(DIESEL_RECORD)? {
+            let mut versions = Vec::new();
+            for version in database.versions(DIESEL_RECORD)? {
+                if is_applied(database, &version)? {
+                    versions.push(version);
+                }
+            }
+            if has_first(&versions) {
+                return Ok(Self { table: Some(DIESEL_RECORD), versions });
+            }
+        }
+        Ok(Self::default())
+    }
+
+    /// Whether it is in the library's own table.
+    pub fn is_own(&self) -> bool {
+        self.table == Some(RECORD)
+    }
+}
+
+fn has_first(versions: &[String]) -> bool {
+    versions.iter().any(|version| version == FIRST)
+}
+
+/// Whether these are entries of this library: the first migration is among them, and at least one of its
+/// tables is there. If others are missing somebody has dropped them, which statements report.
+fn is_own<D: Inspect>(database: &mut D, versions: &[String]) -> Result<bool, Failure> {
+    if has_first(versions) {
+        for table in D::CREATED.iter().filter(|it| it.kind == Kind::Table && it.version == FIRST) {
+            if database.has_columns(table.name, table.columns)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a migration of this library has this version, and the tables and columns that it creates are there.
+fn is_applied<D: Inspect>(database: &mut D, version: &str) -> Result<bool, Failure> {
+    let mut is_applied = false;
+    for created in D::CREATED.iter().filter(|it| it.version == version && !it.columns.is_empty()) {
+        if !database.has_columns(created.name, created.columns)? {
+            return Ok(false);
+        }
+        is_applied = true;
+    }
+    Ok(is_applied)
+}
 
 /// The migrations in their order.
 pub(super) fn all<C: Classify>(
@@ -106,32 +202,50 @@ pub(super) fn foreign(what: &str, name: &str, place: &str, way_out: &str) -> Sto
     StoreError::Unsuitable { reason }
 }
 
-/// What the SQL of a directory creates: kinds, names and versions.
+/// Versions with kinds and names, and the columns of each.
 #[cfg(test)]
-pub(super) fn created_by(directory: &str) -> std::collections::BTreeSet<(Kind, String, String)> {
-    let mut found = std::collections::BTreeSet::new();
+type Inventory = std::collections::BTreeMap<(String, Kind, String), Vec<String>>;
+
+/// What the SQL of a directory creates.
+#[cfg(test)]
+pub(super) fn created_by(directory: &str) -> Inventory {
+    let mut found = Inventory::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().replace('-', "");
         let (version, _) = name.split_once('_').unwrap();
+        let key = |kind, name: &str| (version.to_owned(), kind, name.to_owned());
+        let mut table = None;
         for line in std::fs::read_to_string(path.join("up.sql")).unwrap().lines() {
             let line = line.split("--").next().unwrap_or_default();
             let words: Vec<&str> = line.split_whitespace().collect();
-            let (kind, name) = match words[..] {
-                ["CREATE", "TABLE", name, "("] => (Kind::Table, name),
-                ["CREATE", "INDEX", name, "ON", ..]
-                | ["CREATE", "UNIQUE", "INDEX", name, "ON", ..] => (Kind::Index, name),
-                #[cfg(feature = "sqlite")]
-                ["CREATE", "TRIGGER", name, ..] => (Kind::Trigger, name),
-                _ => {
-                    let names = |word: &&str| {
-                        ["CREATE", "RENAME"].iter().any(|it| word.eq_ignore_ascii_case(it))
-                    };
-                    assert!(!words.iter().any(names), "what has which name after this? {line}");
-                    continue;
+            match words[..] {
+                ["CREATE", "TABLE", name, "("] => table = Some(key(Kind::Table, name)),
+                [");"] => table = None,
+                #[cfg(feature = "postgres")]
+                ["ALTER", "TABLE", table, "ADD", "COLUMN", column, ..] => {
+                    let columns: &mut Vec<_> = found.entry(key(Kind::Columns, table)).or_default();
+                    columns.push(column.to_owned());
                 }
-            };
-            found.insert((kind, name.to_owned(), version.to_owned()));
+                ["CREATE", "INDEX", name, "ON", ..]
+                | ["CREATE", "UNIQUE", "INDEX", name, "ON", ..] => {
+                    found.insert(key(Kind::Index, name), Vec::new());
+                }
+                #[cfg(feature = "sqlite")]
+                ["CREATE", "TRIGGER", name, ..] => {
+                    found.insert(key(Kind::Trigger, name), Vec::new());
+                }
+                [column, ..] if table.is_some() && column.starts_with(char::is_lowercase) => {
+                    let columns = found.entry(table.clone().unwrap()).or_default();
+                    columns.push(column.to_owned());
+                }
+                _ => {
+                    let makes = |word: &&str| {
+                        ["CREATE", "RENAME", "ADD"].iter().any(|it| word.eq_ignore_ascii_case(it))
+                    };
+                    assert!(!words.iter().any(makes), "what is there after this? {line}");
+                }
+            }
         }
     }
     found
@@ -139,7 +253,10 @@ pub(super) fn created_by(directory: &str) -> std::collections::BTreeSet<(Kind, S
 
 /// The same of what the code knows.
 #[cfg(test)]
-pub(super) fn known(created: &[Created]) -> std::collections::BTreeSet<(Kind, String, String)> {
-    let known = created.iter();
-    known.map(|it| (it.kind, it.name.to_owned(), it.version.to_owned())).collect()
+pub(super) fn known(created: &[Created]) -> Inventory {
+    let known = created.iter().map(|it| {
+        let columns = it.columns.iter().map(|&column| column.to_owned()).collect();
+        ((it.version.to_owned(), it.kind, it.name.to_owned()), columns)
+    });
+    known.collect()
 }

@@ -79,7 +79,7 @@ pub fn open(url: &DatabaseUrl) -> Result<Box<dyn Store>> {
 /// # Errors
 ///
 /// [`StoreError`]; none of the migrations is applied then. [`StoreError::Unsuitable`] where somebody else has
-/// something of a name that they need.
+/// something of a name that they need, or the role may not create them.
 pub fn migrate(url: &DatabaseUrl) -> Result<usize> {
     match url {
         #[cfg(feature = "sqlite")]
@@ -306,8 +306,9 @@ pub enum StoreError {
         /// The error of the database, in the language of its messages.
         r#source: Source,
     },
-    /// The database is not one that can be used: its encoding, what is in between, or what somebody else has
-    /// in it under the names of the tables. It is left unchanged, and trying again does not help.
+    /// The database is not one that can be used: its encoding, what is in between, what somebody else has in
+    /// it under the names of the tables, or a right to create them that is missing. It is left unchanged, and
+    /// trying again does not help.
     #[error("{reason}")]
     Unsuitable {
         /// What is wrong with it, and what to do.

@@ -151,17 +151,30 @@ fn who_may_not_make_tables_can_use_those_that_are_there() {
 }
 
 #[test]
-fn who_may_not_make_tables_where_there_are_none_is_told_by_the_database() {
+fn who_may_not_make_tables_where_there_are_none_is_told_which_rights_are_missing() {
     let database = Postgres::shared().fresh_database();
-    PgConnection::establish(&Postgres::as_superuser(&database))
-        .unwrap()
+    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+    superuser
         .batch_execute(
             "ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM public",
         )
         .unwrap();
-    let refused = PostgresStore::open(&url(&database)).err().unwrap();
-    let StoreError::Failed { source } = &refused else { panic!("{refused:?}") };
-    assert!(source.to_string().contains("permission denied"), "{source}");
+    let refused = migrate(&database.parse().unwrap()).err().unwrap();
+    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
+    for part in ["`presence`", "`public`", "`USAGE`", "`CREATE`", "PresenceConfig::schema"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    superuser.batch_execute("GRANT USAGE, CREATE ON SCHEMA public TO presence").unwrap();
+    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), MIGRATIONS);
+    // Only columns are missing then, for which the owner of a table needs no right in the schema.
+    superuser
+        .batch_execute(
+            "REVOKE CREATE ON SCHEMA public FROM presence;
+             ALTER TABLE presences DROP COLUMN updated_at;
+             DELETE FROM presence_migrations WHERE version = '20261201000000'",
+        )
+        .unwrap();
+    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), 1);
 }
 
 /// Names and infos are of all languages, and what cannot be stored would be seen on one node alone.

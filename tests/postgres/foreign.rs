@@ -5,6 +5,7 @@ use std::{sync::Barrier, thread};
 use actix_presence::{
     PresenceConfig, StartError,
     store::{PostgresOptions, PostgresStore, StoreError, migrate},
+    testing::store_contract::{row, upserts, write},
 };
 use diesel::{Connection, PgConnection, connection::SimpleConnection};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
@@ -17,6 +18,18 @@ use crate::{
 };
 
 const TABLES: [&str; 5] = ["rooms", "presences", "nodes", "cluster", "presence_migrations"];
+
+/// The versions of the migrations.
+const VERSIONS: [&str; 5] =
+    ["20250101000000", "20261128000000", "20261129000000", "20261130000000", "20261201000000"];
+
+/// Enters these versions in a record.
+fn record(conn: &mut PgConnection, record: &str, versions: &[&str]) {
+    for version in versions {
+        conn.batch_execute(&format!("INSERT INTO {record} (version) VALUES ('{version}')"))
+            .unwrap();
+    }
+}
 
 /// Everything that there is outside the schemas of the system: schemas, relations with the number of their
 /// columns, types. Whatever is dropped and made again has another number.
@@ -152,25 +165,74 @@ fn before_the_table_cluster(conn: &mut PgConnection) {
 
 #[test]
 fn a_database_of_an_earlier_version_is_not_taken_over_beside_a_table_of_somebody_else() {
-    let numbers_of_the_app = [None, Some("20261130000000")];
-    for (table, number) in
+    let numbers_of_the_app: [&[&str]; 2] = [&[], &["20261130000000"]];
+    for (table, numbers) in
         ["cluster", "cluster", "presence_migrations"].iter().zip(numbers_of_the_app.iter().cycle())
     {
         let (database, mut conn) = of_an_earlier_version();
         before_the_table_cluster(&mut conn);
         conn.batch_execute(&format!("CREATE TABLE {table} (name TEXT PRIMARY KEY)")).unwrap();
-        if let Some(number) = number {
-            conn.batch_execute(&format!(
-                "INSERT INTO __diesel_schema_migrations (version) VALUES ('{number}')"
-            ))
-            .unwrap();
-        }
+        record(&mut conn, "__diesel_schema_migrations", numbers);
         let before = versions(&mut conn, "__diesel_schema_migrations");
         for options in [PostgresOptions::default(), in_schema("public")] {
             assert_refused(&database, options, "public", &format!("a table `{table}`"));
         }
         assert_eq!(versions(&mut conn, "__diesel_schema_migrations"), before);
     }
+}
+
+#[test]
+fn entries_of_an_app_with_the_numbers_of_later_migrations_stay_its_own() {
+    let later = &VERSIONS[1..];
+    for numbers in later.chunks(1).chain(later.chunks(2)).chain([later]) {
+        let (database, mut conn) = of_an_earlier_version();
+        for _ in later {
+            let files = FileBasedMigrations::from_path("migrations/postgres").unwrap();
+            conn.revert_last_migration(files).unwrap();
+        }
+        record(&mut conn, "__diesel_schema_migrations", numbers);
+        assert_eq!(migrate(&database.parse().unwrap()).unwrap(), later.len(), "{numbers:?}");
+        assert_eq!(versions(&mut conn, "__diesel_schema_migrations"), numbers);
+        assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
+        let mut store = PostgresStore::open(&url(&database)).unwrap();
+        write(&mut store, &upserts([row("lobby", 1, None)]));
+    }
+}
+
+#[test]
+fn a_record_of_somebody_else_is_refused_whatever_numbers_it_has() {
+    let records = [&["20240101000000"], &VERSIONS[..1], &VERSIONS[3..4], &VERSIONS];
+    for (is_beside_an_earlier_version, numbers) in
+        records.map(|numbers| (false, numbers)).into_iter().chain([(true, records[0])])
+    {
+        let (database, mut conn) = of_an_earlier_version();
+        if !is_beside_an_earlier_version {
+            let files = FileBasedMigrations::from_path("migrations/postgres").unwrap();
+            conn.revert_all_migrations(files).unwrap();
+        }
+        conn.batch_execute("CREATE TABLE presence_migrations (version TEXT, run_on TIMESTAMP)")
+            .unwrap();
+        record(&mut conn, "presence_migrations", numbers);
+        let left = versions(&mut conn, "__diesel_schema_migrations");
+        for options in [PostgresOptions::default(), in_schema("public")] {
+            assert_refused(&database, options, "public", "a table `presence_migrations`");
+        }
+        assert_eq!(versions(&mut conn, "presence_migrations"), numbers);
+        assert_eq!(versions(&mut conn, "__diesel_schema_migrations"), left);
+    }
+}
+
+#[test]
+fn an_empty_record_is_filled() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+    conn.batch_execute(
+        "CREATE TABLE presence_migrations (LIKE realtime.presence_migrations INCLUDING ALL)",
+    )
+    .unwrap();
+    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), VERSIONS.len());
+    assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
 }
 
 /// A schema `realtime` without what the last two migrations make, and a table `cluster` of somebody else.
@@ -211,8 +273,12 @@ fn tables_that_would_be_hidden_are_not_created() {
 fn a_record_of_somebody_else_in_another_schema_does_not_matter() {
     let database = Postgres::shared().fresh_database();
     let mut app = PgConnection::establish(&database).unwrap();
-    app.batch_execute("CREATE TABLE presence_migrations (run_on DATE); CREATE SCHEMA realtime")
-        .unwrap();
+    app.batch_execute(
+        "CREATE TABLE presence_migrations (version TEXT, run_on DATE);
+         INSERT INTO presence_migrations VALUES ('20250101000000', '2025-01-01');
+         CREATE SCHEMA realtime",
+    )
+    .unwrap();
     assert_refused(
         &database,
         PostgresOptions::default(),
@@ -223,7 +289,7 @@ fn a_record_of_somebody_else_in_another_schema_does_not_matter() {
         let url = url(&format!("{database}?options=-csearch_path%3D{path}"));
         assert!(PostgresStore::open(&url).is_ok(), "{path}");
     }
-    assert_eq!(lines(&mut app, "SELECT run_on::text AS line FROM presence_migrations").len(), 0);
+    assert_eq!(versions(&mut app, "public.presence_migrations"), VERSIONS[..1]);
 }
 
 #[test]

@@ -1,26 +1,26 @@
 //! Migrates the tables of a schema.
 
 use diesel::{
-    PgConnection, QueryableByName, RunQueryDsl,
+    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
     connection::SimpleConnection,
     migration::Migration,
     pg::Pg,
     sql_query,
-    sql_types::{Bool, Nullable, Text},
+    sql_types::{Array, Bool, Nullable, Text},
 };
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 use super::schema_name::{SchemaName, quoted};
 use crate::store::{
     StoreError,
-    migrations::{self, Created, DIESEL_RECORD, FIRST, Kind, RECORD, foreign},
+    migrations::{self, Created, DIESEL_RECORD, FIRST, Inspect, Kind, RECORD, Record, foreign},
     transaction::{Failure, migration_error},
 };
 
 pub(super) const POSTGRES_MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// What the migrations create.
-const CREATED: [Created; 9] = [
+const CREATED: [Created; 12] = [
     Created::table("rooms", FIRST, &["id", "channel_name", "created_at"]),
     Created::table(
         "presences",
@@ -48,12 +48,15 @@ const CREATED: [Created; 9] = [
         FIRST,
         &["id", "started_at", "lease_expires_at", "incarnation", "head", "leaving"],
     ),
+    Created::columns("presences", "20261128000000", &["fixed_info"]),
+    Created::columns("presences", "20261129000000", &["current_connection"]),
     Created::index("presences_current_connection", "20261129000000"),
     Created::table(
         "cluster",
         "20261130000000",
         &["id", "key", "channel", "system_identifier", "database_oid"],
     ),
+    Created::columns("presences", "20261201000000", &["updated_at"]),
 ];
 
 type Migrations = Vec<Box<dyn Migration<Pg>>>;
@@ -64,9 +67,7 @@ type Migrations = Vec<Box<dyn Migration<Pg>>>;
 /// recorded its migrations; else the first one of the path.
 pub(super) struct Place {
     schema: String,
-    /// The table in which migrations of this library are recorded: its own, or that of Diesel where an
-    /// earlier version has recorded them.
-    record: Option<&'static str>,
+    record: Record,
 }
 
 #[derive(QueryableByName)]
@@ -82,6 +83,12 @@ struct What {
 }
 
 #[derive(QueryableByName)]
+struct Role {
+    #[diesel(sql_type = Text)]
+    role: String,
+}
+
+#[derive(QueryableByName)]
 struct Answer {
     #[diesel(sql_type = Bool)]
     answer: bool,
@@ -93,7 +100,7 @@ struct Version {
     version: String,
 }
 
-/// What to do where somebody else has something of these names.
+/// What to do where a schema cannot have the tables.
 const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
     `?options=-csearch_path%3DNAME` in the URL";
 
@@ -111,6 +118,12 @@ const IS_RECORD: &str = "
     JOIN pg_catalog.pg_type ON pg_type.oid = atttypid
     WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p') AND NOT attisdropped
         AND (attname = 'version' AND typcategory = 'S' OR attname = 'run_on')";
+
+/// Whether a table has all of these columns.
+const HAS_COLUMNS: &str = "
+    SELECT count(*) = cardinality($2) AS answer
+    FROM pg_catalog.pg_attribute
+    WHERE attrelid = to_regclass($1) AND attname = ANY ($2) AND NOT attisdropped";
 
 /// What a schema has under a name: all that a query would find there, and with `$3` the types that no table
 /// may have its name beside.
@@ -151,7 +164,7 @@ impl Place {
         for record in [RECORD, DIESEL_RECORD] {
             for schema in path {
                 let place = Self::at(conn, schema)?;
-                if place.record == Some(record) {
+                if place.record.table == Some(record) {
                     return Ok(place);
                 }
             }
@@ -165,135 +178,110 @@ impl Place {
     }
 
     fn at(conn: &mut PgConnection, schema: &str) -> Result<Self, Failure> {
-        let mut place = Self { schema: schema.to_owned(), record: None };
-        if place.has_record(conn, RECORD)? {
-            place.record = Some(RECORD);
-        } else if place.is_of_an_earlier_version(conn)? {
-            place.record = Some(DIESEL_RECORD);
-        }
-        Ok(place)
+        let record = Record::find(&mut InSchema { conn, schema })?;
+        Ok(Self { schema: schema.to_owned(), record })
     }
 
     /// Whether every migration is recorded.
-    pub(super) fn is_up_to_date(&self, conn: &mut PgConnection) -> Result<bool, Failure> {
-        Ok(self.record == Some(RECORD) && self.pending(conn)?.is_empty())
+    pub(super) fn is_up_to_date(&self) -> Result<bool, Failure> {
+        Ok(self.record.is_own() && self.pending()?.is_empty())
     }
 
     /// Applies what is pending, in the open transaction. Returns how many migrations.
     ///
     /// Names that are taken are looked for before anything is created.
     pub(super) fn migrate(&self, conn: &mut PgConnection) -> Result<usize, Failure> {
-        let pending = self.pending(conn)?;
-        self.refuse_foreign(conn, &pending)?;
-        if self.record != Some(RECORD) {
+        let pending = self.pending()?;
+        self.check_names(conn, &pending)?;
+        if !self.record.is_own() {
             self.create_record(conn)?;
         }
         conn.batch_execute(&format!("SET LOCAL search_path = {}", quoted(&self.schema)))?;
         for migration in &pending {
             migration.run(conn).map_err(migration_error::<PgConnection>)?;
-            sql_query(format!("INSERT INTO {} (version) VALUES ($1)", self.table(RECORD)))
+            sql_query(format!("INSERT INTO {} (version) VALUES ($1)", table(&self.schema, RECORD)))
                 .bind::<Text, _>(migrations::version(&**migration))
                 .execute(conn)?;
         }
         Ok(pending.len())
     }
 
-    fn pending(&self, conn: &mut PgConnection) -> Result<Migrations, Failure> {
-        let recorded = match self.record {
-            Some(record) => self.versions(conn, record)?,
-            None => Vec::new(),
-        };
+    fn pending(&self) -> Result<Migrations, Failure> {
         let all = migrations::all::<PgConnection>(&POSTGRES_MIGRATIONS)?;
-        Ok(migrations::pending(all, &recorded))
+        Ok(migrations::pending(all, &self.record.versions))
     }
 
-    fn versions(&self, conn: &mut PgConnection, record: &str) -> Result<Vec<String>, Failure> {
-        let sql = format!("SELECT version::text AS version FROM {}", self.table(record));
-        let versions: Vec<Version> = sql_query(sql).load(conn)?;
-        Ok(versions.into_iter().map(|found| found.version).collect())
-    }
-
-    /// Fails if the schema has something already that is to be created, or something else than what an
-    /// earlier version has created.
-    fn refuse_foreign(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
-        for created in &CREATED {
-            let is_table = created.kind == Kind::Table;
-            let is_to_be_free = migrations::includes(pending, created.version)
-                // Diesel's table has the entries of the app, too, which may have the same numbers.
-                || is_table
-                    && self.record == Some(DIESEL_RECORD)
-                    && !self.has_columns(conn, created)?;
-            if is_to_be_free {
-                refuse(conn, &self.schema, created.name, is_table)?;
-            }
+    /// Fails if the schema has something already that is to be created, or the role may not create it there.
+    fn check_names(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
+        let named = CREATED.iter().filter(|created| created.kind != Kind::Columns);
+        let mut names: Vec<_> = named
+            .filter(|created| migrations::includes(pending, created.version))
+            .map(|created| (created.name, created.kind == Kind::Table))
+            .collect();
+        if !self.record.is_own() {
+            names.push((RECORD, true));
         }
-        match self.record {
-            Some(RECORD) => Ok(()),
-            _ => refuse(conn, &self.schema, RECORD, true),
+        for (name, is_table) in &names {
+            refuse(conn, &self.schema, name, *is_table)?;
         }
+        if names.is_empty() { Ok(()) } else { check_rights(conn, &self.schema) }
     }
 
     /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
     /// transaction.
     fn create_record(&self, conn: &mut PgConnection) -> Result<(), Failure> {
-        let (record, earlier) = (self.table(RECORD), self.table(DIESEL_RECORD));
+        let record = table(&self.schema, RECORD);
         conn.batch_execute(&format!(
             "CREATE TABLE {record} (
                 version VARCHAR(50) PRIMARY KEY,
                 run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
         ))?;
-        if self.record == Some(DIESEL_RECORD) {
-            let known: Vec<String> = migrations::all::<PgConnection>(&POSTGRES_MIGRATIONS)?
-                .iter()
-                .map(|migration| format!("'{}'", migrations::version(&**migration)))
-                .collect();
-            conn.batch_execute(&format!(
+        if let Some(earlier) = self.record.table {
+            sql_query(format!(
                 "WITH moved AS (
-                    DELETE FROM {earlier} WHERE version IN ({}) RETURNING version, run_on)
+                    DELETE FROM {} WHERE version = ANY ($1) RETURNING version, run_on)
                  INSERT INTO {record} (version, run_on) SELECT version, run_on FROM moved",
-                known.join(", ")
-            ))?;
+                table(&self.schema, earlier)
+            ))
+            .bind::<Array<Text>, _>(&self.record.versions)
+            .execute(conn)?;
         }
         Ok(())
     }
+}
 
-    /// Whether an earlier version has created the tables, and recorded that in Diesel's table.
-    fn is_of_an_earlier_version(&self, conn: &mut PgConnection) -> Result<bool, Failure> {
-        if !self.has_record(conn, DIESEL_RECORD)? {
-            return Ok(false);
-        }
-        for table in tables().filter(|table| table.version == FIRST) {
-            if !self.has_columns(conn, table)? {
-                return Ok(false);
-            }
-        }
-        Ok(self.versions(conn, DIESEL_RECORD)?.iter().any(|version| version == FIRST))
+/// A schema in which the record is searched for.
+struct InSchema<'a> {
+    conn: &'a mut PgConnection,
+    schema: &'a str,
+}
+
+impl Inspect for InSchema<'_> {
+    const CREATED: &'static [Created] = &CREATED;
+
+    fn has_record(&mut self, table: &str) -> Result<bool, Failure> {
+        let found = sql_query(IS_RECORD).bind::<Text, _>(self.schema).bind::<Text, _>(table);
+        Ok(found.get_result::<Answer>(self.conn)?.answer)
     }
 
-    fn has_columns(&self, conn: &mut PgConnection, table: &Created) -> Result<bool, Failure> {
-        for column in table.columns {
-            let found = sql_query(
-                "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
-                    WHERE attrelid = to_regclass($1) AND attname = $2 AND NOT attisdropped)
-                    AS answer",
-            );
-            let found = found.bind::<Text, _>(self.table(table.name)).bind::<Text, _>(column);
-            if !found.get_result::<Answer>(conn)?.answer {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn has_columns(&mut self, table: &str, columns: &[&str]) -> Result<bool, Failure> {
+        let found = sql_query(HAS_COLUMNS)
+            .bind::<Text, _>(self::table(self.schema, table))
+            .bind::<Array<Text>, _>(columns);
+        Ok(found.get_result::<Answer>(self.conn)?.answer)
     }
 
-    fn has_record(&self, conn: &mut PgConnection, record: &str) -> Result<bool, Failure> {
-        let found = sql_query(IS_RECORD).bind::<Text, _>(&self.schema).bind::<Text, _>(record);
-        Ok(found.get_result::<Answer>(conn)?.answer)
+    fn versions(&mut self, record: &str) -> Result<Vec<String>, Failure> {
+        let record = table(self.schema, record);
+        let sql = format!("SELECT coalesce(version::text, '') AS version FROM {record}");
+        let versions: Vec<Version> = sql_query(sql).load(self.conn)?;
+        Ok(versions.into_iter().map(|found| found.version).collect())
     }
+}
 
-    /// A table as SQL.
-    fn table(&self, table: &str) -> String {
-        format!("{}.{table}", quoted(&self.schema))
-    }
+/// A table as SQL.
+fn table(schema: &str, table: &str) -> String {
+    format!("{}.{table}", quoted(schema))
 }
 
 fn tables() -> impl Iterator<Item = &'static Created> {
@@ -319,8 +307,35 @@ pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Res
         );
         return Err(StoreError::Unsuitable { reason }.into());
     }
+    let lacking = "SELECT current_user::text AS role
+        WHERE NOT has_database_privilege(current_database(), 'CREATE')";
+    if let Some(Role { role }) = sql_query(lacking).get_result(conn).optional()? {
+        let reason = format!(
+            "the schema `{schema}` is missing, and the role `{role}` may not create it: create it, \
+             and grant the role `USAGE` and `CREATE` on it, or `CREATE` on the database"
+        );
+        return Err(StoreError::Unsuitable { reason }.into());
+    }
     conn.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))?;
     Ok(())
+}
+
+/// Fails if the role may not create tables in a schema: since PostgreSQL 15 only the owner of the database
+/// may in `public`.
+fn check_rights(conn: &mut PgConnection, schema: &str) -> Result<(), Failure> {
+    let lacking = "SELECT current_user::text AS role
+        WHERE NOT (has_schema_privilege($1, 'USAGE') AND has_schema_privilege($1, 'CREATE'))";
+    let lacking = sql_query(lacking).bind::<Text, _>(schema);
+    match lacking.get_result(conn).optional()? {
+        Some(Role { role }) => {
+            let reason = format!(
+                "the role `{role}` may not create tables in the schema `{schema}`: grant it `USAGE` \
+                 and `CREATE` on it, or {WAY_OUT}"
+            );
+            Err(StoreError::Unsuitable { reason }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Fails if a schema has something of this name; `or_type` counts types as well, which are in the way of a

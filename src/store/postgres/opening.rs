@@ -36,7 +36,7 @@ fn migrate_on(
 ) -> Result<usize, Failure> {
     let schema = options.schema.as_ref();
     // Checked first without the lock, and for roles that may not create tables.
-    let is_up_to_date = Place::find(conn, schema)?.is_up_to_date(conn)?;
+    let is_up_to_date = Place::find(conn, schema)?.is_up_to_date()?;
     if is_up_to_date { Ok(0) } else { migrate_locked(conn, options, pulse) }
 }
 

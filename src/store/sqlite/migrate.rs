@@ -11,7 +11,7 @@ use diesel::{
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
 use crate::store::{
-    migrations::{self, Created, DIESEL_RECORD, FIRST, Kind, RECORD, foreign},
+    migrations::{self, Created, FIRST, Inspect, Kind, RECORD, Record, foreign},
     transaction::{Failure, migration_error, transact, transact_by},
 };
 
@@ -35,15 +35,13 @@ const CREATED: [Created; 8] = [
 
 /// What is to be done with a file.
 struct Plan {
-    /// The table in which migrations of this library are recorded: its own, or that of Diesel where an
-    /// earlier version has recorded them.
-    record: Option<&'static str>,
+    record: Record,
     pending: Vec<Box<dyn Migration<Sqlite>>>,
 }
 
 impl Plan {
     fn is_done(&self) -> bool {
-        self.record == Some(RECORD) && self.pending.is_empty()
+        self.record.is_own() && self.pending.is_empty()
     }
 }
 
@@ -64,25 +62,15 @@ pub(super) fn refuse_foreign_file(conn: &mut SqliteConnection) -> Result<(), Fai
 /// Finds what is to be done. Fails if something is there already that is to be created. Only reads, in an open
 /// transaction: another process may be about to create the tables.
 fn plan(conn: &mut SqliteConnection) -> Result<Plan, Failure> {
-    let record = if has_record(conn, RECORD)? {
-        Some(RECORD)
-    } else if is_of_an_earlier_version(conn)? {
-        Some(DIESEL_RECORD)
-    } else {
-        None
-    };
-    let recorded = match record {
-        Some(record) => versions(conn, record)?,
-        None => Vec::new(),
-    };
+    let record = Record::find(conn)?;
     let all = migrations::all::<SqliteConnection>(&SQLITE_MIGRATIONS)?;
-    let pending = migrations::pending(all, &recorded);
+    let pending = migrations::pending(all, &record.versions);
     for created in &CREATED {
         if migrations::includes(&pending, created.version) {
             refuse(conn, created.kind, created.name)?;
         }
     }
-    if record != Some(RECORD) {
+    if !record.is_own() {
         refuse(conn, Kind::Table, RECORD)?;
     }
     Ok(Plan { record, pending })
@@ -90,8 +78,8 @@ fn plan(conn: &mut SqliteConnection) -> Result<Plan, Failure> {
 
 fn apply_pending(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     let Plan { record, pending } = plan(conn)?;
-    if record != Some(RECORD) {
-        create_record(conn, record == Some(DIESEL_RECORD))?;
+    if !record.is_own() {
+        create_record(conn, &record)?;
     }
     for migration in &pending {
         migration.run(conn).map_err(migration_error::<SqliteConnection>)?;
@@ -102,25 +90,23 @@ fn apply_pending(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     Ok(pending.len())
 }
 
-/// Creates the record, and moves to it what an earlier version has recorded in Diesel's table, if
-/// `takes_over`.
-fn create_record(conn: &mut SqliteConnection, takes_over: bool) -> Result<(), Failure> {
+/// Creates the record, with what an earlier version has recorded in Diesel's table.
+fn create_record(conn: &mut SqliteConnection, earlier: &Record) -> Result<(), Failure> {
     conn.batch_execute(&format!(
         "CREATE TABLE {RECORD} (
             version VARCHAR(50) PRIMARY KEY NOT NULL,
             run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
     ))?;
-    if takes_over {
-        for migration in migrations::all::<SqliteConnection>(&SQLITE_MIGRATIONS)? {
-            let version = migrations::version(&*migration);
+    if let Some(table) = earlier.table {
+        for version in &earlier.versions {
             for sql in [
                 format!(
                     "INSERT INTO {RECORD} (version, run_on)
-                     SELECT version, run_on FROM {DIESEL_RECORD} WHERE version = ?1"
+                     SELECT version, run_on FROM {table} WHERE version = ?1"
                 ),
-                format!("DELETE FROM {DIESEL_RECORD} WHERE version = ?1"),
+                format!("DELETE FROM {table} WHERE version = ?1"),
             ] {
-                sql_query(sql).bind::<Text, _>(&version).execute(conn)?;
+                sql_query(sql).bind::<Text, _>(version).execute(conn)?;
             }
         }
     }
@@ -133,47 +119,33 @@ struct Version {
     version: String,
 }
 
-fn versions(conn: &mut SqliteConnection, record: &str) -> Result<Vec<String>, Failure> {
-    let versions: Vec<Version> = sql_query(format!("SELECT version FROM {record}")).load(conn)?;
-    Ok(versions.into_iter().map(|found| found.version).collect())
-}
+impl Inspect for SqliteConnection {
+    const CREATED: &'static [Created] = &CREATED;
 
-/// Whether an earlier version has created the tables, and recorded that in Diesel's table.
-fn is_of_an_earlier_version(conn: &mut SqliteConnection) -> Result<bool, Failure> {
-    if !has_record(conn, DIESEL_RECORD)? {
-        return Ok(false);
+    fn has_record(&mut self, table: &str) -> Result<bool, Failure> {
+        self.has_columns(table, &["version", "run_on"])
     }
-    for created in CREATED.iter().filter(|created| created.version == FIRST) {
-        if created.kind == Kind::Table && !has_columns(conn, created.name, created.columns)? {
+
+    fn has_columns(&mut self, table: &str, columns: &[&str]) -> Result<bool, Failure> {
+        let found = found(self, table)?;
+        if !found.iter().any(|found| found.what == "a table") {
             return Ok(false);
         }
-    }
-    Ok(versions(conn, DIESEL_RECORD)?.iter().any(|version| version == FIRST))
-}
-
-/// Whether there is a table of this name with the columns of a record of migrations.
-fn has_record(conn: &mut SqliteConnection, record: &str) -> Result<bool, Failure> {
-    has_columns(conn, record, &["version", "run_on"])
-}
-
-/// Whether there is a table of this name with these columns.
-fn has_columns(
-    conn: &mut SqliteConnection,
-    table: &str,
-    columns: &[&str],
-) -> Result<bool, Failure> {
-    let found = found(conn, table)?;
-    if !found.iter().any(|found| found.what == "a table") {
-        return Ok(false);
-    }
-    for column in columns {
-        let found = "SELECT count(*) AS count FROM pragma_table_info(?1) WHERE name = ?2";
-        let found = sql_query(found).bind::<Text, _>(table).bind::<Text, _>(column);
-        if found.get_result::<Count>(conn)?.count == 0 {
-            return Ok(false);
+        for column in columns {
+            let found = "SELECT count(*) AS count FROM pragma_table_info(?1) WHERE name = ?2";
+            let found = sql_query(found).bind::<Text, _>(table).bind::<Text, _>(column);
+            if found.get_result::<Count>(self)?.count == 0 {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
-    Ok(true)
+
+    fn versions(&mut self, record: &str) -> Result<Vec<String>, Failure> {
+        let sql = format!("SELECT coalesce(version, '') AS version FROM {record}");
+        let versions: Vec<Version> = sql_query(sql).load(self)?;
+        Ok(versions.into_iter().map(|found| found.version).collect())
+    }
 }
 
 /// Fails if there is something that has this name already: triggers have names for themselves, all others
@@ -219,7 +191,7 @@ mod tests {
     use diesel_migrations::MigrationHarness;
 
     use super::{super::tests::lines, *};
-    use crate::store::StoreError;
+    use crate::store::{StoreError, migrations::DIESEL_RECORD};
 
     /// The columns of all tables as `table.column type`.
     fn columns(conn: &mut SqliteConnection) -> Vec<String> {
