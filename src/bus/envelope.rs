@@ -8,8 +8,8 @@ use super::Channel;
 use crate::{
     messages::{Audience, Content, Kick, UpdateUser},
     model::{
-        CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, Info, NodeName, Presence,
-        PresenceRecord, RoomName, SessionKey, UserId,
+        CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, NodeName, Presence,
+        PresenceRecord, RoomName, SessionKey, StoredInfo, UserId,
     },
 };
 
@@ -289,11 +289,11 @@ mod update {
     use super::*;
 
     pub(super) fn serialize<S: Serializer>(update: &UpdateUser, to: S) -> Result<S::Ok, S::Error> {
-        (&update.user, &update.info).serialize(to)
+        (&update.user, StoredInfo(update.info.clone())).serialize(to)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<UpdateUser, D::Error> {
-        let (user, info) = <(UserId, Info)>::deserialize(from)?;
+        let (user, StoredInfo(info)) = Deserialize::deserialize(from)?;
         Ok(UpdateUser { user, info })
     }
 }
@@ -306,8 +306,8 @@ mod record {
     struct Fields {
         connection: ConnectionId,
         user: Option<UserId>,
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        info: Info,
+        #[serde(default, skip_serializing_if = "StoredInfo::is_empty")]
+        info: StoredInfo,
         #[serde(with = "chrono::serde::ts_microseconds")]
         joined_at: DateTime<Utc>,
         /// Left out where it is the time of the join, and by earlier versions.
@@ -321,8 +321,8 @@ mod record {
         last_seen: DateTime<Utc>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         session: Option<SessionKey>,
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        fixed: Info,
+        #[serde(default, skip_serializing_if = "StoredInfo::is_empty")]
+        fixed: StoredInfo,
         #[serde(
             default,
             skip_serializing_if = "Option::is_none",
@@ -346,12 +346,12 @@ mod record {
         Fields {
             connection,
             user,
-            info,
+            info: StoredInfo(info),
             joined_at,
             updated_at,
             last_seen,
             session,
-            fixed,
+            fixed: StoredInfo(fixed),
             fading,
             generation,
             current_connection,
@@ -364,8 +364,8 @@ mod record {
     ) -> Result<PresenceRecord, D::Error> {
         let fields = Fields::deserialize(from)?;
         let (generation, current_connection) = (fields.generation, fields.current_connection);
-        let Fields { connection, user, info, joined_at, last_seen, session, fixed, fading, .. } =
-            fields;
+        let Fields { connection, user, joined_at, last_seen, session, fading, .. } = fields;
+        let (StoredInfo(info), StoredInfo(fixed)) = (fields.info, fields.fixed);
         let updated_at = fields.updated_at.unwrap_or(joined_at);
         Ok(PresenceRecord {
             presence: Presence { connection, user, info, joined_at, updated_at },

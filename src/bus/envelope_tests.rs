@@ -1,6 +1,7 @@
 use serde_json::value::RawValue;
 
 use super::*;
+use crate::model::Info;
 
 fn envelope(message: BusMessage) -> Envelope {
     Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), number: 4, message }

@@ -115,21 +115,32 @@ mod tests {
         PresenceState, RoomSummary, SeenPresence, Update, UserId,
     };
 
-    /// The JSON of a value, from which the same value is read.
+    /// The JSON of a value, from which the same value is read; other formats have the same.
     #[track_caller]
     fn json_of<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) -> Value {
         let text = serde_json::to_string(value).unwrap();
         assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{text}");
         let json = serde_json::to_value(value).unwrap();
         assert_eq!(&T::deserialize(&json).unwrap(), value, "{json}");
+        let mut cbor = Vec::new();
+        ciborium::into_writer(value, &mut cbor).unwrap();
+        assert_eq!(ciborium::from_reader::<Value, _>(&*cbor).unwrap(), json);
+        assert_eq!(&ciborium::from_reader::<T, _>(&*cbor).unwrap(), value, "{json}");
+        let message_pack = rmp_serde::to_vec_named(value).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Value>(&message_pack).unwrap(), json);
+        assert_eq!(&rmp_serde::from_slice::<T>(&message_pack).unwrap(), value, "{json}");
         json
+    }
+
+    fn info() -> Value {
+        json!({ "n": 1.5, "big": u64::MAX, "least": i64::MIN, "é": [null, true, { "": "\u{0}\"" }] })
     }
 
     fn presence(id: u128, user: Option<&str>) -> Presence {
         Presence {
             connection: ConnectionId::from_u128(id),
             user: user.map(|user| UserId::new(user).unwrap()),
-            info: Info::new(json!({ "n": 1.5, "big": u64::MAX })).unwrap(),
+            info: Info::new(info()).unwrap(),
             joined_at: DateTime::from_timestamp_micros(1_767_225_600_000_001).unwrap(),
             updated_at: DateTime::from_timestamp_micros(1_767_225_601_000_000).unwrap(),
         }
@@ -139,7 +150,7 @@ mod tests {
         json!({
             "channel_name": format!("{id:032x}"),
             "user": user,
-            "info": { "n": 1.5, "big": u64::MAX },
+            "info": info(),
             "joined_at": "2026-01-01T00:00:00.000001Z",
             "updated_at": "2026-01-01T00:00:01.000000Z",
         })
@@ -188,6 +199,8 @@ mod tests {
         assert_eq!(json_of(&summary), expected);
         let member = Member { id: UserId::new("ada").unwrap(), info: Info::EMPTY, connections: 2 };
         assert_eq!(json_of(&member), json!({ "id": "ada", "info": {}, "connections": 2 }));
+        let member = Member { info: Info::new(info()).unwrap(), ..member };
+        assert_eq!(json_of(&member), json!({ "id": "ada", "info": info(), "connections": 2 }));
     }
 
     #[test]
@@ -225,6 +238,61 @@ mod tests {
         });
         let error = Snapshot::deserialize(&twice).unwrap_err();
         assert_eq!(error.to_string(), "a connection is in the room twice");
+    }
+
+    #[test]
+    fn how_two_snapshots_differ_is_encoded_and_read_again() {
+        let before = Snapshot::empty(room(), Epoch::new(), 4);
+        let mut after = before.clone();
+        after.fold_in(&presence(1, Some("ada")));
+        let json = json_of(&after.since(&before));
+        assert_eq!(json["joins"], json!([presence_json(1, Some("ada"))]));
+        assert_eq!(json["online"], json!(["ada"]));
+        assert_eq!(json_of(&before.since(&after))["leaves"], json["joins"]);
+    }
+
+    #[test]
+    fn an_info_is_an_object_wherever_it_is() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Flat {
+            id: u32,
+            #[serde(flatten)]
+            info: Info,
+        }
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        enum Tagged {
+            Info(Info),
+            Presence(Presence),
+            Both { info: Info, presence: Presence },
+        }
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Any {
+            Presence(Presence),
+            Info(Info),
+            Number(u32),
+        }
+        let with = |mut value: Value, key: &str, and: Value| {
+            value[key] = and;
+            value
+        };
+        let (an_info, ada) = (Info::new(info()).unwrap(), presence(1, Some("ada")));
+        let ada_json = || presence_json(1, Some("ada"));
+        assert_eq!(json_of(&an_info), info());
+        assert_eq!(json_of(&Info::EMPTY), json!({}));
+        assert_eq!(json_of(&Some(an_info.clone())), info());
+        let flat = Flat { id: 7, info: an_info.clone() };
+        assert_eq!(json_of(&flat), with(info(), "id", json!(7)));
+        assert_eq!(json_of(&Flat { info: Info::EMPTY, ..flat }), json!({ "id": 7 }));
+        let tagged = |kind: &str, value| with(value, "kind", json!(kind));
+        assert_eq!(json_of(&Tagged::Info(an_info.clone())), tagged("info", info()));
+        assert_eq!(json_of(&Tagged::Presence(ada.clone())), tagged("presence", ada_json()));
+        let both = Tagged::Both { info: an_info.clone(), presence: ada.clone() };
+        let both_json = json!({ "info": info(), "presence": ada_json() });
+        assert_eq!(json_of(&both), tagged("both", both_json));
+        assert_eq!(json_of(&Any::Presence(ada)), ada_json());
+        assert_eq!(json_of(&Any::Info(an_info)), info());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use serde::{
-    Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::SerializeMap,
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error},
+    ser::SerializeMap,
 };
 use serde_json::{
     Map, Value,
@@ -52,7 +54,10 @@ pub enum InvalidInfo {
 /// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most [`MAX_DEPTH`] deep.
 ///
 /// Kept as compact text, which is encoded once; a clone shares it, and the empty object allocates
-/// nothing. Deserializing accepts deeper objects, which earlier versions have written.
+/// nothing.
+///
+/// It is serialized as an object in every format, which takes reading its text; [`serialize_raw`](Self::serialize_raw)
+/// writes that into JSON. Deserializing accepts deeper objects, which earlier versions have written.
 ///
 /// ```
 /// use actix_presence::Info;
@@ -194,6 +199,20 @@ impl Info {
         Self::from_map(&map)
     }
 
+    /// Serializes it as the text that it is, unread: for `#[serde(serialize_with = "Info::serialize_raw")]` in types
+    /// that only serde_json writes. Any other format, and a field that is flattened, gets a map with a private key
+    /// instead of the object.
+    ///
+    /// # Errors
+    ///
+    /// That of the serializer.
+    pub fn serialize_raw<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(raw) => raw.serialize(serializer),
+            None => serializer.serialize_map(Some(0))?.end(),
+        }
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -217,16 +236,37 @@ impl Eq for Info {}
 
 impl Serialize for Info {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0 {
-            Some(raw) => raw.serialize(serializer),
-            None => serializer.serialize_map(Some(0))?.end(),
-        }
+        self.to_map().serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Info {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::of_any_depth(&Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        Self::of_any_depth(&Map::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// An info as it is in the JSON of the database and of the bus: written unread, and read however deep it is, since
+/// earlier versions had no limit.
+#[derive(Debug, Default)]
+pub(crate) struct StoredInfo(pub Info);
+
+impl StoredInfo {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for StoredInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize_raw(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let info = Info::of_any_depth(&Map::deserialize(deserializer)?);
+        info.map(Self).map_err(D::Error::custom)
     }
 }
 
