@@ -8,7 +8,7 @@ use ahash::RandomState;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::{ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
+use super::{ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot, UserId};
 
 /// Times as the HTTP API has them: RFC 3339 in UTC, with microseconds.
 pub(super) mod time {
@@ -65,6 +65,8 @@ impl Serialize for Snapshot {
             epoch: Epoch,
             version: u64,
             presences: Presences<'a>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            occupancy: Option<Occupancy>,
         }
         struct Presences<'a>(&'a Snapshot);
         impl Serialize for Presences<'_> {
@@ -72,9 +74,10 @@ impl Serialize for Snapshot {
                 serializer.collect_seq(self.0.presences())
             }
         }
-        let (channel_name, presences) = (self.room(), Presences(self));
-        Fields { channel_name, epoch: self.epoch(), version: self.version(), presences }
-            .serialize(serializer)
+        let (channel_name, epoch, version) = (self.room(), self.epoch(), self.version());
+        let (presences, occupancy) = (Presences(self), self.occupancy());
+        let occupancy = Some(occupancy).filter(|_| self.hides_members());
+        Fields { channel_name, epoch, version, presences, occupancy }.serialize(serializer)
     }
 }
 
@@ -86,8 +89,10 @@ impl<'de> Deserialize<'de> for Snapshot {
             epoch: Epoch,
             version: u64,
             presences: Vec<Presence>,
+            occupancy: Option<Occupancy>,
         }
-        let Fields { channel_name, epoch, version, presences } = Fields::deserialize(deserializer)?;
+        let Fields { channel_name, epoch, version, presences, occupancy } =
+            Fields::deserialize(deserializer)?;
         let mut snapshot = Self::empty(channel_name, epoch, version);
         let mut connections = HashSet::with_hasher(RandomState::new());
         for presence in presences {
@@ -97,7 +102,11 @@ impl<'de> Deserialize<'de> for Snapshot {
             }
             snapshot.fold_in(&presence);
         }
-        Ok(snapshot)
+        let counted = occupancy.unwrap_or_else(|| snapshot.occupancy());
+        let with_hidden = snapshot.with_hidden_members(counted);
+        with_hidden.ok_or_else(|| {
+            D::Error::custom("the counts are not those of these presences and others")
+        })
     }
 }
 
@@ -111,8 +120,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Activity, Cause, ConnectionId, Diff, Info, Left, Member, NodeName, Occupancy, Offline,
-        PresenceState, RoomSummary, SeenPresence, Update, UserId,
+        Activity, Cause, ConnectionId, Diff, Info, Left, Member, NodeName, Offline, PresenceState,
+        RoomSummary, SeenPresence, Update, UserId,
     };
 
     /// The JSON of a value, from which the same value is read; other formats have the same.
@@ -226,6 +235,55 @@ mod tests {
         copy.apply(&diff);
         assert_eq!(copy, snapshot);
         assert_eq!(copy.occupancy(), Occupancy { connections: 4, users: 2, anonymous: 1 });
+    }
+
+    #[test]
+    fn a_snapshot_that_shows_no_members_keeps_its_counts() {
+        let mut full = Snapshot::empty(room(), Epoch::new(), 4);
+        for member in [presence(1, None), presence(2, Some("ada")), presence(3, Some("ada"))] {
+            full.fold_in(&member);
+        }
+        let mut counts = full.without_members();
+        let json = json_of(&counts);
+        let occupancy = Occupancy { connections: 3, users: 1, anonymous: 1 };
+        assert_eq!(json["presences"], json!([]));
+        assert_eq!(json["occupancy"], json!(occupancy));
+        let mut copy = Snapshot::deserialize(&json).unwrap();
+        assert_eq!((copy.occupancy(), copy.is_empty()), (occupancy, false));
+        let mut diff = Diff::new(room(), 5);
+        diff.joins = vec![presence(4, Some("bob")), presence(5, None)];
+        counts.apply(&diff);
+        copy.apply(&diff);
+        assert_eq!(copy, counts);
+        let occupancy = Occupancy { connections: 5, users: 2, anonymous: 2 };
+        assert_eq!(json_of(&counts)["occupancy"], json!(occupancy));
+        let empty = Snapshot::empty(room(), Epoch::new(), 0).without_members();
+        for all_shown in [full, empty] {
+            assert_eq!(json_of(&all_shown).get("occupancy"), None);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_counts_fewer_than_it_shows_is_refused() {
+        let counting = |connections: usize, users: usize, anonymous: usize| {
+            Snapshot::deserialize(&json!({
+                "channel_name": "lobby",
+                "epoch": Epoch::new(),
+                "version": 4,
+                "presences": [presence_json(1, None), presence_json(2, Some("ada"))],
+                "occupancy": Occupancy { connections, users, anonymous },
+            }))
+        };
+        for (connections, users, anonymous) in [(2, 1, 1), (3, 1, 1), (4, 2, 2)] {
+            assert!(counting(connections, users, anonymous).is_ok());
+        }
+        let too_many = usize::MAX;
+        for (connections, users, anonymous) in
+            [(1, 1, 1), (2, 0, 1), (2, 1, 0), (2, 2, 1), (3, 2, 2), (too_many, too_many, too_many)]
+        {
+            let error = counting(connections, users, anonymous).unwrap_err();
+            assert_eq!(error.to_string(), "the counts are not those of these presences and others");
+        }
     }
 
     #[test]
