@@ -1,7 +1,8 @@
+use chrono::DateTime;
 use serde_json::value::RawValue;
 
 use super::*;
-use crate::model::Info;
+use crate::model::{Info, Presence, SessionKey};
 
 fn envelope(message: BusMessage) -> Envelope {
     Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), number: 4, message }
