@@ -19,8 +19,8 @@ use crate::{
 };
 use actix_presence::{
     Audience, CloseRoom, ConnectionId, Epoch, GetSnapshot, Info, Kick, KickFrom, Kicked,
-    ListPresences, ListRooms, NodeName, Occupancy, Publish, RoomName, RoomSummary, Snapshot,
-    UnfitJson, UserId, WhereIs, check_payload,
+    ListPresences, ListRooms, Member, NodeName, Occupancy, Publish, RoomName, RoomSummary,
+    Snapshot, UnfitJson, UserId, WhereIs, check_payload,
 };
 
 /// A room in a list.
@@ -37,6 +37,21 @@ impl From<RoomSummary> for RoomEntry {
     fn from(RoomSummary { room, occupancy, version }: RoomSummary) -> Self {
         let Occupancy { connections, users, anonymous } = occupancy;
         Self { channel_name: room, connections, users, anonymous, version }
+    }
+}
+
+/// A user in a list; the info is written unread.
+#[derive(Serialize)]
+struct UserEntry {
+    id: UserId,
+    #[serde(serialize_with = "Info::serialize_raw")]
+    info: Info,
+    connections: usize,
+}
+
+impl From<Member> for UserEntry {
+    fn from(Member { id, info, connections }: Member) -> Self {
+        Self { id, info, connections }
     }
 }
 
@@ -77,7 +92,8 @@ pub(crate) async fn show_room(
         truncated: bool,
     }
     fn users<S: Serializer>(room: &Option<&Snapshot>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(room.iter().flat_map(|snapshot| snapshot.users()))
+        let users = room.iter().flat_map(|snapshot| snapshot.users());
+        serializer.collect_seq(users.map(UserEntry::from))
     }
     let room = request::room(&req, 0)?;
     let snapshot = state.ask(GetSnapshot { room }).await??.ok_or_else(unknown_room)?;
@@ -125,6 +141,7 @@ pub(crate) async fn list_presences(
     struct PresenceEntry<'a> {
         channel_name: ConnectionId,
         user: &'a Option<UserId>,
+        #[serde(serialize_with = "Info::serialize_raw")]
         info: &'a Info,
         joined_at: String,
         last_seen: String,

@@ -1,15 +1,17 @@
 //! The messages between nodes and their encoding: the code that authenticates an envelope, then JSON with
 //! the number of its format.
 
-use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::Channel;
+use super::{
+    Channel,
+    encoding::{content, record, update},
+};
 use crate::{
     messages::{Audience, Content, Kick, UpdateUser},
     model::{
-        CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, Info, NodeName, Presence,
-        PresenceRecord, RoomName, SessionKey, UserId,
+        CODE_BYTES, Cause, ClusterIdentity, ConnectionId, Epoch, NodeName, PresenceRecord,
+        RoomName, UserId,
     },
 };
 
@@ -33,7 +35,7 @@ pub struct Envelope {
     pub message: BusMessage,
 }
 
-/// The message in an [`Envelope`].
+/// The message in an [`Envelope`], in whose JSON alone it is serialized: infos and payloads are written as their text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -132,6 +134,7 @@ pub struct RoomMessage {
     /// The room.
     pub room: RoomName,
     /// The content.
+    #[serde(with = "content")]
     pub content: Content,
     /// The user and the connection of the sender, if it is a member.
     pub from: Option<(Option<UserId>, ConnectionId)>,
@@ -145,6 +148,7 @@ pub struct AddressedMessage {
     /// Who gets it.
     pub to: Audience,
     /// The content.
+    #[serde(with = "content")]
     pub content: Content,
     /// The user and the connection of the sender, if it is in some room.
     pub from: Option<(Option<UserId>, ConnectionId)>,
@@ -283,101 +287,6 @@ fn unreadable_changes(json: &[u8]) -> Option<Envelope> {
     let changes = RoomChanges { room, number: batch, previous: batch, changes: Vec::new() };
     let Encoded { node, incarnation, number, .. } = encoded;
     Some(Envelope { node, incarnation, number, message: BusMessage::Changes(changes) })
-}
-
-/// The encoding of an [`UpdateUser`]: the user and the info in an array.
-mod update {
-    use super::*;
-
-    pub(super) fn serialize<S: Serializer>(update: &UpdateUser, to: S) -> Result<S::Ok, S::Error> {
-        (&update.user, &update.info).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<UpdateUser, D::Error> {
-        let (user, info) = <(UserId, Info)>::deserialize(from)?;
-        Ok(UpdateUser { user, info })
-    }
-}
-
-/// The encoding of a [`PresenceRecord`]: one object with all of its fields.
-mod record {
-    use super::*;
-
-    #[derive(Serialize, Deserialize)]
-    struct Fields {
-        connection: ConnectionId,
-        user: Option<UserId>,
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        info: Info,
-        #[serde(with = "chrono::serde::ts_microseconds")]
-        joined_at: DateTime<Utc>,
-        /// Left out where it is the time of the join, and by earlier versions.
-        #[serde(
-            default,
-            skip_serializing_if = "Option::is_none",
-            with = "chrono::serde::ts_microseconds_option"
-        )]
-        updated_at: Option<DateTime<Utc>>,
-        #[serde(with = "chrono::serde::ts_microseconds")]
-        last_seen: DateTime<Utc>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        session: Option<SessionKey>,
-        #[serde(default, skip_serializing_if = "Info::is_empty")]
-        fixed: Info,
-        #[serde(
-            default,
-            skip_serializing_if = "Option::is_none",
-            with = "chrono::serde::ts_microseconds_option"
-        )]
-        fading: Option<DateTime<Utc>>,
-        #[serde(default, rename = "turn")]
-        generation: u32,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        current_connection: Option<ConnectionId>,
-    }
-
-    pub(super) fn serialize<S: Serializer>(
-        record: &PresenceRecord,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        let PresenceRecord { presence, last_seen, session, fixed, fading, .. } = record.clone();
-        let Presence { connection, user, info, joined_at, updated_at } = presence;
-        let updated_at = Some(updated_at).filter(|at| *at != joined_at);
-        let (generation, current_connection) = (record.generation, record.current_connection);
-        Fields {
-            connection,
-            user,
-            info,
-            joined_at,
-            updated_at,
-            last_seen,
-            session,
-            fixed,
-            fading,
-            generation,
-            current_connection,
-        }
-        .serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<PresenceRecord, D::Error> {
-        let fields = Fields::deserialize(from)?;
-        let (generation, current_connection) = (fields.generation, fields.current_connection);
-        let Fields { connection, user, info, joined_at, last_seen, session, fixed, fading, .. } =
-            fields;
-        let updated_at = fields.updated_at.unwrap_or(joined_at);
-        Ok(PresenceRecord {
-            presence: Presence { connection, user, info, joined_at, updated_at },
-            last_seen,
-            session,
-            fixed,
-            fading,
-            generation,
-            current_connection,
-        })
-    }
 }
 
 #[cfg(test)]

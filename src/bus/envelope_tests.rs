@@ -1,6 +1,8 @@
+use chrono::DateTime;
 use serde_json::value::RawValue;
 
 use super::*;
+use crate::model::{Info, Presence, SessionKey};
 
 fn envelope(message: BusMessage) -> Envelope {
     Envelope { node: NodeName::new("n").unwrap(), incarnation: Epoch::new(), number: 4, message }
@@ -75,6 +77,11 @@ fn an_update_of_a_user_is_decoded_as_it_was_encoded_and_goes_to_all_nodes() {
     assert_eq!(sent.channel(), Channel::Nodes);
     let BusMessage::UpdateUser(update) = read(&sent).message else { panic!("another message") };
     assert_eq!((update.user.as_str(), update.info.as_json()), ("ada", r#"{"status":"away"}"#));
+    // An earlier version allowed it.
+    let deep = r#"{"a":"#.repeat(100) + "1" + &"}".repeat(100);
+    let read = read_json(&json(&sent).replace(r#"{"status":"away"}"#, &deep)).unwrap();
+    let BusMessage::UpdateUser(update) = read.message else { panic!("another message") };
+    assert_eq!(update.info.as_json(), deep);
 }
 
 #[test]

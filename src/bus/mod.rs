@@ -4,6 +4,7 @@
 //! the order in which their sender published them, and perhaps not at all. Whatever must not be lost is in
 //! the database before it is published; a node that has missed something reads it there.
 
+mod encoding;
 mod envelope;
 #[cfg(feature = "redis")]
 mod redis;

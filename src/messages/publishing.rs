@@ -2,7 +2,7 @@
 
 use actix::prelude::*;
 use bytestring::ByteString;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Payload;
@@ -138,18 +138,15 @@ impl From<ConnectionId> for Audience {
 pub(crate) struct SessionPublish(pub Publish);
 
 /// What is published.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Content {
     /// Text as it is, for every dialect.
-    #[serde(with = "text")]
     Text(ByteString),
     /// A JSON value, wrapped as each dialect has it; as it is for [`Dialect::Raw`](super::Dialect).
     Json(Box<RawValue>),
     /// An event with a JSON value, wrapped as each dialect has it; the value alone for
     /// [`Dialect::Raw`](super::Dialect).
-    #[serde(with = "event")]
     Event {
         /// The event's name.
         event: ByteString,
@@ -166,39 +163,6 @@ impl Content {
             Self::Json(value) => value.get().len(),
             Self::Event { event, payload } => event.len() + payload.get().len(),
         }
-    }
-}
-
-/// The encoding of [`Content::Text`].
-mod text {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(text: &ByteString, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(text)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteString, D::Error> {
-        String::deserialize(from).map(ByteString::from)
-    }
-}
-
-/// The encoding of [`Content::Event`]: its name and its value in an array.
-mod event {
-    use super::*;
-
-    pub fn serialize<S: Serializer>(
-        event: &ByteString,
-        payload: &RawValue,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        (&**event, payload).serialize(to)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<(ByteString, Box<RawValue>), D::Error> {
-        let (event, payload) = <(String, _)>::deserialize(from)?;
-        Ok((event.into(), payload))
     }
 }
 

@@ -8,7 +8,7 @@ use ahash::RandomState;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-use super::{ConnectionId, Epoch, Info, Presence, RoomName, Snapshot, UserId};
+use super::{ConnectionId, Epoch, Info, Occupancy, Presence, RoomName, Snapshot, UserId};
 
 /// Times as the HTTP API has them: RFC 3339 in UTC, with microseconds.
 pub(super) mod time {
@@ -65,6 +65,8 @@ impl Serialize for Snapshot {
             epoch: Epoch,
             version: u64,
             presences: Presences<'a>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            occupancy: Option<Occupancy>,
         }
         struct Presences<'a>(&'a Snapshot);
         impl Serialize for Presences<'_> {
@@ -72,9 +74,10 @@ impl Serialize for Snapshot {
                 serializer.collect_seq(self.0.presences())
             }
         }
-        let (channel_name, presences) = (self.room(), Presences(self));
-        Fields { channel_name, epoch: self.epoch(), version: self.version(), presences }
-            .serialize(serializer)
+        let (channel_name, epoch, version) = (self.room(), self.epoch(), self.version());
+        let (presences, occupancy) = (Presences(self), self.occupancy());
+        let occupancy = Some(occupancy).filter(|_| self.hides_members());
+        Fields { channel_name, epoch, version, presences, occupancy }.serialize(serializer)
     }
 }
 
@@ -86,8 +89,10 @@ impl<'de> Deserialize<'de> for Snapshot {
             epoch: Epoch,
             version: u64,
             presences: Vec<Presence>,
+            occupancy: Option<Occupancy>,
         }
-        let Fields { channel_name, epoch, version, presences } = Fields::deserialize(deserializer)?;
+        let Fields { channel_name, epoch, version, presences, occupancy } =
+            Fields::deserialize(deserializer)?;
         let mut snapshot = Self::empty(channel_name, epoch, version);
         let mut connections = HashSet::with_hasher(RandomState::new());
         for presence in presences {
@@ -97,7 +102,11 @@ impl<'de> Deserialize<'de> for Snapshot {
             }
             snapshot.fold_in(&presence);
         }
-        Ok(snapshot)
+        let counted = occupancy.unwrap_or_else(|| snapshot.occupancy());
+        let with_hidden = snapshot.with_hidden_members(counted);
+        with_hidden.ok_or_else(|| {
+            D::Error::custom("the counts are not those of these presences and others")
+        })
     }
 }
 
@@ -111,25 +120,36 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Activity, Cause, ConnectionId, Diff, Info, Left, Member, NodeName, Occupancy, Offline,
-        PresenceState, RoomSummary, SeenPresence, Update, UserId,
+        Activity, Cause, ConnectionId, Diff, Info, Left, Member, NodeName, Offline, PresenceState,
+        RoomSummary, SeenPresence, Update, UserId,
     };
 
-    /// The JSON of a value, from which the same value is read.
+    /// The JSON of a value, from which the same value is read; other formats have the same.
     #[track_caller]
     fn json_of<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T) -> Value {
         let text = serde_json::to_string(value).unwrap();
         assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), value, "{text}");
         let json = serde_json::to_value(value).unwrap();
         assert_eq!(&T::deserialize(&json).unwrap(), value, "{json}");
+        let mut cbor = Vec::new();
+        ciborium::into_writer(value, &mut cbor).unwrap();
+        assert_eq!(ciborium::from_reader::<Value, _>(&*cbor).unwrap(), json);
+        assert_eq!(&ciborium::from_reader::<T, _>(&*cbor).unwrap(), value, "{json}");
+        let message_pack = rmp_serde::to_vec_named(value).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Value>(&message_pack).unwrap(), json);
+        assert_eq!(&rmp_serde::from_slice::<T>(&message_pack).unwrap(), value, "{json}");
         json
+    }
+
+    fn info() -> Value {
+        json!({ "n": 1.5, "big": u64::MAX, "least": i64::MIN, "é": [null, true, { "": "\u{0}\"" }] })
     }
 
     fn presence(id: u128, user: Option<&str>) -> Presence {
         Presence {
             connection: ConnectionId::from_u128(id),
             user: user.map(|user| UserId::new(user).unwrap()),
-            info: Info::new(json!({ "n": 1.5, "big": u64::MAX })).unwrap(),
+            info: Info::new(info()).unwrap(),
             joined_at: DateTime::from_timestamp_micros(1_767_225_600_000_001).unwrap(),
             updated_at: DateTime::from_timestamp_micros(1_767_225_601_000_000).unwrap(),
         }
@@ -139,7 +159,7 @@ mod tests {
         json!({
             "channel_name": format!("{id:032x}"),
             "user": user,
-            "info": { "n": 1.5, "big": u64::MAX },
+            "info": info(),
             "joined_at": "2026-01-01T00:00:00.000001Z",
             "updated_at": "2026-01-01T00:00:01.000000Z",
         })
@@ -188,6 +208,8 @@ mod tests {
         assert_eq!(json_of(&summary), expected);
         let member = Member { id: UserId::new("ada").unwrap(), info: Info::EMPTY, connections: 2 };
         assert_eq!(json_of(&member), json!({ "id": "ada", "info": {}, "connections": 2 }));
+        let member = Member { info: Info::new(info()).unwrap(), ..member };
+        assert_eq!(json_of(&member), json!({ "id": "ada", "info": info(), "connections": 2 }));
     }
 
     #[test]
@@ -216,6 +238,55 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshot_that_shows_no_members_keeps_its_counts() {
+        let mut full = Snapshot::empty(room(), Epoch::new(), 4);
+        for member in [presence(1, None), presence(2, Some("ada")), presence(3, Some("ada"))] {
+            full.fold_in(&member);
+        }
+        let mut counts = full.without_members();
+        let json = json_of(&counts);
+        let occupancy = Occupancy { connections: 3, users: 1, anonymous: 1 };
+        assert_eq!(json["presences"], json!([]));
+        assert_eq!(json["occupancy"], json!(occupancy));
+        let mut copy = Snapshot::deserialize(&json).unwrap();
+        assert_eq!((copy.occupancy(), copy.is_empty()), (occupancy, false));
+        let mut diff = Diff::new(room(), 5);
+        diff.joins = vec![presence(4, Some("bob")), presence(5, None)];
+        counts.apply(&diff);
+        copy.apply(&diff);
+        assert_eq!(copy, counts);
+        let occupancy = Occupancy { connections: 5, users: 2, anonymous: 2 };
+        assert_eq!(json_of(&counts)["occupancy"], json!(occupancy));
+        let empty = Snapshot::empty(room(), Epoch::new(), 0).without_members();
+        for all_shown in [full, empty] {
+            assert_eq!(json_of(&all_shown).get("occupancy"), None);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_counts_fewer_than_it_shows_is_refused() {
+        let counting = |connections: usize, users: usize, anonymous: usize| {
+            Snapshot::deserialize(&json!({
+                "channel_name": "lobby",
+                "epoch": Epoch::new(),
+                "version": 4,
+                "presences": [presence_json(1, None), presence_json(2, Some("ada"))],
+                "occupancy": Occupancy { connections, users, anonymous },
+            }))
+        };
+        for (connections, users, anonymous) in [(2, 1, 1), (3, 1, 1), (4, 2, 2)] {
+            assert!(counting(connections, users, anonymous).is_ok());
+        }
+        let too_many = usize::MAX;
+        for (connections, users, anonymous) in
+            [(1, 1, 1), (2, 0, 1), (2, 1, 0), (2, 2, 1), (3, 2, 2), (too_many, too_many, too_many)]
+        {
+            let error = counting(connections, users, anonymous).unwrap_err();
+            assert_eq!(error.to_string(), "the counts are not those of these presences and others");
+        }
+    }
+
+    #[test]
     fn a_snapshot_with_a_connection_twice_is_refused() {
         let twice = json!({
             "channel_name": "lobby",
@@ -225,6 +296,61 @@ mod tests {
         });
         let error = Snapshot::deserialize(&twice).unwrap_err();
         assert_eq!(error.to_string(), "a connection is in the room twice");
+    }
+
+    #[test]
+    fn how_two_snapshots_differ_is_encoded_and_read_again() {
+        let before = Snapshot::empty(room(), Epoch::new(), 4);
+        let mut after = before.clone();
+        after.fold_in(&presence(1, Some("ada")));
+        let json = json_of(&after.since(&before));
+        assert_eq!(json["joins"], json!([presence_json(1, Some("ada"))]));
+        assert_eq!(json["online"], json!(["ada"]));
+        assert_eq!(json_of(&before.since(&after))["leaves"], json["joins"]);
+    }
+
+    #[test]
+    fn an_info_is_an_object_wherever_it_is() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Flat {
+            id: u32,
+            #[serde(flatten)]
+            info: Info,
+        }
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        enum Tagged {
+            Info(Info),
+            Presence(Presence),
+            Both { info: Info, presence: Presence },
+        }
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(untagged)]
+        enum Any {
+            Presence(Presence),
+            Info(Info),
+            Number(u32),
+        }
+        let with = |mut value: Value, key: &str, and: Value| {
+            value[key] = and;
+            value
+        };
+        let (an_info, ada) = (Info::new(info()).unwrap(), presence(1, Some("ada")));
+        let ada_json = || presence_json(1, Some("ada"));
+        assert_eq!(json_of(&an_info), info());
+        assert_eq!(json_of(&Info::EMPTY), json!({}));
+        assert_eq!(json_of(&Some(an_info.clone())), info());
+        let flat = Flat { id: 7, info: an_info.clone() };
+        assert_eq!(json_of(&flat), with(info(), "id", json!(7)));
+        assert_eq!(json_of(&Flat { info: Info::EMPTY, ..flat }), json!({ "id": 7 }));
+        let tagged = |kind: &str, value| with(value, "kind", json!(kind));
+        assert_eq!(json_of(&Tagged::Info(an_info.clone())), tagged("info", info()));
+        assert_eq!(json_of(&Tagged::Presence(ada.clone())), tagged("presence", ada_json()));
+        let both = Tagged::Both { info: an_info.clone(), presence: ada.clone() };
+        let both_json = json!({ "info": info(), "presence": ada_json() });
+        assert_eq!(json_of(&both), tagged("both", both_json));
+        assert_eq!(json_of(&Any::Presence(ada)), ada_json());
+        assert_eq!(json_of(&Any::Info(an_info)), info());
     }
 
     #[test]

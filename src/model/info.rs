@@ -3,7 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use serde::{
-    Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned, ser::SerializeMap,
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error},
+    ser::SerializeMap,
 };
 use serde_json::{
     Map, Value,
@@ -52,7 +54,11 @@ pub enum InvalidInfo {
 /// What the app attaches to a presence: a JSON object of at most 4 KiB, nested at most [`MAX_DEPTH`] deep.
 ///
 /// Kept as compact text, which is encoded once; a clone shares it, and the empty object allocates
-/// nothing. Deserializing accepts deeper objects, which earlier versions have written.
+/// nothing.
+///
+/// It is serialized as an object in every format, which takes reading its text; [`serialize_raw`](Self::serialize_raw)
+/// writes that into JSON. Deserializing checks as [`from_map`](Self::from_map) does. A parser that makes doubles of
+/// integers beyond 64 bits, as that of serde_json does, has done so by then: only [`parse`](Self::parse) refuses those.
 ///
 /// ```
 /// use actix_presence::Info;
@@ -194,6 +200,20 @@ impl Info {
         Self::from_map(&map)
     }
 
+    /// Serializes it as the text that it is, unread: for `#[serde(serialize_with = "Info::serialize_raw")]` in types
+    /// that only serde_json writes. Any other format, and a field that is flattened, gets a map with a private key
+    /// instead of the object.
+    ///
+    /// # Errors
+    ///
+    /// That of the serializer.
+    pub fn serialize_raw<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(raw) => raw.serialize(serializer),
+            None => serializer.serialize_map(Some(0))?.end(),
+        }
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -217,16 +237,37 @@ impl Eq for Info {}
 
 impl Serialize for Info {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0 {
-            Some(raw) => raw.serialize(serializer),
-            None => serializer.serialize_map(Some(0))?.end(),
-        }
+        self.to_map().serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Info {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::of_any_depth(&Map::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        Self::from_map(&Map::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// An info as it is in the JSON of the database and of the bus: written unread, and read however deep it is, since
+/// earlier versions had no limit.
+#[derive(Debug, Default)]
+pub(crate) struct StoredInfo(pub Info);
+
+impl StoredInfo {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for StoredInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize_raw(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let info = Info::of_any_depth(&Map::deserialize(deserializer)?);
+        info.map(Self).map_err(D::Error::custom)
     }
 }
 
@@ -273,16 +314,65 @@ mod tests {
         assert!(info.to::<BTreeMap<String, bool>>().unwrap_err().is_data());
     }
 
+    fn nested(depth: usize) -> String {
+        r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth)
+    }
+
     #[test]
-    fn a_deep_object_is_no_info_but_can_be_deserialized() {
-        let nested = |depth: usize| {
-            let text = r#"{"a":"#.repeat(depth) + "1" + &"}".repeat(depth);
-            serde_json::from_str::<Value>(&text).unwrap()
+    fn a_deep_object_is_no_info_and_cannot_be_deserialized() {
+        let read = |json: &str| {
+            let value: Value = serde_json::from_str(json).unwrap();
+            let mut cbor = Vec::new();
+            ciborium::into_writer(&value, &mut cbor).unwrap();
+            [
+                Info::parse(json).map_err(|error| error.to_string()),
+                Info::new(value.clone()).map_err(|error| error.to_string()),
+                serde_json::from_str(json).map_err(|error| error.to_string()),
+                serde_json::from_value(value).map_err(|error| error.to_string()),
+                ciborium::from_reader(&*cbor).map_err(|error| error.to_string()),
+            ]
         };
-        assert!(Info::new(nested(MAX_DEPTH)).is_ok());
-        let deep = nested(MAX_DEPTH + 1);
-        assert_eq!(Info::new(deep.clone()), Err(InvalidInfo::Unfit(UnfitJson::TooDeep)));
-        assert_eq!(serde_json::from_str::<Info>(&deep.to_string()).unwrap().to_value(), deep);
+        for read in read(&nested(MAX_DEPTH)) {
+            assert_eq!(read.unwrap().as_json(), nested(MAX_DEPTH));
+        }
+        for depth in [MAX_DEPTH + 1, 126] {
+            for read in read(&nested(depth)) {
+                let refused = read.unwrap_err();
+                assert!(refused.contains("nested at most 32 deep"), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_deserialized_is_as_large_as_an_info_may_be_and_has_numbers_that_fit() {
+        let read = |json: &str| serde_json::from_str::<Info>(json).map_err(|e| e.to_string());
+        let text = |len| json!({"k": "x".repeat(len)}).to_string();
+        assert_eq!(read(&text(MAX_INFO_BYTES - 8)).unwrap().as_json().len(), MAX_INFO_BYTES);
+        let large = read(&text(MAX_INFO_BYTES - 7)).unwrap_err();
+        assert!(large.contains("at most 4096 bytes as JSON, this one has 4097"), "{large}");
+        for (bad, why) in [
+            ("[1]", "expected a map"),
+            (r#"{"n":1e999}"#, "out of range"),
+            (r#"{"k":"\ud800"}"#, "hex escape"),
+        ] {
+            let refused = read(bad).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+        assert!(serde_json::from_value::<Info>(json!([1])).is_err());
+        let mut cbor = Vec::new();
+        ciborium::into_writer(&std::collections::BTreeMap::from([("n", u128::MAX)]), &mut cbor)
+            .unwrap();
+        assert!(ciborium::from_reader::<Info, _>(&*cbor).is_err());
+    }
+
+    #[test]
+    fn what_an_earlier_version_stored_is_read_however_deep_and_written_as_it_is() {
+        let deep = nested(126);
+        let stored: StoredInfo = serde_json::from_str(&deep).unwrap();
+        assert_eq!(serde_json::to_string(&stored).unwrap(), deep);
+        assert_eq!(serde_json::to_string(&stored.0).unwrap(), deep);
+        assert!(serde_json::from_str::<StoredInfo>("{} {}").is_err());
+        assert!(serde_json::from_str::<StoredInfo>("{}").unwrap().is_empty());
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) use collections::{Few, Shrink};
 pub(crate) use identity::CODE_BYTES;
 pub use identity::ClusterIdentity;
 pub use ids::{ConnectionId, Epoch, InvalidConnectionId, InvalidEpoch};
+pub(crate) use info::StoredInfo;
 pub use info::{Info, InvalidInfo, MAX_DEPTH, MAX_INFO_BYTES};
 pub use json::{UnfitJson, check_info, check_payload};
 pub(crate) use names::ANONYMOUS_PREFIX;

@@ -18,7 +18,9 @@ use super::{
 /// A snapshot and the diffs after it leave no gap: see [`apply`](Self::apply).
 ///
 /// As JSON it has `channel_name`, `epoch`, `version` and `presences`, in the order of
-/// [`presences`](Self::presences). For clients, who are shown users, there is [`to_json`](Self::to_json).
+/// [`presences`](Self::presences). Where members are counted and not shown, as to those without
+/// [`Rights::members`](super::Rights::members), it has the counts in `occupancy`. For clients, who are shown users,
+/// there is [`to_json`](Self::to_json).
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     room: RoomName,
@@ -81,6 +83,21 @@ impl Snapshot {
     pub(crate) fn without_members(&self) -> Self {
         let hidden = self.occupancy().connections;
         Self { members: Tree::default(), hidden, room: self.room.clone(), ..*self }
+    }
+
+    /// Whether it counts connections that it does not show.
+    pub(super) fn hides_members(&self) -> bool {
+        self.hidden > 0
+    }
+
+    /// The same room with counts that include members which it does not show; `None` if they cannot include those
+    /// that it shows.
+    pub(super) fn with_hidden_members(self, counted: Occupancy) -> Option<Self> {
+        let (shown, Occupancy { connections, users, anonymous }) = (self.occupancy(), counted);
+        let hidden = connections.checked_sub(shown.connections)?;
+        let hidden_users = users.checked_sub(shown.users)?;
+        let of_users = hidden.checked_sub(anonymous.checked_sub(shown.anonymous)?)?;
+        (hidden_users <= of_users).then_some(Self { hidden, users, anonymous, ..self })
     }
 
     /// The distinct users in the room, ordered by id.

@@ -50,7 +50,22 @@ struct Users<'a>(&'a Snapshot);
 
 impl Serialize for Users<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.users())
+        serializer.collect_seq(self.0.users().map(JsonMember::from))
+    }
+}
+
+/// A [`Member`] whose info is written unread: lists are long.
+#[derive(Serialize)]
+struct JsonMember {
+    id: UserId,
+    #[serde(serialize_with = "Info::serialize_raw")]
+    info: Info,
+    connections: usize,
+}
+
+impl From<Member> for JsonMember {
+    fn from(Member { id, info, connections }: Member) -> Self {
+        Self { id, info, connections }
     }
 }
 
@@ -113,6 +128,7 @@ pub fn presence_diff<'a>(
     #[derive(Serialize)]
     struct LeftUser {
         id: UserId,
+        #[serde(serialize_with = "Info::serialize_raw")]
         info: Info,
         cause: Cause,
     }
@@ -121,14 +137,14 @@ pub fn presence_diff<'a>(
         channel_name: &'a RoomName,
         since: u64,
         version: u64,
-        joins: Vec<Member>,
+        joins: Vec<JsonMember>,
         leaves: Vec<LeftUser>,
         lurkers: usize,
     }
     let (mut joins, mut leaves) = (Vec::new(), Vec::new());
     for (user, cause) in changed {
         match (before.user(user), after.user(user)) {
-            (was, Some(is)) if was.as_ref() != Some(&is) => joins.push(is),
+            (was, Some(is)) if was.as_ref() != Some(&is) => joins.push(is.into()),
             (Some(was), None) => leaves.push(LeftUser { id: was.id, info: was.info, cause }),
             _ => {}
         }

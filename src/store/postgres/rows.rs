@@ -11,7 +11,7 @@ use crate::{
     log_limit::LogLimit,
     model::{
         ConnectionId, Epoch, NodeName, Occupancy, Presence, PresenceRecord, RoomName, SessionKey,
-        UserId,
+        StoredInfo, UserId,
     },
     store::{NodeRow, Row, transaction::to_count},
 };
@@ -62,7 +62,9 @@ impl PresenceRow {
     pub fn read(self) -> Result<(NodeName, Row), &'static str> {
         let connection = self.connection.parse::<ConnectionId>().map_err(|_| "channel_name")?;
         let user = self.user_id.map(UserId::new).transpose().map_err(|_| "user_id")?;
-        let info = serde_json::from_str(&self.info).map_err(|_| "info")?;
+        let StoredInfo(info) = serde_json::from_str(&self.info).map_err(|_| "info")?;
+        let fixed = serde_json::from_str(&self.fixed_info);
+        let StoredInfo(fixed) = fixed.map_err(|_| "fixed_info")?;
         let joined_at = self.joined_at.and_utc();
         let updated_at = self.updated_at.map_or(joined_at, |at| at.and_utc());
         let session = self.session_key.map(SessionKey::new).transpose();
@@ -71,7 +73,7 @@ impl PresenceRow {
             presence: Presence { connection, user, info, joined_at, updated_at },
             last_seen: self.last_seen.and_utc(),
             session: session.map_err(|_| "session_key")?,
-            fixed: serde_json::from_str(&self.fixed_info).map_err(|_| "fixed_info")?,
+            fixed,
             fading: self.fading_until.map(|until| until.and_utc()),
             generation: self.turn.try_into().map_err(|_| "turn")?,
             current_connection: current.map_err(|_| "current_connection")?,
