@@ -92,7 +92,8 @@ impl PresenceHandle {
     /// Shuts the system down, see [`Shutdown`], within the timeout: when it returns, the rows are written and the
     /// observers have handled all events, the leaves of the shutdown among them.
     ///
-    /// Rows are first: while an observer takes its time, they are written already.
+    /// Rows are first: while an observer takes its time, they are written already. Calls on several clones are one
+    /// shutdown, which ends with the first timeout that is over.
     ///
     /// # Errors
     ///
