@@ -84,7 +84,7 @@ async fn chat(
             }
             Some(Ok(Message::Pong(_) | Message::Nop)) => me.touch(),
             Some(Ok(Message::Close(reason))) => {
-                me.closed(reason.as_ref());
+                me.closed_by_client(reason.as_ref());
                 break reason;
             }
             Some(Ok(Message::Binary(_) | Message::Continuation(_))) => {

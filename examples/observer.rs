@@ -143,7 +143,7 @@ pub async fn watch_a_room() -> Result<(), Box<dyn Error>> {
     let mut other_tab = enter(&registry, Some("bob")).await?;
     drop(tab); // cut off: bob stays online
     board_is_up_to_date(&registry, &mut follows).await?;
-    other_tab.closed(None);
+    other_tab.closed_by_client(None);
     drop(other_tab); // and now he has left
     let _eve = enter(&registry, Some("eve")).await?;
     registry.send(Kick::User(UserId::new("eve")?)).await?;

@@ -142,6 +142,11 @@ impl Release {
 }
 
 impl Guard {
+    /// Whether the system shuts down, and the part has not crashed.
+    pub fn is_stopping(&self) -> bool {
+        matches!(*self.state.borrow(), SystemState::Stopping | SystemState::Stopped)
+    }
+
     /// What releases this guard.
     pub fn release(&self) -> Release {
         self.release.clone()

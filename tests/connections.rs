@@ -301,11 +301,46 @@ async fn dropping_a_connection_leaves_every_room_with_the_cause_it_was_given() {
         }
         t.changes().await;
         if let Some(reason) = closed {
-            me.closed(reason.as_ref());
+            me.closed_by_client(reason.as_ref());
         }
         drop(me);
         let changes = t.changes().await;
         assert_eq!(changes.len(), 2);
         assert!(changes.iter().all(|change| change.cause() == Some(cause)));
+    }
+}
+
+#[actix::test]
+async fn who_has_left_when_its_turn_comes_is_told_of_the_shutdown_too() {
+    let t = Harness::new().await;
+    let mut members = Vec::new();
+    // They are told in several batches.
+    for _ in 0..200 {
+        let me = Connection::new(t.registry.clone());
+        let (outlet, heard) = me.outlet(16);
+        me.enter(me.join(room("a"), outlet)).await.unwrap();
+        members.push((me, heard));
+    }
+    let stopping = actix::spawn(t.presence.shutdown(secs(5)));
+    assert!(matches!(members[0].1.recv().await, Some(Heard::Close(_))));
+    let (last, heard) = members.last_mut().unwrap();
+    assert!(last.leave_room(room("a")).await.unwrap());
+    assert_eq!(order(heard.recv().await), Disconnect { code: 1001, cause: Cause::Shutdown });
+    drop(members);
+    stopping.await.unwrap().unwrap();
+}
+
+#[actix::test]
+async fn a_shutdown_without_time_tells_everybody_what_it_is() {
+    let t = Harness::new().await;
+    let [member, nowhere] = [(); 2].map(|()| Connection::new(t.registry.clone()));
+    let (outlet, mut member_heard) = member.outlet(16);
+    member.enter(member.join(room("a"), outlet)).await.unwrap();
+    let (_outlet, mut nowhere_heard) = nowhere.outlet(16);
+    t.registry.send(GetStatus).await.unwrap();
+    assert!(t.presence.shutdown(secs(0)).await.is_err());
+    for heard in [&mut member_heard, &mut nowhere_heard] {
+        let told = tokio::time::timeout(secs(10), heard.recv()).await.expect("it is told");
+        assert_eq!(order(told), Disconnect { code: 1001, cause: Cause::Shutdown });
     }
 }

@@ -165,12 +165,18 @@ async fn a_join_that_waits_for_the_hook_of_another_node_is_found_in_a_room_that_
     let a = start("a", PresenceConfig::default());
     let hook = |_| std::future::pending();
     let b = start("b", PresenceConfig::default().authorize_async(hook));
-    for node in [&a, &b] {
-        let know = |status: &Status| status.nodes == 2 && status.bus == BusState::Up;
-        while !know(&node.status().await.unwrap()) {}
-    }
-    let me = Connection::new(b.registry());
+    let met = async {
+        for node in [&a, &b] {
+            let know = |status: &Status| status.nodes == 2 && status.bus == BusState::Up;
+            while !know(&node.status().await.unwrap()) {}
+        }
+    };
+    tokio::time::timeout(secs(10), met).await.expect("they know each other");
+    let [me, other] = [(); 2].map(|()| Connection::new(b.registry()));
     let (outlet, _heard) = me.outlet(16);
+    let (other_outlet, _other_heard) = other.outlet(16);
+    let join = other.join(room("gate 0"), other_outlet).user(user("bob"));
+    let others = actix::spawn(other.enter(join));
     for number in 0..3 {
         let room = room(&format!("gate {number}"));
         let join = me.join(room.clone(), outlet.clone()).user(user("ada"));
@@ -190,4 +196,5 @@ async fn a_join_that_waits_for_the_hook_of_another_node_is_found_in_a_room_that_
             other => panic!("not refused: {other}"),
         }
     }
+    assert!(!others.is_finished(), "the join of somebody else waits on");
 }

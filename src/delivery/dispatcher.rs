@@ -99,6 +99,8 @@ impl Dispatcher {
                     self.exit(connection, room);
                 }
                 let ended = self.receivers.remove(&connection);
+                let drained = self.take_pending_drain(connection);
+                let close = close.or(drained.map(|disconnect| (disconnect, CLOSE_TIMEOUT)));
                 self.receivers.shrink();
                 self.rooms.shrink();
                 if let (Some((disconnect, timeout)), Some(receiver)) = (close, ended) {
@@ -153,9 +155,20 @@ impl Dispatcher {
         }
     }
 
-    /// The registry is gone. One that shuts down has told all sessions before; who was not told hears that it has
-    /// crashed.
-    pub(super) fn tell_crash(&self) {
+    /// The order to close of a connection that ends before the lists were handed out which it was to get first.
+    fn take_pending_drain(&mut self, connection: ConnectionId) -> Option<Disconnect> {
+        self.drains.iter_mut().find_map(|drain| {
+            let place = drain.connections.iter().position(|one| *one == connection)?;
+            drain.connections.swap_remove(place);
+            Some(drain.disconnect)
+        })
+    }
+
+    /// Nobody gives orders any more. A registry that shuts down has told all sessions before; who was not told hears
+    /// that it has crashed, as does who is served by a thread that has ended.
+    pub(super) fn tell_crash(&mut self) {
+        self.drains.iter_mut().for_each(|drain| drain.queues.clear());
+        self.finish_drains();
         for receiver in self.receivers.values().filter(|receiver| !receiver.has_ended) {
             receiver.recipients.close(CRASHED, CLOSE_TIMEOUT);
         }
@@ -380,7 +393,6 @@ pub(super) fn note_sent(
 impl Actor for Dispatcher {
     type Context = Context<Self>;
 
-    /// Nobody gives orders any more.
     fn stopped(&mut self, _: &mut Context<Self>) {
         self.tell_crash();
     }

@@ -317,22 +317,37 @@ impl Delivery {
     }
 
     /// Tells connections to close. Each stays a member until its session has left, and gets what was published
-    /// before.
+    /// before. Returns those that were told: who has left since is not a member any more.
     pub fn drain(
         &mut self,
         connections: Vec<ConnectionId>,
         disconnect: Disconnect,
         rooms: &Rooms,
         now: u64,
-    ) {
+    ) -> Vec<ConnectionId> {
         self.end_turn(rooms, now);
         self.flush_messages(rooms, now);
+        self.order_to_close(connections, disconnect)
+    }
+
+    /// Tells all connections to close that were not told yet, at once. Returns them.
+    pub fn order_all_to_close(&mut self, disconnect: Disconnect) -> Vec<ConnectionId> {
+        self.order_to_close(self.memberships.keys().copied().collect(), disconnect)
+    }
+
+    fn order_to_close(
+        &mut self,
+        connections: Vec<ConnectionId>,
+        disconnect: Disconnect,
+    ) -> Vec<ConnectionId> {
+        let mut told = Vec::new();
         let mut by_dispatcher: Vec<(DispatcherId, Vec<ConnectionId>)> = Vec::new();
         for connection in connections {
             let Some(known) = self.memberships.get_mut(&connection) else { continue };
             if std::mem::replace(&mut known.is_draining, true) {
                 continue;
             }
+            told.push(connection);
             match by_dispatcher.iter_mut().find(|(id, _)| *id == known.dispatcher) {
                 Some((_, connections)) => connections.push(connection),
                 None => by_dispatcher.push((known.dispatcher, vec![connection])),
@@ -341,6 +356,7 @@ impl Delivery {
         for (dispatcher, connections) in by_dispatcher {
             self.dispatchers.notify(dispatcher, DeliveryOrder::Drain { connections, disconnect });
         }
+        told
     }
 
     pub fn is_draining(&self, connection: ConnectionId) -> bool {

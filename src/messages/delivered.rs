@@ -118,7 +118,7 @@ impl Register {
 }
 
 /// What sessions are told when the registry has crashed: an internal error (RFC 6455, section 7.4.1).
-pub(crate) const CRASHED: Disconnect = Disconnect { code: 1011, cause: Cause::Shutdown };
+pub(crate) const CRASHED: Disconnect = Disconnect { code: 1011, cause: Cause::Disconnected };
 
 /// The WebSocket close code for a cause, if the registry closes connections for it.
 ///

@@ -70,7 +70,7 @@ pub struct Kicked {
     /// who is on the others, or the bus could not tell them. It was done on this node, and on the others as
     /// far as the bus took it.
     ///
-    /// A number that is not partial is no receipt: the bus tells other nodes at most once, and a node that is cut
+    /// Joins that wait on other nodes are refused, and not counted. A number that is not partial is no receipt: the bus tells other nodes at most once, and a node that is cut
     /// off from it or has just died is counted by its rows, though it may hear nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,

@@ -173,7 +173,7 @@ impl RoomRegistry {
         let Waiting { question, later, .. } = waiting;
         match (judge(answer), question) {
             (Ok(granted), Question::Join(asked)) => {
-                let rights = asked.rights.map(|rights| rights.and(granted));
+                let rights = Some(asked.rights.map_or(granted, |rights| rights.and(granted)));
                 self.join_when_known(PendingJoin { rights, ..asked }, ctx);
             }
             (Ok(_), Question::Admit(msg, reply)) => self.admit_when_known(msg, reply, ctx),
@@ -184,8 +184,8 @@ impl RoomRegistry {
         }
     }
 
-    /// Denies what has waited for the hook for too long.
-    pub(super) fn deny_overdue(&mut self, ctx: &mut Context<Self>, now: Moment) {
+    /// Refuses what has waited for the hook for too long.
+    pub(super) fn refuse_overdue(&mut self, ctx: &mut Context<Self>, now: Moment) {
         while let Some(waiting) = self.commands.authorizations.take_due(now.monotonic) {
             self.authorized(waiting, Answer::TimedOut, ctx);
         }
@@ -216,7 +216,7 @@ impl Handler<Authorized> for RoomRegistry {
     }
 }
 
-/// The rights that an answer of a hook gives. A denial is counted.
+/// The rights that an answer of a hook gives. Any other answer is counted.
 fn judge(answer: Answer) -> Result<Rights, JoinError> {
     let denied = |reason| JoinError::Denied { reason };
     let (kind, error) = match answer {
@@ -253,6 +253,7 @@ pub(super) fn count_denial(kind: &'static str) {
     match kind {
         "join" => tracing::warn!(suppressed, "an authorization hook has denied a join"),
         "publish" => tracing::warn!(suppressed, "a member may not publish in its room"),
-        _ => tracing::error!(kind, suppressed, "joins are denied: the authorization hook fails"),
+        "undecided" => tracing::warn!(suppressed, "an authorization hook cannot decide on joins"),
+        _ => tracing::error!(kind, suppressed, "joins are refused: the authorization hook fails"),
     }
 }

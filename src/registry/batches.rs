@@ -51,7 +51,7 @@ impl RoomRegistry {
         let now = self.clock.now();
         self.end_faded(now);
         self.run_expired_commands(ctx, now);
-        self.deny_overdue(ctx, now);
+        self.refuse_overdue(ctx, now);
         self.delivery.end_turn(&self.rooms, now.monotonic);
         self.remove_refusing(now);
         self.batch_begun = None;

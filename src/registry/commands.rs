@@ -39,10 +39,10 @@ pub(super) type Answer<T> = Result<T, QueryError>;
 /// A command that waits, with where its answer goes.
 pub(super) enum RoomCommand {
     Admit(Admit, oneshot::Sender<Result<(), JoinError>>),
-    /// With the rights that the asynchronous hook has given, if there is one.
     Join(PendingJoin),
     Leave(Leave, oneshot::Sender<bool>),
     UpdateInfo(UpdateInfo, oneshot::Sender<bool>),
+    UpdatePresence(UpdateInfo, oneshot::Sender<bool>),
     /// With the room that it waits for, and how long its receivers may take to be counted.
     Publish(RoomName, Publish, Duration, oneshot::Sender<Result<usize, PublishError>>),
     KickFrom(KickFrom, oneshot::Sender<Kicked>),
@@ -59,7 +59,7 @@ impl RoomCommand {
             Self::Admit(msg, _) => &msg.room,
             Self::Join(asked) => &asked.join.room,
             Self::Leave(msg, _) => &msg.room,
-            Self::UpdateInfo(msg, _) => &msg.room,
+            Self::UpdateInfo(msg, _) | Self::UpdatePresence(msg, _) => &msg.room,
             Self::Publish(room, ..) => room,
             Self::KickFrom(msg, _) => &msg.room,
             Self::CloseRoom(msg, _) => &msg.room,
@@ -84,6 +84,9 @@ impl RoomCommand {
             Self::Join(asked) => registry.join(asked, ctx),
             Self::Leave(msg, reply) => drop(reply.send(registry.leave(msg, ctx))),
             Self::UpdateInfo(msg, reply) => drop(reply.send(registry.update_info(msg, ctx))),
+            Self::UpdatePresence(msg, reply) => {
+                let _ = reply.send(registry.update_presence(msg, ctx));
+            }
             Self::Publish(_, msg, timeout, reply) => {
                 registry.publish(msg, timeout, ctx).send_to(reply);
             }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Close codes (RFC 6455, section 7.4.1, and its registry): the server goes away, or restarts.
-const GOING_AWAY: u16 = 1001;
+pub(super) const GOING_AWAY: u16 = 1001;
 const RESTARTING: u16 = 1012;
 
 /// How long to wait for the rows before anybody is told to close: a client that comes back to another node is
@@ -96,8 +96,9 @@ impl RoomRegistry {
         let Some(draining) = &mut self.draining else { return };
         if let Some(batch) = draining.batches.next() {
             let now = self.clock.now().monotonic;
-            batch.iter().for_each(|connection| self.registered.is_told(*connection));
-            self.delivery.drain(batch, draining.order, &self.rooms, now);
+            for told in self.delivery.drain(batch, draining.order, &self.rooms, now) {
+                self.registered.note_told(told);
+            }
         }
         if draining.batches.len() > 0 {
             ctx.run_later(DRAIN_INTERVAL, |registry, ctx| registry.drain_next(done, ctx));

@@ -44,10 +44,13 @@ impl Handler<SessionBatch> for RoomRegistry {
 
     fn handle(
         &mut self,
-        SessionBatch { touches, joins, unread }: SessionBatch,
+        SessionBatch { registrations, touches, joins, unread }: SessionBatch,
         ctx: &mut Context<Self>,
     ) {
         drop(unread);
+        for registration in registrations {
+            self.register(registration);
+        }
         let now = self.clock.now();
         for touch in touches {
             self.touch(touch, now);
@@ -241,17 +244,12 @@ impl Handler<UpdateInfo> for RoomRegistry {
 impl Handler<UpdatePresence> for RoomRegistry {
     type Result = Reply<bool>;
 
-    fn handle(
-        &mut self,
-        UpdatePresence(msg): UpdatePresence,
-        ctx: &mut Context<Self>,
-    ) -> Reply<bool> {
-        let UpdateInfo { room, connection: id, info } = msg;
-        let connection = match self.rooms.presence_of(&room, id) {
-            Some(_) => id,
-            None => self.rooms.current_connection(&room, id).unwrap_or(id),
-        };
-        self.handle(UpdateInfo { room, connection, info }, ctx)
+    fn handle(&mut self, msg: UpdatePresence, ctx: &mut Context<Self>) -> Self::Result {
+        let UpdatePresence(msg) = msg;
+        if self.commands.has(&msg.room) {
+            return self.reply_later(ctx, |reply| RoomCommand::UpdatePresence(msg, reply));
+        }
+        Reply::Now(self.update_presence(msg, ctx))
     }
 }
 
@@ -261,6 +259,16 @@ impl RoomRegistry {
             self.touches += 1;
             self.mirror.heard(connection);
         }
+    }
+
+    /// As [`update_info`](Self::update_info), also by the id under which a presence is listed.
+    pub(super) fn update_presence(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {
+        let UpdateInfo { room, connection: id, info } = msg;
+        let connection = match self.rooms.presence_of(&room, id) {
+            Some(_) => id,
+            None => self.rooms.current_connection(&room, id).unwrap_or(id),
+        };
+        self.update_info(UpdateInfo { room, connection, info }, ctx)
     }
 
     pub(super) fn update_info(&mut self, msg: UpdateInfo, ctx: &mut Context<Self>) -> bool {

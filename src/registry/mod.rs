@@ -50,7 +50,7 @@ use ahash::RandomState;
 
 use self::{
     commands::CommandQueue,
-    draining::Draining,
+    draining::{Draining, GOING_AWAY},
     registered::Registered,
     rights::LimitedRights,
     sessions::{Places, UNRESUMABLE_DELAY},
@@ -61,7 +61,7 @@ use crate::{
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
     delivery::{Delivery, DeliveryReport, Observers, UserObservers},
-    messages::{Change, PresenceChanged},
+    messages::{CRASHED, Change, Disconnect, PresenceChanged},
     mirror::Mirror,
     model::{
         Cause, ConnectionId, Diff, Left, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
@@ -108,7 +108,7 @@ pub(crate) struct Parts {
 /// listed below as its [`Handler`]s. It never waits for a database, a session or an observer.
 pub struct RoomRegistry {
     /// Dropped first: the writer and the reader end with the registry.
-    _guard: Guard,
+    guard: Guard,
     pub(crate) rooms: Rooms,
     pub(crate) sessions: Sessions,
     recent_leaves: RecentLeaves,
@@ -163,7 +163,7 @@ pub struct RoomRegistry {
 impl RoomRegistry {
     pub(crate) fn new(parts: Parts) -> Self {
         let mut registry = Self {
-            _guard: parts.guard,
+            guard: parts.guard,
             started: parts.clock.now(),
             joins: Counter::new("presence_joins_total"),
             leaves: LeaveCounters::new(),
@@ -213,6 +213,7 @@ impl RoomRegistry {
         self.recent_leaves.shrink(now);
         self.rooms.shrink();
         self.sessions.shrink();
+        self.registered.shrink();
         self.delivery.shrink();
         self.mirror.shrink();
     }
@@ -321,11 +322,23 @@ impl Handler<DeliveryReport> for RoomRegistry {
 }
 
 impl Drop for RoomRegistry {
-    /// A registry that shuts down has told all sessions. After a crash those in rooms hear of it from their
-    /// dispatchers, and the others here.
+    /// A registry that shuts down has told all sessions, unless it had too little time: then it tells the others now.
+    /// After a crash those in rooms hear of it from their dispatchers, and those in none from this.
     fn drop(&mut self) {
-        let Self { registered, rooms, .. } = self;
-        registered.tell_crash(|connection| rooms.last_seen(connection).is_none());
+        let going_away = Disconnect { code: GOING_AWAY, cause: Cause::Shutdown };
+        let order = self.order_of_stop().or(self.guard.is_stopping().then_some(going_away));
+        let Self { registered, rooms, delivery, .. } = self;
+        match order {
+            Some(order) => {
+                for told in delivery.order_all_to_close(order) {
+                    registered.note_told(told);
+                }
+                registered.tell(order);
+            }
+            None => {
+                registered.tell_those(CRASHED, |connection| rooms.last_seen(connection).is_none());
+            }
+        }
     }
 }
 

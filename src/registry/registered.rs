@@ -7,7 +7,7 @@ use ahash::RandomState;
 
 use super::RoomRegistry;
 use crate::{
-    messages::{CRASHED, Disconnect, Register},
+    messages::{Disconnect, Register},
     model::{ConnectionId, Shrink},
 };
 
@@ -66,7 +66,7 @@ impl Registered {
     }
 
     /// The connection was told to close in another way: it is told once.
-    pub fn is_told(&mut self, connection: ConnectionId) {
+    pub fn note_told(&mut self, connection: ConnectionId) {
         if let Some(session) = self.sessions.get_mut(&connection) {
             session.is_told = true;
         }
@@ -74,20 +74,22 @@ impl Registered {
 
     /// Tells those to close that were not told yet.
     pub fn tell(&mut self, order: Disconnect) {
-        for session in self.sessions.values_mut() {
-            if !std::mem::replace(&mut session.is_told, true) {
+        self.tell_those(order, |_| true);
+    }
+
+    /// The same for those of these connections alone.
+    pub fn tell_those(&mut self, order: Disconnect, meant: impl Fn(ConnectionId) -> bool) {
+        for (connection, session) in &mut self.sessions {
+            if meant(*connection) && !std::mem::replace(&mut session.is_told, true) {
                 session.disconnect.do_send(order);
             }
         }
     }
 
-    /// Tells those of these connections that were not told to close that the registry has crashed.
-    pub fn tell_crash(&self, of: impl Fn(ConnectionId) -> bool) {
-        for (connection, session) in &self.sessions {
-            if !session.is_told && of(*connection) {
-                session.disconnect.do_send(CRASHED);
-            }
-        }
+    /// Gives the memory back that a crowd needed.
+    pub fn shrink(&mut self) {
+        self.sessions.shrink();
+        self.purge_at = self.purge_at.min(self.sessions.len() * 2);
     }
 
     /// Whether all sessions have ended.
@@ -100,6 +102,12 @@ impl Handler<Register> for RoomRegistry {
     type Result = ();
 
     fn handle(&mut self, msg: Register, _: &mut Context<Self>) {
+        self.register(msg);
+    }
+}
+
+impl RoomRegistry {
+    pub(super) fn register(&mut self, msg: Register) {
         match self.order_of_stop() {
             Some(order) => msg.disconnect.do_send(order),
             None => self.registered.insert(msg),

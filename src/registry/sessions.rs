@@ -87,7 +87,7 @@ impl RoomRegistry {
             if close_code(cause).is_some() {
                 // One that is told to close is not let in anywhere else meanwhile.
                 self.refuse_joins(connection, &JoinError::Withdrawn);
-                self.registered.is_told(connection);
+                self.registered.note_told(connection);
             }
             self.delivery.disconnect(connection, cause);
             self.places.release(connection);
@@ -285,7 +285,7 @@ impl RoomRegistry {
     /// presences fade until the newer one has joined.
     fn end_socket(&mut self, connection: ConnectionId, now: Moment) {
         self.delivery.close_within(connection, Cause::Replaced, REPLACED_TIMEOUT);
-        self.registered.is_told(connection);
+        self.registered.note_told(connection);
         self.end_connection(connection, Cause::Disconnected, now);
     }
 }

@@ -1,4 +1,4 @@
-//! Touches and joins of the sessions of a thread, sent to the registry in batches.
+//! Registrations, touches and joins of the sessions of a thread, sent to the registry in batches.
 
 use std::{
     cell::RefCell,
@@ -11,11 +11,11 @@ use actix::{WeakAddr, prelude::*};
 use tokio::sync::oneshot;
 
 use crate::{
-    messages::{Join, JoinError, Joined, PendingJoin, SessionBatch, Touch},
+    messages::{Join, JoinError, Joined, PendingJoin, Register, SessionBatch, Touch},
     registry::RoomRegistry,
 };
 
-/// How long a touch may wait. A join waits until the sessions of the thread that are ready have run.
+/// How long a touch or a registration may wait. A join waits until the sessions of the thread that are ready have run.
 const TOUCH_DELAY: Duration = Duration::from_millis(20);
 /// How many touches a batch has at most.
 const MAX_TOUCHES: usize = 1024;
@@ -53,11 +53,26 @@ pub(super) fn batch_touch(registry: &Addr<RoomRegistry>, touch: Touch) {
         registry.do_send(batch);
     }
     if is_first {
-        actix::spawn(async {
-            actix::clock::sleep(TOUCH_DELAY).await;
-            flush_batches();
-        });
+        flush_soon();
     }
+}
+
+/// Queues a registration.
+pub(super) fn batch_register(registry: &Addr<RoomRegistry>, registration: Register) {
+    let is_first = with_batch(registry, |pending| {
+        pending.batch.registrations.push(registration);
+        pending.batch.registrations.len() == 1
+    });
+    if is_first {
+        flush_soon();
+    }
+}
+
+fn flush_soon() {
+    actix::spawn(async {
+        actix::clock::sleep(TOUCH_DELAY).await;
+        flush_batches();
+    });
 }
 
 /// Queues a join. The answer is `None` if the registry has stopped.
@@ -84,7 +99,7 @@ pub(super) fn flush_batches() {
     });
     for (registry, batch) in batches.unwrap_or_default() {
         // Not refused by a full mailbox: it stands for many messages, each join is awaited by its
-        // session, and batches of touches are bounded by `MAX_UNREAD_BATCHES`.
+        // session, a session registers once, and batches of touches are bounded by `MAX_UNREAD_BATCHES`.
         registry.do_send(batch);
     }
 }
@@ -109,7 +124,7 @@ impl RegistryBatch {
         let batch = std::mem::take(&mut self.batch);
         let unread = Arc::strong_count(&self.unread) - 1;
         let is_dropped = batch.touches.is_empty() || unread >= MAX_UNREAD_BATCHES;
-        if batch.joins.is_empty() && is_dropped {
+        if batch.registrations.is_empty() && batch.joins.is_empty() && is_dropped {
             return None;
         }
         let unread = Some(Arc::clone(&self.unread));

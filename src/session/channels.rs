@@ -65,7 +65,7 @@ impl Default for Channels {
 
 impl Protocol for Channels {
     fn started(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>) {
-        socket.me.register(ctx.address());
+        socket.me.batched_register(ctx.address());
         watch_idle(socket, ctx);
     }
 

@@ -22,7 +22,7 @@ use actix::{dev::ToEnvelope, prelude::*};
 use actix_http::ws::{CloseCode, CloseReason};
 use actix_web::HttpRequest;
 
-use self::batches::{batch_touch, flush_batches};
+use self::batches::{batch_register, batch_touch, flush_batches};
 pub use self::{
     idle::{IdleStep, IdleWatch},
     json::WsSession,
@@ -264,16 +264,34 @@ impl Connection {
         A: Actor + Handler<Disconnect>,
         A::Context: ToEnvelope<A, Disconnect>,
     {
-        let session = session.recipient();
-        if self.registry.connected() {
+        if let Some(registration) = self.registration(session.recipient()) {
             // Bounded: one for each connection. Its leave takes it back.
+            self.registry.do_send(registration);
+        }
+    }
+
+    /// As [`register`](Self::register), in the next batch of this thread.
+    fn batched_register<A>(&self, session: Addr<A>)
+    where
+        A: Actor + Handler<Disconnect>,
+        A::Context: ToEnvelope<A, Disconnect>,
+    {
+        if let Some(registration) = self.registration(session.recipient()) {
+            batch_register(&self.registry, registration);
+        }
+    }
+
+    /// The message with which a session registers. One that is too late is told to close.
+    fn registration(&self, session: Recipient<Disconnect>) -> Option<Register> {
+        if self.registry.connected() {
             let alive = self.alive.as_ref().map(Arc::downgrade);
-            return self.registry.do_send(Register { alive, ..Register::new(self.id, session) });
+            return Some(Register { alive, ..Register::new(self.id, session) });
         }
         let cause = Cause::Shutdown;
         if let Some(code) = close_code(cause) {
             session.do_send(Disconnect { code, cause });
         }
+        None
     }
 
     /// Starts what a session that is no actor receives with: the address to [`join`](Self::join) with, and the
@@ -359,11 +377,11 @@ impl Connection {
     ///
     /// fn handle(me: &mut Connection, frame: Message) {
     ///     if let Message::Close(reason) = frame {
-    ///         me.closed(reason.as_ref());
+    ///         me.closed_by_client(reason.as_ref());
     ///     }
     /// }
     /// ```
-    pub fn closed(&mut self, reason: Option<&CloseReason>) {
+    pub fn closed_by_client(&mut self, reason: Option<&CloseReason>) {
         if reason.is_none_or(|reason| reason.code == CloseCode::Normal) {
             self.cause = Cause::Left;
         }

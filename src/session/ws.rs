@@ -266,7 +266,7 @@ impl<P: Protocol> Socket<P> {
 
     fn closed(&mut self, ctx: &mut Ctx<P>, reason: Option<CloseReason>) {
         if !self.closing {
-            self.me.closed(reason.as_ref());
+            self.me.closed_by_client(reason.as_ref());
             self.outgoing.close(reason.map(|reason| reason.code.into()));
         }
         ctx.stop();

@@ -78,7 +78,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Agent {
             Ok(ws::Message::Ping(bytes)) => ctx.pong(&bytes),
             Ok(ws::Message::Pong(_)) => {}
             Ok(ws::Message::Close(reason)) => {
-                self.me.closed(reason.as_ref());
+                self.me.closed_by_client(reason.as_ref());
                 ctx.close(reason);
                 ctx.stop();
             }

@@ -60,7 +60,7 @@ async fn listen(
                 match frame {
                     Message::Ping(bytes) => session.pong(&bytes).await?,
                     Message::Close(reason) => {
-                        me.closed(reason.as_ref());
+                        me.closed_by_client(reason.as_ref());
                         break reason;
                     }
                     _ => {}

@@ -1,20 +1,19 @@
 //! Members with fewer rights, on real sockets.
 
-use std::net::TcpListener;
-
 use actix_presence::{Decision, PresenceConfig, Rights};
-use actix_web::{App, HttpServer};
-use presence_server::{ServerOptions, ServerState, configure};
 use serde_json::json;
 use tokio_tungstenite::{connect_async, tungstenite::Error};
 
-use crate::sockets::Client;
+use crate::sockets::{Client, serve};
 
 #[actix::test]
 async fn who_may_not_publish_is_told_so_and_who_may_not_see_members_gets_counts() {
     let presence = PresenceConfig::new("sqlite::memory:")
         .authorize_async(|join| async move {
             let user = join.user.as_ref().map_or("", |user| user.as_str());
+            if user == "ivy" {
+                return Decision::Undecided;
+            }
             Decision::Grant(match user {
                 "eve" => Rights::NONE,
                 "reader" => Rights { publish: false, ..Rights::ALL },
@@ -24,25 +23,15 @@ async fn who_may_not_publish_is_told_so_and_who_may_not_see_members_gets_counts(
         })
         .start()
         .unwrap();
-    let state = ServerState::new(
-        &presence,
-        ServerOptions { believe_query: true, ..ServerOptions::default() },
-    );
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = HttpServer::new(move || App::new().configure(configure(state.clone())))
-        .workers(1)
-        .listen(listener)
-        .unwrap()
-        .run();
-    let stop = server.handle();
-    let serving = actix::spawn(server);
-    let url = |path: &str| format!("ws://{address}{path}");
+    let (address, server) = serve(&presence);
+    let url = |path: &str| format!("{address}{path}");
     let message = json!({"type": "message", "payload": "hi"});
 
-    match connect_async(url("/ws/lobby?user=eve")).await {
-        Err(Error::Http(refused)) => assert_eq!(refused.status(), 403),
-        other => panic!("{other:?}"),
+    for (user, status) in [("eve", 403), ("ivy", 503)] {
+        match connect_async(url(&format!("/ws/lobby?user={user}"))).await {
+            Err(Error::Http(refused)) => assert_eq!(refused.status(), status),
+            other => panic!("{other:?}"),
+        }
     }
     let mut reader = Client::open(&url("/ws/lobby?user=reader")).await;
     assert_eq!(reader.next().await.unwrap()["type"], "presence");
@@ -57,10 +46,12 @@ async fn who_may_not_publish_is_told_so_and_who_may_not_see_members_gets_counts(
     assert_eq!((&count["type"], &count["payload"]["users"]), (&json!("presence_count"), &json!(2)));
 
     let phoenix = "/socket/websocket?vsn=2.0.0&user=";
-    let mut denied = Client::open(&url(&format!("{phoenix}eve"))).await;
-    denied.say(json!(["1", "1", "lobby", "phx_join", {}])).await;
-    let reply = denied.until(|frame| frame[3] == "phx_reply").await.pop().unwrap();
-    assert_eq!(reply[4], json!({"response": {"reason": "unauthorized"}, "status": "error"}));
+    for (user, reason) in [("eve", "unauthorized"), ("ivy", "authorization failed")] {
+        let mut refused = Client::open(&url(&format!("{phoenix}{user}"))).await;
+        refused.say(json!(["1", "1", "lobby", "phx_join", {}])).await;
+        let reply = refused.until(|frame| frame[3] == "phx_reply").await.pop().unwrap();
+        assert_eq!(reply[4], json!({"response": {"reason": reason}, "status": "error"}));
+    }
 
     let mut client = Client::open(&url(&format!("{phoenix}audience"))).await;
     client.say(json!(["1", "1", "lobby", "phx_join", {}])).await;
@@ -87,6 +78,5 @@ async fn who_may_not_publish_is_told_so_and_who_may_not_see_members_gets_counts(
         "hi"
     );
     presence.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
-    stop.stop(false).await;
-    serving.await.unwrap().unwrap();
+    server.stop(false).await;
 }

@@ -1,13 +1,13 @@
 //! A server on a port of its own, and clients of its WebSockets.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, time::Duration};
 
 use actix_presence::PresenceHandle;
 use actix_web::{App, HttpServer, dev::ServerHandle};
 use futures_util::{SinkExt, StreamExt};
 use presence_server::{ServerOptions, ServerState, configure};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{Error, Message, protocol::CloseFrame},
@@ -42,10 +42,11 @@ impl Client {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
 
-    /// The next frame, or the close frame.
+    /// The next frame, or the close frame, which has to come within ten seconds.
     pub async fn next(&mut self) -> Result<Value, Option<CloseFrame>> {
         loop {
-            match self.0.next().await.unwrap().unwrap() {
+            let next = timeout(Duration::from_secs(10), self.0.next());
+            match next.await.expect("a frame within ten seconds").unwrap().unwrap() {
                 Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
                 Message::Close(frame) => return Err(frame),
                 _ => {}

@@ -50,7 +50,7 @@ async fn chat(
                     }
                     Some(Ok(Message::Pong(_))) => me.touch(),
                     Some(Ok(Message::Close(reason))) => {
-                        me.closed(reason.as_ref());
+                        me.closed_by_client(reason.as_ref());
                         break reason;
                     }
                     Some(Ok(_)) => break Some((CloseCode::Unsupported, "only text").into()),

@@ -63,7 +63,7 @@ impl StreamHandler<Result<ws::Message, ws::ProtocolError>> for Chatter {
             }
             Ok(ws::Message::Pong(_)) => self.me.touch(),
             Ok(ws::Message::Close(reason)) => {
-                self.me.closed(reason.as_ref());
+                self.me.closed_by_client(reason.as_ref());
                 ctx.close(reason);
                 ctx.stop();
             }

@@ -109,6 +109,9 @@ async fn rolling_deploy(end: End) {
         }
         let again = cluster.clone();
         let node = spawn_blocking(move || again.node(name)).await.unwrap();
+        // A balancer sends nobody to it before: what is said on a node whose bus is not up yet, others may not hear.
+        until("it is ready", async || (node.get("/readyz").await.status == 200).then_some(()))
+            .await;
         record.add_node(name, node.address());
         nodes.insert(place, node);
         all_hear_all(&record, plans.len()).await;
