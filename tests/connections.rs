@@ -325,7 +325,8 @@ async fn who_has_left_when_its_turn_comes_is_told_of_the_shutdown_too() {
     assert!(matches!(members[0].1.recv().await, Some(Heard::Close(_))));
     let (last, heard) = members.last_mut().unwrap();
     assert!(last.leave_room(room("a")).await.unwrap());
-    assert_eq!(order(heard.recv().await), Disconnect { code: 1001, cause: Cause::Shutdown });
+    let told = tokio::time::timeout(secs(10), heard.recv()).await.expect("it is told");
+    assert_eq!(order(told), Disconnect { code: 1001, cause: Cause::Shutdown });
     drop(members);
     stopping.await.unwrap().unwrap();
 }

@@ -117,6 +117,36 @@ impl Register {
     }
 }
 
+/// A [`Register`] on its way to the registry. Dropped before that has it, it tells the session to close: there is no
+/// registry any more.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Registration(Option<Register>);
+
+impl Registration {
+    pub fn new(
+        connection: ConnectionId,
+        disconnect: Recipient<Disconnect>,
+        alive: Option<Weak<()>>,
+    ) -> Self {
+        Self(Some(Register { connection, disconnect, alive }))
+    }
+
+    /// The registration, for the registry.
+    pub fn take(mut self) -> Option<Register> {
+        self.0.take()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let cause = Cause::Shutdown;
+        if let (Some(Register { disconnect, .. }), Some(code)) = (&self.0, close_code(cause)) {
+            disconnect.do_send(Disconnect { code, cause });
+        }
+    }
+}
+
 /// What sessions are told when the registry has crashed: an internal error (RFC 6455, section 7.4.1).
 pub(crate) const CRASHED: Disconnect = Disconnect { code: 1011, cause: Cause::Disconnected };
 

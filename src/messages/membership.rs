@@ -8,7 +8,7 @@ use std::{
 
 use actix::{dev::OneshotSender, prelude::*};
 
-use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Register};
+use super::{DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Registration};
 use crate::{
     model::{
         Activity, Cause, ConnectionId, Info, LimitReached, Rights, RoomName, SessionKey, Snapshot,
@@ -290,7 +290,7 @@ impl Touch {
 #[derive(Debug, Default, Message)]
 #[rtype(result = "()")]
 pub(crate) struct SessionBatch {
-    pub registrations: Vec<Register>,
+    pub registrations: Vec<Registration>,
     pub touches: Vec<Touch>,
     pub joins: Vec<PendingJoin>,
     /// Dropped when the registry has read the batch: the thread counts the unread ones.

@@ -49,7 +49,7 @@ impl Handler<SessionBatch> for RoomRegistry {
     ) {
         drop(unread);
         for registration in registrations {
-            self.register(registration);
+            self.take_registration(registration);
         }
         let now = self.clock.now();
         for touch in touches {

@@ -7,7 +7,7 @@ use ahash::RandomState;
 
 use super::RoomRegistry;
 use crate::{
-    messages::{Disconnect, Register},
+    messages::{Disconnect, Register, Registration},
     model::{ConnectionId, Shrink},
 };
 
@@ -106,8 +106,22 @@ impl Handler<Register> for RoomRegistry {
     }
 }
 
+impl Handler<Registration> for RoomRegistry {
+    type Result = ();
+
+    fn handle(&mut self, msg: Registration, _: &mut Context<Self>) {
+        self.take_registration(msg);
+    }
+}
+
 impl RoomRegistry {
-    pub(super) fn register(&mut self, msg: Register) {
+    pub(super) fn take_registration(&mut self, msg: Registration) {
+        if let Some(msg) = msg.take() {
+            self.register(msg);
+        }
+    }
+
+    fn register(&mut self, msg: Register) {
         match self.order_of_stop() {
             Some(order) => msg.disconnect.do_send(order),
             None => self.registered.insert(msg),

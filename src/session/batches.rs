@@ -11,11 +11,11 @@ use actix::{WeakAddr, prelude::*};
 use tokio::sync::oneshot;
 
 use crate::{
-    messages::{Join, JoinError, Joined, PendingJoin, Register, SessionBatch, Touch},
+    messages::{Join, JoinError, Joined, PendingJoin, Registration, SessionBatch, Touch},
     registry::RoomRegistry,
 };
 
-/// How long a touch or a registration may wait. A join waits until the sessions of the thread that are ready have run.
+/// How long a touch may wait. A join or a registration waits until the sessions of the thread that are ready have run.
 const TOUCH_DELAY: Duration = Duration::from_millis(20);
 /// How many touches a batch has at most.
 const MAX_TOUCHES: usize = 1024;
@@ -53,26 +53,22 @@ pub(super) fn batch_touch(registry: &Addr<RoomRegistry>, touch: Touch) {
         registry.do_send(batch);
     }
     if is_first {
-        flush_soon();
+        actix::spawn(async {
+            actix::clock::sleep(TOUCH_DELAY).await;
+            flush_batches();
+        });
     }
 }
 
 /// Queues a registration.
-pub(super) fn batch_register(registry: &Addr<RoomRegistry>, registration: Register) {
+pub(super) fn batch_register(registry: &Addr<RoomRegistry>, registration: Registration) {
     let is_first = with_batch(registry, |pending| {
         pending.batch.registrations.push(registration);
         pending.batch.registrations.len() == 1
     });
     if is_first {
-        flush_soon();
+        actix::spawn(async { flush_batches() });
     }
-}
-
-fn flush_soon() {
-    actix::spawn(async {
-        actix::clock::sleep(TOUCH_DELAY).await;
-        flush_batches();
-    });
 }
 
 /// Queues a join. The answer is `None` if the registry has stopped.

@@ -33,7 +33,7 @@ pub use self::{
 use crate::{
     messages::{
         DEFAULT_BACKLOG_LIMIT, Disconnect, ForwardMessage, Join, JoinError, Joined, Leave,
-        LeaveAll, PresenceError, Publish, Register, SessionPublish, Touch, UpdateInfo, close_code,
+        LeaveAll, PresenceError, Publish, Registration, SessionPublish, Touch, UpdateInfo,
     },
     model::{Cause, ConnectionId, Info, RoomName},
     registry::RoomRegistry,
@@ -264,10 +264,8 @@ impl Connection {
         A: Actor + Handler<Disconnect>,
         A::Context: ToEnvelope<A, Disconnect>,
     {
-        if let Some(registration) = self.registration(session.recipient()) {
-            // Bounded: one for each connection. Its leave takes it back.
-            self.registry.do_send(registration);
-        }
+        // Bounded: one for each connection. Its leave takes it back.
+        self.registry.do_send(self.registration(session));
     }
 
     /// As [`register`](Self::register), in the next batch of this thread.
@@ -276,22 +274,16 @@ impl Connection {
         A: Actor + Handler<Disconnect>,
         A::Context: ToEnvelope<A, Disconnect>,
     {
-        if let Some(registration) = self.registration(session.recipient()) {
-            batch_register(&self.registry, registration);
-        }
+        batch_register(&self.registry, self.registration(session));
     }
 
-    /// The message with which a session registers. One that is too late is told to close.
-    fn registration(&self, session: Recipient<Disconnect>) -> Option<Register> {
-        if self.registry.connected() {
-            let alive = self.alive.as_ref().map(Arc::downgrade);
-            return Some(Register { alive, ..Register::new(self.id, session) });
-        }
-        let cause = Cause::Shutdown;
-        if let Some(code) = close_code(cause) {
-            session.do_send(Disconnect { code, cause });
-        }
-        None
+    fn registration<A>(&self, session: Addr<A>) -> Registration
+    where
+        A: Actor + Handler<Disconnect>,
+        A::Context: ToEnvelope<A, Disconnect>,
+    {
+        let alive = self.alive.as_ref().map(Arc::downgrade);
+        Registration::new(self.id, session.recipient(), alive)
     }
 
     /// Starts what a session that is no actor receives with: the address to [`join`](Self::join) with, and the
