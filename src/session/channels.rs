@@ -137,14 +137,22 @@ impl Protocol for Channels {
     /// A client reconnects by itself unless the code is 1000, and then joins the channels again that were
     /// not closed.
     fn disconnect(socket: &mut Socket<Self>, ctx: &mut Ctx<Self>, msg: Disconnect) {
-        if !matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed) {
-            return socket.close(ctx, Closing::Ordered(msg));
+        let Channels { joined, waiting, .. } = &mut socket.protocol;
+        let is_final = matches!(msg.cause, Cause::Kicked | Cause::Replaced | Cause::RoomClosed);
+        if is_final {
+            for channel in joined.drain() {
+                socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
+            }
         }
-        for channel in socket.protocol.joined.drain() {
-            socket.outgoing.text(phoenix::close(&channel.join_ref, channel.room.as_str()));
-        }
-        socket.protocol.waiting.refuse_all(&socket.outgoing, msg.cause.as_str());
-        socket.close(ctx, Closing::Ordered(Disconnect { code: 1000, ..msg }));
+        waiting.refuse_all(
+            &socket.outgoing,
+            match msg.cause {
+                Cause::Shutdown => reason(&JoinError::ShuttingDown),
+                cause => cause.as_str(),
+            },
+        );
+        let code = if is_final { 1000 } else { msg.code };
+        socket.close(ctx, Closing::Ordered(Disconnect { code, ..msg }));
     }
 
     fn closing(socket: &mut Socket<Self>) {
