@@ -112,7 +112,8 @@ impl Record {
                 return Ok(Self { table: Some(RECORD), versions });
             }
         }
-        if database.has_record(DIESEL_RECORD)? {
+        // Its rows may be nobody else's business: they are read only where one of them may be ours.
+        if database.has_record(DIESEL_RECORD)? && is_applied(database, FIRST)? {
             let mut versions = Vec::new();
             for version in database.versions(DIESEL_RECORD)? {
                 if is_applied(database, &version)? {

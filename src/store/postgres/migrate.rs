@@ -119,11 +119,14 @@ const IS_RECORD: &str = "
     WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p') AND NOT attisdropped
         AND (attname = 'version' AND typcategory = 'S' OR attname = 'run_on')";
 
-/// Whether a table has all of these columns.
+/// Whether a schema has a table of this name with all of these columns. Who may not use the schema is
+/// answered as well.
 const HAS_COLUMNS: &str = "
-    SELECT count(*) = cardinality($2) AS answer
-    FROM pg_catalog.pg_attribute
-    WHERE attrelid = to_regclass($1) AND attname = ANY ($2) AND NOT attisdropped";
+    SELECT count(*) = cardinality($3) AS answer
+    FROM pg_catalog.pg_class
+    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    JOIN pg_catalog.pg_attribute ON attrelid = pg_class.oid
+    WHERE nspname = $1 AND relname = $2 AND attname = ANY ($3) AND NOT attisdropped";
 
 /// What a schema has under a name: all that a query would find there, and with `$3` the types that no table
 /// may have its name beside.
@@ -266,7 +269,8 @@ impl Inspect for InSchema<'_> {
 
     fn has_columns(&mut self, table: &str, columns: &[&str]) -> Result<bool, Failure> {
         let found = sql_query(HAS_COLUMNS)
-            .bind::<Text, _>(self::table(self.schema, table))
+            .bind::<Text, _>(self.schema)
+            .bind::<Text, _>(table)
             .bind::<Array<Text>, _>(columns);
         Ok(found.get_result::<Answer>(self.conn)?.answer)
     }

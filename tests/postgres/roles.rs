@@ -1,0 +1,105 @@
+//! Roles that lack a right.
+
+use actix_presence::{
+    store::{PostgresOptions, PostgresStore, StoreError, migrate},
+    testing::store_contract::{row, upserts, write},
+};
+use diesel::{Connection, PgConnection, connection::SimpleConnection};
+
+use crate::{beside::in_schema, contract::url, database::MIGRATIONS, server::Postgres};
+
+#[test]
+fn who_may_not_make_tables_can_use_those_that_are_there() {
+    let database = Postgres::shared().fresh_database();
+    let superuser = Postgres::as_superuser(&database);
+    assert_eq!(migrate(&superuser.parse().unwrap()).unwrap(), MIGRATIONS);
+    PgConnection::establish(&superuser)
+        .unwrap()
+        .batch_execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO presence",
+        )
+        .unwrap();
+    let mut store = PostgresStore::open(&url(&database)).unwrap();
+    write(&mut store, &upserts([row("a", 1, None)]));
+}
+
+#[test]
+fn who_may_not_make_tables_where_there_are_none_is_told_which_rights_are_missing() {
+    let database = Postgres::shared().fresh_database();
+    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+    superuser
+        .batch_execute(
+            "ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM public",
+        )
+        .unwrap();
+    let refused = migrate(&database.parse().unwrap()).err().unwrap();
+    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
+    for part in ["`presence`", "`public`", "`USAGE`", "`CREATE`", "PresenceConfig::schema"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    superuser.batch_execute("GRANT USAGE, CREATE ON SCHEMA public TO presence").unwrap();
+    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), MIGRATIONS);
+    // Only columns are missing then, for which the owner of a table needs no right in the schema.
+    superuser
+        .batch_execute(
+            "REVOKE CREATE ON SCHEMA public FROM presence;
+             ALTER TABLE presences DROP COLUMN updated_at;
+             DELETE FROM presence_migrations WHERE version = '20261201000000'",
+        )
+        .unwrap();
+    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), 1);
+}
+
+#[test]
+fn who_may_not_create_schemas_can_use_one_that_is_there() {
+    let database = Postgres::shared().fresh_database();
+    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+    let name = database.rsplit('/').next().unwrap();
+    superuser
+        .batch_execute(&format!(
+            "ALTER DATABASE {name} OWNER TO postgres;
+             CREATE SCHEMA realtime AUTHORIZATION presence"
+        ))
+        .unwrap();
+    assert!(PostgresStore::open_with(&url(&database), in_schema("realtime")).is_ok());
+    let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
+    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
+    for part in ["`another`", "`presence`", "`CREATE`"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    superuser.batch_execute("CREATE SCHEMA another").unwrap();
+    let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
+    assert!(refused.to_string().contains("`USAGE` and `CREATE`"), "{refused}");
+}
+
+/// The table of Diesel belongs to the app, which lets nobody else read it.
+#[test]
+fn who_may_not_read_the_record_of_an_app_can_have_tables_beside_it() {
+    Postgres::shared().admin("CREATE ROLE app");
+    let by_default = PostgresOptions::default;
+    for (schema, path, first, then) in [
+        ("public", "public", by_default(), by_default()),
+        ("app", "app,public", by_default(), by_default()),
+        ("app", "public", in_schema("app"), in_schema("app")),
+        ("app", "app,realtime", in_schema("realtime"), by_default()),
+    ] {
+        let database = Postgres::shared().fresh_database();
+        let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+        superuser
+            .batch_execute(&format!(
+                "CREATE SCHEMA IF NOT EXISTS {schema};
+                 GRANT USAGE, CREATE ON SCHEMA {schema} TO presence;
+                 SET search_path = {schema};
+                 CREATE TABLE __diesel_schema_migrations (version VARCHAR(50), run_on TIMESTAMP);
+                 INSERT INTO __diesel_schema_migrations (version) VALUES ('20250101000000');
+                 ALTER TABLE __diesel_schema_migrations OWNER TO app"
+            ))
+            .unwrap();
+        let url = url(&format!("{database}?options=-csearch_path%3D{path}"));
+        for options in [first, then] {
+            let opened = PostgresStore::open_with(&url, options.clone());
+            let opened = opened.map_err(|error| format!("{path}: {options:?}: {error}"));
+            write(&mut opened.unwrap(), &upserts([row("a", 1, None)]));
+        }
+    }
+}
