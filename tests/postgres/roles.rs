@@ -103,3 +103,39 @@ fn who_may_not_read_the_record_of_an_app_can_have_tables_beside_it() {
         }
     }
 }
+
+#[test]
+fn who_may_not_use_a_schema_of_the_search_path_is_told_so() {
+    let database = Postgres::shared().fresh_database();
+    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+    let name = database.rsplit('/').next().unwrap();
+    superuser
+        .batch_execute(
+            "ALTER SCHEMA public OWNER TO postgres; REVOKE ALL ON SCHEMA public FROM public;
+             CREATE SCHEMA presence; CREATE SCHEMA \"Real, \"\"time\"; CREATE SCHEMA realtime",
+        )
+        .unwrap();
+    for (path, schema) in [
+        ("missing, PUBLIC", "public"),
+        ("\"$user\", public", "presence"),
+        ("\"Real, \"\"time\", \"realtime\"", "Real, \"time"),
+        ("'realtime'", "realtime"),
+        ("missing, \"Public\", \"real\"", ""),
+    ] {
+        let set = format!("ALTER ROLE presence IN DATABASE {name} SET search_path = {path}");
+        superuser.batch_execute(&set).unwrap();
+        let refused = PostgresStore::open(&url(&database)).err();
+        let Some(StoreError::Unsuitable { reason }) = &refused else { panic!("{refused:?}") };
+        let parts = match schema {
+            "" => vec!["no schema of the connection's `search_path` exists".to_owned()],
+            _ => vec!["the role `presence`".into(), format!("`{schema}`"), "`USAGE`".into()],
+        };
+        for part in parts {
+            assert!(reason.contains(&part), "{path}: {part}: {reason}");
+        }
+    }
+    superuser.batch_execute("GRANT USAGE, CREATE ON SCHEMA realtime TO presence").unwrap();
+    let set = format!("ALTER ROLE presence IN DATABASE {name} SET search_path = realtime");
+    superuser.batch_execute(&set).unwrap();
+    assert!(PostgresStore::open(&url(&database)).is_ok());
+}

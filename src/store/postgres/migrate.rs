@@ -77,6 +77,14 @@ struct Schema {
 }
 
 #[derive(QueryableByName)]
+struct Withheld {
+    #[diesel(sql_type = Text)]
+    role: String,
+    #[diesel(sql_type = Text)]
+    schema: String,
+}
+
+#[derive(QueryableByName)]
 struct What {
     #[diesel(sql_type = Text)]
     what: String,
@@ -108,6 +116,20 @@ const WAY_OUT: &str = "name a schema that the library has for itself, with `Pres
 const SEARCH_PATH: &str = "
     SELECT name::text AS schema FROM unnest(current_schemas(true)) WITH ORDINALITY AS path (name, place)
     ORDER BY place";
+
+/// The first schema of the `search_path` that exists and that the role may not use. What tells the current
+/// schemas leaves it out, so the path is read as it is written: names between commas, in quotes or in lower
+/// case.
+const WITHHELD: &str = r#"
+    SELECT current_user::text AS role, nspname::text AS schema
+    FROM regexp_matches(current_setting('search_path'), '"(?:[^"]|"")*"|[^,\s"]+', 'g')
+        WITH ORDINALITY AS path (word, place)
+    CROSS JOIN LATERAL (SELECT CASE
+        WHEN word[1] LIKE '"%' THEN replace(substr(word[1], 2, length(word[1]) - 2), '""', '"')
+        ELSE lower(word[1]) END AS name) AS unquoted
+    JOIN pg_catalog.pg_namespace ON nspname = CASE name WHEN '$user' THEN current_user ELSE name END
+    WHERE NOT has_schema_privilege(pg_namespace.oid, 'USAGE')
+    ORDER BY place LIMIT 1"#;
 
 /// Whether a schema has a table of this name with the columns of a record of migrations.
 const IS_RECORD: &str = "
@@ -174,9 +196,7 @@ impl Place {
         }
         let current = sql_query("SELECT current_schema()::text AS schema");
         let Schema { schema } = current.get_result(conn)?;
-        let schema = schema.ok_or_else(|| StoreError::Unsuitable {
-            reason: "no schema of the connection's `search_path` exists: create one".to_owned(),
-        })?;
+        let Some(schema) = schema else { return Err(no_schema(conn)?.into()) };
         Self::at(conn, &schema)
     }
 
@@ -322,6 +342,18 @@ pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Res
     }
     conn.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))?;
     Ok(())
+}
+
+/// The error where the `search_path` leads to no schema.
+fn no_schema(conn: &mut PgConnection) -> Result<StoreError, Failure> {
+    let reason = match sql_query(WITHHELD).get_result(conn).optional()? {
+        Some(Withheld { role, schema }) => format!(
+            "the role `{role}` may not use the schema `{schema}` of the connection's `search_path`: \
+             grant it `USAGE` on it, and `CREATE` for creating the tables, or {WAY_OUT}"
+        ),
+        None => "no schema of the connection's `search_path` exists: create one".to_owned(),
+    };
+    Ok(StoreError::Unsuitable { reason })
 }
 
 /// Fails if the role may not create tables in a schema: since PostgreSQL 15 only the owner of the database
