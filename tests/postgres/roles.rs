@@ -139,3 +139,59 @@ fn who_may_not_use_a_schema_of_the_search_path_is_told_so() {
     superuser.batch_execute(&set).unwrap();
     assert!(PostgresStore::open(&url(&database)).is_ok());
 }
+
+#[test]
+fn who_may_only_use_the_tables_is_told_who_has_to_migrate_them() {
+    const LAST: &str = "ALTER TABLE presences DROP COLUMN updated_at;
+        DELETE FROM presence_migrations WHERE version = '20261201000000';";
+    const LAST_TWO: &str = "ALTER TABLE presences DROP COLUMN updated_at; DROP TABLE cluster;
+        DELETE FROM presence_migrations WHERE version >= '20261130000000';";
+    const EARLIER: &str = "ALTER TABLE presence_migrations RENAME TO __diesel_schema_migrations;";
+    for (before, may_create, missing) in [
+        (LAST.to_owned(), false, 1),
+        (LAST_TWO.to_owned(), false, 2),
+        (LAST_TWO.to_owned(), true, 2),
+        (EARLIER.to_owned(), false, 0),
+        (format!("{LAST}{EARLIER}"), true, 1),
+    ] {
+        let database = Postgres::shared().fresh_database();
+        let owner = Postgres::as_superuser(&database);
+        let mut superuser = PgConnection::establish(&owner).unwrap();
+        if !may_create {
+            superuser.batch_execute("ALTER SCHEMA public OWNER TO postgres").unwrap();
+        }
+        migrate(&owner.parse().unwrap()).unwrap();
+        let grant =
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO presence;";
+        superuser.batch_execute(&format!("{before}{grant}")).unwrap();
+        for options in [PostgresOptions::default(), in_schema("public")] {
+            let refused = PostgresStore::open_with(&url(&database), options).err();
+            let Some(StoreError::Unsuitable { reason }) = &refused else { panic!("{refused:?}") };
+            for part in ["the role `presence`", "`postgres`", "`public`", "presence migrate"] {
+                assert!(reason.contains(part), "{before}: {part}: {reason}");
+            }
+            assert!(!reason.contains("PresenceConfig::schema"), "{before}: {reason}");
+        }
+        assert_eq!(migrate(&owner.parse().unwrap()).unwrap(), missing);
+        superuser.batch_execute(grant).unwrap();
+        assert!(PostgresStore::open(&url(&database)).is_ok());
+    }
+}
+
+/// Another schema would have no tables.
+#[test]
+fn the_owner_of_tables_who_may_create_no_others_is_told_to_get_that_right() {
+    let database = Postgres::shared().fresh_database();
+    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
+    migrate(&database.parse().unwrap()).unwrap();
+    superuser
+        .batch_execute(
+            "ALTER SCHEMA public OWNER TO postgres;
+             ALTER TABLE presence_migrations RENAME TO __diesel_schema_migrations",
+        )
+        .unwrap();
+    let refused = migrate(&database.parse().unwrap()).err();
+    let Some(StoreError::Unsuitable { reason }) = &refused else { panic!("{refused:?}") };
+    assert!(reason.contains("grant it `USAGE` and `CREATE` on it"), "{reason}");
+    assert!(!reason.contains("PresenceConfig::schema"), "{reason}");
+}

@@ -1,7 +1,7 @@
 //! Migrates the tables of a schema.
 
 use diesel::{
-    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
+    PgConnection, QueryableByName, RunQueryDsl,
     connection::SimpleConnection,
     migration::Migration,
     pg::Pg,
@@ -10,9 +10,11 @@ use diesel::{
 };
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
-use super::schema_name::{SchemaName, quoted};
+use super::{
+    rights,
+    schema_name::{SchemaName, quoted},
+};
 use crate::store::{
-    StoreError,
     migrations::{self, Created, DIESEL_RECORD, FIRST, Inspect, Kind, RECORD, Record, foreign},
     transaction::{Failure, migration_error},
 };
@@ -77,23 +79,9 @@ struct Schema {
 }
 
 #[derive(QueryableByName)]
-struct Withheld {
-    #[diesel(sql_type = Text)]
-    role: String,
-    #[diesel(sql_type = Text)]
-    schema: String,
-}
-
-#[derive(QueryableByName)]
 struct What {
     #[diesel(sql_type = Text)]
     what: String,
-}
-
-#[derive(QueryableByName)]
-struct Role {
-    #[diesel(sql_type = Text)]
-    role: String,
 }
 
 #[derive(QueryableByName)]
@@ -109,27 +97,13 @@ struct Version {
 }
 
 /// What to do where a schema cannot have the tables.
-const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
+pub(super) const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
     `?options=-csearch_path%3DNAME` in the URL";
 
 /// The schemas in which names are searched for, in this order, those of the system included.
 const SEARCH_PATH: &str = "
     SELECT name::text AS schema FROM unnest(current_schemas(true)) WITH ORDINALITY AS path (name, place)
     ORDER BY place";
-
-/// The first schema of the `search_path` that exists and that the role may not use. What tells the current
-/// schemas leaves it out, so the path is read as it is written: names between commas, in quotes or in lower
-/// case.
-const WITHHELD: &str = r#"
-    SELECT current_user::text AS role, nspname::text AS schema
-    FROM regexp_matches(current_setting('search_path'), '"(?:[^"]|"")*"|[^,\s"]+', 'g')
-        WITH ORDINALITY AS path (word, place)
-    CROSS JOIN LATERAL (SELECT CASE
-        WHEN word[1] LIKE '"%' THEN replace(substr(word[1], 2, length(word[1]) - 2), '""', '"')
-        ELSE lower(word[1]) END AS name) AS unquoted
-    JOIN pg_catalog.pg_namespace ON nspname = CASE name WHEN '$user' THEN current_user ELSE name END
-    WHERE NOT has_schema_privilege(pg_namespace.oid, 'USAGE')
-    ORDER BY place LIMIT 1"#;
 
 /// Whether a schema has a table of this name with the columns of a record of migrations.
 const IS_RECORD: &str = "
@@ -196,7 +170,7 @@ impl Place {
         }
         let current = sql_query("SELECT current_schema()::text AS schema");
         let Schema { schema } = current.get_result(conn)?;
-        let Some(schema) = schema else { return Err(no_schema(conn)?.into()) };
+        let Some(schema) = schema else { return Err(rights::no_schema(conn)?.into()) };
         Self::at(conn, &schema)
     }
 
@@ -234,7 +208,7 @@ impl Place {
         Ok(migrations::pending(all, &self.record.versions))
     }
 
-    /// Fails if the schema has something already that is to be created, or the role may not create it there.
+    /// Fails if the schema has something already that is to be created, or the role may not do what is to be done.
     fn check_names(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
         let named = CREATED.iter().filter(|created| created.kind != Kind::Columns);
         let mut names: Vec<_> = named
@@ -247,7 +221,16 @@ impl Place {
         for (name, is_table) in &names {
             refuse(conn, &self.schema, name, *is_table)?;
         }
-        if names.is_empty() { Ok(()) } else { check_rights(conn, &self.schema) }
+        let are_there = self.record.table.is_some();
+        if are_there && !(names.is_empty() && pending.is_empty()) {
+            let tables: Vec<_> = tables().map(|table| table.name).collect();
+            rights::check_owner(conn, &self.schema, &tables)?;
+        }
+        if names.is_empty() {
+            Ok(())
+        } else {
+            rights::check_creation(conn, &self.schema, are_there)
+        }
     }
 
     /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
@@ -310,68 +293,6 @@ fn table(schema: &str, table: &str) -> String {
 
 fn tables() -> impl Iterator<Item = &'static Created> {
     CREATED.iter().filter(|created| created.kind == Kind::Table)
-}
-
-/// Creates a schema if it is missing, unless tables in it would hide others from the role: by default the
-/// `search_path` begins with the schema of the role's name.
-pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Result<(), Failure> {
-    let found = sql_query(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1) AS answer",
-    );
-    // Not by `IF NOT EXISTS`, which needs the right to create one.
-    if found.bind::<Text, _>(schema.as_str()).get_result::<Answer>(conn)?.answer {
-        return Ok(());
-    }
-    let role = sql_query("SELECT current_user::text = $1 AS answer");
-    if role.bind::<Text, _>(schema.as_str()).get_result::<Answer>(conn)?.answer {
-        let reason = format!(
-            "the schema `{schema}` is missing, and is not created: it has the name of the role, so \
-             its tables would come before all others in the role's `search_path`; use another name, \
-             or create it yourself"
-        );
-        return Err(StoreError::Unsuitable { reason }.into());
-    }
-    let lacking = "SELECT current_user::text AS role
-        WHERE NOT has_database_privilege(current_database(), 'CREATE')";
-    if let Some(Role { role }) = sql_query(lacking).get_result(conn).optional()? {
-        let reason = format!(
-            "the schema `{schema}` is missing, and the role `{role}` may not create it: create it, \
-             and grant the role `USAGE` and `CREATE` on it, or `CREATE` on the database"
-        );
-        return Err(StoreError::Unsuitable { reason }.into());
-    }
-    conn.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))?;
-    Ok(())
-}
-
-/// The error where the `search_path` leads to no schema.
-fn no_schema(conn: &mut PgConnection) -> Result<StoreError, Failure> {
-    let reason = match sql_query(WITHHELD).get_result(conn).optional()? {
-        Some(Withheld { role, schema }) => format!(
-            "the role `{role}` may not use the schema `{schema}` of the connection's `search_path`: \
-             grant it `USAGE` on it, and `CREATE` for creating the tables, or {WAY_OUT}"
-        ),
-        None => "no schema of the connection's `search_path` exists: create one".to_owned(),
-    };
-    Ok(StoreError::Unsuitable { reason })
-}
-
-/// Fails if the role may not create tables in a schema: since PostgreSQL 15 only the owner of the database
-/// may in `public`.
-fn check_rights(conn: &mut PgConnection, schema: &str) -> Result<(), Failure> {
-    let lacking = "SELECT current_user::text AS role
-        WHERE NOT (has_schema_privilege($1, 'USAGE') AND has_schema_privilege($1, 'CREATE'))";
-    let lacking = sql_query(lacking).bind::<Text, _>(schema);
-    match lacking.get_result(conn).optional()? {
-        Some(Role { role }) => {
-            let reason = format!(
-                "the role `{role}` may not create tables in the schema `{schema}`: grant it `USAGE` \
-                 and `CREATE` on it, or {WAY_OUT}"
-            );
-            Err(StoreError::Unsuitable { reason }.into())
-        }
-        None => Ok(()),
-    }
 }
 
 /// Fails if a schema has something of this name; `or_type` counts types as well, which are in the way of a
