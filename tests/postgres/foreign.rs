@@ -235,6 +235,35 @@ fn an_empty_record_is_filled() {
     assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
 }
 
+#[test]
+fn an_empty_record_does_not_keep_an_earlier_version_from_being_taken_over() {
+    for options in [PostgresOptions::default(), in_schema("public")] {
+        let (database, mut conn) = of_an_earlier_version();
+        conn.batch_execute(
+            "CREATE TABLE presence_migrations (LIKE __diesel_schema_migrations INCLUDING ALL)",
+        )
+        .unwrap();
+        PostgresStore::open_with(&url(&database), options).unwrap();
+        assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
+        assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
+    }
+}
+
+#[test]
+fn an_empty_record_does_not_hide_one_in_a_later_schema() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+    conn.batch_execute(
+        "CREATE TABLE presence_migrations (LIKE realtime.presence_migrations INCLUDING ALL)",
+    )
+    .unwrap();
+    let path = format!("{database}?options=-csearch_path%3Dpublic,realtime");
+    assert_eq!(migrate(&path.parse().unwrap()).unwrap(), 0);
+    assert!(PostgresStore::open(&url(&path)).is_ok());
+    assert!(versions(&mut conn, "public.presence_migrations").is_empty());
+}
+
 /// A schema `realtime` without what the last two migrations make, and a table `cluster` of somebody else.
 fn between_versions(cluster: &str) -> (String, PgConnection) {
     let database = Postgres::shared().fresh_database();

@@ -72,16 +72,18 @@ fn who_may_not_create_schemas_can_use_one_that_is_there() {
     assert!(refused.to_string().contains("`USAGE` and `CREATE`"), "{refused}");
 }
 
-/// The table of Diesel belongs to the app, which lets nobody else read it.
+/// The record belongs to the app, which lets nobody else read it.
 #[test]
 fn who_may_not_read_the_record_of_an_app_can_have_tables_beside_it() {
     Postgres::shared().admin("CREATE ROLE app");
     let by_default = PostgresOptions::default;
-    for (schema, path, first, then) in [
-        ("public", "public", by_default(), by_default()),
-        ("app", "app,public", by_default(), by_default()),
-        ("app", "public", in_schema("app"), in_schema("app")),
-        ("app", "app,realtime", in_schema("realtime"), by_default()),
+    let diesel = "__diesel_schema_migrations";
+    for (record, schema, path, first, then) in [
+        (diesel, "public", "public", by_default(), by_default()),
+        (diesel, "app", "app,public", by_default(), by_default()),
+        (diesel, "app", "public", in_schema("app"), in_schema("app")),
+        (diesel, "app", "app,realtime", in_schema("realtime"), by_default()),
+        ("presence_migrations", "app", "app,realtime", in_schema("realtime"), by_default()),
     ] {
         let database = Postgres::shared().fresh_database();
         let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
@@ -90,9 +92,9 @@ fn who_may_not_read_the_record_of_an_app_can_have_tables_beside_it() {
                 "CREATE SCHEMA IF NOT EXISTS {schema};
                  GRANT USAGE, CREATE ON SCHEMA {schema} TO presence;
                  SET search_path = {schema};
-                 CREATE TABLE __diesel_schema_migrations (version VARCHAR(50), run_on TIMESTAMP);
-                 INSERT INTO __diesel_schema_migrations (version) VALUES ('20250101000000');
-                 ALTER TABLE __diesel_schema_migrations OWNER TO app"
+                 CREATE TABLE {record} (version VARCHAR(50), run_on TIMESTAMP);
+                 INSERT INTO {record} (version) VALUES ('20250101000000');
+                 ALTER TABLE {record} OWNER TO app"
             ))
             .unwrap();
         let url = url(&format!("{database}?options=-csearch_path%3D{path}"));

@@ -189,9 +189,14 @@ impl Place {
     /// Names that are taken are looked for before anything is created.
     pub(super) fn migrate(&self, conn: &mut PgConnection) -> Result<usize, Failure> {
         let pending = self.pending()?;
-        self.check_names(conn, &pending)?;
-        if !self.record.is_own() {
+        let creates_record =
+            !self.record.is_own() && !migrations::has_empty_record(&mut self.inspect(conn))?;
+        self.check_names(conn, &pending, creates_record)?;
+        if creates_record {
             self.create_record(conn)?;
+        }
+        if !self.record.is_own() {
+            self.take_over(conn)?;
         }
         conn.batch_execute(&format!("SET LOCAL search_path = {}", quoted(&self.schema)))?;
         for migration in &pending {
@@ -209,20 +214,25 @@ impl Place {
     }
 
     /// Fails if the schema has something already that is to be created, or the role may not do what is to be done.
-    fn check_names(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
+    fn check_names(
+        &self,
+        conn: &mut PgConnection,
+        pending: &Migrations,
+        creates_record: bool,
+    ) -> Result<(), Failure> {
         let named = CREATED.iter().filter(|created| created.kind != Kind::Columns);
         let mut names: Vec<_> = named
             .filter(|created| migrations::includes(pending, created.version))
             .map(|created| (created.name, created.kind == Kind::Table))
             .collect();
-        if !self.record.is_own() {
+        if creates_record {
             names.push((RECORD, true));
         }
         for (name, is_table) in &names {
             refuse(conn, &self.schema, name, *is_table)?;
         }
         let are_there = self.record.table.is_some();
-        if are_there && !(names.is_empty() && pending.is_empty()) {
+        if are_there && !(self.record.is_own() && pending.is_empty()) {
             let tables: Vec<_> = tables().map(|table| table.name).collect();
             rights::check_owner(conn, &self.schema, &tables)?;
         }
@@ -233,26 +243,34 @@ impl Place {
         }
     }
 
-    /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
-    /// transaction.
     fn create_record(&self, conn: &mut PgConnection) -> Result<(), Failure> {
-        let record = table(&self.schema, RECORD);
         conn.batch_execute(&format!(
-            "CREATE TABLE {record} (
+            "CREATE TABLE {} (
                 version VARCHAR(50) PRIMARY KEY,
-                run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
+                run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+            table(&self.schema, RECORD)
         ))?;
+        Ok(())
+    }
+
+    /// Moves to the record what an earlier version has recorded in Diesel's table, in the open transaction.
+    fn take_over(&self, conn: &mut PgConnection) -> Result<(), Failure> {
         if let Some(earlier) = self.record.table {
             sql_query(format!(
                 "WITH moved AS (
                     DELETE FROM {} WHERE version = ANY ($1) RETURNING version, run_on)
-                 INSERT INTO {record} (version, run_on) SELECT version, run_on FROM moved",
-                table(&self.schema, earlier)
+                 INSERT INTO {} (version, run_on) SELECT version, run_on FROM moved",
+                table(&self.schema, earlier),
+                table(&self.schema, RECORD)
             ))
             .bind::<Array<Text>, _>(&self.record.versions)
             .execute(conn)?;
         }
         Ok(())
+    }
+
+    fn inspect<'a>(&'a self, conn: &'a mut PgConnection) -> InSchema<'a> {
+        InSchema { conn, schema: &self.schema }
     }
 }
 
