@@ -264,6 +264,24 @@ fn an_empty_record_does_not_hide_one_in_a_later_schema() {
     assert!(versions(&mut conn, "public.presence_migrations").is_empty());
 }
 
+/// A table, and not a view that has its columns.
+#[test]
+fn a_view_is_not_taken_for_a_table_whatever_is_recorded() {
+    for name in ["presence_migrations", "__diesel_schema_migrations"] {
+        let database = Postgres::shared().fresh_database();
+        let mut conn = PgConnection::establish(&database).unwrap();
+        PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+        conn.batch_execute(&format!("CREATE TABLE {name} AS TABLE realtime.presence_migrations"))
+            .unwrap();
+        for table in &TABLES[..4] {
+            let view = format!("CREATE VIEW {table} AS TABLE realtime.{table}");
+            conn.batch_execute(&view).unwrap();
+        }
+        assert_refused(&database, in_schema("public"), "public", "a view `rooms`");
+        assert_eq!(versions(&mut conn, name), VERSIONS);
+    }
+}
+
 /// A schema `realtime` without what the last two migrations make, and a table `cluster` of somebody else.
 fn between_versions(cluster: &str) -> (String, PgConnection) {
     let database = Postgres::shared().fresh_database();

@@ -122,7 +122,8 @@ const HAS_COLUMNS: &str = "
     FROM pg_catalog.pg_class
     JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
     JOIN pg_catalog.pg_attribute ON attrelid = pg_class.oid
-    WHERE nspname = $1 AND relname = $2 AND attname = ANY ($3) AND NOT attisdropped";
+    WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p')
+        AND attname = ANY ($3) AND NOT attisdropped";
 
 /// What a schema has under a name: all that a query would find there, and with `$3` the types that no table
 /// may have its name beside.
