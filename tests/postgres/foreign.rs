@@ -282,6 +282,21 @@ fn a_view_is_not_taken_for_a_table_whatever_is_recorded() {
     }
 }
 
+#[test]
+fn tables_that_were_dropped_are_made_again_when_the_record_is_dropped_as_well() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    let parsed = database.parse().unwrap();
+    migrate(&parsed).unwrap();
+    conn.batch_execute("ALTER TABLE presences DROP COLUMN info; DROP TABLE cluster").unwrap();
+    assert_eq!(migrate(&parsed).unwrap(), 0, "all of them are recorded");
+    conn.batch_execute("DROP TABLE presences, rooms, nodes").unwrap();
+    let options = PostgresOptions::default();
+    assert_refused(&database, options, "public", "a table `presence_migrations`");
+    conn.batch_execute("DROP TABLE presence_migrations").unwrap();
+    assert_eq!(migrate(&parsed).unwrap(), VERSIONS.len());
+}
+
 /// A schema `realtime` without what the last two migrations make, and a table `cluster` of somebody else.
 fn between_versions(cluster: &str) -> (String, PgConnection) {
     let database = Postgres::shared().fresh_database();
