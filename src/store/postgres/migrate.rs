@@ -97,8 +97,8 @@ struct Version {
 }
 
 /// What to do where a schema cannot have the tables.
-pub(super) const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
-    `?options=-csearch_path%3DNAME` in the URL";
+pub(super) const WAY_OUT: &str = "name a schema that the library has for itself, with \
+    `PresenceConfig::schema` or `?options=-csearch_path%3DNAME` in the URL";
 
 /// The schemas in which names are searched for, in this order, those of the system included.
 const SEARCH_PATH: &str = "
@@ -192,7 +192,7 @@ impl Place {
         let pending = self.pending()?;
         let creates_record =
             !self.record.is_own() && !migrations::has_empty_record(&mut self.inspect(conn))?;
-        self.check_names(conn, &pending, creates_record)?;
+        self.check(conn, &pending, creates_record)?;
         if creates_record {
             self.create_record(conn)?;
         }
@@ -214,8 +214,9 @@ impl Place {
         Ok(migrations::pending(all, &self.record.versions))
     }
 
-    /// Fails if the schema has something already that is to be created, or the role may not do what is to be done.
-    fn check_names(
+    /// Fails if the schema has something already that is to be created, or the role may not create it there
+    /// or change what is there.
+    fn check(
         &self,
         conn: &mut PgConnection,
         pending: &Migrations,
