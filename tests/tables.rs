@@ -147,6 +147,23 @@ fn an_empty_record_is_filled_and_that_of_a_newer_version_is_kept() {
     assert_eq!(lines(&mut shell, versions), ["20250101000000", "20990101000000"]);
 }
 
+#[test]
+fn an_empty_record_does_not_keep_an_earlier_version_from_being_taken_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("presence.db");
+    let mut shell = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let migrations = FileBasedMigrations::from_path("migrations/sqlite").unwrap();
+    shell.run_pending_migrations(migrations).unwrap();
+    let empty = "CREATE TABLE presence_migrations (version TEXT PRIMARY KEY, run_on TIMESTAMP)";
+    shell.batch_execute(empty).unwrap();
+    let url = format!("sqlite://{}", file.display()).parse().unwrap();
+    assert_eq!(migrate(&url).unwrap(), 0);
+    let versions = "SELECT version AS line FROM presence_migrations";
+    assert_eq!(lines(&mut shell, versions), ["20250101000000"]);
+    let left = "SELECT version AS line FROM __diesel_schema_migrations";
+    assert!(lines(&mut shell, left).is_empty());
+}
+
 /// Triggers have names for themselves.
 #[test]
 fn a_trigger_may_have_the_name_of_a_table() {

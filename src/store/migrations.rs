@@ -106,13 +106,14 @@ pub(super) struct Record {
 
 impl Record {
     pub fn find<D: Inspect>(database: &mut D) -> Result<Self, Failure> {
-        if database.has_record(RECORD)? {
+        // Rows may be nobody else's business: they are read only where some of them may be ours.
+        if database.has_record(RECORD)? && has_a_first_table(database)? {
             let versions = database.versions(RECORD)?;
-            if versions.is_empty() || is_own(database, &versions)? {
+            if has_first(&versions) {
                 return Ok(Self { table: Some(RECORD), versions });
             }
         }
-        if database.has_record(DIESEL_RECORD)? {
+        if database.has_record(DIESEL_RECORD)? && is_applied(database, FIRST)? {
             let mut versions = Vec::new();
             for version in database.versions(DIESEL_RECORD)? {
                 if is_applied(database, &version)? {
@@ -136,17 +137,21 @@ fn has_first(versions: &[String]) -> bool {
     versions.iter().any(|version| version == FIRST)
 }
 
-/// Whether these are entries of this library: the first migration is among them, and at least one of its
-/// tables is there. If others are missing somebody has dropped them, which statements report.
-fn is_own<D: Inspect>(database: &mut D, versions: &[String]) -> Result<bool, Failure> {
-    if has_first(versions) {
-        for table in D::CREATED.iter().filter(|it| it.kind == Kind::Table && it.version == FIRST) {
-            if database.has_columns(table.name, table.columns)? {
-                return Ok(true);
-            }
+/// Whether one of the tables of the first migration is there. If others are missing somebody has dropped them,
+/// which statements report.
+fn has_a_first_table<D: Inspect>(database: &mut D) -> Result<bool, Failure> {
+    for table in D::CREATED.iter().filter(|it| it.kind == Kind::Table && it.version == FIRST) {
+        if database.has_columns(table.name, table.columns)? {
+            return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether the library's own table is there without entries: it is not created again, and it says nothing
+/// about migrations.
+pub(super) fn has_empty_record<D: Inspect>(database: &mut D) -> Result<bool, Failure> {
+    Ok(database.has_record(RECORD)? && database.versions(RECORD)?.is_empty())
 }
 
 /// Whether a migration of this library has this version, and the tables and columns that it creates are there.

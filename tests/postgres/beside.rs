@@ -211,28 +211,6 @@ fn many_may_create_a_schema_at_once() {
     assert_eq!(versions(&mut conn, "realtime.presence_migrations").len(), MIGRATIONS);
 }
 
-#[test]
-fn who_may_not_create_schemas_can_use_one_that_is_there() {
-    let database = Postgres::shared().fresh_database();
-    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
-    let name = database.rsplit('/').next().unwrap();
-    superuser
-        .batch_execute(&format!(
-            "ALTER DATABASE {name} OWNER TO postgres;
-             CREATE SCHEMA realtime AUTHORIZATION presence"
-        ))
-        .unwrap();
-    assert!(PostgresStore::open_with(&url(&database), in_schema("realtime")).is_ok());
-    let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
-    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
-    for part in ["`another`", "`presence`", "`CREATE`"] {
-        assert!(reason.contains(part), "{part}: {reason}");
-    }
-    superuser.batch_execute("CREATE SCHEMA another").unwrap();
-    let refused = PostgresStore::open_with(&url(&database), in_schema("another")).err().unwrap();
-    assert!(refused.to_string().contains("`USAGE` and `CREATE`"), "{refused}");
-}
-
 /// By default the `search_path` begins with the schema of the role's name.
 #[test]
 fn a_schema_that_would_hide_the_tables_of_the_app_is_not_created() {

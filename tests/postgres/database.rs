@@ -10,8 +10,7 @@ use actix_presence::{
     testing::store_contract::{LEASE, StoreFixture, at, node, row, upserts, write},
 };
 use diesel::{
-    PgConnection, connection::SimpleConnection, migration::MigrationSource, pg::Pg, prelude::*,
-    sql_query, sql_types::Text,
+    PgConnection, migration::MigrationSource, pg::Pg, prelude::*, sql_query, sql_types::Text,
 };
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
 
@@ -133,48 +132,6 @@ fn many_may_migrate_a_new_database_at_once() {
         .collect();
     let applied: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     assert_eq!(applied.iter().sum::<usize>(), MIGRATIONS, "{applied:?}");
-}
-
-#[test]
-fn who_may_not_make_tables_can_use_those_that_are_there() {
-    let database = Postgres::shared().fresh_database();
-    let superuser = Postgres::as_superuser(&database);
-    assert_eq!(migrate(&superuser.parse().unwrap()).unwrap(), MIGRATIONS);
-    PgConnection::establish(&superuser)
-        .unwrap()
-        .batch_execute(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO presence",
-        )
-        .unwrap();
-    let mut store = PostgresStore::open(&url(&database)).unwrap();
-    write(&mut store, &upserts([row("a", 1, None)]));
-}
-
-#[test]
-fn who_may_not_make_tables_where_there_are_none_is_told_which_rights_are_missing() {
-    let database = Postgres::shared().fresh_database();
-    let mut superuser = PgConnection::establish(&Postgres::as_superuser(&database)).unwrap();
-    superuser
-        .batch_execute(
-            "ALTER SCHEMA public OWNER TO postgres; REVOKE CREATE ON SCHEMA public FROM public",
-        )
-        .unwrap();
-    let refused = migrate(&database.parse().unwrap()).err().unwrap();
-    let StoreError::Unsuitable { reason } = &refused else { panic!("{refused:?}") };
-    for part in ["`presence`", "`public`", "`USAGE`", "`CREATE`", "PresenceConfig::schema"] {
-        assert!(reason.contains(part), "{part}: {reason}");
-    }
-    superuser.batch_execute("GRANT USAGE, CREATE ON SCHEMA public TO presence").unwrap();
-    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), MIGRATIONS);
-    // Only columns are missing then, for which the owner of a table needs no right in the schema.
-    superuser
-        .batch_execute(
-            "REVOKE CREATE ON SCHEMA public FROM presence;
-             ALTER TABLE presences DROP COLUMN updated_at;
-             DELETE FROM presence_migrations WHERE version = '20261201000000'",
-        )
-        .unwrap();
-    assert_eq!(migrate(&database.parse().unwrap()).unwrap(), 1);
 }
 
 /// Names and infos are of all languages, and what cannot be stored would be seen on one node alone.

@@ -235,6 +235,68 @@ fn an_empty_record_is_filled() {
     assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
 }
 
+#[test]
+fn an_empty_record_does_not_keep_an_earlier_version_from_being_taken_over() {
+    for options in [PostgresOptions::default(), in_schema("public")] {
+        let (database, mut conn) = of_an_earlier_version();
+        conn.batch_execute(
+            "CREATE TABLE presence_migrations (LIKE __diesel_schema_migrations INCLUDING ALL)",
+        )
+        .unwrap();
+        PostgresStore::open_with(&url(&database), options).unwrap();
+        assert_eq!(versions(&mut conn, "presence_migrations"), VERSIONS);
+        assert!(versions(&mut conn, "__diesel_schema_migrations").is_empty());
+    }
+}
+
+#[test]
+fn an_empty_record_does_not_hide_one_in_a_later_schema() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+    conn.batch_execute(
+        "CREATE TABLE presence_migrations (LIKE realtime.presence_migrations INCLUDING ALL)",
+    )
+    .unwrap();
+    let path = format!("{database}?options=-csearch_path%3Dpublic,realtime");
+    assert_eq!(migrate(&path.parse().unwrap()).unwrap(), 0);
+    assert!(PostgresStore::open(&url(&path)).is_ok());
+    assert!(versions(&mut conn, "public.presence_migrations").is_empty());
+}
+
+/// A table, and not a view that has its columns.
+#[test]
+fn a_view_is_not_taken_for_a_table_whatever_is_recorded() {
+    for name in ["presence_migrations", "__diesel_schema_migrations"] {
+        let database = Postgres::shared().fresh_database();
+        let mut conn = PgConnection::establish(&database).unwrap();
+        PostgresStore::open_with(&url(&database), in_schema("realtime")).unwrap();
+        conn.batch_execute(&format!("CREATE TABLE {name} AS TABLE realtime.presence_migrations"))
+            .unwrap();
+        for table in &TABLES[..4] {
+            let view = format!("CREATE VIEW {table} AS TABLE realtime.{table}");
+            conn.batch_execute(&view).unwrap();
+        }
+        assert_refused(&database, in_schema("public"), "public", "a view `rooms`");
+        assert_eq!(versions(&mut conn, name), VERSIONS);
+    }
+}
+
+#[test]
+fn tables_that_were_dropped_are_made_again_when_the_record_is_dropped_as_well() {
+    let database = Postgres::shared().fresh_database();
+    let mut conn = PgConnection::establish(&database).unwrap();
+    let parsed = database.parse().unwrap();
+    migrate(&parsed).unwrap();
+    conn.batch_execute("ALTER TABLE presences DROP COLUMN info; DROP TABLE cluster").unwrap();
+    assert_eq!(migrate(&parsed).unwrap(), 0, "all of them are recorded");
+    conn.batch_execute("DROP TABLE presences, rooms, nodes").unwrap();
+    let options = PostgresOptions::default();
+    assert_refused(&database, options, "public", "a table `presence_migrations`");
+    conn.batch_execute("DROP TABLE presence_migrations").unwrap();
+    assert_eq!(migrate(&parsed).unwrap(), VERSIONS.len());
+}
+
 /// A schema `realtime` without what the last two migrations make, and a table `cluster` of somebody else.
 fn between_versions(cluster: &str) -> (String, PgConnection) {
     let database = Postgres::shared().fresh_database();

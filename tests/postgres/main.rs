@@ -12,4 +12,5 @@ mod hanging;
 mod identity;
 mod plans;
 mod pooler;
+mod roles;
 mod trouble;

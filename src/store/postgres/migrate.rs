@@ -1,7 +1,7 @@
 //! Migrates the tables of a schema.
 
 use diesel::{
-    OptionalExtension, PgConnection, QueryableByName, RunQueryDsl,
+    PgConnection, QueryableByName, RunQueryDsl,
     connection::SimpleConnection,
     migration::Migration,
     pg::Pg,
@@ -10,9 +10,11 @@ use diesel::{
 };
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
-use super::schema_name::{SchemaName, quoted};
+use super::{
+    rights,
+    schema_name::{SchemaName, quoted},
+};
 use crate::store::{
-    StoreError,
     migrations::{self, Created, DIESEL_RECORD, FIRST, Inspect, Kind, RECORD, Record, foreign},
     transaction::{Failure, migration_error},
 };
@@ -83,12 +85,6 @@ struct What {
 }
 
 #[derive(QueryableByName)]
-struct Role {
-    #[diesel(sql_type = Text)]
-    role: String,
-}
-
-#[derive(QueryableByName)]
 struct Answer {
     #[diesel(sql_type = Bool)]
     answer: bool,
@@ -101,8 +97,8 @@ struct Version {
 }
 
 /// What to do where a schema cannot have the tables.
-const WAY_OUT: &str = "name a schema that the library has for itself, with `PresenceConfig::schema` or \
-    `?options=-csearch_path%3DNAME` in the URL";
+pub(super) const WAY_OUT: &str = "name a schema that the library has for itself, with \
+    `PresenceConfig::schema` or `?options=-csearch_path%3DNAME` in the URL";
 
 /// The schemas in which names are searched for, in this order, those of the system included.
 const SEARCH_PATH: &str = "
@@ -119,11 +115,15 @@ const IS_RECORD: &str = "
     WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p') AND NOT attisdropped
         AND (attname = 'version' AND typcategory = 'S' OR attname = 'run_on')";
 
-/// Whether a table has all of these columns.
+/// Whether a schema has a table of this name with all of these columns. Who may not use the schema is
+/// answered as well.
 const HAS_COLUMNS: &str = "
-    SELECT count(*) = cardinality($2) AS answer
-    FROM pg_catalog.pg_attribute
-    WHERE attrelid = to_regclass($1) AND attname = ANY ($2) AND NOT attisdropped";
+    SELECT count(*) = cardinality($3) AS answer
+    FROM pg_catalog.pg_class
+    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    JOIN pg_catalog.pg_attribute ON attrelid = pg_class.oid
+    WHERE nspname = $1 AND relname = $2 AND relkind IN ('r', 'p')
+        AND attname = ANY ($3) AND NOT attisdropped";
 
 /// What a schema has under a name: all that a query would find there, and with `$3` the types that no table
 /// may have its name beside.
@@ -171,9 +171,7 @@ impl Place {
         }
         let current = sql_query("SELECT current_schema()::text AS schema");
         let Schema { schema } = current.get_result(conn)?;
-        let schema = schema.ok_or_else(|| StoreError::Unsuitable {
-            reason: "no schema of the connection's `search_path` exists: create one".to_owned(),
-        })?;
+        let Some(schema) = schema else { return Err(rights::no_schema(conn)?.into()) };
         Self::at(conn, &schema)
     }
 
@@ -192,9 +190,14 @@ impl Place {
     /// Names that are taken are looked for before anything is created.
     pub(super) fn migrate(&self, conn: &mut PgConnection) -> Result<usize, Failure> {
         let pending = self.pending()?;
-        self.check_names(conn, &pending)?;
-        if !self.record.is_own() {
+        let creates_record =
+            !self.record.is_own() && !migrations::has_empty_record(&mut self.inspect(conn))?;
+        self.check(conn, &pending, creates_record)?;
+        if creates_record {
             self.create_record(conn)?;
+        }
+        if !self.record.is_own() {
+            self.take_over(conn)?;
         }
         conn.batch_execute(&format!("SET LOCAL search_path = {}", quoted(&self.schema)))?;
         for migration in &pending {
@@ -211,42 +214,65 @@ impl Place {
         Ok(migrations::pending(all, &self.record.versions))
     }
 
-    /// Fails if the schema has something already that is to be created, or the role may not create it there.
-    fn check_names(&self, conn: &mut PgConnection, pending: &Migrations) -> Result<(), Failure> {
+    /// Fails if the schema has something already that is to be created, or the role may not create it there
+    /// or change what is there.
+    fn check(
+        &self,
+        conn: &mut PgConnection,
+        pending: &Migrations,
+        creates_record: bool,
+    ) -> Result<(), Failure> {
         let named = CREATED.iter().filter(|created| created.kind != Kind::Columns);
         let mut names: Vec<_> = named
             .filter(|created| migrations::includes(pending, created.version))
             .map(|created| (created.name, created.kind == Kind::Table))
             .collect();
-        if !self.record.is_own() {
+        if creates_record {
             names.push((RECORD, true));
         }
         for (name, is_table) in &names {
             refuse(conn, &self.schema, name, *is_table)?;
         }
-        if names.is_empty() { Ok(()) } else { check_rights(conn, &self.schema) }
+        let are_there = self.record.table.is_some();
+        if are_there && !(self.record.is_own() && pending.is_empty()) {
+            let tables: Vec<_> = tables().map(|table| table.name).collect();
+            rights::check_owner(conn, &self.schema, &tables)?;
+        }
+        if names.is_empty() {
+            Ok(())
+        } else {
+            rights::check_creation(conn, &self.schema, are_there)
+        }
     }
 
-    /// Creates the record, with what an earlier version has recorded in Diesel's table, in the open
-    /// transaction.
     fn create_record(&self, conn: &mut PgConnection) -> Result<(), Failure> {
-        let record = table(&self.schema, RECORD);
         conn.batch_execute(&format!(
-            "CREATE TABLE {record} (
+            "CREATE TABLE {} (
                 version VARCHAR(50) PRIMARY KEY,
-                run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
+                run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+            table(&self.schema, RECORD)
         ))?;
+        Ok(())
+    }
+
+    /// Moves to the record what an earlier version has recorded in Diesel's table, in the open transaction.
+    fn take_over(&self, conn: &mut PgConnection) -> Result<(), Failure> {
         if let Some(earlier) = self.record.table {
             sql_query(format!(
                 "WITH moved AS (
                     DELETE FROM {} WHERE version = ANY ($1) RETURNING version, run_on)
-                 INSERT INTO {record} (version, run_on) SELECT version, run_on FROM moved",
-                table(&self.schema, earlier)
+                 INSERT INTO {} (version, run_on) SELECT version, run_on FROM moved",
+                table(&self.schema, earlier),
+                table(&self.schema, RECORD)
             ))
             .bind::<Array<Text>, _>(&self.record.versions)
             .execute(conn)?;
         }
         Ok(())
+    }
+
+    fn inspect<'a>(&'a self, conn: &'a mut PgConnection) -> InSchema<'a> {
+        InSchema { conn, schema: &self.schema }
     }
 }
 
@@ -266,7 +292,8 @@ impl Inspect for InSchema<'_> {
 
     fn has_columns(&mut self, table: &str, columns: &[&str]) -> Result<bool, Failure> {
         let found = sql_query(HAS_COLUMNS)
-            .bind::<Text, _>(self::table(self.schema, table))
+            .bind::<Text, _>(self.schema)
+            .bind::<Text, _>(table)
             .bind::<Array<Text>, _>(columns);
         Ok(found.get_result::<Answer>(self.conn)?.answer)
     }
@@ -286,56 +313,6 @@ fn table(schema: &str, table: &str) -> String {
 
 fn tables() -> impl Iterator<Item = &'static Created> {
     CREATED.iter().filter(|created| created.kind == Kind::Table)
-}
-
-/// Creates a schema if it is missing, unless tables in it would hide others from the role: by default the
-/// `search_path` begins with the schema of the role's name.
-pub(super) fn create_schema(conn: &mut PgConnection, schema: &SchemaName) -> Result<(), Failure> {
-    let found = sql_query(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1) AS answer",
-    );
-    // Not by `IF NOT EXISTS`, which needs the right to create one.
-    if found.bind::<Text, _>(schema.as_str()).get_result::<Answer>(conn)?.answer {
-        return Ok(());
-    }
-    let role = sql_query("SELECT current_user::text = $1 AS answer");
-    if role.bind::<Text, _>(schema.as_str()).get_result::<Answer>(conn)?.answer {
-        let reason = format!(
-            "the schema `{schema}` is missing, and is not created: it has the name of the role, so \
-             its tables would come before all others in the role's `search_path`; use another name, \
-             or create it yourself"
-        );
-        return Err(StoreError::Unsuitable { reason }.into());
-    }
-    let lacking = "SELECT current_user::text AS role
-        WHERE NOT has_database_privilege(current_database(), 'CREATE')";
-    if let Some(Role { role }) = sql_query(lacking).get_result(conn).optional()? {
-        let reason = format!(
-            "the schema `{schema}` is missing, and the role `{role}` may not create it: create it, \
-             and grant the role `USAGE` and `CREATE` on it, or `CREATE` on the database"
-        );
-        return Err(StoreError::Unsuitable { reason }.into());
-    }
-    conn.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted()))?;
-    Ok(())
-}
-
-/// Fails if the role may not create tables in a schema: since PostgreSQL 15 only the owner of the database
-/// may in `public`.
-fn check_rights(conn: &mut PgConnection, schema: &str) -> Result<(), Failure> {
-    let lacking = "SELECT current_user::text AS role
-        WHERE NOT (has_schema_privilege($1, 'USAGE') AND has_schema_privilege($1, 'CREATE'))";
-    let lacking = sql_query(lacking).bind::<Text, _>(schema);
-    match lacking.get_result(conn).optional()? {
-        Some(Role { role }) => {
-            let reason = format!(
-                "the role `{role}` may not create tables in the schema `{schema}`: grant it `USAGE` \
-                 and `CREATE` on it, or {WAY_OUT}"
-            );
-            Err(StoreError::Unsuitable { reason }.into())
-        }
-        None => Ok(()),
-    }
 }
 
 /// Fails if a schema has something of this name; `or_type` counts types as well, which are in the way of a

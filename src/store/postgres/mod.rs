@@ -7,6 +7,7 @@ mod migrate;
 mod nodes;
 mod opening;
 mod queries;
+mod rights;
 mod rooms;
 mod rows;
 mod schema_name;

@@ -9,7 +9,8 @@ use diesel::{
 
 use super::{
     connection::{PostgresOptions, connect, millis, query_error, with_options},
-    migrate::{Place, create_schema},
+    migrate::Place,
+    rights::create_schema,
 };
 use crate::store::{
     PostgresUrl, Pulse, Result, StoreError,

@@ -36,6 +36,7 @@ const CREATED: [Created; 8] = [
 /// What is to be done with a file.
 struct Plan {
     record: Record,
+    creates_record: bool,
     pending: Vec<Box<dyn Migration<Sqlite>>>,
 }
 
@@ -70,16 +71,20 @@ fn plan(conn: &mut SqliteConnection) -> Result<Plan, Failure> {
             refuse(conn, created.kind, created.name)?;
         }
     }
-    if !record.is_own() {
+    let creates_record = !record.is_own() && !migrations::has_empty_record(conn)?;
+    if creates_record {
         refuse(conn, Kind::Table, RECORD)?;
     }
-    Ok(Plan { record, pending })
+    Ok(Plan { record, creates_record, pending })
 }
 
 fn apply_pending(conn: &mut SqliteConnection) -> Result<usize, Failure> {
-    let Plan { record, pending } = plan(conn)?;
+    let Plan { record, creates_record, pending } = plan(conn)?;
+    if creates_record {
+        create_record(conn)?;
+    }
     if !record.is_own() {
-        create_record(conn, &record)?;
+        take_over(conn, &record)?;
     }
     for migration in &pending {
         migration.run(conn).map_err(migration_error::<SqliteConnection>)?;
@@ -90,13 +95,17 @@ fn apply_pending(conn: &mut SqliteConnection) -> Result<usize, Failure> {
     Ok(pending.len())
 }
 
-/// Creates the record, with what an earlier version has recorded in Diesel's table.
-fn create_record(conn: &mut SqliteConnection, earlier: &Record) -> Result<(), Failure> {
+fn create_record(conn: &mut SqliteConnection) -> Result<(), Failure> {
     conn.batch_execute(&format!(
         "CREATE TABLE {RECORD} (
             version VARCHAR(50) PRIMARY KEY NOT NULL,
             run_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)"
     ))?;
+    Ok(())
+}
+
+/// Moves to the record what an earlier version has recorded in Diesel's table.
+fn take_over(conn: &mut SqliteConnection, earlier: &Record) -> Result<(), Failure> {
     if let Some(table) = earlier.table {
         for version in &earlier.versions {
             for sql in [
