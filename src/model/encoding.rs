@@ -75,8 +75,7 @@ impl Serialize for Snapshot {
             }
         }
         let (channel_name, epoch, version) = (self.room(), self.epoch(), self.version());
-        let (presences, occupancy) = (Presences(self), self.occupancy());
-        let occupancy = Some(occupancy).filter(|_| self.hides_members());
+        let (presences, occupancy) = (Presences(self), self.counts());
         Fields { channel_name, epoch, version, presences, occupancy }.serialize(serializer)
     }
 }
@@ -103,10 +102,10 @@ impl<'de> Deserialize<'de> for Snapshot {
             }
             snapshot.fold_in(&presence);
         }
-        let counted = occupancy.unwrap_or_else(|| snapshot.occupancy());
-        let with_hidden = snapshot.with_hidden_members(counted);
-        with_hidden.ok_or_else(|| {
-            D::Error::custom("the counts are not those of these presences and others")
+        let Some(counts) = occupancy else { return Ok(snapshot) };
+        let counting = snapshot.counting(counts);
+        counting.ok_or_else(|| {
+            D::Error::custom("counts that cannot be, or that stand beside presences")
         })
     }
 }

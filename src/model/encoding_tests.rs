@@ -44,6 +44,17 @@ fn presence(id: u128, user: Option<&str>) -> Presence {
     }
 }
 
+fn left(id: u128, user: Option<&str>) -> Left {
+    Left {
+        presence: presence(id, user),
+        connection: ConnectionId::from_u128(7),
+        cause: Cause::NodeLost,
+        last_seen: DateTime::from_timestamp(1_767_225_660, 0).unwrap(),
+        activity: Activity::Frame,
+        joined_version: 3,
+    }
+}
+
 fn presence_json(id: u128, user: Option<&str>) -> Value {
     json!({
         "channel_name": format!("{id:032x}"),
@@ -130,52 +141,85 @@ fn a_snapshot_that_is_read_counts_and_applies_diffs_like_the_original() {
 }
 
 #[test]
-fn a_snapshot_that_shows_no_members_keeps_its_counts() {
+fn a_snapshot_that_shows_no_members_keeps_its_counts_and_counts_what_comes_and_goes() {
     let mut full = Snapshot::empty(room(), Epoch::new(), 4);
     for member in [presence(1, None), presence(2, Some("ada")), presence(3, Some("ada"))] {
         full.fold_in(&member);
     }
     let mut counts = full.without_members();
+    let counted =
+        |connections, users, anonymous| json!(Occupancy { connections, users, anonymous });
     let json = json_of(&counts);
-    let occupancy = Occupancy { connections: 3, users: 1, anonymous: 1 };
-    assert_eq!(json["presences"], json!([]));
-    assert_eq!(json["occupancy"], json!(occupancy));
+    assert_eq!((&json["presences"], &json["occupancy"]), (&json!([]), &counted(3, 1, 1)));
     let mut copy = Snapshot::deserialize(&json).unwrap();
-    assert_eq!((copy.occupancy(), copy.is_empty()), (occupancy, false));
+    // Another connection of somebody counted, somebody new who was anonymous, and one connection less.
     let mut diff = Diff::new(room(), 5);
-    diff.joins = vec![presence(4, Some("bob")), presence(5, None)];
-    counts.apply(&diff);
-    copy.apply(&diff);
-    assert_eq!(copy, counts);
-    let occupancy = Occupancy { connections: 5, users: 2, anonymous: 2 };
-    assert_eq!(json_of(&counts)["occupancy"], json!(occupancy));
-    let empty = Snapshot::empty(room(), Epoch::new(), 0).without_members();
-    for all_shown in [full, empty] {
-        assert_eq!(json_of(&all_shown).get("occupancy"), None);
+    diff.joins = vec![presence(4, Some("ada")), presence(5, None)];
+    diff.leaves = vec![left(2, Some("ada"))];
+    diff.updates = vec![Update { before: presence(1, None), after: presence(1, Some("bob")) }];
+    diff.online = vec![UserId::new("bob").unwrap()];
+    for snapshot in [&mut full, &mut counts, &mut copy] {
+        snapshot.apply(&diff);
+        assert_eq!(json!(snapshot.occupancy()), counted(4, 2, 1));
     }
+    assert_eq!(copy, counts);
+    assert_eq!(counts.presences().count(), 0);
+    assert_eq!(json_of(&full).get("occupancy"), None);
+    // All go, and somebody comes.
+    let mut diff = Diff::new(room(), 6);
+    diff.leaves =
+        vec![left(1, Some("bob")), left(3, Some("ada")), left(4, Some("ada")), left(5, None)];
+    diff.offline = ["ada", "bob"]
+        .map(|user| Offline { user: UserId::new(user).unwrap(), cause: Cause::Left })
+        .into();
+    counts.apply(&diff);
+    assert!(counts.is_empty());
+    assert_eq!(json_of(&counts)["occupancy"], counted(0, 0, 0));
+    let mut diff = Diff::new(room(), 7);
+    diff.joins = vec![presence(6, Some("cyd"))];
+    diff.online = vec![UserId::new("cyd").unwrap()];
+    counts.apply(&diff);
+    assert_eq!(counts.presences().count(), 0);
+    assert_eq!(json_of(&counts)["occupancy"], counted(1, 1, 0));
 }
 
 #[test]
-fn a_snapshot_that_counts_fewer_than_it_shows_is_refused() {
-    let counting = |connections: usize, users: usize, anonymous: usize| {
+fn a_snapshot_with_counts_that_cannot_be_is_refused() {
+    let counting = |presences: Value, connections: usize, users: usize, anonymous: usize| {
         Snapshot::deserialize(&json!({
             "channel_name": "lobby",
             "epoch": Epoch::new(),
             "version": 4,
-            "presences": [presence_json(1, None), presence_json(2, Some("ada"))],
+            "presences": presences,
             "occupancy": Occupancy { connections, users, anonymous },
         }))
     };
-    for (connections, users, anonymous) in [(2, 1, 1), (3, 1, 1), (4, 2, 2)] {
-        assert!(counting(connections, users, anonymous).is_ok());
-    }
-    let too_many = usize::MAX;
+    let most = usize::MAX;
     for (connections, users, anonymous) in
-        [(1, 1, 1), (2, 0, 1), (2, 1, 0), (2, 2, 1), (3, 2, 2), (too_many, too_many, too_many)]
+        [(0, 0, 0), (3, 1, 1), (3, 3, 0), (3, 0, 3), (most, 0, most), (most, most, 0)]
     {
-        let error = counting(connections, users, anonymous).unwrap_err();
-        assert_eq!(error.to_string(), "the counts are not those of these presences and others");
+        let mut snapshot = counting(json!([]), connections, users, anonymous).unwrap();
+        // However many there are: diffs may come from elsewhere, too.
+        let mut diff = Diff::new(room(), 5);
+        diff.joins = vec![presence(1, None), presence(2, Some("ada"))];
+        diff.online = vec![UserId::new("ada").unwrap()];
+        snapshot.apply(&diff);
+        assert_eq!(snapshot.anonymous_count(), anonymous.saturating_add(1));
+        let mut diff = Diff::new(room(), 6);
+        diff.leaves = (0..5).map(|id| left(id, None)).collect();
+        snapshot.apply(&diff);
+        assert_eq!(snapshot.anonymous_count(), anonymous.saturating_add(1).saturating_sub(5));
     }
+    let refused = |counted: Result<Snapshot, serde_json::Error>| {
+        let error = counted.unwrap_err().to_string();
+        assert_eq!(error, "counts that cannot be, or that stand beside presences");
+    };
+    for (connections, users, anonymous) in
+        [(1, 1, 1), (2, 0, 1), (2, 3, 0), (0, 0, 1), (3, 1, 3), (most, most, most), (0, 1, most)]
+    {
+        refused(counting(json!([]), connections, users, anonymous));
+    }
+    refused(counting(json!([presence_json(1, None)]), 1, 0, 1));
 }
 
 #[test]
@@ -255,20 +299,13 @@ fn a_diff_is_encoded_whole_and_read_again() {
     assert_eq!(json_of(&diff), keys);
     let ada = UserId::new("ada").unwrap();
     diff.joins.push(presence(1, None));
-    diff.leaves.push(Left {
-        presence: presence(2, Some("ada")),
-        connection: ConnectionId::from_u128(3),
-        cause: Cause::NodeLost,
-        last_seen: DateTime::from_timestamp(1_767_225_660, 0).unwrap(),
-        activity: Activity::Frame,
-        joined_version: 3,
-    });
+    diff.leaves.push(left(2, Some("ada")));
     diff.updates.push(Update { before: presence(4, None), after: presence(4, Some("ada")) });
     diff.online.push(ada.clone());
     diff.offline.push(Offline { user: ada, cause: Cause::NodeLost });
     let json = json_of(&diff);
     let mut left = presence_json(2, Some("ada"));
-    left["connection"] = json!(ConnectionId::from_u128(3));
+    left["connection"] = json!(ConnectionId::from_u128(7));
     left["cause"] = json!("node_lost");
     left["last_seen"] = json!("2026-01-01T00:01:00.000000Z");
     left["activity"] = json!("frame");
