@@ -219,6 +219,12 @@ impl Info {
         }
     }
 
+    /// One whose text is not as reading and writing would make it, which shows who writes it unread.
+    #[cfg(test)]
+    pub(crate) fn unread(json: &str) -> Self {
+        Self(RawValue::from_string(json.to_owned()).ok().map(Into::into))
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
