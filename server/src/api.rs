@@ -20,7 +20,7 @@ use crate::{
 use actix_presence::{
     Audience, CloseRoom, ConnectionId, Epoch, GetSnapshot, Info, Kick, KickFrom, Kicked,
     ListPresences, ListRooms, Member, NodeName, Occupancy, Publish, RoomName, RoomSummary,
-    Snapshot, UnfitJson, UserId, WhereIs, check_payload,
+    SeenPresence, Snapshot, UnfitJson, UserId, WhereIs, check_payload,
 };
 
 /// A room in a list.
@@ -52,6 +52,33 @@ struct UserEntry {
 impl From<Member> for UserEntry {
     fn from(Member { id, info, connections }: Member) -> Self {
         Self { id, info, connections }
+    }
+}
+
+/// A connection in a list; the info is written unread.
+#[derive(Serialize)]
+struct PresenceEntry<'a> {
+    channel_name: ConnectionId,
+    user: &'a Option<UserId>,
+    #[serde(serialize_with = "Info::serialize_raw")]
+    info: &'a Info,
+    joined_at: String,
+    last_seen: String,
+    node: &'a str,
+    state: &'static str,
+}
+
+impl<'a> PresenceEntry<'a> {
+    fn new(seen: &'a SeenPresence, this_node: &'a str) -> Self {
+        Self {
+            channel_name: seen.presence.connection,
+            user: &seen.presence.user,
+            info: &seen.presence.info,
+            joined_at: rfc3339(seen.presence.joined_at),
+            last_seen: rfc3339(seen.last_seen),
+            node: seen.node.as_ref().map_or(this_node, NodeName::as_str),
+            state: seen.state.as_str(),
+        }
     }
 }
 
@@ -137,32 +164,13 @@ pub(crate) async fn list_presences(
         presences: Vec<PresenceEntry<'a>>,
         next: Option<String>,
     }
-    #[derive(Serialize)]
-    struct PresenceEntry<'a> {
-        channel_name: ConnectionId,
-        user: &'a Option<UserId>,
-        #[serde(serialize_with = "Info::serialize_raw")]
-        info: &'a Info,
-        joined_at: String,
-        last_seen: String,
-        node: &'a str,
-        state: &'static str,
-    }
     let room = request::room(&req, 1)?;
     let page = PageRequest::of(&req, paging::after_presence)?;
     let (after, limit) = (page.after.clone(), page.limit());
     let presences = state.ask(ListPresences { room, after, limit }).await??;
     let mut presences = presences.ok_or_else(unknown_room)?;
     let next = page.cut(&mut presences, |last| paging::presence_cursor(&last.presence));
-    let presences = presences.iter().map(|seen| PresenceEntry {
-        channel_name: seen.presence.connection,
-        user: &seen.presence.user,
-        info: &seen.presence.info,
-        joined_at: rfc3339(seen.presence.joined_at),
-        last_seen: rfc3339(seen.last_seen),
-        node: seen.node.as_ref().map_or(state.node(), NodeName::as_str),
-        state: seen.state.as_str(),
-    });
+    let presences = presences.iter().map(|seen| PresenceEntry::new(seen, state.node()));
     let page = PresencePage { presences: presences.collect(), next };
     Ok(response::json(StatusCode::OK, &page))
 }
@@ -307,4 +315,32 @@ fn removed(Kicked { connections, partial, .. }: Kicked) -> HttpResponse {
         partial: bool,
     }
     response::json(StatusCode::OK, &Removed { connections, partial })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infos_in_lists_are_written_unread() {
+        let seen: SeenPresence = serde_json::from_value(json!({
+            "channel_name": ConnectionId::new(), "user": "ada", "info": {"name": "Ada"},
+            "joined_at": "2026-01-01T00:00:00Z", "last_seen": "2026-01-01T00:00:00Z",
+            "activity": "frame", "joined_version": 1, "state": "live", "node": null,
+        }))
+        .unwrap();
+        let presence = PresenceEntry::new(&seen, "a");
+        let (id, info) = (UserId::new("ada").unwrap(), seen.presence.info.clone());
+        let user = UserEntry::from(Member { id, info, connections: 1 });
+        let json = [serde_json::to_string(&presence), serde_json::to_string(&user)];
+        // The JSON does not tell it from one that was read; another format has the text, under a key of serde_json.
+        let other = [rmp_serde::to_vec_named(&presence), rmp_serde::to_vec_named(&user)];
+        for (json, other) in json.into_iter().zip(other) {
+            let (json, other) =
+                (json.unwrap(), String::from_utf8_lossy(&other.unwrap()).into_owned());
+            assert!(json.contains(r#""info":{"name":"Ada"}"#), "{json}");
+            assert!(other.contains("$serde_json::private::RawValue"), "{other}");
+            assert!(other.contains(r#"{"name":"Ada"}"#), "{other}");
+        }
+    }
 }

@@ -35,7 +35,7 @@ pub struct Envelope {
     pub message: BusMessage,
 }
 
-/// The message in an [`Envelope`], in whose JSON alone it is serialized: infos and payloads are written as their text.
+/// The message in an [`Envelope`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -3,6 +3,10 @@
 //! A [`Bus`] carries [`Envelope`]s to every node that has subscribed to their [`Channel`]: at most once, in
 //! the order in which their sender published them, and perhaps not at all. Whatever must not be lost is in
 //! the database before it is published; a node that has missed something reads it there.
+//!
+//! What an envelope contains is `Serialize` and `Deserialize` for the JSON of envelopes alone: infos and payloads are
+//! written as the text that they are, for which any other format gets a map with a private key. An app that sends
+//! such values on has types of the root for that, such as [`Presence`](crate::Presence) and [`Diff`](crate::Diff).
 
 mod encoding;
 mod envelope;

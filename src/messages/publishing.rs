@@ -22,9 +22,9 @@ pub struct Publish {
     pub to: Audience,
     /// What to send.
     pub content: Content,
-    /// The sender by its connection's own id, which has to be in the room with the right to publish, or in each of several rooms. Where the
-    /// audience is a user or a connection, any one room with that right is enough, also one that the receiver is
-    /// not in. Sending counts as its activity.
+    /// The sender by its connection's own id, which has to be in the room with the right to publish, or in each of
+    /// several rooms. Where the audience is a user or a connection, any one room with that right is enough, also one
+    /// that the receiver is not in. Sending counts as its activity.
     pub from: Option<ConnectionId>,
     /// A connection that does not get it, usually the sender.
     pub except: Option<ConnectionId>,

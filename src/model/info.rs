@@ -57,8 +57,13 @@ pub enum InvalidInfo {
 /// nothing.
 ///
 /// It is serialized as an object in every format, which takes reading its text; [`serialize_raw`](Self::serialize_raw)
-/// writes that into JSON. Deserializing checks as [`from_map`](Self::from_map) does. A parser that makes doubles of
-/// integers beyond 64 bits, as that of serde_json does, has done so by then: only [`parse`](Self::parse) refuses those.
+/// writes that into JSON. Deserializing checks as [`from_map`](Self::from_map) does, after serde_json has made a
+/// [`Value`] of it: an integer beyond 64 bits is a double in JSON by then, which only [`parse`](Self::parse) refuses,
+/// and a double that is no number (infinite or NaN, as CBOR and MessagePack have them) is `null`, as in
+/// [`of`](Self::of).
+///
+/// Where a crate of the app switches the feature `arbitrary_precision` of serde_json on, its numbers are maps with a
+/// private key in all formats but JSON, and so are those of an info.
 ///
 /// ```
 /// use actix_presence::Info;
@@ -214,6 +219,12 @@ impl Info {
         }
     }
 
+    /// One whose text is not as reading and writing would make it, which shows who writes it unread.
+    #[cfg(test)]
+    pub(crate) fn unread(json: &str) -> Self {
+        Self(RawValue::from_string(json.to_owned()).ok().map(Into::into))
+    }
+
     /// Whether the object has no members.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -273,6 +284,8 @@ impl<'de> Deserialize<'de> for StoredInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -301,7 +314,6 @@ mod tests {
 
     #[test]
     fn a_value_that_is_no_object_or_no_json_is_no_info() {
-        use std::collections::BTreeMap;
         assert_eq!(Info::of(&Info::EMPTY), Ok(Info::EMPTY));
         assert_eq!(Info::of("text"), Err(InvalidInfo::NotAnObject));
         assert_eq!(Info::of(&()), Err(InvalidInfo::NotAnObject));
@@ -360,9 +372,24 @@ mod tests {
         }
         assert!(serde_json::from_value::<Info>(json!([1])).is_err());
         let mut cbor = Vec::new();
-        ciborium::into_writer(&std::collections::BTreeMap::from([("n", u128::MAX)]), &mut cbor)
-            .unwrap();
+        ciborium::into_writer(&BTreeMap::from([("n", u128::MAX)]), &mut cbor).unwrap();
         assert!(ciborium::from_reader::<Info, _>(&*cbor).is_err());
+    }
+
+    #[test]
+    fn a_double_that_is_no_number_is_null_whatever_it_comes_from() {
+        for n in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let value = BTreeMap::from([("n", n)]);
+            let mut cbor = Vec::new();
+            ciborium::into_writer(&value, &mut cbor).unwrap();
+            let message_pack = rmp_serde::to_vec(&value).unwrap();
+            let infos = [
+                Info::of(&value).unwrap(),
+                ciborium::from_reader(&*cbor).unwrap(),
+                rmp_serde::from_slice(&message_pack).unwrap(),
+            ];
+            assert!(infos.iter().all(|info| info.as_json() == r#"{"n":null}"#), "{infos:?}");
+        }
     }
 
     #[test]

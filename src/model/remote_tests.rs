@@ -8,6 +8,8 @@ use super::{
 struct World {
     rooms: Rooms,
     folded: Snapshot,
+    /// The same without members.
+    counted: Snapshot,
     room: RoomName,
     me: NodeName,
 }
@@ -37,16 +39,20 @@ impl World {
         let rooms = Rooms::default();
         let room = RoomName::new("lobby").unwrap();
         let me = NodeName::new("me").unwrap();
-        Self { folded: rooms.snapshot(&room), rooms, room, me }
+        let folded = rooms.snapshot(&room);
+        Self { counted: folded.without_members(), folded, rooms, room, me }
     }
 
-    /// Law 1 and 2: each change raises the version by one, and folds to the room.
+    /// Law 1 and 2: each change raises the version by one, and folds to the room, and to its counts.
     fn fold(&mut self, diff: Option<&Diff>) {
         if let Some(diff) = diff {
             assert_eq!(diff.version, self.folded.version() + 1);
             self.folded.apply(diff);
+            self.counted.apply(diff);
         }
-        assert_eq!(self.folded, self.rooms.snapshot(&self.room));
+        let now = self.rooms.snapshot(&self.room);
+        assert_eq!(self.folded, now);
+        assert_eq!(self.counted, now.without_members());
     }
 
     fn apply(&mut self, changes: impl IntoIterator<Item = RemoteChange>) -> RemoteOutcome {

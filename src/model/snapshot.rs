@@ -17,10 +17,11 @@ use super::{
 ///
 /// A snapshot and the diffs after it leave no gap: see [`apply`](Self::apply).
 ///
+/// Who has no [`Rights::members`](super::Rights::members) gets one that shows no members, but counts them.
+///
 /// As JSON it has `channel_name`, `epoch`, `version` and `presences`, in the order of
-/// [`presences`](Self::presences). Where members are counted and not shown, as to those without
-/// [`Rights::members`](super::Rights::members), it has the counts in `occupancy`. For clients, who are shown users,
-/// there is [`to_json`](Self::to_json).
+/// [`presences`](Self::presences). One that shows no members has its counts in `occupancy`. For clients, who are
+/// shown users, there is [`to_json`](Self::to_json).
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     room: RoomName,
@@ -29,8 +30,8 @@ pub struct Snapshot {
     users: usize,
     anonymous: usize,
     members: Tree,
-    /// How many connections are counted and not shown.
-    hidden: usize,
+    /// The counts, where no members are shown.
+    counts: Option<Occupancy>,
 }
 
 impl Snapshot {
@@ -38,7 +39,7 @@ impl Snapshot {
     #[must_use]
     pub fn empty(room: RoomName, epoch: Epoch, version: u64) -> Self {
         let members = Tree::default();
-        Self { room, epoch, version, users: 0, anonymous: 0, members, hidden: 0 }
+        Self { room, epoch, version, users: 0, anonymous: 0, members, counts: None }
     }
 
     /// The name of the room.
@@ -62,14 +63,15 @@ impl Snapshot {
     /// The number of connections and users in the room; O(1).
     #[must_use]
     pub fn occupancy(&self) -> Occupancy {
-        let connections = self.members.len() + self.hidden;
-        Occupancy { connections, users: self.users, anonymous: self.anonymous }
+        let Self { users, anonymous, .. } = *self;
+        let connections = self.members.len();
+        self.counts.unwrap_or(Occupancy { connections, users, anonymous })
     }
 
     /// The number of connections without a user; O(1).
     #[must_use]
     pub fn anonymous_count(&self) -> usize {
-        self.anonymous
+        self.occupancy().anonymous
     }
 
     /// Whether the room has no members.
@@ -81,23 +83,20 @@ impl Snapshot {
     /// The room as somebody sees it who may not see its [members](super::Rights::members): the counts alone.
     #[must_use]
     pub(crate) fn without_members(&self) -> Self {
-        let hidden = self.occupancy().connections;
-        Self { members: Tree::default(), hidden, room: self.room.clone(), ..*self }
+        let counts = Some(self.occupancy());
+        Self { counts, ..Self::empty(self.room.clone(), self.epoch, self.version) }
     }
 
-    /// Whether it counts connections that it does not show.
-    pub(super) fn hides_members(&self) -> bool {
-        self.hidden > 0
+    /// The counts, where no members are shown.
+    pub(super) fn counts(&self) -> Option<Occupancy> {
+        self.counts
     }
 
-    /// The same room with counts that include members which it does not show; `None` if they cannot include those
-    /// that it shows.
-    pub(super) fn with_hidden_members(self, counted: Occupancy) -> Option<Self> {
-        let (shown, Occupancy { connections, users, anonymous }) = (self.occupancy(), counted);
-        let hidden = connections.checked_sub(shown.connections)?;
-        let hidden_users = users.checked_sub(shown.users)?;
-        let of_users = hidden.checked_sub(anonymous.checked_sub(shown.anonymous)?)?;
-        (hidden_users <= of_users).then_some(Self { hidden, users, anonymous, ..self })
+    /// The room that this shows nobody of, with counts; `None` if it shows somebody, or if they cannot be.
+    pub(super) fn counting(self, counts: Occupancy) -> Option<Self> {
+        let of_users = counts.connections.checked_sub(counts.anonymous)?;
+        let can_be = (of_users.min(1)..=of_users).contains(&counts.users);
+        (self.members.len() == 0 && can_be).then_some(Self { counts: Some(counts), ..self })
     }
 
     /// The distinct users in the room, ordered by id.
@@ -138,10 +137,15 @@ impl Snapshot {
     }
 
     /// Applies a diff. Diffs have to be applied in the order of their versions; one that the
-    /// snapshot contains already changes nothing.
+    /// snapshot contains already changes nothing. A snapshot that shows no members goes on showing none, and
+    /// counts those who come and go.
     pub fn apply(&mut self, diff: &Diff) {
         if diff.version <= self.version {
             return;
+        }
+        self.version = diff.version;
+        if let Some(counts) = &mut self.counts {
+            return counts.apply(diff);
         }
         for leave in &diff.leaves {
             self.fold_out(&leave.presence);
@@ -153,7 +157,6 @@ impl Snapshot {
         for join in &diff.joins {
             self.fold_in(join);
         }
-        self.version = diff.version;
     }
 
     /// When the user's presences other than this one were last updated, in microseconds since 1970, with the
@@ -238,12 +241,31 @@ impl PartialEq for Snapshot {
         self.room == other.room
             && self.epoch == other.epoch
             && self.version == other.version
+            && self.counts == other.counts
             && self.occupancy() == other.occupancy()
             && self.members == other.members
     }
 }
 
 impl Eq for Snapshot {}
+
+impl Occupancy {
+    /// Counts who comes and goes with a diff. One that is not of the room may make the counts wrong, and no more.
+    fn apply(&mut self, diff: &Diff) {
+        let (joins, updates) = (diff.joins.iter(), diff.updates.iter());
+        let before = diff.leaves.iter().map(|leave| &leave.presence);
+        let before = before.chain(updates.clone().map(|update| &update.before));
+        let after = joins.chain(updates.map(|update| &update.after));
+        let anonymous = |presence: &&Presence| presence.user.is_none();
+        let change = |count: &mut usize, more: usize, fewer: usize| {
+            *count = count.saturating_add(more).saturating_sub(fewer);
+        };
+        let (came, went) = (after.filter(anonymous).count(), before.filter(anonymous).count());
+        change(&mut self.anonymous, came, went);
+        change(&mut self.connections, diff.joins.len(), diff.leaves.len());
+        change(&mut self.users, diff.online.len(), diff.offline.len());
+    }
+}
 
 fn presence((position, shown): (&Position, &Shown)) -> Presence {
     Presence {

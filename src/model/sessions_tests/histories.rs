@@ -146,6 +146,7 @@ proptest! {
     ) {
         let (mut world, mut naive) = (World::new(Limits::default()), Naive::default());
         let mut folded: Vec<Snapshot> = (0..ROOMS).map(|n| world.rooms.snapshot(&room(n))).collect();
+        let mut counted: Vec<_> = folded.iter().map(Snapshot::without_members).collect();
         for step in &steps {
             let taken = world.take(step);
             prop_assert_eq!(taken.is_ok(), naive.take(step, world.secs), "{:?}", step);
@@ -157,6 +158,9 @@ proptest! {
                 let now = world.rooms.snapshot(&diff.room);
                 // The version of an empty room is never sent.
                 prop_assert!(*old == now || old.is_empty() && now.is_empty());
+                let counts = counted.iter_mut().find(|counts| *counts.room() == diff.room).unwrap();
+                counts.apply(&diff);
+                prop_assert_eq!(counts.occupancy(), now.occupancy());
             }
         }
         for connection in 0..6 {
