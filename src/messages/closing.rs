@@ -2,11 +2,10 @@
 
 use actix_http::ws::{CloseCode, CloseReason};
 
-use super::{Disconnect, JoinError, PresenceError, close_code};
+use super::{Disconnect, GOING_AWAY, JoinError, PresenceError, close_code};
 use crate::model::Cause;
 
-/// Going away, policy violation, and try again later (RFC 6455, section 7.4.1, and its registry).
-const GOING_AWAY: u16 = 1001;
+/// Policy violation, and try again later (RFC 6455, section 7.4.1, and its registry).
 const POLICY: u16 = 1008;
 const TRY_AGAIN_LATER: u16 = 1013;
 
@@ -44,7 +43,7 @@ impl From<PresenceError> for CloseReason {
         let text = error.client_text();
         match error {
             PresenceError::Ended | PresenceError::Join(JoinError::ShuttingDown) => {
-                close_reason(GOING_AWAY, Cause::Shutdown.as_str())
+                GOING_AWAY.into()
             }
             PresenceError::Join(JoinError::Superseded(_)) => {
                 close_reason(close_code(Cause::Replaced).unwrap_or(POLICY), &text)

@@ -140,12 +140,14 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let cause = Cause::Shutdown;
-        if let (Some(Register { disconnect, .. }), Some(code)) = (&self.0, close_code(cause)) {
-            disconnect.do_send(Disconnect { code, cause });
+        if let Some(Register { disconnect, .. }) = &self.0 {
+            disconnect.do_send(GOING_AWAY);
         }
     }
 }
+
+/// What sessions are told when the app or the server stops (RFC 6455, section 7.4.1).
+pub(crate) const GOING_AWAY: Disconnect = Disconnect { code: 1001, cause: Cause::Shutdown };
 
 /// What sessions are told when the registry has crashed: an internal error (RFC 6455, section 7.4.1).
 pub(crate) const CRASHED: Disconnect = Disconnect { code: 1011, cause: Cause::Disconnected };
@@ -162,6 +164,6 @@ pub fn close_code(cause: Cause) -> Option<u16> {
         Cause::Replaced => Some(4002),
         Cause::SlowConsumer => Some(4003),
         Cause::RoomClosed => Some(4004),
-        Cause::Shutdown => Some(1001),
+        Cause::Shutdown => Some(GOING_AWAY.code),
     }
 }

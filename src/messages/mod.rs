@@ -23,7 +23,7 @@ mod users;
 
 pub use authorizing::{Admit, Decision, JoinRequest};
 pub(crate) use backlog::{Backlog, DEFAULT_BACKLOG_LIMIT, Reservation, backlog_limit};
-pub(crate) use delivered::{CRASHED, Registration};
+pub(crate) use delivered::{CRASHED, GOING_AWAY, Registration};
 pub use delivered::{Disconnect, ForwardMessage, Forwarded, Heard, Register, close_code};
 pub use error::PresenceError;
 pub use kicking::{CloseRoom, Kick, KickFrom, Kicked};

@@ -13,14 +13,13 @@ use super::{
 use crate::{
     bus::BusMessage,
     delivery::DRAIN_INTERVAL,
-    messages::{Disconnect, FlushError, Shutdown},
+    messages::{Disconnect, FlushError, GOING_AWAY, Shutdown},
     mirror::{CloseStore, flush_error},
     model::{Cause, ConnectionId, Moment, RoomName},
 };
 
-/// Close codes (RFC 6455, section 7.4.1, and its registry): the server goes away, or restarts.
-pub(super) const GOING_AWAY: u16 = 1001;
-const RESTARTING: u16 = 1012;
+/// What sessions are told where there are other nodes to go to (the registry of close codes of RFC 6455).
+const RESTARTING: Disconnect = Disconnect { code: 1012, cause: Cause::Shutdown };
 
 /// How long to wait for the rows before anybody is told to close: a client that comes back to another node is
 /// recognized there by its row.
@@ -58,8 +57,7 @@ impl Handler<Shutdown> for RoomRegistry {
         }
         let others = self.cluster.as_ref().is_some_and(|cluster| cluster.has_others());
         let grace = Some(self.grace).filter(|grace| others && !grace.is_zero());
-        let code = if others { RESTARTING } else { GOING_AWAY };
-        let order = Disconnect { code, cause: Cause::Shutdown };
+        let order = if others { RESTARTING } else { GOING_AWAY };
         let batches = Vec::new().into_iter();
         let (all_left, also_asking) = (None, Vec::new());
         self.draining =

@@ -50,7 +50,7 @@ use ahash::RandomState;
 
 use self::{
     commands::CommandQueue,
-    draining::{Draining, GOING_AWAY},
+    draining::Draining,
     registered::Registered,
     rights::LimitedRights,
     sessions::{Places, UNRESUMABLE_DELAY},
@@ -61,7 +61,7 @@ use crate::{
     cluster::{Cluster, cause_of},
     counters::{Counter, LeaveCounters},
     delivery::{Delivery, DeliveryReport, Observers, UserObservers},
-    messages::{CRASHED, Change, Disconnect, PresenceChanged},
+    messages::{CRASHED, Change, GOING_AWAY, PresenceChanged},
     mirror::Mirror,
     model::{
         Cause, ConnectionId, Diff, Left, Moment, NodeName, RecentLeaves, RoomName, Rooms, Sessions,
@@ -325,8 +325,7 @@ impl Drop for RoomRegistry {
     /// A registry that shuts down has told all sessions, unless it had too little time: then it tells the others now.
     /// After a crash those in rooms hear of it from their dispatchers, and those in none from this.
     fn drop(&mut self) {
-        let going_away = Disconnect { code: GOING_AWAY, cause: Cause::Shutdown };
-        let order = self.order_of_stop().or(self.guard.is_stopping().then_some(going_away));
+        let order = self.order_of_stop().or(self.guard.is_stopping().then_some(GOING_AWAY));
         let Self { registered, rooms, delivery, .. } = self;
         match order {
             Some(order) => {

@@ -66,9 +66,7 @@ pub(super) fn batch_register(registry: &Addr<RoomRegistry>, registration: Regist
         pending.batch.registrations.push(registration);
         pending.batch.registrations.len() == 1
     });
-    if is_first {
-        actix::spawn(async { flush_batches() });
-    }
+    flush_next_turn(is_first);
 }
 
 /// Queues a join. The answer is `None` if the registry has stopped.
@@ -81,10 +79,15 @@ pub(super) fn batch_join(
         pending.batch.joins.push(PendingJoin::new(join, reply));
         pending.batch.joins.len() == 1
     });
+    flush_next_turn(is_first);
+    async { joined.await.ok() }
+}
+
+/// Has the batches sent when the sessions that are ready have run, unless an earlier one does.
+fn flush_next_turn(is_first: bool) {
     if is_first {
         actix::spawn(async { flush_batches() });
     }
-    async { joined.await.ok() }
 }
 
 /// Sends the batches of this thread: before anything that must not overtake them.
